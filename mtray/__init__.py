@@ -1,0 +1,53 @@
+"""mtray: one policy, many simulator tasks, one Ray cluster or one laptop.
+
+policy = mtray.load_policy("runs/a")           # a TensorDictModule: policy(env.reset()) has an action
+env = mtray.make_task_env("humanoid-walk")     # one task as a TorchRL environment, with the tutorial's keys
+mtray.register_task("my-task", maker)          # a task of one's own
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtray.checkpoint import load_policy as load_policy
+    from mtray.config import Config as Config
+    from mtray.envs import MultiTaskEnv as MultiTaskEnv
+    from mtray.envs import make_task_env as make_task_env
+    from mtray.errors import MtrayError as MtrayError
+    from mtray.errors import RunError as RunError
+    from mtray.errors import SchemaError as SchemaError
+    from mtray.errors import UsageError as UsageError
+    from mtray.launch import launch as launch
+    from mtray.tasks import register_task as register_task
+    from mtray.tasks import task_names as task_names
+    from mtray.tasks import task_sets as task_sets
+
+# Name to module: each is imported when it is asked for, so that `import mtray` costs nothing.
+_PUBLIC = {
+    "Config": "config",
+    "MtrayError": "errors",
+    "MultiTaskEnv": "envs",
+    "RunError": "errors",
+    "SchemaError": "errors",
+    "UsageError": "errors",
+    "launch": "launch",
+    "load_policy": "checkpoint",
+    "make_task_env": "envs",
+    "register_task": "tasks",
+    "task_names": "tasks",
+    "task_sets": "tasks",
+}
+
+__all__ = sorted(_PUBLIC)  # noqa: PLE0605  (the table above is the one list)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'mtray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mtray.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

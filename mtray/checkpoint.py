@@ -1,0 +1,172 @@
+"""Checkpoints and the run directory: what is written, whole or not at all.
+
+A checkpoint is a folder that is filled under a temporary name, flushed to disk and renamed; ``latest`` is then
+replaced in one step to name it. Whoever reads finds the newest whole one, whenever the writer was killed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtray import config as config_module
+from mtray.config import Config, NetworkConfig
+from mtray.errors import UsageError
+from mtray.networks import MultiTaskPolicy
+from mtray.specs import FloatArray, TaskSpec
+
+_META, _POLICY, _LEARNER, _REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run continues from.
+
+    Attributes:
+        frames: control steps of all tasks.
+        meta: plain values: config, specs, counters.
+        policy: what `torch.save` made of the policy's state.
+        learner: what `torch.save` made of the learner's state.
+        replay: the replay's plain state, None if it was not saved.
+        rows: task to rows held.
+    """
+
+    frames: int
+    meta: dict[str, Any]
+    policy: bytes
+    learner: bytes
+    replay: dict[str, Any] | None = None
+    rows: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+def to_bytes(state: Any) -> bytes:
+    """A state of tensors and plain values as bytes."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> Any:
+    """What `to_bytes` was given; no code in it is run."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint, make it the latest, drop all but the newest ``keep``."""
+    folder = run_dir / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{checkpoint.frames:012d}"
+    partial = folder / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _write_file(partial / _POLICY, checkpoint.policy)
+    _write_file(partial / _LEARNER, checkpoint.learner)
+    if checkpoint.replay is not None:
+        _write_file(partial / _REPLAY, json.dumps(checkpoint.replay).encode())
+        for task, rows in checkpoint.rows.items():
+            with (partial / f"rows_{task}.npy").open("wb") as file:
+                np.save(file, rows)
+                _flush(file.fileno())
+    _write_file(partial / _META, json.dumps(checkpoint.meta, indent=1).encode())
+    if final.exists():
+        # The same frame count again (a resumed run that made none): the new one takes the old one's place.
+        shutil.rmtree(final)
+    partial.rename(final)
+    replace_file(folder / "latest", final.name)
+    for old in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def _write_file(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        _flush(file.fileno())
+
+
+def _flush(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file so that a reader finds the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    _write_file(partial, text.encode())
+    partial.replace(path)
+
+
+def latest(run_dir: Path) -> Path:
+    """The newest whole checkpoint of a run.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = run_dir / "checkpoints"
+    try:
+        path = folder / (folder / "latest").read_text().strip()
+    except OSError as error:
+        raise UsageError(f"no checkpoint in {run_dir}: expected the file {folder / 'latest'} ({error})") from error
+    if not (path / _META).is_file():
+        raise UsageError(f"checkpoint {path} is named by 'latest' but is not whole: {_META} is missing")
+    return path
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a whole checkpoint.
+
+    Raises:
+        UsageError: a file is missing or damaged.
+    """
+    try:
+        meta = json.loads((path / _META).read_text())
+        replay, rows = None, {}
+        if (path / _REPLAY).is_file():
+            replay = json.loads((path / _REPLAY).read_text())
+            rows = {spec["name"]: np.load(path / f"rows_{spec['name']}.npy") for spec in meta["specs"]}
+        policy, learner = (path / _POLICY).read_bytes(), (path / _LEARNER).read_bytes()
+        return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config that a run directory was made with.
+
+    Raises:
+        UsageError: it is no run directory, or was made by a version with other settings.
+    """
+    path = run_dir / "config.json"
+    try:
+        config: Config = config_module.from_dict(json.loads(path.read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run_dir} is no run directory of this version: {path}: {error}") from error
+    return config
+
+
+def load_policy(path: str | Path) -> MultiTaskPolicy:
+    """The policy of a run directory's newest checkpoint (or of one checkpoint's folder), acting deterministically.
+
+    Raises:
+        UsageError: there is no whole checkpoint.
+    """
+    path = Path(path)
+    folder = path if (path / _META).is_file() else latest(path)
+    try:
+        meta, data = json.loads((folder / _META).read_text()), (folder / _POLICY).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"checkpoint {folder} can't be read: {error}") from error
+    specs = [TaskSpec.from_dict(spec) for spec in meta["specs"]]
+    network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
+    policy = MultiTaskPolicy(specs, network, deterministic=True)
+    policy.load_state_dict(from_bytes(data))
+    return policy.requires_grad_(False).eval()

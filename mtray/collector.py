@@ -1,0 +1,190 @@
+"""The collector: a host, a copy of the policy, and the acting loop.
+
+Enters: weights. Leaves: rollouts, each a lazy stack over tasks of one dense TensorDict [K, L] per task. Runs in a
+process of its own (or in a plain test); pushing the rollout is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy.signal import lfilter
+from tensordict import LazyStackedTensorDict, TensorDict
+from torch import Tensor
+
+from mtray import weights as weights_module
+from mtray.envs import Host
+from mtray.messages import Episode
+from mtray.networks import MultiTaskPolicy
+from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, observation_width
+from mtray.weights import Weights
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What one call of `Collector.collect` made.
+
+    Attributes:
+        data: lazy stack over tasks of dense TensorDicts [K, L]; views of the collector's buffers, which the next
+            call overwrites.
+        episodes: those that ended in it.
+        largest_returns: task to the largest absolute discounted return its copies have seen, ever.
+        weights_version: of the policy that acted.
+    """
+
+    data: LazyStackedTensorDict
+    episodes: tuple[Episode, ...]
+    largest_returns: Mapping[str, float]
+    weights_version: int
+
+
+class Collector:
+    """Steps a host with a policy and writes what happens into buffers that are allocated once."""
+
+    def __init__(
+        self,
+        host: Host,
+        policy: MultiTaskPolicy,
+        *,
+        rollout_steps: int,
+        discounts: Mapping[str, float],
+        seed: int = 0,
+    ) -> None:
+        """Take a host whose copies all stand at an episode's start.
+
+        Args:
+            host: what to step; its tasks are the policy's or some of them.
+            policy: this collector's own copy.
+            rollout_steps: L.
+            discounts: task to the discount of `Rollout.largest_returns`.
+            seed: of the actions.
+        """
+        self.host = host
+        self.policy = policy
+        self.rollout_steps = rollout_steps
+        self.weights_version = 0
+        width = observation_width(policy.specs)
+        names = [spec.name for spec in host.specs]
+        self._ids = None if tuple(names) == policy.names else torch.tensor([policy.names.index(n) for n in names])
+        self._generator = torch.Generator().manual_seed(seed)
+        self._observation = torch.zeros(len(names), host.num_envs, width)
+        self._buffers = [_buffer(spec, host.num_envs, rollout_steps, width) for spec in host.specs]
+        self._arrays = [_Arrays(buffer, spec) for buffer, spec in zip(self._buffers, host.specs, strict=True)]
+        self._tracks = [_Track(spec.name, host.num_envs, discounts[spec.name]) for spec in host.specs]
+
+    def load(self, weights: Weights) -> None:
+        """Act with these weights from now on."""
+        weights_module.load(self.policy, weights)
+        self.weights_version = weights.version
+
+    def collect(self) -> Rollout:
+        """Step every copy ``rollout_steps`` times. Before the first weights of a learner, actions are random."""
+        for step in range(self.rollout_steps):
+            action = self._act().numpy()
+            for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
+                slot.action[:] = action[index, :, : slot.action.shape[1]]
+                arrays.write_start(step, slot.observation, slot.action)
+            self.host.step()
+            for slot, arrays in zip(self.host.slots, self._arrays, strict=True):
+                arrays.write_end(step, slot.next_observation, slot.reward, slot.terminated, slot.truncated)
+        episodes: list[Episode] = []
+        for track, arrays in zip(self._tracks, self._arrays, strict=True):
+            arrays.finish()
+            episodes += track.add(arrays.reward[..., 0], arrays.done[..., 0])
+        return Rollout(
+            cast(LazyStackedTensorDict, LazyStackedTensorDict.lazy_stack(self._buffers, 0)),
+            tuple(episodes),
+            {track.task: track.largest_return for track in self._tracks},
+            self.weights_version,
+        )
+
+    @torch.no_grad()
+    def _act(self) -> Tensor:
+        if self.weights_version == 0:
+            uniform = torch.empty(*self._observation.shape[:2], self.policy.action_mask.shape[-1])
+            return self.policy.to_bounds(uniform.uniform_(-1, 1, generator=self._generator), self._ids)
+        padded = self._observation.numpy()
+        for index, slot in enumerate(self.host.slots):
+            padded[index, :, : slot.observation.shape[1]] = slot.observation
+        return self.policy.act(self._observation, self._ids, generator=self._generator)
+
+
+def _buffer(spec: TaskSpec, copies: int, steps: int, width: int) -> TensorDict:
+    """A task's rollout [K, L]; the exclusive observation is a view of the common one."""
+    size = [copies, steps]
+
+    def part(extra: dict[str, Tensor]) -> TensorDict:
+        common = torch.zeros(*size, width)
+        flags = {key: torch.zeros(*size, 1, dtype=torch.bool) for key in DONE_KEYS}
+        fields = {OBSERVATION: common, spec.key: common[..., : spec.observation_size], **flags, **extra}
+        return TensorDict(cast(Any, fields), size)
+
+    reached = part({REWARD: torch.zeros(*size, 1)})
+    return part({ACTION: torch.zeros(*size, spec.action_size)}).set(NEXT, reached)
+
+
+class _Arrays:
+    """A rollout buffer's fields as numpy arrays, to be written step by step."""
+
+    def __init__(self, buffer: TensorDict, spec: TaskSpec) -> None:
+        self.observation = buffer.get(spec.key).numpy()
+        self.action = buffer.get(ACTION).numpy()
+        self.next_observation = buffer.get((NEXT, spec.key)).numpy()
+        self.reward = buffer.get((NEXT, REWARD)).numpy()
+        self.done, self.terminated, self.truncated = (buffer.get((NEXT, key)).numpy() for key in DONE_KEYS)
+
+    def write_start(self, step: int, observation: FloatArray, action: FloatArray) -> None:
+        self.observation[:, step] = observation
+        self.action[:, step] = action
+
+    def write_end(
+        self, step: int, observation: FloatArray, reward: FloatArray, terminated: Any, truncated: Any
+    ) -> None:
+        self.next_observation[:, step] = observation
+        self.reward[:, step, 0] = reward
+        self.terminated[:, step, 0] = terminated
+        self.truncated[:, step, 0] = truncated
+
+    def finish(self) -> None:
+        np.logical_or(self.terminated, self.truncated, out=self.done)
+
+
+class _Track:
+    """The episodes of one task's copies: returns, lengths, and the largest discounted return seen from any step."""
+
+    def __init__(self, task: str, copies: int, discount: float) -> None:
+        self.task = task
+        self.largest_return = 0.0
+        self._discount = discount
+        # A discounted return no longer changes beyond some multiple of 1 / (1 - discount) steps.
+        self._horizon = int(8 / (1 - discount)) + 1
+        self._rewards: list[FloatArray] = [np.empty(0, np.float32) for _ in range(copies)]
+        self._returns = np.zeros(copies)
+        self._steps = np.zeros(copies, np.int64)
+
+    def add(self, reward: FloatArray, done: Any) -> list[Episode]:
+        """Take rewards and ends [K, L]; give the episodes that ended, copy by copy."""
+        episodes = []
+        for copy in range(len(reward)):
+            ends = [*(np.flatnonzero(done[copy]) + 1).tolist()]
+            start = 0
+            for end in ends:
+                self._extend(copy, reward[copy, start:end])
+                episodes.append(Episode(self.task, float(self._returns[copy]), int(self._steps[copy])))
+                self._rewards[copy] = np.empty(0, np.float32)
+                self._returns[copy], self._steps[copy] = 0.0, 0
+                start = end
+            if start < reward.shape[1]:
+                self._extend(copy, reward[copy, start:])
+        return episodes
+
+    def _extend(self, copy: int, reward: FloatArray) -> None:
+        self._returns[copy] += reward.sum(dtype=np.float64)
+        self._steps[copy] += len(reward)
+        rewards = self._rewards[copy] = np.concatenate([self._rewards[copy], reward])[-self._horizon :]
+        returns = lfilter([1.0], [1.0, -self._discount], rewards[::-1].astype(np.float64))
+        self.largest_return = max(self.largest_return, float(np.abs(returns).max()))

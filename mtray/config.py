@@ -1,0 +1,246 @@
+"""Every setting of a run: frozen, nested, one group per part, saved with the run.
+
+The command line is made of these classes: a field's text is its help. Units are in the names. Nothing is computed
+here but what follows from the fields; validation names the value, the limit and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal
+
+from mtray.errors import UsageError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectorConfig:
+    """What a collector does between two pushes."""
+
+    rollout_steps: int = 32
+    """Steps of every copy in one rollout, which is one push."""
+    pushes_in_flight: int = 1
+    """Pushes under way to the replay while the next rollout is stepped."""
+    push_timeout_seconds: float = 60.0
+    """Time after which an unanswered push is sent again, under the same id."""
+    max_restarts: int = 3
+    """Times that one collector that died is replaced before the run ends with its error."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _require(self.rollout_steps >= 1, f"--collector.rollout-steps {self.rollout_steps}: at least 1 is needed")
+        _require(self.pushes_in_flight >= 1, f"--collector.pushes-in-flight {self.pushes_in_flight}: at least 1")
+        _require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
+        _require(self.max_restarts >= 0, "--collector.max-restarts can't be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig:
+    """The rings: one per task, each of its task's own width."""
+
+    capacity_rows: int = 1_000_000
+    """Rows a task's ring holds. A transition is one row; each rollout and each episode's end adds a row to hold
+    its last observation (3 percent at the default rollout length)."""
+    save: bool = True
+    """Write the rings into checkpoints, so that a resumed run continues with its data."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _require(self.capacity_rows >= 2, f"--replay.capacity-rows {self.capacity_rows}: at least 2 are needed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Shared backbones and per-task heads of actor and critic."""
+
+    actor_width: int = 128
+    """Width of the actor's backbone."""
+    actor_blocks: int = 1
+    """Residual blocks of the actor's backbone."""
+    critic_width: int = 256
+    """Width of the critic's backbone."""
+    critic_blocks: int = 1
+    """Residual blocks of the critic's backbone."""
+    embedding_size: int = 32
+    """Width of the learned task embedding that conditions the backbones; 0 for none."""
+    head_layers: int = 0
+    """Hidden layers of each task's head, as wide as its backbone."""
+    head_reads_observation: bool = False
+    """Feed each head its task's own observation beside the backbone's output, as the TorchRL tutorial does."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name in ("actor_width", "critic_width"):
+            _require(getattr(self, name) >= 1, f"--network.{name.replace('_', '-')} must be at least 1")
+        for name in ("actor_blocks", "critic_blocks", "embedding_size", "head_layers"):
+            _require(getattr(self, name) >= 0, f"--network.{name.replace('_', '-')} can't be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Multi-task soft actor-critic with a categorical critic."""
+
+    batch_rows: int = 256
+    """Rows of one update, equally many of every task."""
+    updates_per_step: float = 1.0
+    """Updates per agent step of every task; 0 collects without learning."""
+    warmup_steps: int = 1000
+    """Steps of every task before the first update; their actions are uniformly random."""
+    slack_steps: int | None = None
+    """Steps of every task that collectors may be ahead of the learner; by default 1000, or more if that many are under
+    way at once."""
+    learning_rate: float = 3e-4
+    """Of actor and critic (AdamW) and of the temperatures (Adam)."""
+    weight_decay: float = 1e-2
+    """AdamW's."""
+    polyak: float = 0.005
+    """Share of the critic that enters its target with every update."""
+    actor_period: int = 2
+    """Updates of the critic per update of actor and temperatures."""
+    atoms: int = 101
+    """Atoms of the critic's distribution."""
+    value_limit: float = 10.0
+    """The atoms span [-value_limit, value_limit], in scaled returns."""
+    initial_temperature: float = 0.1
+    """Of every task, in units of its raw reward."""
+    batches_per_call: int = 16
+    """Batches fetched from the replay in one call."""
+    calls_ahead: int = 2
+    """Calls to the replay under way or waiting, so that the learner does not wait for them."""
+    slice_seconds: float = 0.5
+    """Time after which the learner gives out new weights."""
+    threads: int = 1
+    """Threads of one update on the CPU."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name in ("batch_rows", "actor_period", "batches_per_call", "calls_ahead", "threads"):
+            _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
+        for name in ("learning_rate", "value_limit", "initial_temperature", "slice_seconds"):
+            _require(getattr(self, name) > 0, f"--learner.{name.replace('_', '-')} must be above 0")
+        _require(self.slack_steps is None or self.slack_steps >= 0, "--learner.slack-steps can't be negative")
+        for name in ("updates_per_step", "warmup_steps", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"--learner.{name.replace('_', '-')} can't be negative")
+        _require(self.atoms >= 2, f"--learner.atoms {self.atoms}: at least 2 are needed")
+        _require(0 < self.polyak <= 1, f"--learner.polyak {self.polyak}: must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How the run is watched and saved."""
+
+    log_seconds: float = 5.0
+    """Time between two lines of metrics.jsonl."""
+    checkpoint_frames: int = 100_000
+    """Frames between two checkpoints; one more is written at the end."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    start_timeout_seconds: float = 180.0
+    """Time within which every actor must answer for the first time."""
+    call_timeout_seconds: float = 300.0
+    """Time within which an actor's call must end; one that does not ends the run with the actor's name."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        for name in ("log_seconds", "start_timeout_seconds", "call_timeout_seconds"):
+            _require(getattr(self, name) > 0, f"--run.{name.replace('_', '-')} must be above 0")
+        for name in ("checkpoint_frames", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, f"--run.{name.replace('_', '-')} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train one policy on many tasks."""
+
+    tasks: tuple[str, ...] = ("humanoid-stand", "humanoid-walk")
+    """Tasks, task sets (humanoid, walker, dmc for all benchmarking tasks of the suite, ...) or package.module:maker."""
+    workers: int = 2
+    """Collectors. Each is a process that steps every task, and with --host parallel one more process per task."""
+    envs_per_task: int | None = None
+    """Copies of each task in each collector; by default so many that all collectors together have 16 of each."""
+    engine: str = "dm_control"
+    """What simulates tasks that do not name their engine."""
+    host: Literal["parallel", "inline"] = "parallel"
+    """What steps a collector's tasks: a process per task (torchrl's ParallelEnv), or the collector itself."""
+    total_frames: int = 1_000_000
+    """Control steps of all tasks after which the run is finished."""
+    run_dir: Path | None = None
+    """Folder of this run, new or empty; by default runs/<date and time>."""
+    resume: Path | None = None
+    """Continue the run in this folder, with its settings; those given beside it win."""
+    seed: int = 0
+    """Seed of everything."""
+    deterministic: bool = False
+    """Run in lockstep: the same seed gives the same data, weights and metrics, at the cost of speed."""
+    address: str | None = None
+    """Address of a Ray cluster ('auto' finds one); by default a Ray of the run's own on this machine."""
+    device: str = "cpu"
+    """Where the learner computes: cpu, cuda, cuda:0, ..."""
+    collector: CollectorConfig = field(default_factory=CollectorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        _require(bool(self.tasks), "--tasks: name at least one task, for example --tasks humanoid")
+        _require(self.workers >= 1, f"--workers {self.workers}: at least 1 collector is needed")
+        _require(
+            self.envs_per_task is None or self.envs_per_task >= 1,
+            f"--envs-per-task {self.envs_per_task}: at least 1 copy is needed",
+        )
+        _require(self.total_frames >= 1, f"--total-frames {self.total_frames}: at least 1 is needed")
+        _require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
+
+    @property
+    def copies(self) -> int:
+        """Copies of each task in each collector."""
+        return self.envs_per_task or max(1, 16 // self.workers)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return {
+        spec.name: to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
+        for spec in dataclasses.fields(config)
+        for value in [getattr(config, spec.name)]
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(data: Mapping[str, Any], cls: type[Any] = Config) -> Any:
+    """The config that `to_dict` wrote.
+
+    Raises:
+        UsageError: a setting that this version does not know, or a value it refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    _require(not unknown, f"{cls.__name__} has no setting named {', '.join(unknown)}: was another version used?")
+    values = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = from_dict(value, typing.cast(type[Any], hint))
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+        elif value is not None and isinstance(hint, UnionType) and Path in typing.get_args(hint):
+            values[name] = Path(value)
+        else:
+            values[name] = value
+    return cls(**values)

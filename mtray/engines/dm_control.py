@@ -1,0 +1,125 @@
+"""dm_control's suite: the reference engine.
+
+Steps dm_control's own environments, K in a row, with no Python objects per step beyond dm_control's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from dm_control import suite
+from dm_control.mujoco import Physics
+from dm_control.rl.control import Environment
+
+from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.specs import FloatArray, TaskSpec
+
+NAME = "dm_control"
+
+
+def task_names() -> dict[str, tuple[str, str]]:
+    """Task name to (domain, task) over the whole suite: ``humanoid-walk`` is ("humanoid", "walk")."""
+    return {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
+
+
+def task_sets() -> dict[str, tuple[str, ...]]:
+    """Set name to task names: one set per domain, ``dmc`` for the benchmarking tasks, ``dmc_all`` for the suite."""
+    sets = {
+        domain: tuple(f"{domain}-{task}" for task in suite.TASKS_BY_DOMAIN[domain]) for domain in suite.TASKS_BY_DOMAIN
+    }
+    sets["dmc"] = tuple(f"{domain}-{task}" for domain, task in suite.BENCHMARKING)
+    sets["dmc_all"] = tuple(task_names())
+    return sets
+
+
+def make_sim(name: str, num_envs: int, seed: int) -> DmControlSim:
+    """K copies of the suite's task ``name``."""
+    return DmControlSim(name, num_envs, seed)
+
+
+class DmControlSim(BatchSim):
+    """K copies of one task of dm_control's suite."""
+
+    def __init__(self, name: str, num_envs: int, seed: int) -> None:
+        """Load the task K times, each copy with its own random state."""
+        domain, task = task_names()[name]
+        self.num_envs = num_envs
+        self._envs: list[Environment] = [
+            suite.load(domain, task, task_kwargs={"random": np.random.RandomState(copy_seed(seed, copy))})
+            for copy in range(num_envs)
+        ]
+        for env in self._envs:
+            _drop_renderer(env.physics)
+        self.spec = _spec(name, self._envs[0])
+        self._slices = _slices(self.spec)
+
+    def seed(self, seed: int) -> None:
+        """As torchrl's DMControlEnv does: a new random state for the task, then one reset."""
+        for copy, env in enumerate(self._envs):
+            env.task._random = np.random.RandomState(copy_seed(seed, copy))
+            env.reset()
+
+    def reset(self, mask: BoolArray, observation: FloatArray) -> None:
+        """Start new episodes where ``mask`` is true."""
+        for copy in np.flatnonzero(mask):
+            self._write(self._envs[copy].reset().observation, observation[copy])
+
+    def step(self, action: FloatArray, out: StepArrays) -> None:
+        """One control step of every copy."""
+        actions = action.astype(np.float64)
+        for copy, env in enumerate(self._envs):
+            time_step = env.step(actions[copy])
+            self._write(time_step.observation, out.observation[copy])
+            out.reward[copy] = time_step.reward
+            last = time_step.last()
+            # A time limit ends an episode with discount 1, a task's own end with the task's discount.
+            limit = last and bool(np.isclose(time_step.discount, 1.0))
+            out.truncated[copy] = limit
+            out.terminated[copy] = last and not limit
+
+    def _write(self, observation: Mapping[str, Any], row: FloatArray) -> None:
+        for entry, where in self._slices:
+            value = observation[entry]
+            row[where] = value if np.ndim(value) < 2 else np.ravel(value)
+
+    def close(self) -> None:
+        """Free the simulators' memory."""
+        for env in self._envs:
+            env.close()
+
+
+def _spec(name: str, env: Environment) -> TaskSpec:
+    action = env.action_spec()
+    limit = env._step_limit
+    low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
+    return TaskSpec(
+        name=name,
+        engine=NAME,
+        observation=tuple((key, int(np.prod(spec.shape))) for key, spec in env.observation_spec().items()),
+        action_low=tuple(low.tolist()),
+        action_high=tuple(high.tolist()),
+        horizon=None if np.isinf(limit) else int(np.ceil(limit)),
+        time_step_seconds=float(env.control_timestep()),
+    )
+
+
+def _slices(spec: TaskSpec) -> list[tuple[str, slice]]:
+    slices, start = [], 0
+    for entry, width in spec.observation:
+        slices.append((entry, slice(start, start + width)))
+        start += width
+    return slices
+
+
+@functools.cache
+def _headless(physics: type[Physics]) -> type[Physics]:
+    return type(physics.__name__, (physics,), {"contexts": property(lambda self: None)})
+
+
+def _drop_renderer(physics: Physics) -> None:
+    # quadruped-escape uploads its terrain to a renderer at every reset, and fails where there is none. Nothing is
+    # drawn here, so say there is none to upload to; the simulation is untouched.
+    physics.__class__ = _headless(type(physics))

@@ -1,0 +1,413 @@
+"""TorchRL environments of tasks, and the hosts that step several tasks together.
+
+`TaskEnv` is one task as a TorchRL environment with the tutorial's keys. `MultiTaskEnv` is torchrl's `ParallelEnv`
+over several of them, mended where the original goes silently wrong. A `Host` is what a collector steps: the same
+simulators, by the one path that is right, without a TensorDict in the loop. ``parallel`` keeps a process per task,
+``inline`` steps them in the collector's own; both give the same data for the same seeds, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
+from torchrl.data import Binary, Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase, ParallelEnv
+
+from mtray.engines import BatchSim, BoolArray, StepArrays
+from mtray.errors import RunError, UsageError
+from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, check_together
+from mtray.specs import observation_width as widest
+from mtray.tasks import DEFAULT_ENGINE, Task, resolve
+
+HostName = Literal["parallel", "inline"]
+
+
+@dataclass(frozen=True)
+class TaskMaker:
+    """A picklable maker: called in whatever process shall step the task, it builds its `TaskEnv`.
+
+    Attributes:
+        task: the task.
+        num_envs: K copies, or None for one unbatched environment.
+        seed: of the first copy; the others' follow from it.
+        observation_width: width of the common ``observation``.
+    """
+
+    task: Task
+    num_envs: int | None
+    seed: int
+    observation_width: int
+
+    def __call__(self) -> TaskEnv:
+        """Build the environment; its simulators are built at its first reset."""
+        return TaskEnv(self.task, num_envs=self.num_envs, seed=self.seed, observation_width=self.observation_width)
+
+
+class TaskEnv(EnvBase):
+    """K copies of one task as a TorchRL environment of batch size [K] (or unbatched), float32.
+
+    Keys: ``observation`` [K, obs] (zero-padded to the run's widest task), ``observation_<task>`` [K, obs_t],
+    ``action`` [K, act_t], ``reward``, ``done``, ``terminated``, ``truncated`` [K, 1]. Copies reset one by one
+    (``_reset``). For K = 1 the numbers are those of torchrl's DMControlEnv with the tutorial's transforms (with
+    CatTensors' ``sort=False``: entries stay in dm_control's order), bit for bit.
+
+    The simulators are built at the first reset, so an environment made only for its specs costs nothing.
+    """
+
+    def __init__(
+        self, task: Task, *, num_envs: int | None = None, seed: int = 0, observation_width: int | None = None
+    ) -> None:
+        """See the class and `TaskMaker`.
+
+        Raises:
+            UsageError: the common observation is narrower than the task's own.
+        """
+        self.task = task
+        self.task_spec = spec = task.spec
+        self.num_envs = num_envs or 1
+        self.observation_width = observation_width or spec.observation_size
+        if self.observation_width < spec.observation_size:
+            raise UsageError(
+                f"task {spec.name!r} has {spec.observation_size} observation entries, more than the common "
+                f"'observation' of width {self.observation_width}"
+            )
+        self._sim: BatchSim | None = None
+        self._start_seed = seed
+        batch = [] if num_envs is None else [num_envs]
+        super().__init__(device=None, batch_size=torch.Size(batch))
+        low = torch.tensor(spec.action_low, dtype=torch.float32).expand(*batch, -1)
+        high = torch.tensor(spec.action_high, dtype=torch.float32).expand(*batch, -1)
+        self.observation_spec = Composite(
+            {
+                OBSERVATION: Unbounded((*batch, self.observation_width)),
+                spec.key: Unbounded((*batch, spec.observation_size)),
+            },
+            shape=batch,
+        )
+        self.action_spec = Bounded(low, high, (*batch, spec.action_size), dtype=torch.float32)
+        self.reward_spec = Unbounded((*batch, 1))
+        self.full_done_spec = Composite(
+            {key: Binary(n=1, shape=(*batch, 1), dtype=torch.bool) for key in DONE_KEYS}, shape=batch
+        )
+
+    @property
+    def sim(self) -> BatchSim:
+        """The simulators, built now if they are not yet."""
+        if self._sim is None:
+            self._sim = self.task.make_sim(self.num_envs, self._start_seed)
+        return self._sim
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is not None:
+            self.sim.seed(seed)
+
+    def _observations(self, padded: FloatArray) -> dict[str, torch.Tensor]:
+        common = torch.from_numpy(padded).view(*self.batch_size, -1)
+        return {OBSERVATION: common, self.task_spec.key: common[..., : self.task_spec.observation_size].clone()}
+
+    def _flags(self, terminated: BoolArray, truncated: BoolArray) -> dict[str, torch.Tensor]:
+        shape = (*self.batch_size, 1)
+        ends = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+        return {key: torch.from_numpy(value).view(shape) for key, value in ends.items()}
+
+    def _padded(self) -> FloatArray:
+        return np.zeros((self.num_envs, self.observation_width), np.float32)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        padded = self._padded()
+        mask = np.ones(self.num_envs, np.bool_)
+        if tensordict is not None and "_reset" in tensordict.keys():
+            mask = tensordict.get("_reset").reshape(-1).numpy()
+            padded[:] = tensordict.get(OBSERVATION).reshape(self.num_envs, -1).numpy()
+        self.sim.reset(mask, padded[:, : self.task_spec.observation_size])
+        never = np.zeros((2, self.num_envs), np.bool_)
+        return TensorDict({**self._observations(padded), **self._flags(*never)}, self.batch_size)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        spec = self.task_spec
+        padded = self._padded()
+        out = StepArrays.empty(self.num_envs, spec)
+        out = StepArrays(padded[:, : spec.observation_size], out.reward, out.terminated, out.truncated)
+        self.sim.step(tensordict.get(ACTION).reshape(self.num_envs, -1).numpy(), out)
+        reward = torch.from_numpy(out.reward).view(*self.batch_size, 1)
+        fields = {**self._observations(padded), **self._flags(out.terminated, out.truncated), REWARD: reward}
+        return TensorDict(fields, self.batch_size)
+
+    def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """As torchrl's, without its generic work: a step, then a reset of the copies whose episode ended."""
+        reached = self._step(tensordict)
+        tensordict.set(NEXT, reached)
+        root = reached.exclude(REWARD)
+        done = reached.get("done")
+        if done.any():
+            root = self._reset(TensorDict({"_reset": done, OBSERVATION: root.get(OBSERVATION)}, self.batch_size))
+        return tensordict, root
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free the simulators."""
+        if self._sim is not None:
+            self._sim.close()
+            self._sim = None
+        super().close(raise_if_closed=raise_if_closed)
+
+
+def make_task_env(
+    name: str,
+    *,
+    engine: str = DEFAULT_ENGINE,
+    num_envs: int | None = None,
+    seed: int = 0,
+    observation_width: int | None = None,
+) -> TaskEnv:
+    """One task as a TorchRL environment, unbatched unless ``num_envs`` is given.
+
+    Raises:
+        UsageError: the name is unknown or means several tasks.
+    """
+    tasks = resolve([name], engine)
+    if len(tasks) != 1:
+        raise UsageError(f"{name!r} means {len(tasks)} tasks ({', '.join(t.name for t in tasks)}): name one of them")
+    return TaskEnv(tasks[0], num_envs=num_envs, seed=seed, observation_width=observation_width)
+
+
+def make_makers(tasks: Sequence[Task], num_envs: int | None, seeds: Sequence[int]) -> list[TaskMaker]:
+    """A maker per task, all with the width of the widest.
+
+    Raises:
+        UsageError: the tasks can't live together.
+    """
+    specs = [task.spec for task in tasks]
+    check_together(specs)
+    width = widest(specs)
+    return [TaskMaker(task, num_envs, seed, width) for task, seed in zip(tasks, seeds, strict=True)]
+
+
+class MultiTaskEnv(ParallelEnv):
+    """torchrl's ParallelEnv over tasks of any widths, a process per task.
+
+    Beside the original: `rollout` advances the exclusive observations (theirs feeds the policy the reset
+    observation at every step), the parent sleeps while the workers step (theirs spins on a core), and workers come
+    from a fork server that has nothing of the parent's threads and imports the simulators once.
+    """
+
+    def __init__(self, makers: Sequence[TaskMaker], **kwargs: Any) -> None:
+        """Build it; the workers start at the first reset.
+
+        Args:
+            makers: one per task.
+            kwargs: passed to torchrl's ParallelEnv.
+        """
+        self.makers = list(makers)
+        kwargs = {"mp_start_method": "forkserver", "use_buffers": True, "daemon": True, **kwargs}
+        super().__init__(len(makers), self.makers, **kwargs)
+        # One task is a multi-task run of one: the same layout, a lazy stack over its tasks.
+        self._single_task = False
+
+    def _start_workers(self) -> None:
+        multiprocessing.set_forkserver_preload(["mtray.envs", *_engine_modules(self.makers)])
+        threads = torch.get_num_threads()
+        with _hidden_main():
+            super()._start_workers()
+        torch.set_num_threads(threads)
+
+    @property
+    def _step_mdp(self) -> Callable[[TensorDictBase], TensorDictBase]:
+        return _advance
+
+    def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
+        flags, pending = self._shm_done_flags, list(workers_range)
+        polls, deadline = 0, time.monotonic() + self.BATCHED_PIPE_TIMEOUT
+        while True:
+            pending = [index for index in pending if not flags[index]]
+            if not pending:
+                break
+            polls += 1
+            if polls > 10:
+                time.sleep(5e-5)
+            if polls % 1000 == 0:
+                self._check_alive(pending, deadline)
+        for index in workers_range:
+            flags[index] = 0
+
+    def _check_alive(self, pending: list[int], deadline: float) -> None:
+        for index in pending:
+            worker = self._workers[index]
+            if not worker.is_alive() and not self._shm_done_flags[index]:
+                self._terminate_and_join_workers(self._workers, timeout=2.0)
+                raise RunError(
+                    f"the process that steps task {self.makers[index].task.name!r} died with exit code "
+                    f"{worker.exitcode}; what it printed last is in this process's stderr"
+                )
+        if time.monotonic() > deadline:
+            names = ", ".join(self.makers[index].task.name for index in pending)
+            raise RunError(f"the processes of {names} did not answer within {self.BATCHED_PIPE_TIMEOUT:g} seconds")
+
+
+def _advance(data: TensorDictBase) -> TensorDictBase:
+    """The state a step reached as the next step's start, each task with its own keys."""
+    if isinstance(data, LazyStackedTensorDict):
+        return LazyStackedTensorDict.lazy_stack([_advance(part) for part in data.tensordicts], data.stack_dim)
+    return data.get(NEXT).exclude(REWARD)
+
+
+def _engine_modules(makers: Sequence[TaskMaker]) -> list[str]:
+    return sorted({module for maker in makers if (module := f"mtray.engines.{maker.task.engine}") in sys.modules})
+
+
+@contextlib.contextmanager
+def _hidden_main() -> Iterator[None]:
+    # multiprocessing makes each worker import the parent's main module again: in a Ray actor that is Ray's own
+    # worker program, in a user's script the script. Makers travel by value, so nobody needs it.
+    main = sys.modules["__main__"]
+    saved = {name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__}
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        main.__dict__.update(saved)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One task's place in a host: arrays that are the same at every step.
+
+    Attributes:
+        observation: [K, obs_t] float32, the state to act on.
+        action: [K, act_t] float32, written by whoever acts.
+        next_observation: [K, obs_t] float32, the true state reached.
+        reward: [K] float32.
+        terminated: [K] bool.
+        truncated: [K] bool.
+    """
+
+    observation: FloatArray
+    action: FloatArray
+    next_observation: FloatArray
+    reward: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+
+
+class Host(ABC):
+    """Tasks stepped together: write ``slots[i].action``, call `step`, read the slots."""
+
+    specs: tuple[TaskSpec, ...]
+    num_envs: int
+    slots: tuple[Slot, ...]
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Start an episode in every copy."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """One control step of every copy; copies whose episode ended start the next one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the simulators and end their processes."""
+
+
+class InlineHost(Host):
+    """All tasks in the calling process."""
+
+    def __init__(self, makers: Sequence[TaskMaker]) -> None:
+        """Build every task's simulators."""
+        self.num_envs = makers[0].num_envs or 1
+        self._sims = [maker.task.make_sim(self.num_envs, maker.seed) for maker in makers]
+        self.specs = tuple(sim.spec for sim in self._sims)
+        slots, self._out = [], []
+        for spec in self.specs:
+            out = StepArrays.empty(self.num_envs, spec)
+            action = np.zeros((self.num_envs, spec.action_size), np.float32)
+            self._out.append(out)
+            slots.append(
+                Slot(np.zeros_like(out.observation), action, out.observation, out.reward, out.terminated, out.truncated)
+            )
+        self.slots = tuple(slots)
+
+    def reset(self) -> None:
+        """Start an episode in every copy."""
+        everyone = np.ones(self.num_envs, np.bool_)
+        for sim, slot in zip(self._sims, self.slots, strict=True):
+            sim.reset(everyone, slot.observation)
+
+    def step(self) -> None:
+        """One control step of every copy, task after task."""
+        for sim, slot, out in zip(self._sims, self.slots, self._out, strict=True):
+            sim.step(slot.action, out)
+            slot.observation[:] = out.observation
+            ended = out.terminated | out.truncated
+            if ended.any():
+                sim.reset(ended, slot.observation)
+
+    def close(self) -> None:
+        """Free the simulators."""
+        for sim in self._sims:
+            sim.close()
+
+
+class ParallelHost(Host):
+    """A process per task, by torchrl's ParallelEnv.
+
+    The step is ParallelEnv's own ``step_and_maybe_reset`` (the one path that keeps exclusive keys right), spoken
+    to its workers directly: the slots are the workers' shared memory, so nothing is cloned or stacked on the way.
+    """
+
+    def __init__(self, makers: Sequence[TaskMaker]) -> None:
+        """Start the processes."""
+        self.num_envs = makers[0].num_envs or 1
+        self.env = MultiTaskEnv(makers)
+        self.specs = tuple(maker.task.spec for maker in makers)
+        self.env.reset()
+        shared = self.env.shared_tensordicts
+        self.slots = tuple(_shared_slot(shared[index], spec) for index, spec in enumerate(self.specs))
+        self._everyone = range(len(makers))
+
+    def reset(self) -> None:
+        """Start an episode in every copy."""
+        self.env.reset()
+
+    def step(self) -> None:
+        """One control step of every copy, all tasks at once."""
+        for channel in self.env.parent_channels:
+            channel.send(("step_and_maybe_reset", {}))
+        self.env._wait_for_workers(self._everyone)
+
+    def close(self) -> None:
+        """End the processes."""
+        if not self.env.is_closed:
+            self.env.close()
+
+
+def _shared_slot(shared: TensorDictBase, spec: TaskSpec) -> Slot:
+    def array(key: str | tuple[str, str]) -> Any:
+        return shared.get(key).numpy()
+
+    return Slot(
+        array(spec.key),
+        array(ACTION),
+        array((NEXT, spec.key)),
+        array((NEXT, REWARD))[..., 0],
+        array((NEXT, "terminated"))[..., 0],
+        array((NEXT, "truncated"))[..., 0],
+    )
+
+
+def make_host(name: HostName, makers: Sequence[TaskMaker]) -> Host:
+    """The host of that name over these makers, every copy at the start of an episode."""
+    if name == "parallel":
+        return ParallelHost(makers)
+    host = InlineHost(makers)
+    host.reset()
+    return host

@@ -1,0 +1,30 @@
+"""The errors mtray raises on purpose.
+
+::
+
+    MtrayError                  anything below
+    ├── UsageError              what the user typed or passed can't work: exit code 2, one line
+    │   ├── UnknownTaskError    no task of that name
+    │   └── SchemaError         data that does not fit its task's schema
+    └── RunError                the run could not go on: exit code 1
+"""
+
+
+class MtrayError(Exception):
+    """Base of every error that mtray raises on purpose."""
+
+
+class UsageError(MtrayError, ValueError):
+    """Input that can't work; the message names the value, the limit and the remedy."""
+
+
+class UnknownTaskError(UsageError):
+    """No task of that name; the message lists near matches."""
+
+
+class SchemaError(UsageError):
+    """Data that does not fit its task's schema; the message names task, key and both shapes."""
+
+
+class RunError(MtrayError, RuntimeError):
+    """A run that could not go on; what was saved before it is whole."""

@@ -1,0 +1,130 @@
+"""Evaluate a run's newest policy: ``python -m mtray.evaluate runs/a --episodes 10 --json eval.json``.
+
+Each task's episodes are stepped side by side in one process, in plain single-task environments; no Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from mtray import checkpoint
+from mtray.errors import UsageError
+from mtray.launch import run_program
+from mtray.networks import MultiTaskPolicy
+from mtray.specs import observation_width
+from mtray.tasks import Task, resolve
+
+# An episode without a time limit is cut here, so that an evaluation ends.
+_MOST_STEPS = 10_000
+
+
+def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:
+    """Undiscounted returns of so many episodes of a task, with the policy acting deterministically.
+
+    Episodes without an end of their own are cut after 10,000 steps.
+    """
+    from mtray.envs import TaskEnv
+
+    env = TaskEnv(task, num_envs=episodes, seed=seed, observation_width=observation_width(policy.specs))
+    deterministic, policy.deterministic = policy.deterministic, True
+    try:
+        with torch.no_grad():
+            state = env.reset()
+            returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
+            for _ in range(_MOST_STEPS):
+                reached, state = env.step_and_maybe_reset(policy(state))
+                returns += running * reached.get(("next", "reward")).numpy()[:, 0]
+                running &= ~reached.get(("next", "done")).numpy()[:, 0]
+                if not running.any():
+                    break
+    finally:
+        policy.deterministic = deterministic
+        env.close()
+    return [float(value) for value in returns]
+
+
+def summarise(returns: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation, number and list of returns."""
+    return {
+        "return_mean": float(np.mean(returns)),
+        "return_std": float(np.std(returns)),
+        "episodes": len(returns),
+        "returns": list(returns),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Evaluate a run's newest policy on its tasks."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Run directory (or one checkpoint's folder)."""
+    episodes: int = 10
+    """Episodes of each task."""
+    tasks: tuple[str, ...] = ()
+    """Tasks to evaluate; by default all of the run."""
+    seed: int = 12345
+    """Seed of the episodes."""
+    json: Path | None = None
+    """File to write the returns to."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Evaluate, print a line per task, write the file if asked; gives what the file holds.
+
+    Raises:
+        UsageError: no checkpoint, a task the run did not learn, or a file that can't be written.
+    """
+    if options.episodes < 1:
+        raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
+    policy = checkpoint.load_policy(options.run_dir)
+    config = checkpoint.read_config(_root(options.run_dir))
+    learned = {task.name: task for task in resolve(config.tasks, config.engine)}
+    wanted = [task.name for task in resolve(options.tasks, config.engine)] if options.tasks else list(learned)
+    for name in wanted:
+        if name not in policy.names:
+            raise UsageError(f"task {name!r} was not learned in {options.run_dir}: it has {', '.join(policy.names)}")
+    results = {}
+    width = max(map(len, wanted))
+    for name in wanted:
+        results[name] = summarise(evaluate(policy, learned[name], options.episodes, seed=options.seed))
+        figures = results[name]
+        print(
+            f"{name:{width}}  {figures['return_mean']:8.1f} ± {figures['return_std']:.1f}  ({options.episodes} episodes)"
+        )
+    if options.json is not None:
+        try:
+            options.json.write_text(json.dumps(results, indent=1))
+        except OSError as error:
+            raise UsageError(f"--json {options.json} can't be written: {error.strerror}") from error
+    return results
+
+
+def _root(path: Path) -> Path:
+    return path if (path / "config.json").is_file() else path.resolve().parent.parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; gives the exit code."""
+
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    torch.set_num_threads(1)
+
+    def program() -> None:
+        run(tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments)))
+
+    return run_program(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

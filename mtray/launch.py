@@ -1,0 +1,292 @@
+"""Train one policy on many tasks: ``python -m mtray.launch --workers 8``.
+
+Reads the command line, checks everything that can be checked before a process is started, starts a Ray of the run's
+own (or joins a cluster), runs the supervisor, and leaves a run directory behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mtray import checkpoint
+from mtray.config import Config, to_dict
+from mtray.errors import MtrayError, UsageError
+from mtray.specs import TaskSpec, check_together
+from mtray.tasks import Task, resolve
+
+_PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy")
+# Settings that a resumed run may not change: what was saved would not fit or not mean the same.
+_FIXED = ("tasks", "engine", "network", "seed")
+_CONNECT_SECONDS = 5.0
+
+
+def parse(arguments: Sequence[str]) -> Config:
+    """The config of a command line; with ``--resume``, what the saved run had and the line does not say.
+
+    Raises:
+        UsageError: a setting that can't work, or one that a resumed run may not change.
+    """
+    import tyro
+
+    default = Config()
+    folder = _resume_folder(arguments)
+    if folder is not None:
+        default = dataclasses.replace(checkpoint.read_config(folder), resume=folder, run_dir=folder)
+    config = tyro.cli(Config, args=list(arguments), prog="python -m mtray.launch", default=default)
+    if folder is not None:
+        for name in _FIXED:
+            if getattr(config, name) != getattr(default, name):
+                raise UsageError(
+                    f"--{name} {getattr(config, name)} differs from the {getattr(default, name)} that {folder} was "
+                    "made with: a resumed run keeps its tasks, network and seed; start a new one to change them"
+                )
+        if config.run_dir != folder:
+            raise UsageError(f"--run-dir {config.run_dir}: a resumed run goes on in its own folder, {folder}")
+    return config
+
+
+def _resume_folder(arguments: Sequence[str]) -> Path | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith("--resume="):
+            return Path(argument.partition("=")[2])
+        if argument == "--resume" and index + 1 < len(arguments):
+            return Path(arguments[index + 1])
+    return None
+
+
+def prepare_run_dir(config: Config) -> Path:
+    """The run's folder, made and found empty (or the resumed one).
+
+    Raises:
+        UsageError: it is in use, or can't be written.
+    """
+    if config.resume is not None:
+        return config.resume
+    path = config.run_dir or Path("runs") / datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise UsageError(
+                f"--run-dir {path} is in use already: choose a new folder, or continue with --resume {path}"
+            )
+        probe = path / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"--run-dir {path} can't be written: {error.strerror or error}") from error
+    return path
+
+
+def check_address(address: str) -> None:
+    """Raise if no Ray can be reached there.
+
+    Raises:
+        UsageError: names the address.
+    """
+    if address.startswith("ray://"):
+        raise UsageError(f"--address {address}: run this on a node of the cluster and give its address, or 'auto'")
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS):
+            return
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--address {address} can't be reached ({error}): give host:port of a running Ray head, 'auto', or "
+            "leave it out to start one here"
+        ) from error
+
+
+@contextlib.contextmanager
+def ray_session(config: Config) -> Iterator[float]:
+    """Ray, started here or joined; gives the logical CPUs an actor may ask for, so that all can be placed.
+
+    Raises:
+        UsageError: the cluster can't be reached.
+    """
+    import ray
+
+    actors = config.workers + 2
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": None}
+    if config.address is None:
+        # Ray's CPUs are logical: a Ray of the run's own has as many as actors, so that none waits for ever.
+        ray.init(address="local", num_cpus=actors, **{**quiet, "include_dashboard": False})
+    else:
+        check_address(config.address)
+        try:
+            ray.init(address=config.address, **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(f"--address {config.address}: no Ray answers there ({error})") from error
+    try:
+        cpus = ray.cluster_resources().get("CPU", 0.0)
+        yield 1.0 if cpus >= actors else max(0.001, int(1000 * cpus / actors) / 1000)
+    finally:
+        ray.shutdown()
+
+
+def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
+    """What the run puts on the machine, in one line."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    simulators = config.workers * len(specs) if config.host == "parallel" else 0
+    processes = config.workers + simulators + 2
+    replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
+    text = (
+        f"{len(specs)} tasks x {config.copies} copies x {config.workers} collectors: {processes} processes "
+        f"({simulators} simulate), replay of up to {replay / 2**30:.1f} GiB"
+    )
+    if config.address is None:
+        text += f", on {cores} core{'s' if cores > 1 else ''}"
+        if processes > 2 * cores:
+            text += f"; they share the cores, {max(1, cores - 1)} collectors would lose little speed"
+    return text
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What config.json holds: the resolved config, versions, the git commit."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        here = Path(__file__).parent
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        commit = done.stdout.strip() or None
+    return {"config": to_dict(config), "versions": versions, "git_commit": commit}
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a stop that saves, the second ends at once."""
+    asked = False
+
+    def handle(number: int, frame: types.FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        sys.stderr.write("\nstopping: saving a checkpoint (once more to end at once)\n")
+        stop("interrupted")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def launch(config: Config) -> dict[str, Any]:
+    """Run a config to its end; gives what summary.json holds.
+
+    Raises:
+        UsageError: input that can't work; nothing was started.
+        RunError: the run could not go on; what was saved stays.
+    """
+    tasks = resolve(config.tasks, config.engine)
+    specs = [task.spec for task in tasks]
+    check_together(specs)
+    saved = None
+    if config.resume is not None:
+        saved = checkpoint.read(checkpoint.latest(config.resume))
+        if saved.frames >= config.total_frames:
+            raise UsageError(
+                f"--total-frames {config.total_frames}: {config.resume} has {saved.frames} already, give more"
+            )
+    if config.address is not None:
+        check_address(config.address)
+
+    from mtray.supervisor import make_pacing
+
+    make_pacing(config, len(tasks))
+    run_dir = prepare_run_dir(config)
+    sys.stderr.write(f"{run_dir}: {cost_line(config, specs)}\n")
+    return _run(config, tasks, run_dir, saved)
+
+
+def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
+    from mtray.metrics import JsonLines, Progress, TensorBoard
+    from mtray.supervisor import Supervisor
+
+    started = time.monotonic()
+    checkpoint.replace_file(run_dir / "config.json", json.dumps(describe(config), indent=1))
+    reason = "failed"
+    with contextlib.ExitStack() as stack:
+        cpus = stack.enter_context(ray_session(config))
+        sinks = [JsonLines(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")]
+        supervisor = Supervisor(
+            config,
+            tasks,
+            run_dir,
+            [*sinks, Progress(config.total_frames)],
+            resume=saved,
+            cpus_per_actor=cpus,
+        )
+        try:
+            with _signals(supervisor.stop):
+                reason = supervisor.run()
+        except BaseException as error:
+            reason = f"failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            line = supervisor.metrics.line()
+            summary = {key: line[key] for key in ("frames", "updates", "weights_version", "restarts", "tasks")} | {
+                "wall_seconds": time.monotonic() - started,
+                "exit_reason": reason,
+            }
+            checkpoint.replace_file(run_dir / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def run_program(program: Callable[[], None]) -> int:
+    """Run a command-line program: 0 done, 2 wrong input with one line on stderr, 1 anything else."""
+    try:
+        program()
+    except UsageError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except MtrayError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; gives the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    # Nothing is drawn; without this, importing dm_control looks for a display.
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+
+    def program() -> None:
+        summary = launch(parse(sys.argv[1:] if arguments is None else arguments))
+        sys.stderr.write(
+            f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
+            f"in {summary['wall_seconds']:.0f} s\n"
+        )
+
+    return run_program(program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The learner: multi-task soft actor-critic with a categorical critic.
+
+Enters: batches over tasks and the statistics the replay keeps. Leaves: versioned weights. Runs in one actor of the
+cluster (or in a plain test). Every task has a discount, a temperature and a reward scale of its own; rewards are
+divided by the scale when a batch is used, so old rows never go stale.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+
+from mtray import losses
+from mtray import weights as weights_module
+from mtray.config import LearnerConfig, NetworkConfig
+from mtray.messages import TaskStatistics
+from mtray.networks import MultiTaskCritic, MultiTaskPolicy
+from mtray.specs import Batch, TaskSpec
+from mtray.weights import Weights
+
+
+def discount_of(spec: TaskSpec) -> float:
+    """A task's discount: of an episode's length n, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 if it has no limit.
+
+    Hansen, Su, Wang 2024, "TD-MPC2", appendix.
+    """
+    if spec.horizon is None:
+        return 0.99
+    fifth = spec.horizon / 5
+    return min(0.995, max(0.95, (fifth - 1) / fifth))
+
+
+class Learner:
+    """Backbones, heads, optimisers, and the update that moves them."""
+
+    def __init__(
+        self,
+        specs: Sequence[TaskSpec],
+        network: NetworkConfig,
+        config: LearnerConfig,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        """Build everything on the device; the same seed gives the same numbers."""
+        self.specs = tuple(specs)
+        self.config = config
+        self.device = torch.device(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = MultiTaskPolicy(specs, network).to(self.device)
+            self.critic = MultiTaskCritic(specs, network, config.atoms).to(self.device)
+        self.policy.requires_grad_(True)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        tasks = len(specs)
+        self.log_temperature = nn.Parameter(
+            torch.full((tasks,), float(config.initial_temperature), device=self.device).log()
+        )
+        self.discount = torch.tensor([discount_of(spec) for spec in specs], device=self.device)
+        self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
+        self.largest_return = torch.zeros(tasks, device=self.device)
+        self.atoms = losses.support(config.atoms, config.value_limit, self.device)
+        adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+        self._actor_parameters = [*self.policy.backbone.parameters(), *self.policy.heads.parameters()]
+        self._critic_optimiser = torch.optim.AdamW(self.critic.parameters(), **adamw)
+        self._actor_optimiser = torch.optim.AdamW(self._actor_parameters, **adamw)
+        self._temperature_optimiser = torch.optim.Adam(
+            [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999)
+        )
+        self.updates = 0
+        self.version = 0
+        self._last: dict[str, Tensor] = {}
+        self._share_embedding()
+
+    def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
+        """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return."""
+        for index, spec in enumerate(self.specs):
+            known = statistics.get(spec.name)
+            if known is None or known.count < 2:
+                continue
+            width = spec.observation_size
+            deviation = torch.from_numpy((known.square / (known.count - 1) + 1e-6) ** 0.5)
+            self.policy.mean[index, :width] = torch.from_numpy(known.mean).to(self.policy.mean)
+            self.policy.scale[index, :width] = (1 / deviation).to(self.policy.scale)
+            self.largest_return[index] = known.largest_return
+
+    def reward_scale(self) -> Tensor:
+        """[T] divisor of each task's rewards."""
+        return losses.reward_scale(
+            self.largest_return,
+            self.log_temperature.detach().exp(),
+            self.target_entropy,
+            self.discount,
+            self.config.value_limit,
+        )
+
+    def update(self, batch: Batch | TensorDictBase) -> None:
+        """One update on a batch over any subset of tasks, dense or as a lazy stack.
+
+        Raises:
+            SchemaError: the batch does not fit its tasks.
+        """
+        if not isinstance(batch, Batch):
+            batch = Batch.from_stack(batch, self.specs)
+        batch = batch.to(self.device)
+        ids = self._ids(batch.tasks)
+        observation = self.policy.normalise(batch.observation, ids)
+        self._update_critic(batch, observation, ids)
+        if self.updates % self.config.actor_period == 0:
+            self._update_actor(observation, ids)
+        with torch.no_grad():
+            source, target = list(self.critic.parameters()), list(self.target.parameters())
+            torch._foreach_lerp_(target, source, self.config.polyak)
+        self.updates += 1
+
+    def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
+        names = tuple(spec.name for spec in self.specs)
+        return None if tasks == names else torch.tensor([names.index(task) for task in tasks], device=self.device)
+
+    def _rows(self, table: Tensor, ids: Tensor | None) -> Tensor:
+        return (table if ids is None else table[ids]).unsqueeze(-1)
+
+    def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.policy.distribution(observation, ids)
+        noise = torch.empty_like(mean).normal_(generator=self._generator)
+        mask = self.policy.pick(self.policy.action_mask, ids)
+        return losses.tanh_gaussian_sample(mean, log_std, noise, mask)
+
+    def _update_critic(self, batch: Batch, observation: Tensor, ids: Tensor | None) -> None:
+        scale = self._rows(self.reward_scale(), ids)
+        temperature = self._rows(self.log_temperature.detach().exp(), ids)
+        with torch.no_grad():
+            reached = self.policy.normalise(batch.next_observation, ids)
+            action_tp1, log_density_tp1 = self._sample(reached, ids)
+            target = losses.soft_target(
+                self.target(reached, action_tp1, ids).softmax(-1),
+                batch.reward / scale,
+                batch.flag("terminated"),
+                self._rows(self.discount, ids),
+                -temperature * log_density_tp1 / scale,
+                self.atoms,
+            )
+        logits = self.critic(observation, self.policy.from_bounds(batch.action, ids), ids)
+        loss = losses.cross_entropy(logits, target).mean(-1)
+        self._critic_optimiser.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        self._critic_optimiser.step()
+        self._share_embedding()
+        self._last["critic_loss"] = loss.detach()
+
+    def _update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
+        scale = self._rows(self.reward_scale(), ids)
+        action, log_density = self._sample(observation, ids)
+        self.critic.requires_grad_(False)
+        value = losses.expected_value(self.critic(observation, action, ids), self.atoms)
+        self.critic.requires_grad_(True)
+        temperature = self._rows(self.log_temperature.detach().exp(), ids)
+        loss = (temperature * log_density / scale - value).mean(-1)
+        self._actor_optimiser.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        self._actor_optimiser.step()
+        entropy = self.target_entropy if ids is None else self.target_entropy[ids]
+        log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
+        self._temperature_optimiser.zero_grad(set_to_none=True)
+        losses.temperature_loss(log_temperature, log_density, entropy).sum().backward()
+        self._temperature_optimiser.step()
+        self._last.update(
+            actor_loss=loss.detach(), value=value.detach().mean(-1), entropy=-log_density.detach().mean(-1)
+        )
+
+    @torch.no_grad()
+    def _share_embedding(self) -> None:
+        # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
+        self.policy.embedding.copy_(self.critic.embedding)
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Task to what the last update saw of it: losses, value (scaled), entropy, temperature, reward scale."""
+        columns = {name: values.tolist() for name, values in self._last.items() if len(values) == len(self.specs)}
+        columns["temperature"] = self.log_temperature.detach().exp().tolist()
+        columns["reward_scale"] = self.reward_scale().tolist()
+        return {
+            spec.name: {name: values[index] for name, values in columns.items()}
+            for index, spec in enumerate(self.specs)
+        }
+
+    def weights(self) -> Weights:
+        """A snapshot of the policy under a new version (0 before the first update).
+
+        Raises:
+            RunError: a number is not finite; no such weights are given out.
+        """
+        version = self.version + 1 if self.updates else 0
+        snapshot = weights_module.snapshot(self.policy, version)
+        self.version = version
+        return snapshot
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next update depends on."""
+        return {
+            "policy": self.policy.state_dict(),
+            "critic": self.critic.state_dict(),
+            "target": self.target.state_dict(),
+            "log_temperature": self.log_temperature.detach(),
+            "largest_return": self.largest_return,
+            "critic_optimiser": self._critic_optimiser.state_dict(),
+            "actor_optimiser": self._actor_optimiser.state_dict(),
+            "temperature_optimiser": self._temperature_optimiser.state_dict(),
+            "generator": self._generator.get_state(),
+            "updates": self.updates,
+            "version": self.version,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave."""
+        for name in ("policy", "critic", "target"):
+            getattr(self, name).load_state_dict(state[name])
+        with torch.no_grad():
+            self.log_temperature.copy_(state["log_temperature"])
+        self.largest_return = state["largest_return"].to(self.device)
+        for name in ("critic", "actor", "temperature"):
+            getattr(self, f"_{name}_optimiser").load_state_dict(state[f"{name}_optimiser"])
+        self._generator.set_state(state["generator"].cpu())
+        self.updates, self.version = state["updates"], state["version"]

@@ -1,0 +1,142 @@
+"""The mathematics of learning: pure functions of tensors.
+
+Shapes: [...] stands for any leading axes, usually [T, B]. Time is in the names: ``_t`` is the state acted on,
+``_tp1`` the one reached.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Of the policy's log standard deviation (BRO, Nauman et al. 2024).
+LOG_STD_LOW = -10.0
+LOG_STD_HIGH = 2.0
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+_LOG_2 = math.log(2.0)
+
+
+def support(atoms: int, limit: float, device: torch.device | str = "cpu") -> Tensor:
+    """The atoms' values, [atoms], evenly on [-limit, limit]."""
+    return torch.linspace(-limit, limit, atoms, device=device)
+
+
+def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A squashed sample and its log density.
+
+    Haarnoja et al. 2018, "Soft actor-critic", appendix C, with log(1 - tanh(u)^2) in its stable form
+    2 (log 2 - u - softplus(-2u)).
+
+    Args:
+        mean: [..., act].
+        log_std: [..., act].
+        noise: [..., act], standard normal.
+        mask: [..., act], one for a task's real action dimensions, zero for padding.
+
+    Returns:
+        action [..., act] in (-1, 1), zero where padded; log density [...] over the real dimensions.
+    """
+    pre_tanh = mean + noise * log_std.exp()
+    log_normal = -0.5 * noise.square() - log_std - _LOG_SQRT_2PI
+    log_jacobian = 2 * (_LOG_2 - pre_tanh - functional.softplus(-2 * pre_tanh))
+    return torch.tanh(pre_tanh) * mask, ((log_normal - log_jacobian) * mask).sum(-1)
+
+
+def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tensor:
+    """Put probability that lies on any values onto the fixed atoms, each value's share to its two neighbours.
+
+    Bellemare, Dabney, Munos 2017, "A distributional perspective on reinforcement learning", algorithm 1.
+
+    Args:
+        probabilities: [..., atoms], of ``target_atoms``.
+        target_atoms: [..., atoms], values; those outside the support are clipped to its ends.
+        atoms: [atoms], ascending and evenly spaced.
+
+    Returns:
+        [..., atoms], probabilities of ``atoms``.
+    """
+    low, high = atoms[0], atoms[-1]
+    last = atoms.numel() - 1
+    position = (target_atoms.clamp(low, high) - low) / ((high - low) / last)
+    lower = position.floor().clamp(0, last - 1)
+    share = position - lower
+    index = lower.long()
+    projected = torch.zeros_like(probabilities)
+    projected.scatter_add_(-1, index, probabilities * (1 - share))
+    projected.scatter_add_(-1, index + 1, probabilities * share)
+    return projected
+
+
+def soft_target(
+    probabilities_tp1: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    discount: Tensor,
+    entropy_bonus_tp1: Tensor,
+    atoms: Tensor,
+) -> Tensor:
+    """The distribution that the critic is trained towards.
+
+    Each atom z becomes r + discount * (z + entropy bonus), and r alone where the episode terminated; a time limit
+    is no termination, there the value goes on.
+
+    Args:
+        probabilities_tp1: [..., atoms], the target critic's at the next state and action.
+        reward: [...], scaled.
+        terminated: [...], bool.
+        discount: [...] or broadcastable.
+        entropy_bonus_tp1: [...], minus temperature times log density of the next action, scaled as the reward.
+        atoms: [atoms].
+
+    Returns:
+        [..., atoms].
+    """
+    going_on = torch.where(terminated, torch.zeros_like(reward), discount.expand_as(reward))
+    values = reward.unsqueeze(-1) + going_on.unsqueeze(-1) * (atoms + entropy_bonus_tp1.unsqueeze(-1))
+    return project(probabilities_tp1, values, atoms)
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """[...] cross-entropy of logits [..., atoms] to target probabilities [..., atoms]."""
+    return -(target * functional.log_softmax(logits, -1)).sum(-1)
+
+
+def expected_value(logits: Tensor, atoms: Tensor) -> Tensor:
+    """[...] mean of the distribution of logits [..., atoms]."""
+    return (functional.softmax(logits, -1) * atoms).sum(-1)
+
+
+def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entropy: Tensor) -> Tensor:
+    """[T] loss whose descent brings each task's entropy to its target.
+
+    Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", equation 18.
+
+    Args:
+        log_temperature: [T].
+        log_density: [T, B], of sampled actions, without gradient.
+        target_entropy: [T].
+    """
+    return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
+
+
+def reward_scale(
+    largest_return: Tensor, temperature: Tensor, target_entropy: Tensor, discount: Tensor, value_limit: float
+) -> Tensor:
+    """[T] divisor that brings each task's soft returns into the critic's support.
+
+    (largest return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025, "Bigger,
+    regularized, categorical" (BRC).
+
+    Args:
+        largest_return: [T], largest absolute discounted return seen.
+        temperature: [T].
+        target_entropy: [T].
+        discount: [T].
+        value_limit: the support's end.
+    """
+    bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
+    return ((largest_return + bonus) / value_limit).clamp_min(1e-3)

@@ -1,0 +1,244 @@
+"""Shared backbones and per-task heads: the policy and the critic.
+
+The backbone runs once over all tasks' rows. The heads are one grouped product: a [T, in, out] weight per layer and
+one batched matrix product over the tasks present, so a row meets its own task's weights only and the cost does not
+depend on a loop over tasks. A task is known by its exclusive key ``observation_<task>``.
+
+The policy runs in collectors and in a user's hands, the critic in the learner only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from tensordict import LazyStackedTensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from tensordict.nn.probabilistic import InteractionType, interaction_type
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtray.config import NetworkConfig
+from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
+from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_of
+
+# Bounds wider than this mean that a simulator has none (lqr's are 1e10): such an action is learned on [-1, 1].
+_UNBOUNDED = 1e6
+_INPUT_LIMIT = 10.0
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer per task, as one batched product."""
+
+    def __init__(self, tasks: int, inputs: int, outputs: int, *, scale: float = 1.0) -> None:
+        """Initialise like torch's Linear, every task on its own, times ``scale``."""
+        super().__init__()
+        bound = scale * inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(tasks, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(tasks, outputs))
+
+    def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
+        """Map [n, B, in] to [n, B, out]; row group i belongs to task ``ids[i]`` (None: all tasks in order)."""
+        weight, bias = (self.weight, self.bias) if ids is None else (self.weight[ids], self.bias[ids])
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight)
+
+
+class GroupedHead(nn.Module):
+    """A head per task: ``layers`` hidden layers (Linear-ReLU) and an output layer, each one grouped product."""
+
+    def __init__(self, tasks: int, inputs: int, width: int, outputs: int, layers: int) -> None:
+        """Build it; outputs start near zero."""
+        super().__init__()
+        sizes = [inputs, *[width] * layers]
+        self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.output = GroupedLinear(tasks, sizes[-1], outputs, scale=0.1)
+
+    def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
+        """Map [n, B, in] to [n, B, out]."""
+        for layer in self.hidden:
+            inputs = functional.relu(layer(inputs, ids))
+        outputs: Tensor = self.output(inputs, ids)
+        return outputs
+
+
+class ResidualBlock(nn.Module):
+    """Linear-LayerNorm-ReLU-Linear-LayerNorm beside a skip connection (BRO, Nauman et al. 2024)."""
+
+    def __init__(self, width: int) -> None:
+        """Build it."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.LayerNorm(width)
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map [..., width] to [..., width]."""
+        outputs: Tensor = inputs + self.layers(inputs)
+        return outputs
+
+
+def make_backbone(inputs: int, width: int, blocks: int) -> nn.Sequential:
+    """Linear-LayerNorm-ReLU, then residual blocks."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(), *[ResidualBlock(width) for _ in range(blocks)]
+    )
+
+
+class MultiTaskPolicy(TensorDictModuleBase):
+    """A tanh-Gaussian policy over many tasks: one backbone, a head per task.
+
+    Called with one task's TensorDict, a lazy stack of any subset of tasks in any order, or a batch of such, it
+    writes ``action`` (in the task's own bounds and width) and returns what it was given. Under torchrl's
+    ``set_exploration_type`` RANDOM draws an action and DETERMINISTIC, MODE or MEAN take the distribution's middle;
+    without one, ``deterministic`` decides.
+    """
+
+    in_keys = [OBSERVATION]  # noqa: RUF012  (tensordict's modules declare them so)
+    out_keys = [ACTION]  # noqa: RUF012
+
+    def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, *, deterministic: bool = False) -> None:
+        """Build the policy of these tasks; their order is that of the heads."""
+        super().__init__()
+        self.specs = tuple(specs)
+        self.names = tuple(spec.name for spec in specs)
+        self.config = config
+        self.deterministic = deterministic
+        tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        self.register_buffer("mean", torch.zeros(tasks, obs))
+        self.register_buffer("scale", torch.ones(tasks, obs))
+        self.register_buffer("embedding", torch.zeros(tasks, config.embedding_size))
+        middle, reach, mask = _action_bounds(specs, act)
+        self.register_buffer("action_middle", middle)
+        self.register_buffer("action_reach", reach)
+        self.register_buffer("action_mask", mask)
+        self.backbone = make_backbone(obs + config.embedding_size, config.actor_width, config.actor_blocks)
+        head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
+        self.heads = GroupedHead(tasks, head_inputs, config.actor_width, 2 * act, config.head_layers)
+
+    mean: Tensor
+    scale: Tensor
+    embedding: Tensor
+    action_middle: Tensor
+    action_reach: Tensor
+    action_mask: Tensor
+
+    def normalise(self, observation: Tensor, ids: Tensor | None = None) -> Tensor:
+        """[n, B, obs] raw to [n, B, obs] normalised per task and clipped; padding stays zero."""
+        mean, scale = self.pick(self.mean, ids), self.pick(self.scale, ids)
+        return ((observation - mean) * scale).clamp(-_INPUT_LIMIT, _INPUT_LIMIT)
+
+    @staticmethod
+    def pick(table: Tensor, ids: Tensor | None) -> Tensor:
+        """Rows of a per-task table [T, ...] as [n, 1, ...]."""
+        return (table if ids is None else table[ids]).unsqueeze(1)
+
+    def distribution(self, observation: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation before the tanh, each [n, B, act], of normalised [n, B, obs]."""
+        embedding = self.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
+        hidden = self.backbone(torch.cat([observation, embedding], -1))
+        if self.config.head_reads_observation:
+            hidden = torch.cat([observation, hidden], -1)
+        mean, log_std = self.heads(hidden, ids).chunk(2, -1)
+        # Bounded smoothly, as in SpinningUp's successors: a hard clamp has no gradient outside.
+        log_std = LOG_STD_LOW + 0.5 * (LOG_STD_HIGH - LOG_STD_LOW) * (torch.tanh(log_std) + 1)
+        return mean, log_std
+
+    def act(
+        self,
+        observation: Tensor,
+        ids: Tensor | None = None,
+        *,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Actions [n, B, act] in the tasks' own bounds, for raw observations [n, B, obs] of tasks ``ids``."""
+        mean, log_std = self.distribution(self.normalise(observation, ids), ids)
+        if not deterministic:
+            noise = torch.empty_like(mean).normal_(generator=generator)
+            mean = mean + noise * log_std.exp()
+        return self.to_bounds(torch.tanh(mean), ids)
+
+    def to_bounds(self, action: Tensor, ids: Tensor | None = None) -> Tensor:
+        """From [-1, 1] to the tasks' bounds."""
+        middle, reach = self.pick(self.action_middle, ids), self.pick(self.action_reach, ids)
+        return torch.addcmul(middle, action, reach)
+
+    def from_bounds(self, action: Tensor, ids: Tensor | None = None) -> Tensor:
+        """From the tasks' bounds to [-1, 1]; padding becomes zero."""
+        middle, reach = self.pick(self.action_middle, ids), self.pick(self.action_reach, ids)
+        return (action - middle) / reach * self.pick(self.action_mask, ids)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write ``action`` into a TensorDict of one task or a lazy stack over tasks.
+
+        Raises:
+            SchemaError: an element carries none or several of this policy's tasks' keys.
+        """
+        groups: dict[str, list[TensorDictBase]] = {}
+        for leaf in _leaves(tensordict):
+            groups.setdefault(task_of(leaf, self.names), []).append(leaf)
+        rows = [torch.cat([_rows(leaf) for leaf in leaves]) for leaves in groups.values()]
+        ids = torch.tensor([self.names.index(name) for name in groups], device=rows[0].device)
+        mode = interaction_type()
+        deterministic = self.deterministic if mode is None else mode is not InteractionType.RANDOM
+        observation = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        action = self.act(observation, ids, deterministic=deterministic)
+        for index, (name, leaves) in enumerate(groups.items()):
+            size = self.specs[self.names.index(name)].action_size
+            counts = [leaf.numel() for leaf in leaves]
+            for leaf, part in zip(leaves, action[index, : sum(counts), :size].split(counts), strict=True):
+                leaf.set(ACTION, part.reshape(*leaf.batch_size, size))
+        return tensordict
+
+
+def _leaves(data: TensorDictBase) -> Iterator[TensorDictBase]:
+    if isinstance(data, LazyStackedTensorDict):
+        for part in data.tensordicts:
+            yield from _leaves(part)
+    else:
+        yield data
+
+
+def _rows(data: TensorDictBase) -> Tensor:
+    observation: Tensor = data.get(OBSERVATION)
+    return observation.reshape(-1, observation.shape[-1])
+
+
+def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    middle, reach, mask = torch.zeros(len(specs), width), torch.ones(len(specs), width), torch.zeros(len(specs), width)
+    for row, spec in enumerate(specs):
+        for column, (low, high) in enumerate(zip(spec.action_low, spec.action_high, strict=True)):
+            if low <= -_UNBOUNDED or high >= _UNBOUNDED:
+                low, high = -1.0, 1.0
+            middle[row, column] = (low + high) / 2
+            reach[row, column] = (high - low) / 2
+            mask[row, column] = 1
+    return middle, reach, mask
+
+
+class MultiTaskCritic(nn.Module):
+    """A categorical action-value function over many tasks: one backbone, a head of atoms per task (C51)."""
+
+    def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, atoms: int) -> None:
+        """Build the critic of these tasks; their order is that of the heads."""
+        super().__init__()
+        tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        self.raw_embedding = nn.Parameter(torch.randn(tasks, config.embedding_size))
+        self.reads_observation = config.head_reads_observation
+        self.backbone = make_backbone(obs + act + config.embedding_size, config.critic_width, config.critic_blocks)
+        head_inputs = config.critic_width + (obs if self.reads_observation else 0)
+        self.heads = GroupedHead(tasks, head_inputs, config.critic_width, atoms, config.head_layers)
+
+    @property
+    def embedding(self) -> Tensor:
+        """[T, embedding] of length one each."""
+        return functional.normalize(self.raw_embedding, dim=-1)
+
+    def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Logits [n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
+        embedding = MultiTaskPolicy.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
+        hidden = self.backbone(torch.cat([observation, action, embedding], -1))
+        if self.reads_observation:
+            hidden = torch.cat([observation, hidden], -1)
+        logits: Tensor = self.heads(hidden, ids)
+        return logits

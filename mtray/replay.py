@@ -1,0 +1,244 @@
+"""The shared replay: a dense ring per task.
+
+Enters: pushes, each one task-to-rows mapping under an id. Leaves: rows drawn uniformly from each task's ring, equally
+many of every task. Runs in one actor of the cluster (or in a plain test). A push that was sent twice is stored and
+counted once. Rows lie as `specs.pack` laid them out, each task's of its own width: an observation that is both a
+step's end and the next one's start is stored once.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tensordict import LazyStackedTensorDict, TensorDictBase
+
+from mtray.config import ReplayConfig
+from mtray.errors import RunError, SchemaError, UsageError
+from mtray.messages import Push, Receipt, Sampled, TaskStatistics
+from mtray.specs import TRANSITION, FloatArray, TaskSpec, by_task, observation_width, pack, row_flags, unpack_batches
+
+# Receipts kept per pusher. A pusher has a few pushes under way at most; one this late is a mistake, not a retry.
+_RECEIPTS = 256
+
+
+class Ring:
+    """One task's rows: the newest ``capacity`` of them."""
+
+    def __init__(self, spec: TaskSpec, capacity: int) -> None:
+        """Reserve the rows; memory is taken as they fill."""
+        self.spec = spec
+        self.rows: FloatArray = np.zeros((capacity, spec.row_size), np.float32)
+        self.written = 0
+        self.transitions = 0
+
+    @property
+    def start(self) -> int:
+        """Number of the oldest row held, counted from the first ever written."""
+        return max(0, self.written - len(self.rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows held."""
+        return (self.written - self.start) * self.spec.row_size * 4
+
+    def insert(self, rows: FloatArray) -> None:
+        """Write rows over the oldest.
+
+        Raises:
+            SchemaError: more rows than the ring holds.
+        """
+        capacity, count = len(self.rows), len(rows)
+        if count > capacity:
+            raise SchemaError(
+                f"task {self.spec.name!r}: a push of {count} rows does not fit a ring of {capacity}: "
+                "raise --replay.capacity-rows or lower --collector.rollout-steps"
+            )
+        begin = self.written % capacity
+        first = min(count, capacity - begin)
+        for target, source in ((self.rows[begin : begin + first], rows[:first]), (self.rows, rows[first:])):
+            target = target[: len(source)]
+            self.transitions += _count(source) - _count(target)
+            target[:] = source
+        self.written += count
+
+    def sample(self, count: int, generator: np.random.Generator) -> FloatArray:
+        """Draw transitions uniformly, with replacement: [count, row_size + obs_t], each with its next observation."""
+        capacity, width = len(self.rows), self.spec.observation_size
+        flags = row_flags(self.rows)
+        picked = np.empty(0, np.int64)
+        while len(picked) < count:
+            # The newest row never is a transition: a push ends with the observation it reached.
+            drawn = generator.integers(self.start, self.written - 1, size=count - len(picked) + 16) % capacity
+            picked = np.concatenate([picked, drawn[(flags[drawn] & TRANSITION) != 0]])
+        picked = picked[:count]
+        out = np.empty((count, self.spec.row_size + width), np.float32)
+        out[:, : self.spec.row_size] = self.rows[picked]
+        out[:, self.spec.row_size :] = self.rows[(picked + 1) % capacity, :width]
+        return out
+
+
+def _count(rows: FloatArray) -> int:
+    return int(np.count_nonzero(row_flags(rows) & TRANSITION)) if len(rows) else 0
+
+
+class Replay:
+    """A ring per task, filled by many collectors, read by one learner."""
+
+    def __init__(self, specs: tuple[TaskSpec, ...], config: ReplayConfig, seed: int = 0) -> None:
+        """Reserve a ring per task."""
+        self.specs = specs
+        self.width = observation_width(specs)
+        self._rings = {spec.name: Ring(spec, config.capacity_rows) for spec in specs}
+        self._statistics = {
+            spec.name: TaskStatistics(0, np.zeros(spec.observation_size), np.zeros(spec.observation_size))
+            for spec in specs
+        }
+        self._receipts: dict[str, collections.OrderedDict[int, Receipt]] = {}
+        self._generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
+        self._frames = dict.fromkeys(self._rings, 0)
+        self._source_frames: dict[str, int] = {}
+
+    def insert(self, push: Push) -> Receipt:
+        """Store a push, once however often it is sent.
+
+        Raises:
+            SchemaError: rows of an unknown task or of another width; nothing of the push is stored then.
+            RunError: the push is older than the receipts kept.
+        """
+        receipts = self._receipts.setdefault(push.source, collections.OrderedDict())
+        if push.number in receipts:
+            return receipts[push.number]
+        if receipts and push.number < next(iter(receipts)):
+            raise RunError(f"push {push.number} of {push.source} comes after {_RECEIPTS} later ones: it is not a retry")
+        for task, rows in push.rows.items():
+            self._check(task, rows)
+        frames = {}
+        for task, rows in push.rows.items():
+            acted = (row_flags(rows) & TRANSITION) != 0
+            self._rings[task].insert(rows)
+            statistics = self._statistics[task]
+            statistics.add(rows[acted, : self._rings[task].spec.observation_size])
+            statistics.largest_return = max(statistics.largest_return, push.largest_returns.get(task, 0.0))
+            frames[task] = int(acted.sum())
+            self._frames[task] += frames[task]
+        self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
+        receipt = receipts[push.number] = Receipt(push.source, push.number, frames)
+        while len(receipts) > _RECEIPTS:
+            receipts.popitem(last=False)
+        return receipt
+
+    def _check(self, task: str, rows: FloatArray) -> None:
+        ring = self._rings.get(task)
+        if ring is None:
+            raise SchemaError(f"push of task {task!r}: this replay holds {', '.join(self._rings)}")
+        spec = ring.spec
+        if rows.ndim != 2 or rows.shape[1] != spec.row_size or rows.dtype != np.float32:
+            raise SchemaError(
+                f"task {task!r}: rows of shape {rows.shape} {rows.dtype}, "
+                f"the schema says (any, {spec.row_size}) float32: {spec.observation_size} observation, "
+                f"{spec.action_size} action, reward, flags"
+            )
+        if not len(rows) or row_flags(rows)[-1] & TRANSITION:
+            raise SchemaError(f"task {task!r}: the last row must hold the observation reached, as specs.pack lays it")
+        if len(rows) > len(ring.rows):
+            raise SchemaError(
+                f"task {task!r}: a push of {len(rows)} rows does not fit a ring of {len(ring.rows)}: "
+                "raise --replay.capacity-rows or lower --collector.rollout-steps"
+            )
+
+    def extend(self, rollout: TensorDictBase, *, source: str = "local", number: int | None = None) -> Receipt:
+        """Pack and insert a lazy stack over any subset of tasks, in any order.
+
+        Raises:
+            SchemaError: the data does not fit its task's schema.
+        """
+        known = {spec.name: spec for spec in self.specs}
+        rows = {task: pack(data, known[task], self.width) for task, data in by_task(rollout, list(known)).items()}
+        if number is None:
+            number = max(self._receipts.get(source, {-1: None})) + 1
+        return self.insert(Push(source=source, number=number, rows=rows))
+
+    def sample_rows(self, rows_per_task: int, batches: int = 1, tasks: tuple[str, ...] | None = None) -> Sampled:
+        """Draw batches, equally many rows of every task.
+
+        Raises:
+            UsageError: a task is unknown or has no data yet.
+        """
+        tasks = tuple(self._rings) if tasks is None else tasks
+        rows = {}
+        for task in tasks:
+            ring = self._rings.get(task)
+            if ring is None or not ring.transitions:
+                held = {name: ring.transitions for name, ring in self._rings.items()}
+                raise UsageError(f"no transition of task {task!r} to sample: the replay holds {held}")
+            drawn = ring.sample(rows_per_task * batches, self._generator)
+            rows[task] = drawn.reshape(batches, rows_per_task, -1)
+        return Sampled(rows, self._statistics)
+
+    def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
+        """One batch as a lazy stack over tasks, each element a dense [B] of that task."""
+        batch = unpack_batches(self.sample_rows(rows_per_task, 1, tasks).rows, self.specs)[0]
+        return batch.to_stack({spec.name: spec for spec in self.specs})
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Task to frames inserted ever, transitions and bytes held now."""
+        return {
+            task: {"frames": self._frames[task], "transitions": ring.transitions, "bytes": ring.nbytes}
+            for task, ring in self._rings.items()
+        }
+
+    def frames(self) -> dict[str, int]:
+        """Task to frames stored, ever."""
+        return dict(self._frames)
+
+    def source_frames(self) -> dict[str, int]:
+        """Source to frames of all tasks stored for it, ever."""
+        return dict(self._source_frames)
+
+    def state(self) -> dict[str, Any]:
+        """All but the rows, as plain JSON values."""
+        return {
+            "frames": self._frames,
+            "written": {task: ring.written for task, ring in self._rings.items()},
+            "statistics": {
+                task: [known.count, known.mean.tolist(), known.square.tolist(), known.largest_return]
+                for task, known in self._statistics.items()
+            },
+            "receipts": {
+                source: [[receipt.number, dict(receipt.frames)] for receipt in receipts.values()]
+                for source, receipts in self._receipts.items()
+            },
+            "generator": self._generator.bit_generator.state,
+        }
+
+    def rows(self, task: str) -> FloatArray:
+        """A task's rows held, oldest first: a copy."""
+        ring = self._rings[task]
+        return ring.rows[np.arange(ring.start, ring.written) % len(ring.rows)]
+
+    def load(self, state: Mapping[str, Any], rows: Mapping[str, FloatArray]) -> None:
+        """Continue from what `state` and `rows` gave: the same rows at the same places, counts, ids and draws.
+
+        Raises:
+            SchemaError: rows of another task or width.
+        """
+        for task, held in rows.items():
+            if not len(held):
+                continue
+            self._check(task, held)
+            ring, written = self._rings[task], state["written"][task]
+            # With another capacity the rows can't lie where they did; they are then laid from the start.
+            same = min(written, len(ring.rows)) == len(held)
+            ring.written = written - len(held) if same else 0
+            ring.insert(held)
+        self._frames.update(state["frames"])
+        for task, (count, mean, square, largest) in state["statistics"].items():
+            self._statistics[task] = TaskStatistics(count, np.array(mean), np.array(square), largest)
+        self._receipts = {
+            source: collections.OrderedDict((number, Receipt(source, number, frames)) for number, frames in receipts)
+            for source, receipts in state["receipts"].items()
+        }
+        self._generator.bit_generator.state = state["generator"]

@@ -1,0 +1,145 @@
+"""The registry: from names a user types to tasks that can be built in any process.
+
+Enters: ``humanoid-walk``, ``dm_control/humanoid-walk``, a task set (``humanoid``, ``walker``, ``dmc``), a maker's
+path (``package.module:maker``) or a registered name. Leaves: `Task` values, which pickle and travel to actors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from mtray.engines import BatchSim
+from mtray.engines.torchrl import NAME as TORCHRL
+from mtray.engines.torchrl import Maker, TorchrlSim
+from mtray.errors import MtrayError, UnknownTaskError, UsageError
+from mtray.specs import TaskSpec
+
+# Engine name to the one file that imports the simulator; a file is loaded when a task of it is asked for.
+ENGINES = {"dm_control": "mtray.engines.dm_control"}
+DEFAULT_ENGINE = "dm_control"
+
+_REGISTERED: dict[str, Maker] = {}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that can be built anywhere: its name, its engine and, for a user's own, its maker."""
+
+    name: str
+    engine: str
+    maker: Maker | None = None
+
+    def make_sim(self, num_envs: int, seed: int = 0) -> BatchSim:
+        """Build K copies in this process.
+
+        Raises:
+            UsageError: the user's maker raised or built something that can't be used.
+        """
+        if num_envs < 1:
+            raise UsageError(f"task {self.name!r}: {num_envs} copies asked for, at least 1 is needed")
+        if self.maker is not None:
+            return TorchrlSim(self.name, self.maker, num_envs, seed)
+        sim: BatchSim = _engine(self.engine).make_sim(self.name, num_envs, seed)
+        return sim
+
+    @functools.cached_property
+    def spec(self) -> TaskSpec:
+        """The task's spec, read from one copy built for the purpose."""
+        sim = self.make_sim(1)
+        try:
+            return sim.spec
+        finally:
+            sim.close()
+
+
+def register_task(name: str, maker: Maker) -> None:
+    """Make ``name`` a task: ``maker(num_envs, seed)`` returns its TorchRL environment (see `mtray.engines.torchrl`).
+
+    The registration holds in this process; actors get the maker itself.
+
+    Raises:
+        UsageError: the name is taken, empty, or has a space, ``/`` or ``:``, or the maker can't be called.
+    """
+    if not name or set(name) & set("/: \t\n"):
+        raise UsageError(f"task name {name!r}: give a name without spaces, '/' or ':'")
+    if not callable(maker):
+        raise UsageError(f"the maker of task {name!r} is a {type(maker).__name__}, not a callable")
+    if name in _REGISTERED and _REGISTERED[name] is not maker:
+        raise UsageError(f"task {name!r} is registered already: choose another name")
+    _REGISTERED[name] = maker
+
+
+def task_names(engine: str = DEFAULT_ENGINE) -> tuple[str, ...]:
+    """Every task of an engine, and those registered."""
+    return (*_engine(engine).task_names(), *_REGISTERED)
+
+
+def task_sets(engine: str = DEFAULT_ENGINE) -> dict[str, tuple[str, ...]]:
+    """Every task set of an engine: set name to task names."""
+    sets: dict[str, tuple[str, ...]] = _engine(engine).task_sets()
+    return sets
+
+
+def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE) -> tuple[Task, ...]:
+    """The tasks that these names mean, in order, each once.
+
+    Raises:
+        UnknownTaskError: a name is no task and no set; the message lists near matches.
+        UsageError: no name, an unknown engine, or a maker that can't be imported.
+    """
+    if not names:
+        raise UsageError("no task given: name at least one, for example --tasks humanoid")
+    tasks: dict[Task, None] = {}
+    for name in names:
+        tasks.update(dict.fromkeys(_resolve_one(name, engine)))
+    return tuple(tasks)
+
+
+def _resolve_one(name: str, engine: str) -> list[Task]:
+    if name in _REGISTERED:
+        return [Task(name, TORCHRL, _REGISTERED[name])]
+    if ":" in name:
+        return [Task(name.rpartition(":")[2], TORCHRL, _import_maker(name))]
+    prefix, slash, rest = name.partition("/")
+    if slash:
+        engine, name = prefix, rest
+    module = _engine(engine)
+    known, sets = module.task_names(), module.task_sets()
+    if name in known:
+        return [Task(name, engine)]
+    if name in sets:
+        return [Task(member, engine) for member in sets[name]]
+    candidates = [*known, *sets, *_REGISTERED]
+    near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"task sets: {', '.join(sorted(sets))}"
+    raise UnknownTaskError(f"unknown task {name!r} of engine {engine!r}: {hint}")
+
+
+def _engine(name: str) -> ModuleType:
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}: choose from {', '.join(ENGINES)}")
+    try:
+        return importlib.import_module(ENGINES[name])
+    except ImportError as error:
+        raise UsageError(f"engine {name!r} can't be loaded here: {error}") from error
+
+
+def _import_maker(path: str) -> Maker:
+    module_name, _, attribute = path.rpartition(":")
+    try:
+        maker = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+    except MtrayError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"maker {path!r} can't be imported ({type(error).__name__}: {error}): "
+            "write package.module:maker, with the package installed or in the current folder"
+        ) from error
+    if not callable(maker):
+        raise UsageError(f"maker {path!r} is a {type(maker).__name__}, not a callable")
+    return maker  # type: ignore[return-value]
