@@ -40,7 +40,7 @@ _PUBLIC = {
     "task_sets": "tasks",
 }
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605  (the table above is the one list)
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

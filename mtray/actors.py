@@ -18,11 +18,13 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from mtray import checkpoint, collector, learner, replay
 from mtray.config import Config
-from mtray.envs import make_host, make_makers
+from mtray.envs import make_makers
 from mtray.errors import RunError
+from mtray.hosts import make_host
 from mtray.messages import Push, Receipt, Report, Sampled
 from mtray.networks import MultiTaskPolicy
-from mtray.specs import FloatArray, TaskSpec, observation_width, pack, unpack_batches
+from mtray.rows import pack, unpack_batches
+from mtray.specs import FloatArray, TaskSpec, observation_width
 from mtray.tasks import Task
 from mtray.weights import Weights
 

@@ -169,4 +169,5 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
     network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
     policy = MultiTaskPolicy(specs, network, deterministic=True)
     policy.load_state_dict(from_bytes(data))
-    return policy.requires_grad_(False).eval()
+    policy.requires_grad_(False).eval()
+    return policy

@@ -17,7 +17,7 @@ from tensordict import LazyStackedTensorDict, TensorDict
 from torch import Tensor
 
 from mtray import weights as weights_module
-from mtray.envs import Host
+from mtray.hosts import Host
 from mtray.messages import Episode
 from mtray.networks import MultiTaskPolicy
 from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, observation_width

@@ -99,9 +99,8 @@ def run(options: Options) -> dict[str, Any]:
     for name in wanted:
         results[name] = summarise(evaluate(policy, learned[name], options.episodes, seed=options.seed))
         figures = results[name]
-        print(
-            f"{name:{width}}  {figures['return_mean']:8.1f} ± {figures['return_std']:.1f}  ({options.episodes} episodes)"
-        )
+        mean, deviation = figures["return_mean"], figures["return_std"]
+        print(f"{name:{width}}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
     if options.json is not None:
         try:
             options.json.write_text(json.dumps(results, indent=1))
@@ -116,7 +115,6 @@ def _root(path: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; gives the exit code."""
-
     os.environ.setdefault("MUJOCO_GL", "disabled")
     torch.set_num_threads(1)
 

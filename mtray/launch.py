@@ -124,10 +124,10 @@ def ray_session(config: Config) -> Iterator[float]:
     import ray
 
     actors = config.workers + 2
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": None}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address is None:
         # Ray's CPUs are logical: a Ray of the run's own has as many as actors, so that none waits for ever.
-        ray.init(address="local", num_cpus=actors, **{**quiet, "include_dashboard": False})
+        ray.init(address="local", num_cpus=actors, include_dashboard=False, **quiet)
     else:
         check_address(config.address)
         try:
@@ -223,7 +223,7 @@ def launch(config: Config) -> dict[str, Any]:
 
 
 def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
-    from mtray.metrics import JsonLines, Progress, TensorBoard
+    from mtray.metrics import JsonLines, Progress, Sink, TensorBoard
     from mtray.supervisor import Supervisor
 
     started = time.monotonic()
@@ -231,7 +231,7 @@ def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint
     reason = "failed"
     with contextlib.ExitStack() as stack:
         cpus = stack.enter_context(ray_session(config))
-        sinks = [JsonLines(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")]
+        sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")]
         supervisor = Supervisor(
             config,
             tasks,
@@ -277,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Nothing is drawn; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
+    # dm_control's own models use attributes that MuJoCo calls deprecated, and says so at every load.
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def program() -> None:
         summary = launch(parse(sys.argv[1:] if arguments is None else arguments))

@@ -8,7 +8,7 @@ divided by the scale when a batch is used, so old rows never go stale.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from mtray import weights as weights_module
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.messages import TaskStatistics
 from mtray.networks import MultiTaskCritic, MultiTaskPolicy
-from mtray.specs import Batch, TaskSpec
+from mtray.rows import Batch
+from mtray.specs import TaskSpec
 from mtray.weights import Weights
 
 
@@ -66,10 +67,9 @@ class Learner:
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.largest_return = torch.zeros(tasks, device=self.device)
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
-        adamw = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
         self._actor_parameters = [*self.policy.backbone.parameters(), *self.policy.heads.parameters()]
-        self._critic_optimiser = torch.optim.AdamW(self.critic.parameters(), **adamw)
-        self._actor_optimiser = torch.optim.AdamW(self._actor_parameters, **adamw)
+        self._critic_optimiser = self._adamw(self.critic.parameters())
+        self._actor_optimiser = self._adamw(self._actor_parameters)
         self._temperature_optimiser = torch.optim.Adam(
             [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999)
         )
@@ -77,6 +77,10 @@ class Learner:
         self.version = 0
         self._last: dict[str, Tensor] = {}
         self._share_embedding()
+
+    def _adamw(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
         """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return."""
@@ -115,7 +119,8 @@ class Learner:
         if self.updates % self.config.actor_period == 0:
             self._update_actor(observation, ids)
         with torch.no_grad():
-            source, target = list(self.critic.parameters()), list(self.target.parameters())
+            source: list[Tensor] = list(self.critic.parameters())
+            target: list[Tensor] = list(self.target.parameters())
             torch._foreach_lerp_(target, source, self.config.polyak)
         self.updates += 1
 

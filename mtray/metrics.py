@@ -183,7 +183,8 @@ class Progress:
         text = (
             f"{line['frames']:,}/{self._total:,} frames ({100 * line['frames'] / self._total:.0f}%)  "
             f"{line['frames_per_second']:,.0f} frames/s  {line['updates']:,} updates  "
-            f"{line['updates_per_second']:.0f}/s  return {mean}  staleness {line['staleness']:.1f}  {line['time']:.0f} s"
+            f"{line['updates_per_second']:.0f}/s  return {mean}  staleness {line['staleness']:.1f}  "
+            f"{line['time']:.0f} s"
         )
         sys.stderr.write(f"\r\033[K{text}" if self._live else f"{text}\n")
         sys.stderr.flush()

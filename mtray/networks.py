@@ -9,6 +9,7 @@ The policy runs in collectors and in a user's hands, the critic in the learner o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -50,7 +51,7 @@ class GroupedHead(nn.Module):
         """Build it; outputs start near zero."""
         super().__init__()
         sizes = [inputs, *[width] * layers]
-        self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in itertools.pairwise(sizes))
         self.output = GroupedLinear(tasks, sizes[-1], outputs, scale=0.1)
 
     def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 Enters: pushes, each one task-to-rows mapping under an id. Leaves: rows drawn uniformly from each task's ring, equally
 many of every task. Runs in one actor of the cluster (or in a plain test). A push that was sent twice is stored and
-counted once. Rows lie as `specs.pack` laid them out, each task's of its own width: an observation that is both a
+counted once. Rows lie as `rows.pack` laid them out, each task's of its own width: an observation that is both a
 step's end and the next one's start is stored once.
 """
 
@@ -18,7 +18,8 @@ from tensordict import LazyStackedTensorDict, TensorDictBase
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push, Receipt, Sampled, TaskStatistics
-from mtray.specs import TRANSITION, FloatArray, TaskSpec, by_task, observation_width, pack, row_flags, unpack_batches
+from mtray.rows import TRANSITION, pack, row_flags, transitions, unpack_batches
+from mtray.specs import FloatArray, TaskSpec, by_task, observation_width
 
 # Receipts kept per pusher. A pusher has a few pushes under way at most; one this late is a mistake, not a retry.
 _RECEIPTS = 256
@@ -60,7 +61,7 @@ class Ring:
         first = min(count, capacity - begin)
         for target, source in ((self.rows[begin : begin + first], rows[:first]), (self.rows, rows[first:])):
             target = target[: len(source)]
-            self.transitions += _count(source) - _count(target)
+            self.transitions += transitions(source) - transitions(target)
             target[:] = source
         self.written += count
 
@@ -78,10 +79,6 @@ class Ring:
         out[:, : self.spec.row_size] = self.rows[picked]
         out[:, self.spec.row_size :] = self.rows[(picked + 1) % capacity, :width]
         return out
-
-
-def _count(rows: FloatArray) -> int:
-    return int(np.count_nonzero(row_flags(rows) & TRANSITION)) if len(rows) else 0
 
 
 class Replay:
@@ -142,7 +139,7 @@ class Replay:
                 f"{spec.action_size} action, reward, flags"
             )
         if not len(rows) or row_flags(rows)[-1] & TRANSITION:
-            raise SchemaError(f"task {task!r}: the last row must hold the observation reached, as specs.pack lays it")
+            raise SchemaError(f"task {task!r}: the last row must hold the observation reached, as rows.pack lays it")
         if len(rows) > len(ring.rows):
             raise SchemaError(
                 f"task {task!r}: a push of {len(rows)} rows does not fit a ring of {len(ring.rows)}: "

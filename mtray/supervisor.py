@@ -1,8 +1,8 @@
-"""The supervisor: places the actors, keeps all of them busy, replaces collectors that die, saves.
+"""The supervisor: places the actors, keeps all of them busy, watches, saves.
 
 Runs in the driver. Data goes from collectors to the replay and from there to the learner without passing here; what
 passes here are references, counts and weights' references. It never blocks on one actor: it waits for whichever
-call ends first, and a call that does not end in time counts as that actor's death.
+call ends first, and each call has a deadline.
 
 Frames are the replay's own counts. What was asked of the collectors and has not arrived is bounded by two calls
 each and by `Pacing`, so neither collectors nor learner run away from the other.
@@ -10,49 +10,25 @@ each and by `Pacing`, so neither collectors nor learner run away from the other.
 
 from __future__ import annotations
 
-import logging
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from mtray import actors, checkpoint
 from mtray.checkpoint import Checkpoint
 from mtray.config import Config, to_dict
-from mtray.errors import MtrayError, RunError, UsageError
+from mtray.crew import CALLS, Crew
+from mtray.errors import MtrayError, RunError
 from mtray.metrics import Metrics, Sink
 from mtray.pacing import Pacing
 from mtray.tasks import Task
 
-# Calls under way to one actor: one runs, one waits, so that the actor never waits for the supervisor.
-_CALLS = 2
 _POLL_SECONDS = 0.1
-# How long an actor may take to end its own processes when the run is over.
-_CLOSE_SECONDS = 10.0
-
-_LOGGER = logging.getLogger("mtray")
-
-
-@dataclass
-class _Worker:
-    """A collector actor and what is asked of it."""
-
-    index: int
-    source: str
-    actor: Any
-    started: float = field(default_factory=time.monotonic)
-    ready: bool = False
-    requested: int = 0
-    calls: deque[Any] = field(default_factory=deque)
-    heard: float = field(default_factory=time.monotonic)
-    flushed: bool = False
 
 
 def make_pacing(config: Config, tasks: int) -> Pacing:
@@ -61,10 +37,10 @@ def make_pacing(config: Config, tasks: int) -> Pacing:
     Raises:
         UsageError: a slack under which both sides would wait for ever.
     """
-    rollout = tasks * config.copies * config.collector.rollout_steps
-    # What is asked and not yet counted: two calls and a push under way for each collector.
-    round_frames = config.workers * rollout * (_CALLS + config.collector.pushes_in_flight)
     settings = config.learner
+    rollout_frames = tasks * config.copies * config.collector.rollout_steps
+    # What is asked and not yet counted: two calls and the pushes under way of each collector.
+    round_frames = config.workers * rollout_frames * (CALLS + config.collector.pushes_in_flight)
     slack = settings.slack_steps
     if slack is None:
         slack = max(1000, 2 * round_frames // tasks)
@@ -112,19 +88,15 @@ class Supervisor:
         self.stop_reason: str | None = None
         self._sinks = list(sinks)
         self._resume = resume
-        self._options = {"num_cpus": cpus_per_actor}
-        self._rollout_frames = len(tasks) * config.copies * config.collector.rollout_steps
-        self._run_id = uuid.uuid4().hex[:8]
-        self._workers: list[_Worker] = []
-        self._restarts = [0] * config.workers
-        self._gone_frames = 0
-        self._start_frames = 0
+        self._options: dict[str, Any] = {"num_cpus": cpus_per_actor}
         self._replay: Any = None
         self._learner: Any = None
+        self._crew: Crew | None = None
         self._train_calls: deque[tuple[Any, Any, int]] = deque()
         self._train_heard = 0.0
         self._weights: list[Any] = []
-        self._next_line = self._next_checkpoint = 0.0
+        self._next_line = 0.0
+        self._next_checkpoint = 0
 
     def stop(self, reason: str) -> None:
         """End the run at the next opportunity, saving; may be called from a signal handler."""
@@ -137,25 +109,25 @@ class Supervisor:
             RunError: the run could not go on.
         """
         try:
-            self._start()
+            crew = self._start()
             if self.config.deterministic:
-                self._run_lockstep()
+                self._run_lockstep(crew)
             else:
-                self._run_freely()
+                self._run_freely(crew)
             self._line()
             self._save()
             return self.stop_reason or "finished"
         finally:
             self._close()
 
-    # Starting
-
-    def _start(self) -> None:
-        replay_actor, learner_actor = _remote(actors.Replay), _remote(actors.Learner)
+    def _start(self) -> Crew:
+        replay_class: Any = ray.remote(actors.Replay)
+        learner_class: Any = ray.remote(actors.Learner)
         gpus = {"num_gpus": 1} if self.config.device.startswith("cuda") else {}
-        self._replay = replay_actor.options(**self._options).remote(self.specs, self.config)
-        self._learner = learner_actor.options(**self._options, **gpus).remote(self.specs, self.config, self._replay)
-        self._workers = [self._start_worker(index) for index in range(self.config.workers)]
+        self._replay = replay_class.options(**self._options).remote(self.specs, self.config)
+        self._learner = learner_class.options(**self._options, **gpus).remote(self.specs, self.config, self._replay)
+        begin = self._resume.frames if self._resume else 0
+        self._crew = Crew(self.config, self.tasks, self._replay, self._options, self._source_frames, begin)
         seconds = self.config.run.start_timeout_seconds
         self._get(self._replay.ready.remote(), "replay", seconds)
         self._get(self._learner.ready.remote(), "learner", seconds)
@@ -163,153 +135,85 @@ class Supervisor:
             self._restore(self._resume)
         self._weights = [self._learner.weights.remote()]
         self.metrics.weights_version = self._get(self._weights[0], "learner").version
-        now = time.monotonic()
-        self._next_line = now + self.config.run.log_seconds
+        self._next_line = time.monotonic() + self.config.run.log_seconds
         self._next_checkpoint = self.metrics.frames + self.config.run.checkpoint_frames
-        self._train_heard = now
+        return self._crew
 
     def _restore(self, saved: Checkpoint) -> None:
         self.metrics.load_state(saved.meta["metrics"])
         self.metrics.updates = self._get(self._learner.load_state.remote(saved.learner), "learner")
         if saved.replay is not None:
             self._get(self._replay.load.remote(saved.replay, saved.rows), "replay")
-        self._start_frames = self.metrics.frames
 
-    def _start_worker(self, index: int) -> _Worker:
-        life = self._restarts[index]
-        source = f"{self._run_id}/{index}.{life}"
-        # Every task of every worker of every life draws from a stream of its own.
-        begin = self._resume.frames if self._resume else 0
-        sequence = np.random.SeedSequence([self.config.seed, index, life, begin])
-        seeds = [int(seed) for seed in sequence.generate_state(len(self.tasks) + 1)]
-        actor = _remote(actors.Collector).options(**self._options)
-        return _Worker(index, source, actor.remote(source, self.tasks, self.config, seeds, self._replay))
+    def _source_frames(self) -> Mapping[str, int]:
+        sources: Mapping[str, int] = self._get(self._replay.stats.remote(), "replay")["sources"]
+        return sources
 
     # The free-running loop
 
-    def _run_freely(self) -> None:
-        stats = self._replay.stats.remote()
-        stats_heard = next_poll = time.monotonic()
-        while not self._finished():
-            self._ask_collectors()
-            self._ask_learner()
-            self._collect_answers(stats)
+    def _run_freely(self, crew: Crew) -> None:
+        stats, asked_at, next_poll = None, 0.0, 0.0
+        while not self._finished(crew):
             now = time.monotonic()
-            if _is_here(stats):
-                self._count(self._get(stats, "replay"))
-                stats_heard, next_poll, stats = now, now + _POLL_SECONDS, None
-            elif stats is not None and now - stats_heard > self.config.run.call_timeout_seconds:
-                raise RunError(f"the replay has not answered for {now - stats_heard:.0f} seconds")
             if stats is None and now >= next_poll:
-                stats, stats_heard = self._replay.stats.remote(), now
-            self._tick(now)
+                stats, asked_at = self._replay.stats.remote(), now
+            self._ask(crew)
+            self._wait([*crew.waiting(), *(figures for figures, *_ in list(self._train_calls)[:1])], stats)
+            for report in crew.reports():
+                self.metrics.add_rollout(report.episodes, report.weights_version)
+            self._take_figures()
+            if stats is not None and _is_here(stats):
+                self._count(self._get(stats, "replay"))
+                stats, next_poll = None, asked_at + _POLL_SECONDS
+            elif stats is not None and now - asked_at > self.config.run.call_timeout_seconds:
+                raise RunError(f"the replay has not answered for {now - asked_at:.0f} seconds")
+            self._tick()
         self._count(self._get(self._replay.stats.remote(), "replay"))
 
-    def _finished(self) -> bool:
-        if self._train_calls or any(worker.calls or not worker.flushed for worker in self._workers):
+    def _finished(self, crew: Crew) -> bool:
+        if self._train_calls or not crew.idle:
             return False
         done = self.metrics.frames >= self.config.total_frames
         trained = self.metrics.updates >= self.pacing.updates_allowed(self.metrics.frames)
         return self.stop_reason is not None or (done and trained)
 
-    def _asked_frames(self) -> int:
-        live = sum(worker.requested for worker in self._workers) * self._rollout_frames
-        return self._start_frames + self._gone_frames + live
-
-    def _ask_collectors(self) -> None:
+    def _ask(self, crew: Crew) -> None:
         total = 0 if self.stop_reason else self.config.total_frames
         limit = min(total, self.pacing.frames_allowed(self.metrics.updates))
-        version = self.metrics.weights_version
-        for calls in range(_CALLS):
-            for worker in self._workers:
-                if len(worker.calls) <= calls and self._asked_frames() < limit:
-                    if not worker.calls:
-                        worker.heard = time.monotonic()
-                    worker.calls.append(worker.actor.collect.remote(version, self._weights))
-                    worker.requested += 1
-                    worker.flushed = False
-        if self._asked_frames() >= total:
-            for worker in self._workers:
-                if not worker.calls and not worker.flushed:
-                    worker.heard, worker.flushed = time.monotonic(), True
-                    worker.calls.append(worker.actor.flush.remote())
-
-    def _ask_learner(self) -> None:
+        crew.ask(limit, self.metrics.weights_version, self._weights)
+        if crew.asked_frames >= total:
+            crew.flush()
         asked = self.metrics.updates + sum(updates for *_, updates in self._train_calls)
         updates = self.pacing.updates_allowed(self.metrics.frames) - asked
         short = any(task.frames < self.config.learner.warmup_steps for task in self.metrics.tasks.values())
-        if self.stop_reason is None and updates > 0 and len(self._train_calls) < _CALLS and not short:
-            if not self._train_calls:
-                self._train_heard = time.monotonic()
-            train = self._learner.train.options(num_returns=2)
-            figures, weights = train.remote(updates, self.config.learner.slice_seconds)
-            self._train_calls.append((figures, weights, updates))
+        if self.stop_reason or short or updates <= 0 or len(self._train_calls) >= CALLS:
+            return
+        if not self._train_calls:
+            self._train_heard = time.monotonic()
+        figures, weights = self._train(updates, self.config.learner.slice_seconds)
+        self._train_calls.append((figures, weights, updates))
 
-    def _collect_answers(self, stats: Any) -> None:
-        waiting = [worker.calls[0] for worker in self._workers if worker.calls]
-        waiting += [figures for figures, *_ in list(self._train_calls)[:1]]
-        waiting += [stats] if stats is not None else []
-        if waiting:
-            ray.wait(waiting, timeout=_POLL_SECONDS)
+    def _train(self, updates: int, seconds: float) -> tuple[Any, Any]:
+        figures, weights = self._learner.train.options(num_returns=2).remote(updates, seconds)
+        return figures, weights
+
+    def _wait(self, calls: list[Any], stats: Any) -> None:
+        calls = calls if stats is None else [*calls, stats]
+        if calls:
+            ray.wait(calls, timeout=_POLL_SECONDS)
         else:
             time.sleep(_POLL_SECONDS / 10)
-        for worker in list(self._workers):
-            self._try_worker(worker, lambda worker=worker: self._take_reports(worker))
-        self._take_figures()
-
-    def _take_reports(self, worker: _Worker) -> None:
-        now = time.monotonic()
-        while worker.calls and _is_here(worker.calls[0]):
-            report = ray.get(worker.calls.popleft())
-            worker.heard, worker.ready = now, True
-            if report is not None:
-                self.metrics.add_rollout(report.episodes, report.weights_version)
-        run = self.config.run
-        limit = run.call_timeout_seconds if worker.ready else run.start_timeout_seconds
-        if worker.calls and now - worker.heard > limit:
-            raise GetTimeoutError(f"collector {worker.index} has not answered for {limit:g} seconds")
-
-    def _try_worker(self, worker: _Worker, action: Callable[[], None]) -> None:
-        """Do something with a collector; replace it if that shows that it died or hangs."""
-        try:
-            action()
-        except ActorUnavailableError:
-            return
-        except RayTaskError as error:
-            if isinstance(error.cause, UsageError):
-                raise error.cause from None
-            self._replace(worker, error)
-        except (RayActorError, GetTimeoutError) as error:
-            self._replace(worker, error)
-
-    def _replace(self, worker: _Worker, error: BaseException) -> None:
-        index = worker.index
-        allowed = self.config.collector.max_restarts
-        ray.kill(worker.actor)
-        if self._restarts[index] >= allowed:
-            raise RunError(
-                f"collector {index} died {self._restarts[index] + 1} times (--collector.max-restarts {allowed}), "
-                f"the last time with: {error}"
-            ) from error
-        self._restarts[index] += 1
-        self.metrics.restarts += 1
-        _LOGGER.warning("collector %d is replaced (%d of %d times): %s", index, self._restarts[index], allowed, error)
-        # What it had pushed counts, what it had been asked for beyond that is asked of others.
-        stats = self._get(self._replay.stats.remote(), "replay")
-        self._gone_frames += stats["sources"].get(worker.source, 0)
-        self._workers[self._workers.index(worker)] = self._start_worker(index)
 
     def _take_figures(self) -> None:
-        now = time.monotonic()
         while self._train_calls and _is_here(self._train_calls[0][0]):
             figures, weights, _ = self._train_calls.popleft()
             self._take_weights(self._get(figures, "learner"), weights)
-            self._train_heard = now
+            self._train_heard = time.monotonic()
         limit = self.config.run.call_timeout_seconds
-        if self._train_calls and now - self._train_heard > limit:
+        if self._train_calls and time.monotonic() - self._train_heard > limit:
             raise RunError(f"the learner has not answered for {limit:g} seconds")
 
-    def _take_weights(self, figures: dict[str, Any], weights: Any) -> None:
+    def _take_weights(self, figures: Mapping[str, Any], weights: Any) -> None:
         metrics = self.metrics
         metrics.updates, metrics.weights_version = figures["updates"], figures["version"]
         metrics.wait_seconds = figures["wait_seconds"]
@@ -317,34 +221,29 @@ class Supervisor:
             metrics.tasks[name].learner = values
         self._weights = [weights]
 
-    def _count(self, stats: dict[str, Any]) -> None:
-        for name, held in stats["frames"].items():
+    def _count(self, stats: Mapping[str, Any]) -> None:
+        for name, frames in stats["frames"].items():
             if self._resume is not None and self._resume.replay is None:
-                held += self._resume.meta["metrics"]["tasks"][name]["frames"]
-            self.metrics.tasks[name].frames = held
+                frames += self._resume.meta["metrics"]["tasks"][name]["frames"]
+            self.metrics.tasks[name].frames = frames
 
     # The lockstep loop
 
-    def _run_lockstep(self) -> None:
+    def _run_lockstep(self, crew: Crew) -> None:
         while self.stop_reason is None and self.metrics.frames < self.config.total_frames:
-            version = self.metrics.weights_version
-            acts = [worker.actor.act.remote(version, self._weights, True) for worker in self._workers]
-            for worker, act in zip(self._workers, acts, strict=True):
-                report = self._get(act, f"collector {worker.index}")
+            for report in crew.round(self._get, self.metrics.weights_version, self._weights):
                 self.metrics.add_rollout(report.episodes, report.weights_version)
-            for worker in self._workers:
-                self._get(worker.actor.push.remote(), f"collector {worker.index}")
             self._count(self._get(self._replay.stats.remote(), "replay"))
             updates = self.pacing.updates_allowed(self.metrics.frames) - self.metrics.updates
             if updates > 0:
-                train = self._learner.train.options(num_returns=2)
-                figures, weights = train.remote(updates, float("inf"))
+                figures, weights = self._train(updates, float("inf"))
                 self._take_weights(self._get(figures, "learner"), weights)
-            self._tick(time.monotonic())
+            self._tick()
 
     # Watching, saving, ending
 
-    def _tick(self, now: float) -> None:
+    def _tick(self) -> None:
+        now = time.monotonic()
         if now >= self._next_line:
             self._next_line = now + self.config.run.log_seconds
             self._line()
@@ -353,6 +252,7 @@ class Supervisor:
             self._save()
 
     def _line(self) -> None:
+        self.metrics.restarts = self._crew.restarts if self._crew else 0
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)
@@ -378,14 +278,14 @@ class Supervisor:
         deadline = time.monotonic() + limit
         while True:
             try:
+                # In short waits, so that a signal is not kept waiting.
                 return ray.get(reference, timeout=min(1.0, limit))
             except GetTimeoutError:
                 if time.monotonic() > deadline:
                     raise RunError(f"the {who} did not answer within {limit:g} seconds") from None
             except RayTaskError as error:
-                cause = error.cause
-                if isinstance(cause, MtrayError):
-                    raise cause from None
+                if isinstance(error.cause, MtrayError):
+                    raise error.cause from None
                 raise RunError(f"the {who} failed: {error}") from error
             except RayActorError as error:
                 raise RunError(f"the {who} died: {error}") from error
@@ -393,17 +293,12 @@ class Supervisor:
     def _close(self) -> None:
         for sink in self._sinks:
             sink.close()
-        closing = [worker.actor.close.remote() for worker in self._workers]
-        if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-        for actor in [*(worker.actor for worker in self._workers), self._learner, self._replay]:
+        if self._crew is not None:
+            self._crew.close()
+        for actor in (self._learner, self._replay):
             if actor is not None:
                 ray.kill(actor)
 
 
-def _remote(cls: type[Any]) -> Any:
-    return ray.remote(cls)
-
-
 def _is_here(reference: Any) -> bool:
-    return reference is not None and bool(ray.wait([reference], timeout=0)[0])
+    return bool(ray.wait([reference], timeout=0)[0])

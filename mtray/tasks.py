@@ -12,6 +12,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import cast
 
 from mtray.engines import BatchSim
 from mtray.engines.torchrl import NAME as TORCHRL
@@ -142,4 +143,4 @@ def _import_maker(path: str) -> Maker:
         ) from error
     if not callable(maker):
         raise UsageError(f"maker {path!r} is a {type(maker).__name__}, not a callable")
-    return maker  # type: ignore[return-value]
+    return cast(Maker, maker)

@@ -115,11 +115,12 @@ def _slices(spec: TaskSpec) -> list[tuple[str, slice]]:
 
 
 @functools.cache
-def _headless(physics: type[Physics]) -> type[Physics]:
+def _headless(physics: Any) -> Any:
     return type(physics.__name__, (physics,), {"contexts": property(lambda self: None)})
 
 
 def _drop_renderer(physics: Physics) -> None:
     # quadruped-escape uploads its terrain to a renderer at every reset, and fails where there is none. Nothing is
     # drawn here, so say there is none to upload to; the simulation is untouched.
-    physics.__class__ = _headless(type(physics))
+    kind: Any = type(physics)
+    physics.__class__ = _headless(kind)

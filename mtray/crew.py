@@ -1,0 +1,185 @@
+"""The crew: a run's collector actors, placed, kept busy, and replaced when they die.
+
+Runs in the driver. A collector that dies, hangs or fails is killed and another takes its place, with seeds of its
+own; what the old one had pushed counts, what it was asked for beyond that is asked of the crew again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+
+from mtray import actors
+from mtray.config import Config
+from mtray.errors import RunError, UsageError
+from mtray.messages import Report
+from mtray.tasks import Task
+
+# Calls under way to one actor: one runs, one waits, so that the actor never waits for the driver.
+CALLS = 2
+# How long collectors may take to end their simulators' processes when the run is over.
+_CLOSE_SECONDS = 10.0
+
+_LOGGER = logging.getLogger("mtray")
+
+
+@dataclass
+class _Worker:
+    """A collector actor and what is asked of it."""
+
+    index: int
+    source: str
+    actor: Any
+    ready: bool = False
+    requested: int = 0
+    flushed: bool = False
+    calls: deque[Any] = field(default_factory=deque)
+    heard: float = field(default_factory=time.monotonic)
+
+    def ask(self, call: Any) -> None:
+        """Remember a call; the clock of an idle actor starts with it."""
+        if not self.calls:
+            self.heard = time.monotonic()
+        self.calls.append(call)
+
+
+class Crew:
+    """The collectors of one run."""
+
+    def __init__(
+        self,
+        config: Config,
+        tasks: Sequence[Task],
+        replay: Any,
+        options: Mapping[str, Any],
+        source_frames: Callable[[], Mapping[str, int]],
+        begin_frames: int,
+    ) -> None:
+        """Start the collectors; they begin as soon as each is up.
+
+        Args:
+            config: the run's.
+            tasks: what each collector steps.
+            replay: the replay actor, to which they push.
+            options: Ray's, of every collector.
+            source_frames: asks the replay what it has stored for each source.
+            begin_frames: frames the run begins with.
+        """
+        self.restarts = 0
+        self.rollout_frames = len(tasks) * config.copies * config.collector.rollout_steps
+        self._config = config
+        self._tasks = tuple(tasks)
+        self._replay = replay
+        self._options = dict(options)
+        self._source_frames = source_frames
+        self._begin_frames = begin_frames
+        self._gone_frames = 0
+        self._run_id = uuid.uuid4().hex[:8]
+        self._lives = [0] * config.workers
+        self._workers = [self._start(index) for index in range(config.workers)]
+
+    def _start(self, index: int) -> _Worker:
+        life = self._lives[index]
+        # Every task of every collector of every life and resumption draws from a stream of its own.
+        sequence = np.random.SeedSequence([self._config.seed, index, life, self._begin_frames])
+        seeds = [int(seed) for seed in sequence.generate_state(len(self._tasks) + 1)]
+        source = f"{self._run_id}/{index}.{life}"
+        cls: Any = ray.remote(actors.Collector)
+        actor = cls.options(**self._options).remote(source, self._tasks, self._config, seeds, self._replay)
+        return _Worker(index, source, actor)
+
+    @property
+    def asked_frames(self) -> int:
+        """Frames the run began with, and all that has been asked for since and is not lost."""
+        live = sum(worker.requested for worker in self._workers) * self.rollout_frames
+        return self._begin_frames + self._gone_frames + live
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is under way, and every push has its receipt."""
+        return all(worker.flushed and not worker.calls for worker in self._workers)
+
+    def waiting(self) -> list[Any]:
+        """The call of each collector that ends next."""
+        return [worker.calls[0] for worker in self._workers if worker.calls]
+
+    def ask(self, limit: float, version: int, weights: list[Any]) -> None:
+        """Ask for rollouts until ``limit`` frames are asked for or every collector has its calls."""
+        for calls in range(CALLS):
+            for worker in self._workers:
+                if len(worker.calls) <= calls and self.asked_frames < limit:
+                    worker.ask(worker.actor.collect.remote(version, weights))
+                    worker.requested += 1
+                    worker.flushed = False
+
+    def flush(self) -> None:
+        """Ask those that have nothing to do to wait for their last receipts."""
+        for worker in self._workers:
+            if not worker.calls and not worker.flushed:
+                worker.ask(worker.actor.flush.remote())
+                worker.flushed = True
+
+    def reports(self) -> Iterator[Report]:
+        """The reports that have come; collectors found dead or hanging are replaced on the way.
+
+        Raises:
+            RunError: one died more often than it may.
+            UsageError: one found that its input can't work.
+        """
+        for worker in list(self._workers):
+            try:
+                yield from self._reports_of(worker)
+            except ActorUnavailableError as error:
+                _LOGGER.warning("collector %d does not answer, waiting for it: %s", worker.index, error)
+            except (RayTaskError, RayActorError, GetTimeoutError) as error:
+                self._replace(worker, error)
+
+    def _reports_of(self, worker: _Worker) -> Iterator[Report]:
+        while worker.calls and ray.wait([worker.calls[0]], timeout=0)[0]:
+            report = ray.get(worker.calls.popleft())
+            worker.heard, worker.ready = time.monotonic(), True
+            if report is not None:
+                yield report
+        run = self._config.run
+        limit = run.call_timeout_seconds if worker.ready else run.start_timeout_seconds
+        if worker.calls and time.monotonic() - worker.heard > limit:
+            raise GetTimeoutError(f"it has not answered for {limit:g} seconds")
+
+    def _replace(self, worker: _Worker, error: Exception) -> None:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, UsageError):
+            raise error.cause from None
+        index, allowed = worker.index, self._config.collector.max_restarts
+        ray.kill(worker.actor)
+        if self._lives[index] >= allowed:
+            raise RunError(
+                f"collector {index} died {allowed + 1} times (--collector.max-restarts {allowed}), "
+                f"the last time with: {error}"
+            ) from error
+        self._lives[index] += 1
+        self.restarts += 1
+        _LOGGER.warning("collector %d is replaced (%d of %d times): %s", index, self._lives[index], allowed, error)
+        self._gone_frames += self._source_frames().get(worker.source, 0)
+        self._workers[index] = self._start(index)
+
+    def round(self, get: Callable[[Any, str], Any], version: int, weights: list[Any]) -> Iterator[Report]:
+        """Lockstep: every collector acts with these weights, then they push one after the other."""
+        acts = [worker.actor.act.remote(version, weights, True) for worker in self._workers]
+        yield from (get(act, "collector") for act in acts)
+        for worker in self._workers:
+            get(worker.actor.push.remote(), "collector")
+
+    def close(self) -> None:
+        """Let the collectors end their processes, then end them."""
+        closing = [worker.actor.close.remote() for worker in self._workers]
+        ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        for worker in self._workers:
+            ray.kill(worker.actor)
