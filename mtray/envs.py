@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class TaskEnv(EnvBase):
             )
         self._sim: BatchSim | None = None
         self._start_seed = seed
+        # Where each copy stands: a partial reset gives back the others' rows.
+        self._current: FloatArray = self._padded()
         batch = [] if num_envs is None else [num_envs]
         super().__init__(device=None, batch_size=torch.Size(batch))
         low = torch.tensor(spec.action_low, dtype=torch.float32).expand(*batch, -1)
@@ -124,8 +126,9 @@ class TaskEnv(EnvBase):
         mask = np.ones(self.num_envs, np.bool_)
         if tensordict is not None and "_reset" in tensordict:
             mask = tensordict.get("_reset").reshape(-1).numpy()
-            padded[:] = tensordict.get(OBSERVATION).reshape(self.num_envs, -1).numpy()
+            padded[:] = self._current
         self.sim.reset(mask, padded[:, : self.task_spec.observation_size])
+        self._current = padded.copy()
         never = np.zeros((2, self.num_envs), np.bool_)
         return TensorDict({**self._observations(padded), **self._flags(*never)}, self.batch_size)
 
@@ -135,6 +138,7 @@ class TaskEnv(EnvBase):
         out = StepArrays.empty(self.num_envs, spec)
         out = StepArrays(padded[:, : spec.observation_size], out.reward, out.terminated, out.truncated)
         self.sim.step(tensordict.get(ACTION).reshape(self.num_envs, -1).numpy(), out)
+        self._current = padded.copy()
         reward = torch.from_numpy(out.reward).view(*self.batch_size, 1)
         fields = {**self._observations(padded), **self._flags(out.terminated, out.truncated), REWARD: reward}
         return TensorDict(fields, self.batch_size)
@@ -146,7 +150,7 @@ class TaskEnv(EnvBase):
         root = reached.exclude(REWARD)
         done = reached.get("done")
         if done.any():
-            root = self._reset(TensorDict({"_reset": done, OBSERVATION: root.get(OBSERVATION)}, self.batch_size))
+            root = self._reset(TensorDict({"_reset": done}, self.batch_size))
         return tensordict, root
 
     def close(self, *, raise_if_closed: bool = True) -> None:
@@ -235,18 +239,31 @@ class MultiTaskEnv(ParallelEnv):
         for index in workers_range:
             flags[index] = 0
 
-    def _check_alive(self, pending: list[int], deadline: float) -> None:
+    def _check_alive(self, pending: Sequence[int], deadline: float) -> None:
         for index in pending:
-            worker = self._workers[index]
-            if not worker.is_alive() and not self._shm_done_flags[index]:
-                self._terminate_and_join_workers(self._workers, timeout=2.0)
-                raise RunError(
-                    f"the process that steps task {self.makers[index].task.name!r} died with exit code "
-                    f"{worker.exitcode}; what it printed last is in this process's stderr"
-                )
+            if not self._workers[index].is_alive() and not self._shm_done_flags[index]:
+                self.fail(index)
         if time.monotonic() > deadline:
             names = ", ".join(self.makers[index].task.name for index in pending)
             raise RunError(f"the processes of {names} did not answer within {self.BATCHED_PIPE_TIMEOUT:g} seconds")
+
+    def fail(self, index: int) -> NoReturn:
+        """End every process, because that of one task died.
+
+        Raises:
+            RunError: always; it names the task.
+        """
+        dead = self._workers[index]
+        dead.join(timeout=1.0)
+        code = dead.exitcode
+        self._terminate_and_join_workers(self._workers, timeout=2.0)
+        for channel in self.parent_channels:
+            channel.close()
+        self.is_closed = True
+        raise RunError(
+            f"the process that steps task {self.makers[index].task.name!r} died with exit code {code}; "
+            "what it printed last is in the log of this process"
+        )
 
 
 def _advance(data: TensorDictBase) -> TensorDictBase:

@@ -125,8 +125,11 @@ class ParallelHost(Host):
 
     def step(self) -> None:
         """One control step of every copy, all tasks at once."""
-        for channel in self.env.parent_channels:
-            channel.send(("step_and_maybe_reset", {}))
+        for index, channel in enumerate(self.env.parent_channels):
+            try:
+                channel.send(("step_and_maybe_reset", {}))
+            except BrokenPipeError:
+                self.env.fail(index)
         self.env._wait_for_workers(self._everyone)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mtray import losses
 from mtray import weights as weights_module
 from mtray.config import LearnerConfig, NetworkConfig
+from mtray.errors import RunError
 from mtray.messages import TaskStatistics
 from mtray.networks import MultiTaskCritic, MultiTaskPolicy
 from mtray.rows import Batch
@@ -34,6 +35,15 @@ def discount_of(spec: TaskSpec) -> float:
         return 0.99
     fifth = spec.horizon / 5
     return min(0.995, max(0.95, (fifth - 1) / fifth))
+
+
+def _check_finite(batch: Batch) -> None:
+    parts = (batch.observation, batch.next_observation, batch.action, batch.reward)
+    # The sum of finite float32 data overflows only where a value is beyond any simulator's range as well.
+    sums = torch.stack([part.flatten(1).sum(-1) for part in parts])
+    if not bool(sums.isfinite().all()):
+        bad = [task for task, good in zip(batch.tasks, sums.isfinite().all(0).tolist(), strict=True) if not good]
+        raise RunError(f"data of {', '.join(bad)} is not finite: no update is made with it")
 
 
 class Learner:
@@ -109,10 +119,12 @@ class Learner:
 
         Raises:
             SchemaError: the batch does not fit its tasks.
+            RunError: a task's data is not finite; nothing was changed.
         """
         if not isinstance(batch, Batch):
             batch = Batch.from_stack(batch, self.specs)
         batch = batch.to(self.device)
+        _check_finite(batch)
         ids = self._ids(batch.tasks)
         observation = self.policy.normalise(batch.observation, ids)
         self._update_critic(batch, observation, ids)

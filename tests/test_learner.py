@@ -1,0 +1,235 @@
+"""The learner: what an update may touch, what it refuses, and that it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtray.collector import Collector
+from mtray.config import LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.envs import make_makers
+from mtray.errors import RunError
+from mtray.hosts import make_host
+from mtray.learner import Learner, discount_of
+from mtray.networks import MultiTaskPolicy
+from mtray.replay import Replay
+from mtray.rows import Batch, unpack_batches
+from mtray.specs import TaskSpec
+from mtray.tasks import Task
+from mtray.testing import CountingMaker
+
+NETWORK = NetworkConfig(actor_width=32, critic_width=32, embedding_size=4)
+# Two tasks of different widths whose best actions differ: one policy must tell them apart.
+TARGETS = {"left": -0.6, "right": 0.4}
+MAKERS = {
+    "left": CountingMaker(target=-0.6, truncate_after=20, observation_size=2, action_size=1),
+    "right": CountingMaker(target=0.4, truncate_after=20, observation_size=3, action_size=2),
+}
+
+
+@pytest.fixture
+def tasks():
+    return [Task(name, "torchrl", maker) for name, maker in MAKERS.items()]
+
+
+def specs_of(tasks):
+    return tuple(task.spec for task in tasks)
+
+
+def filled_replay(tasks, rollouts=20):
+    specs = specs_of(tasks)
+    host = make_host("inline", make_makers(tasks, 4, [1, 2]))
+    policy = MultiTaskPolicy(specs, NETWORK).requires_grad_(False)
+    discounts = {spec.name: discount_of(spec) for spec in specs}
+    collector = Collector(host, policy, rollout_steps=16, discounts=discounts)
+    replay = Replay(specs, ReplayConfig(capacity_rows=50_000))
+    for _ in range(rollouts):
+        replay.extend(collector.collect().data)
+    return replay, collector
+
+
+def learner_of(tasks, **changes):
+    settings = {"atoms": 21, "learning_rate": 3e-3, "initial_temperature": 0.01, **changes}
+    return Learner(specs_of(tasks), NETWORK, LearnerConfig(**settings))
+
+
+def batch_of(replay, rows=32):
+    return unpack_batches(replay.sample_rows(rows).rows, replay.specs)[0]
+
+
+def parameters(module):
+    return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
+
+
+def test_it_learns_each_tasks_own_best_action(tasks):
+    replay, collector = filled_replay(tasks)
+    learner = learner_of(tasks)
+    for _ in range(25):
+        sampled = replay.sample_rows(64, 16)
+        learner.set_statistics(sampled.statistics)
+        for batch in unpack_batches(sampled.rows, replay.specs):
+            learner.update(batch)
+        collector.load(learner.weights())
+        replay.extend(collector.collect().data)
+    start = torch.zeros(2, 1, 3)
+    action = learner.policy.act(start, deterministic=True)[:, 0, 0]
+    for index, target in enumerate(TARGETS.values()):
+        assert abs(action[index].item() - target) < 0.15
+
+
+def test_a_lazy_stack_and_its_dense_form_give_the_same_update(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay)
+    known = {spec.name: spec for spec in replay.specs}
+    first, second = learner_of(tasks), learner_of(tasks)
+    first.update(batch)
+    second.update(batch.to_stack(known))
+    assert torch.equal(parameters(first.critic), parameters(second.critic))
+    assert torch.equal(parameters(first.policy), parameters(second.policy))
+    back = Batch.from_stack(batch.to_stack(known), replay.specs)
+    for name in ("observation", "action", "reward", "next_observation", "flags"):
+        assert torch.equal(getattr(back, name), getattr(batch, name))
+
+
+def test_an_update_on_one_task_leaves_the_others_heads_alone(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = learner_of(tasks, weight_decay=0.0)
+    before = [p.detach().clone() for heads in (learner.critic.heads, learner.policy.heads) for p in heads.parameters()]
+    rows = replay.sample_rows(32, 1, ("right",)).rows
+    learner.update(unpack_batches(rows, replay.specs)[0])
+    after = [p.detach() for heads in (learner.critic.heads, learner.policy.heads) for p in heads.parameters()]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[0], new[0])
+        assert not torch.equal(old[1], new[1])
+
+
+def test_values_behind_a_narrow_tasks_widths_change_nothing(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay)
+    action = batch.action.clone()
+    action[0, :, 1:] = 123.0
+    dirty = Batch(batch.tasks, batch.observation, action, batch.reward, batch.next_observation, batch.flags)
+    first, second = learner_of(tasks), learner_of(tasks)
+    first.update(batch)
+    second.update(dirty)
+    assert torch.equal(parameters(first.critic), parameters(second.critic))
+
+
+def test_a_time_limit_is_bootstrapped_and_a_termination_is_not(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay)
+    learners = []
+    for bit in (4, 8):
+        learner = learner_of(tasks)
+        flags = torch.full_like(batch.flags, 1 | 2 | bit)
+        ended = Batch(batch.tasks, batch.observation, batch.action, batch.reward, batch.next_observation, flags)
+        learner.update(ended)
+        learners.append(parameters(learner.critic))
+    plain = learner_of(tasks)
+    flags = torch.ones_like(batch.flags)
+    plain.update(Batch(batch.tasks, batch.observation, batch.action, batch.reward, batch.next_observation, flags))
+    assert torch.equal(learners[1], parameters(plain.critic))
+    assert not torch.equal(learners[0], parameters(plain.critic))
+
+
+def test_same_seed_same_weights_other_seed_others(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay)
+    results = []
+    for seed in (0, 0, 1):
+        learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(atoms=21), seed=seed)
+        for _ in range(3):
+            learner.update(batch)
+        results.append(learner.weights().values)
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0], results[2])
+
+
+def test_state_continues_exactly(tasks):
+    from mtray.checkpoint import from_bytes, to_bytes
+
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = [batch_of(replay) for _ in range(6)]
+    straight, first = learner_of(tasks), learner_of(tasks)
+    for batch in batches:
+        straight.update(batch)
+    for batch in batches[:3]:
+        first.update(batch)
+    second = Learner(specs_of(tasks), NETWORK, first.config, seed=99)
+    second.load_state_dict(from_bytes(to_bytes(first.state_dict())))
+    for batch in batches[3:]:
+        second.update(batch)
+    assert torch.equal(parameters(straight.critic), parameters(second.critic))
+    assert torch.equal(parameters(straight.policy), parameters(second.policy))
+    assert torch.equal(straight.log_temperature, second.log_temperature)
+    assert second.updates == 6
+
+
+def test_versions_count_what_is_given_out(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = learner_of(tasks)
+    assert learner.weights().version == 0
+    learner.update(batch_of(replay))
+    assert [learner.weights().version for _ in range(2)] == [1, 2]
+
+
+def test_data_that_is_not_finite_stops_the_update_before_it_changes_anything(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay)
+    learner = learner_of(tasks)
+    learner.update(batch)
+    before = parameters(learner.critic), parameters(learner.policy)
+    for name in ("reward", "observation", "next_observation", "action"):
+        parts = {part: getattr(batch, part).clone() for part in vars(batch) if part != "tasks"}
+        parts[name][1, 0] = float("nan")
+        with pytest.raises(RunError, match="right is not finite"):
+            learner.update(Batch(batch.tasks, **parts))
+    assert torch.equal(before[0], parameters(learner.critic))
+    assert torch.equal(before[1], parameters(learner.policy))
+    assert learner.updates == 1
+
+
+def test_weights_that_are_not_finite_are_never_given_out(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = learner_of(tasks)
+    learner.update(batch_of(replay))
+    learner.weights()
+    with torch.no_grad():
+        learner.policy.backbone[0].weight[0, 0] = float("inf")
+    with pytest.raises(RunError, match=r"backbone\.0\.weight.*not finite"):
+        learner.weights()
+    assert learner.version == 1
+
+
+def test_the_inputs_statistics_and_reward_scale_follow_the_replay(tasks):
+    replay, _ = filled_replay(tasks, rollouts=8)
+    learner = learner_of(tasks)
+    sampled = replay.sample_rows(4)
+    learner.set_statistics(sampled.statistics)
+    known = sampled.statistics["right"]
+    deviation = np.sqrt(known.square / (known.count - 1) + 1e-6)
+    np.testing.assert_allclose(learner.policy.mean[1, :3], known.mean, rtol=1e-5)
+    np.testing.assert_allclose(learner.policy.scale[1, :3], 1 / deviation, rtol=1e-5)
+    assert learner.policy.scale[0, 2] == 1
+    assert learner.policy.mean[0, 2] == 0
+
+
+@pytest.mark.parametrize(("horizon", "discount"), [(1000, 0.995), (500, 0.99), (50, 0.95), (None, 0.99)])
+def test_discount_follows_the_episodes_length(horizon, discount):
+    spec = TaskSpec(
+        name="a",
+        engine="test",
+        observation=(("x", 1),),
+        action_low=(-1.0,),
+        action_high=(1.0,),
+        horizon=horizon,
+        time_step_seconds=None,
+    )
+    assert discount_of(spec) == pytest.approx(discount)
+
+
+@pytest.mark.gpu
+def test_updates_run_on_a_gpu(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(atoms=21), device="cuda")
+    learner.update(batch_of(replay))
+    assert np.isfinite(learner.weights().values).all()

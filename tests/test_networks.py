@@ -1,0 +1,213 @@
+"""The policy's laws: one backbone call, grouped heads equal to the plain way, zero gradient across tasks."""
+
+import pytest
+import torch
+from tensordict import LazyStackedTensorDict, TensorDict
+from tensordict.nn import InteractionType, set_interaction_type
+
+from mtray.config import NetworkConfig
+from mtray.envs import TaskEnv
+from mtray.errors import SchemaError
+from mtray.networks import MultiTaskCritic, MultiTaskPolicy
+from mtray.specs import TaskSpec, observation_width
+from tests.oracles import sequential_policy
+
+WIDTHS = {"a": (3, 1), "b": (7, 4), "c": (5, 2)}
+SPECS = [
+    TaskSpec(
+        name=name,
+        engine="test",
+        observation=(("x", obs),),
+        action_low=tuple(-0.5 * (i + 1) for i in range(act)),
+        action_high=tuple(1.0 + i for i in range(act)),
+        horizon=10,
+        time_step_seconds=0.1,
+    )
+    for name, (obs, act) in WIDTHS.items()
+]
+NETWORKS = [
+    NetworkConfig(actor_width=16, critic_width=16),
+    NetworkConfig(actor_width=16, critic_width=16, head_layers=2, head_reads_observation=True),
+    NetworkConfig(actor_width=16, critic_width=16, actor_blocks=0, embedding_size=0),
+]
+
+
+def make_policy(network=NETWORKS[0], specs=SPECS):
+    torch.manual_seed(0)
+    policy = MultiTaskPolicy(specs, network, deterministic=True)
+    for index, spec in enumerate(specs):
+        width = spec.observation_size
+        policy.mean[index, :width] = torch.randn(width)
+        policy.scale[index, :width] = torch.rand(width) + 0.5
+    policy.embedding.normal_()
+    # Heads start near zero: make them differ.
+    for parameter in policy.heads.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return policy
+
+
+def state(name, *batch):
+    width = WIDTHS[name][0]
+    observation = torch.zeros(*batch, 7)
+    observation[..., :width] = torch.randn(*batch, width)
+    fields = {"observation": observation, f"observation_{name}": observation[..., :width].clone()}
+    return TensorDict(fields, list(batch))
+
+
+def stack(*names, batch=(4,)):
+    return LazyStackedTensorDict.lazy_stack([state(name, *batch) for name in names], 0)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("names", ["abc", "cab", "b", "ca"])
+def test_parity_with_a_partial_tolerant_sequence_of_the_same_weights(network, names):
+    policy = make_policy(network)
+    data = stack(*names)
+    expected = sequential_policy(policy)(data.clone())
+    policy(data)
+    for index, name in enumerate(names):
+        action = data[index]["action"]
+        assert action.shape == (4, WIDTHS[name][1])
+        torch.testing.assert_close(action, expected[index]["action"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_parity_on_the_whole_benchmarking_suite():
+    from mtray.tasks import resolve
+
+    tasks = resolve(["dmc"])
+    specs = [task.spec for task in tasks]
+    policy = make_policy(NetworkConfig(), specs)
+    width = observation_width(specs)
+    states = [TaskEnv(task, num_envs=2, observation_width=width).reset() for task in tasks]
+    data = LazyStackedTensorDict.lazy_stack(states, 0)
+    expected = sequential_policy(policy)(data.clone())
+    policy(data)
+    for index in range(len(tasks)):
+        torch.testing.assert_close(data[index]["action"], expected[index]["action"], atol=1e-6, rtol=0)
+
+
+def test_parity_on_real_tasks_of_different_widths(mixed):
+    specs = [task.spec for task in mixed]
+    policy = make_policy(NetworkConfig(), specs)
+    states = [TaskEnv(task, num_envs=3, observation_width=67).reset() for task in mixed]
+    data = LazyStackedTensorDict.lazy_stack(states, 0)
+    expected = sequential_policy(policy)(data.clone())
+    policy(data)
+    for index in range(3):
+        torch.testing.assert_close(data[index]["action"], expected[index]["action"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("names", ["a", "abc", "cb"])
+def test_one_backbone_call_and_one_product_per_head_layer(names):
+    policy = make_policy(NETWORKS[1])
+    calls = []
+    for module in (policy.backbone, *policy.heads.hidden, policy.heads.output):
+        module.register_forward_hook(lambda module, inputs, output: calls.append(module))
+    policy(stack(*names))
+    assert calls == [policy.backbone, *policy.heads.hidden, policy.heads.output]
+
+
+def test_same_kind_comes_back():
+    policy = make_policy()
+    for data in (state("b"), state("b", 5), state("b", 2, 3), stack("b", "a"), stack("c", batch=(2, 3))):
+        assert policy(data) is data
+        parts = data.tensordicts if isinstance(data, LazyStackedTensorDict) else [data]
+        for part in parts:
+            name = next(key for key in part.keys() if key.startswith("observation_"))[-1]
+            assert part["action"].shape == (*part.batch_size, WIDTHS[name][1])
+
+
+def test_a_stack_of_rows_and_a_stack_of_steps_give_the_same_actions():
+    policy = make_policy()
+    data = state("b", 3, 4)
+    policy(data)
+    rows = LazyStackedTensorDict.lazy_stack([data.select("observation", "observation_b")[:, t] for t in range(4)], 1)
+    policy(rows)
+    for t in range(4):
+        torch.testing.assert_close(rows[:, t]["action"], data["action"][:, t], atol=1e-6, rtol=0)
+
+
+def test_actions_stay_in_each_tasks_bounds():
+    policy = make_policy()
+    with set_interaction_type(InteractionType.RANDOM):
+        data = policy(stack("a", "b", "c", batch=(500,)))
+    for index, spec in enumerate(SPECS):
+        action = data[index]["action"]
+        assert (action >= torch.tensor(spec.action_low) - 1e-6).all()
+        assert (action <= torch.tensor(spec.action_high) + 1e-6).all()
+        assert (action.max(0).values - action.min(0).values > 0.1).all()
+
+
+def test_interaction_type_decides_between_middle_and_sample():
+    policy = make_policy()
+    data = state("b", 6)
+    middle = policy(data.clone())["action"]
+    with set_interaction_type(InteractionType.DETERMINISTIC):
+        assert torch.equal(policy(data.clone())["action"], middle)
+    with set_interaction_type(InteractionType.RANDOM):
+        first, second = policy(data.clone())["action"], policy(data.clone())["action"]
+    assert not torch.equal(first, second)
+    policy.deterministic = False
+    assert not torch.equal(policy(data.clone())["action"], policy(data.clone())["action"])
+
+
+def test_unbounded_actions_are_learned_on_the_unit_interval():
+    spec = TaskSpec(
+        name="a",
+        engine="test",
+        observation=(("x", 3),),
+        action_low=(-1e10, float("-inf")),
+        action_high=(1e10, float("inf")),
+        horizon=None,
+        time_step_seconds=None,
+    )
+    policy = MultiTaskPolicy([spec], NETWORKS[0])
+    assert policy.to_bounds(torch.ones(1, 1, 2)).tolist() == [[[1.0, 1.0]]]
+
+
+def test_bounds_round_trip_and_padding_becomes_zero():
+    policy = make_policy()
+    action = torch.rand(3, 5, 4) * 2 - 1
+    back = policy.from_bounds(policy.to_bounds(action))
+    torch.testing.assert_close(back, action * policy.action_mask.unsqueeze(1), atol=1e-6, rtol=0)
+
+
+def test_data_without_its_exclusive_key_is_an_error_that_says_so():
+    policy = make_policy()
+    with pytest.raises(SchemaError, match="exactly one task"):
+        policy(TensorDict({"observation": torch.zeros(7)}, []))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gradients_of_other_tasks_heads_are_exactly_zero(network):
+    policy = make_policy(network)
+    critic = MultiTaskCritic(SPECS, network, atoms=11)
+    observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
+    for task in range(3):
+        policy.zero_grad()
+        critic.zero_grad()
+        policy.distribution(observation)[0][task].square().sum().backward()
+        critic(observation, action)[task].square().sum().backward()
+        for heads in (policy.heads, critic.heads):
+            for parameter in heads.parameters():
+                own = parameter.grad[task]
+                others = parameter.grad[[t for t in range(3) if t != task]]
+                assert not others.any()
+                assert own.any()
+
+
+def test_a_subset_of_tasks_gives_the_same_numbers_as_all():
+    network = NETWORKS[1]
+    policy, critic = make_policy(network), MultiTaskCritic(SPECS, network, atoms=11)
+    observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
+    ids = torch.tensor([2, 0])
+    torch.testing.assert_close(policy.distribution(observation)[0][ids], policy.distribution(observation[ids], ids)[0])
+    torch.testing.assert_close(critic(observation, action)[ids], critic(observation[ids], action[ids], ids))
+
+
+def test_values_behind_a_tasks_width_do_not_matter_to_its_normalisation():
+    policy = make_policy()
+    normalised = policy.normalise(torch.zeros(3, 2, 7))
+    assert not normalised[0, :, 3:].any()
+    assert normalised[0, :, :3].any()
