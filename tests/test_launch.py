@@ -1,0 +1,197 @@
+"""Whole runs: real Ray, real simulators, real signals; what they leave behind, in files and in processes."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import mtray
+from mtray import checkpoint
+from tests.processes import Run
+
+# Light and short: two real tasks of different widths.
+TASKS = ("--tasks", "cartpole-swingup", "reacher-easy")
+SMALL = (
+    *TASKS,
+    *("--workers", 2, "--envs-per-task", 2, "--run.log-seconds", 0.5, "--learner.batch-rows", 32),
+    *("--learner.warmup-steps", 200, "--learner.updates-per-step", 0.05, "--replay.capacity-rows", 20000),
+)
+
+
+def lines_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def summary_of(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def frames_so_far(run_dir):
+    path = run_dir / "metrics.jsonl"
+    whole = path.read_text().splitlines()[:-1] if path.exists() else []
+    return json.loads(whole[-1])["frames"] if whole else 0
+
+
+def test_a_run_from_command_to_evaluation(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--host", "inline", "--total-frames", 9000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    summary = summary_of(run_dir)
+    assert summary["exit_reason"] == "finished"
+    assert summary["frames"] == sum(task["frames"] for task in summary["tasks"].values())
+    # A rollout of one collector is 2 tasks x 2 copies x 32 steps: the run ends with the one that reaches the total.
+    assert 9000 <= summary["frames"] < 9000 + 128
+    assert summary["updates"] == int(0.05 * (summary["frames"] - 400) / 2)
+    assert len({task["frames"] for task in summary["tasks"].values()}) == 1
+    for task in summary["tasks"].values():
+        # 4 copies made 4500 steps between them, however the two collectors shared them.
+        assert 2 <= task["episodes"] <= 4
+        assert 0 <= task["return_mean"] <= 1000
+
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["config"]["tasks"] == ["cartpole-swingup", "reacher-easy"]
+    assert {"torch", "torchrl", "ray", "dm_control", "mujoco"} <= set(config["versions"])
+    keys = {"time", "frames", "updates", "frames_per_second", "updates_per_second", "weights_version", "staleness"}
+    for line in lines_of(run_dir):
+        assert keys <= set(line)
+        for figures in line["tasks"].values():
+            assert {"frames", "episodes", "return_mean", "return_last"} <= set(figures)
+    assert lines_of(run_dir)[-1]["frames"] == summary["frames"]
+    assert list((run_dir / "tensorboard").glob("events*"))
+    saved = checkpoint.read(checkpoint.latest(run_dir))
+    assert saved.frames == summary["frames"]
+    assert saved.replay["frames"] == {name: task["frames"] for name, task in summary["tasks"].items()}
+
+    policy = mtray.load_policy(run_dir)
+    env = mtray.make_task_env("reacher-easy", observation_width=6)
+    assert policy(env.reset())["action"].shape == (2,)
+
+    with Run(run_dir, "--episodes", 2, "--json", "eval.json", cwd=tmp_path, module="mtray.evaluate") as evaluation:
+        assert evaluation.wait() == 0, evaluation.output
+    results = json.loads((tmp_path / "eval.json").read_text())
+    assert set(results) == {"cartpole-swingup", "reacher-easy"}
+    for figures in results.values():
+        assert figures["episodes"] == len(figures["returns"]) == 2
+        assert figures["return_mean"] == pytest.approx(np.mean(figures["returns"]))
+        assert figures["return_std"] == pytest.approx(np.std(figures["returns"]))
+
+
+@pytest.mark.cluster
+def test_the_default_command_with_more_workers_than_cores(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run("--workers", 8, "--total-frames", 4000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    assert summary_of(run_dir)["frames"] >= 4000
+    assert "26 processes (16 simulate)" in run.output
+    assert set(summary_of(run_dir)["tasks"]) == {"humanoid-stand", "humanoid-walk"}
+
+
+@pytest.mark.cluster
+def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 2000)
+        run.interrupt()
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    first = summary_of(run_dir)
+    assert first["exit_reason"] == "interrupted"
+    saved = checkpoint.read(checkpoint.latest(run_dir))
+    assert saved.frames == first["frames"] == sum(saved.replay["frames"].values())
+
+    total = first["frames"] + 3000
+    with Run("--resume", run_dir, "--total-frames", total, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    second = summary_of(run_dir)
+    assert second["exit_reason"] == "finished"
+    assert total <= second["frames"] < total + 128
+    assert second["updates"] == int(0.05 * (second["frames"] - 400) / 2)
+    restored = checkpoint.read(checkpoint.latest(run_dir))
+    for task, rows in saved.rows.items():
+        assert np.array_equal(restored.rows[task][: len(rows)].view(np.int32), rows.view(np.int32))
+
+
+@pytest.mark.cluster
+def test_a_collector_that_is_killed_is_replaced_and_every_frame_counts_once(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 30_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        victim = run.wait_until(lambda: run.named("ray::Collector"))[0]
+        simulators = [child.pid for child in victim.children(recursive=True)]
+        assert simulators
+        victim.send_signal(signal.SIGKILL)
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    summary = summary_of(run_dir)
+    assert summary["restarts"] == 1
+    assert 30_000 <= summary["frames"] < 30_000 + 3 * 128
+    saved = checkpoint.read(checkpoint.latest(run_dir))
+    assert summary["frames"] == sum(saved.replay["frames"].values())
+    for task in summary["tasks"]:
+        flags = saved.rows[task].view(np.int32)[:, -1]
+        assert np.count_nonzero(flags & 1) == summary["tasks"][task]["frames"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("actor", ["Learner", "Replay"])
+def test_the_death_of_learner_or_replay_ends_the_run_with_one_line_and_no_orphans(tmp_path, actor):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        run.named(f"ray::{actor}")[0].send_signal(signal.SIGKILL)
+        assert run.wait() == 1, run.output
+        assert run.all_gone(), run.alive()
+    assert f"error: the {actor.lower()} died" in run.output
+    assert "Traceback" not in run.output
+    assert summary_of(run_dir)["exit_reason"].startswith("failed")
+
+
+@pytest.mark.cluster
+def test_a_driver_that_is_killed_leaves_no_process(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        assert len(run.alive()) > 8
+        run.process.kill()
+        assert run.all_gone(60), run.alive()
+
+
+@pytest.mark.cluster
+def test_a_collector_that_can_not_be_built_ends_the_run_with_its_reason(tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "import os\n"
+        "from mtray.testing import CountingEnv\n"
+        "def maker(num_envs, seed):\n"
+        "    if num_envs > 1:\n"
+        "        raise OSError('the licence server is down')\n"
+        "    return CountingEnv(num_envs, truncate_after=10)\n"
+    )
+    arguments = ("--tasks", "broken:maker", "--workers", 1, "--envs-per-task", 2, "--host", "inline")
+    with Run(*arguments, "--collector.max-restarts", 1, "--run-dir", tmp_path / "a", cwd=tmp_path) as run:
+        assert run.wait() in (1, 2), run.output
+        assert run.all_gone(), run.alive()
+    assert "the licence server is down" in run.output
+
+
+@pytest.mark.cluster
+def test_the_same_seed_gives_the_same_run_in_lockstep(tmp_path):
+    results = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        arguments = (*SMALL, "--host", "inline", "--deterministic", "--seed", seed, "--total-frames", 3000)
+        with Run(*arguments, "--run-dir", tmp_path / name, cwd=tmp_path) as run:
+            assert run.wait() == 0, run.output
+            assert run.all_gone(), run.alive()
+        saved = checkpoint.read(checkpoint.latest(tmp_path / name))
+        weights = torch.cat([tensor.reshape(-1) for tensor in checkpoint.from_bytes(saved.policy).values()])
+        results.append((weights, saved.rows, summary_of(tmp_path / name)["updates"]))
+    first, second, third = results
+    assert first[2] == second[2] > 0
+    assert torch.equal(first[0], second[0])
+    for task, rows in first[1].items():
+        assert np.array_equal(rows.view(np.int32), second[1][task].view(np.int32))
+    assert not torch.equal(first[0], third[0])
