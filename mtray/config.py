@@ -200,6 +200,13 @@ class Config:
             f"--envs-per-task {self.envs_per_task}: at least 1 copy is needed",
         )
         _require(self.total_frames >= 1, f"--total-frames {self.total_frames}: at least 1 is needed")
+        # Where every observation differs from the one reached before, a step takes two rows.
+        rows = 2 * self.copies * self.collector.rollout_steps
+        _require(
+            self.replay.capacity_rows >= rows,
+            f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies} copies x "
+            f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
+        )
         _require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
     @property

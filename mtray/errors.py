@@ -14,8 +14,11 @@ class MtrayError(Exception):
     """Base of every error that mtray raises on purpose."""
 
 
-class UsageError(MtrayError, ValueError):
-    """Input that can't work; the message names the value, the limit and the remedy."""
+class UsageError(MtrayError):
+    """Input that can't work; the message names the value, the limit and the remedy.
+
+    No ValueError: tyro takes those from a config's validation as its own and prints them over many lines.
+    """
 
 
 class UnknownTaskError(UsageError):

@@ -21,7 +21,6 @@ from mtray import checkpoint
 from mtray.errors import UsageError
 from mtray.launch import run_program
 from mtray.networks import MultiTaskPolicy
-from mtray.specs import observation_width
 from mtray.tasks import Task, resolve
 
 # An episode without a time limit is cut here, so that an evaluation ends.
@@ -35,7 +34,7 @@ def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 
     """
     from mtray.envs import TaskEnv
 
-    env = TaskEnv(task, num_envs=episodes, seed=seed, observation_width=observation_width(policy.specs))
+    env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True
     try:
         with torch.no_grad():

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from mtray.config import NetworkConfig
 from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
-from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_of
+from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_key, task_of
 
 # Bounds wider than this mean that a simulator has none (lqr's are 1e10): such an action is learned on [-1, 1].
 _UNBOUNDED = 1e6
@@ -178,11 +178,14 @@ class MultiTaskPolicy(TensorDictModuleBase):
         groups: dict[str, list[TensorDictBase]] = {}
         for leaf in _leaves(tensordict):
             groups.setdefault(task_of(leaf, self.names), []).append(leaf)
-        rows = [torch.cat([_rows(leaf) for leaf in leaves]) for leaves in groups.values()]
-        ids = torch.tensor([self.names.index(name) for name in groups], device=rows[0].device)
+        # The common key is the exclusive one padded to some width; padding that here fits any environment's.
+        rows = [torch.cat([_rows(leaf, task_key(name)) for leaf in leaves]) for name, leaves in groups.items()]
+        observation = self.mean.new_zeros(len(rows), max(map(len, rows)), self.mean.shape[-1])
+        for index, part in enumerate(rows):
+            observation[index, : len(part), : part.shape[-1]] = part
+        ids = torch.tensor([self.names.index(name) for name in groups], device=self.mean.device)
         mode = interaction_type()
         deterministic = self.deterministic if mode is None else mode is not InteractionType.RANDOM
-        observation = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         action = self.act(observation, ids, deterministic=deterministic)
         for index, (name, leaves) in enumerate(groups.items()):
             size = self.specs[self.names.index(name)].action_size
@@ -200,8 +203,8 @@ def _leaves(data: TensorDictBase) -> Iterator[TensorDictBase]:
         yield data
 
 
-def _rows(data: TensorDictBase) -> Tensor:
-    observation: Tensor = data.get(OBSERVATION)
+def _rows(data: TensorDictBase, key: str) -> Tensor:
+    observation: Tensor = data.get(key)
     return observation.reshape(-1, observation.shape[-1])
 
 

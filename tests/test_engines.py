@@ -105,6 +105,20 @@ def test_copies_are_independent_of_how_many_there_are():
     assert np.array_equal(first.observation, second.observation[:2])
 
 
+@pytest.mark.parametrize("name", ["walker-walk", "lqr-lqr_6_2", "reacher-hard", "swimmer-swimmer6"])
+def test_a_copy_equals_a_simulator_of_its_own(name):
+    # Copies share one compilation; tasks that write to their model at reset must not write to another's.
+    many, alone = sim_of(name, 3, seed=5), sim_of(name, 1, seed=copy_seed(5, 2))
+    first, second = StepArrays.empty(3, many.spec), StepArrays.empty(1, alone.spec)
+    many.reset(everyone(many), first.observation)
+    alone.reset(everyone(alone), second.observation)
+    for _ in range(20):
+        assert np.array_equal(first.observation[2:], second.observation)
+        many.step(np.full((3, many.spec.action_size), 0.3, np.float32), first)
+        alone.step(np.full((1, many.spec.action_size), 0.3, np.float32), second)
+        assert np.array_equal(first.reward[2:], second.reward)
+
+
 def test_same_seed_same_episode_other_seed_another():
     runs = []
     for seed in (1, 1, 2):

@@ -66,8 +66,8 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     assert saved.replay["frames"] == {name: task["frames"] for name, task in summary["tasks"].items()}
 
     policy = mtray.load_policy(run_dir)
-    env = mtray.make_task_env("reacher-easy", observation_width=6)
-    assert policy(env.reset())["action"].shape == (2,)
+    env = mtray.make_task_env("cartpole-swingup")
+    assert policy(env.reset())["action"].shape == (1,)
 
     with Run(run_dir, "--episodes", 2, "--json", "eval.json", cwd=tmp_path, module="mtray.evaluate") as evaluation:
         assert evaluation.wait() == 0, evaluation.output

@@ -173,6 +173,13 @@ def test_bounds_round_trip_and_padding_becomes_zero():
     torch.testing.assert_close(back, action * policy.action_mask.unsqueeze(1), atol=1e-6, rtol=0)
 
 
+def test_the_width_of_the_common_key_does_not_matter():
+    policy = make_policy()
+    wide = state("a", 4)
+    own = wide.clone().set("observation", wide["observation_a"])
+    assert torch.equal(policy(wide)["action"], policy(own)["action"])
+
+
 def test_data_without_its_exclusive_key_is_an_error_that_says_so():
     policy = make_policy()
     with pytest.raises(SchemaError, match="exactly one task"):

@@ -5,13 +5,14 @@ Steps dm_control's own environments, K in a row, with no Python objects per step
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from dm_control import suite
-from dm_control.mujoco import Physics
+from dm_control.mujoco import Physics, wrapper
 from dm_control.rl.control import Environment
 
 from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
@@ -47,10 +48,11 @@ class DmControlSim(BatchSim):
         """Load the task K times, each copy with its own random state."""
         domain, task = task_names()[name]
         self.num_envs = num_envs
-        self._envs: list[Environment] = [
-            suite.load(domain, task, task_kwargs={"random": np.random.RandomState(copy_seed(seed, copy))})
-            for copy in range(num_envs)
-        ]
+        with _compiled_once():
+            self._envs: list[Environment] = [
+                suite.load(domain, task, task_kwargs={"random": np.random.RandomState(copy_seed(seed, copy))})
+                for copy in range(num_envs)
+            ]
         for env in self._envs:
             _drop_renderer(env.physics)
         self.spec = _spec(name, self._envs[0])
@@ -112,6 +114,26 @@ def _slices(spec: TaskSpec) -> list[tuple[str, slice]]:
         slices.append((entry, slice(start, start + width)))
         start += width
     return slices
+
+
+@contextlib.contextmanager
+def _compiled_once() -> Iterator[None]:
+    # Compiling a task's model takes ten times as long as copying the compiled one. Each copy has a model of its own,
+    # which tasks write to at reset; a task whose XML is drawn (lqr) is compiled each time.
+    compile_xml = wrapper.MjModel.from_xml_string
+    compiled: dict[Any, Any] = {}
+
+    def compile_or_copy(xml_string: Any, assets: Mapping[str, Any] | None = None) -> Any:
+        key = (xml_string, tuple(sorted(assets or ())))
+        if key not in compiled:
+            compiled[key] = compile_xml(xml_string, assets=assets)
+        return compiled[key].copy()
+
+    wrapper.MjModel.from_xml_string = compile_or_copy
+    try:
+        yield
+    finally:
+        wrapper.MjModel.from_xml_string = compile_xml
 
 
 @functools.cache

@@ -1,0 +1,67 @@
+"""The public face: its names, that each is there, and that importing it costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtray
+
+PUBLIC = [
+    "Config",
+    "MtrayError",
+    "MultiTaskEnv",
+    "RunError",
+    "SchemaError",
+    "UsageError",
+    "launch",
+    "load_policy",
+    "make_task_env",
+    "register_task",
+    "task_names",
+    "task_sets",
+]
+
+
+def fresh(code):
+    """What code prints in a Python of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.split()
+
+
+def test_public_names_are_these():
+    assert mtray.__all__ == PUBLIC
+    assert dir(mtray) == PUBLIC
+
+
+def test_every_public_name_is_there_and_defined_by_mtray():
+    # In a Python of its own: what other tests have imported before does not help.
+    values = fresh("import mtray\nfor n in mtray.__all__:\n    v = getattr(mtray, n); print(v.__module__, v.__name__)")
+    assert values[1::2] == PUBLIC
+    assert all(module.startswith("mtray.") for module in values[::2])
+
+
+def test_unknown_name_is_an_attribute_error_that_names_it():
+    with pytest.raises(AttributeError, match="'mtray' has no attribute 'lunch'"):
+        _ = mtray.lunch
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse(Path(mtray.__file__).read_text())
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.asname for node in block.body for alias in node.names}
+    assert seen == set(PUBLIC)
+
+
+def test_importing_mtray_imports_neither_torch_nor_ray():
+    loaded = fresh("import sys, mtray; print(*sorted({name.partition('.')[0] for name in sys.modules}))")
+    assert "mtray" in loaded
+    assert not {"torch", "tensordict", "torchrl", "ray", "dm_control", "numpy"} & set(loaded)
+
+
+def test_config_and_errors_import_neither_torch_nor_ray():
+    loaded = fresh("import sys, mtray; mtray.Config(), mtray.UsageError; print(*sys.modules)")
+    assert "mtray.config" in loaded
+    assert not {"torch", "ray"} & set(loaded)

@@ -1,0 +1,40 @@
+"""The README's commands and snippets are real."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mtray import launch
+from mtray.config import Config
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+COMMANDS = re.findall(r"^python -m mtray\.launch .*$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "--resume" not in command])
+def test_launch_commands_parse(command):
+    config = launch.parse(shlex.split(command)[3:])
+    assert isinstance(config, Config)
+
+
+def test_there_are_commands_to_test():
+    assert len(COMMANDS) >= 4
+
+
+def test_flags_in_the_table_exist(capsys):
+    with pytest.raises(SystemExit):
+        launch.parse(["--help"])
+    shown = capsys.readouterr().out
+    flags = re.findall(r"^\| `(--[a-z.-]+)`", README, re.MULTILINE)
+    assert len(flags) >= 6
+    for flag in flags:
+        assert flag in shown
+
+
+def test_linked_files_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (Path(__file__).parents[1] / link).exists(), link

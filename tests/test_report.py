@@ -1,0 +1,111 @@
+"""The report: totals and returns side by side, of runs that ended and of those that go on."""
+
+import json
+
+import pytest
+
+from mtray.errors import UsageError
+from mtray.report import main, read_last, table
+
+SUMMARY = {
+    "frames": 1234567,
+    "updates": 4000,
+    "weights_version": 9,
+    "restarts": 1,
+    "tasks": {
+        "left": {"frames": 1000000, "episodes": 12, "return_mean": 512.25, "return_last": 1.0},
+        "right": {"frames": 234567, "episodes": 0, "return_mean": None, "return_last": None},
+    },
+    "wall_seconds": 3600.4,
+    "exit_reason": "finished",
+}
+LINE = {
+    "time": 61.5,
+    "frames": 800,
+    "updates": 20,
+    "restarts": 0,
+    "tasks": {"left": {"frames": 800, "episodes": 3, "return_mean": -0.04, "return_last": -1.0}},
+}
+
+
+def write_lines(run_dir, *lines, tail=""):
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+
+
+def test_run_that_ended_is_told_by_its_summary(tmp_path):
+    write_lines(tmp_path, LINE)
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    assert read_last(tmp_path) == SUMMARY
+
+
+def test_run_that_goes_on_is_told_by_its_last_line(tmp_path):
+    write_lines(tmp_path, {**LINE, "frames": 1}, LINE)
+    assert read_last(tmp_path) == {**LINE, "exit_reason": "running or killed"}
+
+
+@pytest.mark.parametrize("length", [1, 20, None])
+def test_line_that_is_only_half_written_is_left_out(tmp_path, length):
+    half = json.dumps({**LINE, "frames": 900})[:length]
+    write_lines(tmp_path, {**LINE, "frames": 1}, LINE, tail=half)
+    assert read_last(tmp_path)["frames"] == 800
+
+
+@pytest.mark.parametrize("tail", [None, "", '{"time": 1'])
+def test_run_without_figures_is_refused_by_name(tmp_path, tail):
+    if tail is not None:
+        write_lines(tmp_path, tail=tail)
+    with pytest.raises(UsageError, match="no figures to report") as caught:
+        read_last(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_damaged_summary_is_refused_by_name(tmp_path):
+    write_lines(tmp_path, LINE)
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY)[:-5])
+    with pytest.raises(UsageError, match="no figures to report") as caught:
+        read_last(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_table_sets_runs_side_by_side():
+    goes_on = {**LINE, "exit_reason": "running or killed"}
+    assert table({"runs/a": SUMMARY, "runs/b": goes_on}) == [
+        ["", "runs/a", "runs/b"],
+        ["frames", "1,234,567", "800"],
+        ["updates", "4,000", "20"],
+        ["restarts", "1", "0"],
+        ["seconds", "3,600", "62"],
+        ["ended", "finished", "running or killed"],
+        ["left", "512.2 (12 episodes)", "-0.0 (3 episodes)"],
+        ["right", "-", "-"],
+    ]
+
+
+def test_tasks_of_every_run_have_a_row_in_the_order_met():
+    runs = {
+        name: {**LINE, "exit_reason": "finished", "tasks": {task: LINE["tasks"]["left"] for task in tasks}}
+        for name, tasks in {"a": ("walk", "stand"), "b": ("run", "walk")}.items()
+    }
+    rows = table(runs)
+    assert [row[0] for row in rows[-3:]] == ["walk", "stand", "run"]
+    assert [cell == "-" for row in rows[-3:] for cell in row[1:]] == [False, False, False, True, True, False]
+
+
+def test_command_prints_aligned_columns(tmp_path, capsys):
+    write_lines(tmp_path / "one", LINE)
+    write_lines(tmp_path / "another", {**LINE, "frames": 12})
+    assert main([str(tmp_path / "one"), str(tmp_path / "another")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [["frames", "800", "12"], ["updates", "20", "20"]]
+    column = lines[0].index(str(tmp_path / "another"))
+    assert lines[1][column:] == "12"
+    assert lines[2][column:] == "20"
+
+
+def test_command_without_figures_ends_with_one_line_and_two(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    caught = capsys.readouterr()
+    assert caught.out == ""
+    assert caught.err.startswith(f"error: {tmp_path}: no figures to report")
+    assert caught.err.count("\n") == 1

@@ -1,0 +1,169 @@
+"""Wrong input: exit code 2, one clear line on stderr, no traceback, and nothing saved is lost."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mtray import evaluate, launch, report
+
+
+@pytest.fixture
+def fail(capsys, tmp_path, monkeypatch):
+    """Run a command that must be refused before any process is started; gives its one line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_run", lambda *_: pytest.fail("the run was started"))
+
+    def fail(*arguments, program=launch.main):
+        assert program([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        return error
+
+    return fail
+
+
+def test_an_unknown_task_has_its_near_matches(fail):
+    error = fail("--tasks", "humanoid-wlak")
+    assert "'humanoid-wlak'" in error
+    assert "humanoid-walk" in error
+
+
+def test_an_unknown_engine_has_the_known_ones(fail):
+    assert "dm_control" in fail("--tasks", "mujoco/humanoid-walk")
+    assert "dm_control" in fail("--engine", "bullet")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--workers", 0),
+        ("--envs-per-task", 0),
+        ("--total-frames", 0),
+        ("--seed", -1),
+        ("--learner.batch-rows", 0),
+        ("--learner.learning-rate", 0),
+        ("--collector.rollout-steps", 0),
+        ("--replay.capacity-rows", 1),
+        ("--run.log-seconds", 0),
+    ],
+)
+def test_a_number_out_of_range_names_flag_and_value(fail, flag, value):
+    error = fail(flag, value)
+    assert flag in error
+
+
+def test_a_used_run_directory_is_left_alone_and_the_remedy_named(fail, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.json").write_text("{}")
+    error = fail("--run-dir", tmp_path / "used")
+    assert "--resume" in error
+    assert (tmp_path / "used" / "config.json").read_text() == "{}"
+
+
+def test_an_unwritable_run_directory(fail, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    error = fail("--run-dir", tmp_path / "file" / "run")
+    assert str(tmp_path / "file" / "run") in error
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_maker_that_raises_is_named_with_its_error(fail, tmp_path, monkeypatch):
+    (tmp_path / "broken_maker.py").write_text("def maker(num_envs, seed):\n    raise OSError('no licence')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    error = fail("--tasks", "broken_maker:maker")
+    assert "OSError: no licence" in error
+    assert "'maker'" in error
+
+
+def test_a_maker_that_can_not_be_imported(fail):
+    assert "no_such_module:maker" in fail("--tasks", "no_such_module:maker")
+    assert "mtray.testing:NoSuchMaker" in fail("--tasks", "mtray.testing:NoSuchMaker")
+
+
+def test_tasks_that_can_not_live_together(fail, tmp_path, monkeypatch):
+    for module, target in (("one_farm", 0.1), ("other_farm", 0.2)):
+        text = f"from mtray.testing import CountingMaker\nplough = CountingMaker(target={target})\n"
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "'plough' is named twice" in fail("--tasks", "one_farm:plough", "other_farm:plough")
+
+
+def test_an_unreachable_address_is_named(fail):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    error = fail("--address", f"127.0.0.1:{port}")
+    assert f"127.0.0.1:{port}" in error
+    assert "ray://" in fail("--address", "ray://127.0.0.1:10001")
+    assert "nonsense" in fail("--address", "nonsense")
+
+
+def test_a_slack_that_would_stop_both_sides(fail):
+    assert "slack" in fail("--workers", 2, "--learner.slack-steps", 10)
+
+
+def test_a_push_that_no_ring_can_hold(fail):
+    assert "--replay.capacity-rows" in fail("--replay.capacity-rows", 100, "--workers", 1)
+
+
+def test_resuming_what_is_no_run_directory(fail, tmp_path):
+    assert str(tmp_path / "nothing") in fail("--resume", tmp_path / "nothing")
+
+
+def make_run(tmp_path, **changes):
+    config = launch.parse(["--tasks", "cartpole-swingup"])
+    described = launch.describe(config)
+    described["config"] |= changes
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    return tmp_path / "run"
+
+
+def test_resuming_a_run_without_a_checkpoint(fail, tmp_path):
+    assert "no checkpoint" in fail("--resume", make_run(tmp_path))
+
+
+def test_resuming_with_other_tasks(fail, tmp_path):
+    error = fail("--resume", make_run(tmp_path), "--tasks", "walker-walk")
+    assert "walker-walk" in error
+    assert "cartpole-swingup" in error
+
+
+def test_resuming_a_run_of_another_version(fail, tmp_path):
+    assert "warp_drive" in fail("--resume", make_run(tmp_path, warp_drive=1))
+
+
+def test_evaluating_what_is_no_run_directory(fail, tmp_path):
+    assert str(tmp_path / "nothing") in fail(tmp_path / "nothing", program=evaluate.main)
+
+
+def test_evaluating_no_episodes(fail, tmp_path):
+    assert "--episodes 0" in fail(tmp_path, "--episodes", 0, program=evaluate.main)
+
+
+def test_reporting_what_is_no_run_directory(fail, tmp_path):
+    assert str(tmp_path / "nothing") in fail(tmp_path / "nothing", program=report.main)
+
+
+def test_an_unknown_flag_exits_2():
+    with pytest.raises(SystemExit) as stopped:
+        launch.main(["--no-such-flag"])
+    assert stopped.value.code == 2
+
+
+def test_from_the_shell_too(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "mtray.launch", "--tasks", "walker-wlak"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown task 'walker-wlak'")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
