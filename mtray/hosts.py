@@ -88,9 +88,11 @@ class InlineHost(Host):
             sim.reset(everyone, slot.observation)
 
     def step(self) -> None:
-        """One control step of every copy, task after task."""
+        """One control step of every copy; simulators with threads of their own work side by side."""
+        for sim, slot in zip(self._sims, self.slots, strict=True):
+            sim.send(slot.action)
         for sim, slot, out in zip(self._sims, self.slots, self._out, strict=True):
-            sim.step(slot.action, out)
+            sim.recv(out)
             slot.observation[:] = out.observation
             ended = out.terminated | out.truncated
             if ended.any():

@@ -18,6 +18,7 @@ A task's data has these keys, and no others, float32 or bool, each flag and rewa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -69,6 +70,14 @@ class TaskSpec:
     def observation_size(self) -> int:
         """Width of the concatenated observation."""
         return sum(width for _, width in self.observation)
+
+    @property
+    def slices(self) -> tuple[tuple[str, slice], ...]:
+        """Where each entry of the simulator's lies in the concatenated observation."""
+        ends = list(itertools.accumulate(width for _, width in self.observation))
+        return tuple(
+            (entry, slice(end - width, end)) for (entry, width), end in zip(self.observation, ends, strict=True)
+        )
 
     @property
     def action_size(self) -> int:

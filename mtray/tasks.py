@@ -21,7 +21,7 @@ from mtray.errors import MtrayError, UnknownTaskError, UsageError
 from mtray.specs import TaskSpec
 
 # Engine name to the one file that imports the simulator; a file is loaded when a task of it is asked for.
-ENGINES = {"dm_control": "mtray.engines.dm_control"}
+ENGINES = {"dm_control": "mtray.engines.dm_control", "envpool": "mtray.engines.envpool"}
 DEFAULT_ENGINE = "dm_control"
 
 _REGISTERED: dict[str, Maker] = {}
@@ -127,7 +127,7 @@ def _engine(name: str) -> ModuleType:
     try:
         return importlib.import_module(ENGINES[name])
     except ImportError as error:
-        raise UsageError(f"engine {name!r} can't be loaded here: {error}") from error
+        raise UsageError(f"engine {name!r} can't be loaded here ({error}): pip install 'mtray[{name}]'") from error
 
 
 def _import_maker(path: str) -> Maker:

@@ -56,12 +56,25 @@ class BatchSim(ABC):
         """Start an episode in the copies of ``mask`` [K] and write their rows of ``observation`` [K, obs_t]."""
 
     @abstractmethod
-    def step(self, action: FloatArray, out: StepArrays) -> None:
-        """Advance every copy by one control step with ``action`` [K, act_t] and write the outcome into ``out``.
+    def send(self, action: FloatArray) -> None:
+        """Begin one control step of every copy with ``action`` [K, act_t]; `recv` must follow.
+
+        A simulator with threads of its own works on while other tasks' steps begin. ``action`` stays as it is
+        until then.
+        """
+
+    @abstractmethod
+    def recv(self, out: StepArrays) -> None:
+        """End the step that `send` began and write its outcome into ``out``.
 
         At an episode's end ``out.observation`` holds the true last observation. A time limit is ``truncated``,
         the task's own end is ``terminated``.
         """
+
+    def step(self, action: FloatArray, out: StepArrays) -> None:
+        """One whole control step."""
+        self.send(action)
+        self.recv(out)
 
     def close(self) -> None:  # noqa: B027  (most simulators have nothing to close)
         """Free what the simulator holds."""

@@ -56,7 +56,7 @@ class DmControlSim(BatchSim):
         for env in self._envs:
             _drop_renderer(env.physics)
         self.spec = _spec(name, self._envs[0])
-        self._slices = _slices(self.spec)
+        self._slices = self.spec.slices
 
     def seed(self, seed: int) -> None:
         """As torchrl's DMControlEnv does: a new random state for the task, then one reset."""
@@ -69,9 +69,13 @@ class DmControlSim(BatchSim):
         for copy in np.flatnonzero(mask):
             self._write(self._envs[copy].reset().observation, observation[copy])
 
-    def step(self, action: FloatArray, out: StepArrays) -> None:
+    def send(self, action: FloatArray) -> None:
+        """Take the actions."""
+        self._action = action.astype(np.float64)
+
+    def recv(self, out: StepArrays) -> None:
         """One control step of every copy."""
-        actions = action.astype(np.float64)
+        actions = self._action
         for copy, env in enumerate(self._envs):
             time_step = env.step(actions[copy])
             self._write(time_step.observation, out.observation[copy])
@@ -106,14 +110,6 @@ def _spec(name: str, env: Environment) -> TaskSpec:
         horizon=None if np.isinf(limit) else int(np.ceil(limit)),
         time_step_seconds=float(env.control_timestep()),
     )
-
-
-def _slices(spec: TaskSpec) -> list[tuple[str, slice]]:
-    slices, start = [], 0
-    for entry, width in spec.observation:
-        slices.append((entry, slice(start, start + width)))
-        start += width
-    return slices
 
 
 @contextlib.contextmanager

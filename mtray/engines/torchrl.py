@@ -63,10 +63,14 @@ class TorchrlSim(BatchSim):
             done = env.reset(TensorDict({"_reset": flag}, env.batch_size) if not part.all() else None)
             observation[where][part] = _rows(done, OBSERVATION, part.size)[part]
 
-    def step(self, action: FloatArray, out: StepArrays) -> None:
+    def send(self, action: FloatArray) -> None:
+        """Take the actions."""
+        self._action = action.copy()
+
+    def recv(self, out: StepArrays) -> None:
         """One step of every environment."""
         for where, env in self._parts:
-            act = torch.tensor(action[where], dtype=self._action_dtype).view(*env.batch_size, -1)
+            act = torch.tensor(self._action[where], dtype=self._action_dtype).view(*env.batch_size, -1)
             reached = env.step(TensorDict({ACTION: act}, env.batch_size)).get("next")
             size = where.stop - where.start
             out.observation[where] = _rows(reached, OBSERVATION, size)
