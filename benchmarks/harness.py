@@ -1,0 +1,217 @@
+"""What every benchmark script shares: arguments, processes of one's own, interleaved repeats, table and JSON.
+
+Enters: contenders, each a callable that gives one rate. Leaves: rows of medians with their minimum and maximum and
+the ratio of medians to a baseline. Speeds of a shared machine drift over minutes, so contenders take turns
+(A B C A B C ...) and only ratios within one run mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy", "envpool")
+# Processes are counted per core, so each does its maths in one thread. Nothing is drawn.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled", "RL_LOGGING_LEVEL": "ERROR"}
+_CLOSE_SECONDS = 20.0
+# What --quick may take, with a margin for the imports before and the table after.
+QUICK_SECONDS = 110.0
+
+Rates = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        name: the contender.
+        value: median of its repeats.
+        unit: of value, min and max.
+        baseline: whom it is compared with.
+        ratio: value divided by the baseline's median.
+        min: of the repeats.
+        max: of the repeats.
+    """
+
+    name: str
+    value: float
+    unit: str
+    baseline: str
+    ratio: float
+    min: float
+    max: float
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the arguments that every script takes."""
+    # Without abbreviations, so that `_command` finds --json under this name only.
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true", help="short windows and few repeats: under two minutes in all")
+    return _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    return parser
+
+
+def in_own_processes(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], timeout_seconds: float = 300.0
+) -> list[Any]:
+    """Call a function once per tuple of arguments, each in a fresh process, all at once; give their results.
+
+    The processes are gone when this returns or raises; what they started themselves they must end in a ``finally``.
+
+    Raises:
+        RuntimeError: a call failed; the message is its traceback.
+        TimeoutError: a call took too long.
+    """
+    os.environ.update(_ENVIRONMENT)
+    signal.signal(signal.SIGTERM, _exit)
+    context = multiprocessing.get_context("spawn")
+    processes, pending = [], {}
+    results: list[Any] = [None] * len(arguments)
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        for index, args in enumerate(arguments):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_call, args=(sender, function, args))
+            process.start()
+            sender.close()
+            processes.append(process)
+            pending[receiver] = index
+        while pending:
+            ready = connection.wait(list(pending), timeout=deadline - time.monotonic())
+            if not ready:
+                raise TimeoutError(f"{function.__name__} took more than {timeout_seconds:g} seconds")
+            for receiver in ready:
+                index = pending.pop(receiver)
+                results[index] = _receive(receiver, function.__name__)
+        for process in processes:
+            process.join(_CLOSE_SECONDS)
+    finally:
+        # First the signal that lets a process leave its context managers, which end what it had started.
+        for process in processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGINT)
+        for process in processes:
+            process.join(_CLOSE_SECONDS)
+            process.kill()
+            process.join()
+    return results
+
+
+def _exit(*_: Any) -> None:
+    sys.exit(1)
+
+
+def _call(sender: connection.Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    # A session of its own, which the terminal's Ctrl-C does not reach: the parent's signal would interrupt the cleaning
+    # up after it. SIGINT, because Ray takes SIGTERM for itself.
+    os.setsid()
+    signal.signal(signal.SIGINT, _exit)
+    try:
+        sender.send((True, function(*args)))
+    except Exception:
+        sender.send((False, traceback.format_exc()))
+
+
+def _receive(receiver: connection.Connection, name: str) -> Any:
+    try:
+        done, value = receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"the process of {name} died") from None
+    if not done:
+        raise RuntimeError(f"{name} failed:\n{value}")
+    return value
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], float]], repeats: int, budget_seconds: float = float("inf")
+) -> dict[str, list[float]]:
+    """Measure every contender in turns; progress goes to stderr.
+
+    Args:
+        contenders: name to what gives its rate.
+        repeats: rounds, at most.
+        budget_seconds: no round is begun that would end later, by the time the rounds so far took.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    begin = time.monotonic()
+    for done in range(repeats):
+        if done and (time.monotonic() - begin) * (done + 1) / done > budget_seconds:
+            break
+        for name, measure in contenders.items():
+            rates[name].append(measure())
+            sys.stderr.write(f"{done + 1}/{repeats} {name}: {rates[name][-1]:,.0f}\n")
+    return rates
+
+
+def compare(rates: Rates, baseline: str, names: Sequence[str], unit: str) -> list[Row]:
+    """Rows of these contenders against one baseline."""
+    reference = statistics.median(rates[baseline])
+    return [
+        Row(name, value, unit, baseline, value / reference, min(rates[name]), max(rates[name]))
+        for name in names
+        for value in [statistics.median(rates[name])]
+    ]
+
+
+def report(rows: Sequence[Row], repeats: int, file: Path | None) -> None:
+    """Print the machine, the versions and the rows, and write them to a file if one is given."""
+    found, versions = _machine(), _versions()
+    print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    print(f"medians of {repeats} interleaved repeats, {rows[0].unit}\n")
+    print(f"{'':24}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
+    for row in rows:
+        print(f"{row.name:24}{row.value:10,.0f}{row.min:10,.0f}{row.max:10,.0f}{row.ratio:8.2f}  {row.baseline}")
+    if file is not None:
+        data = {"machine": found, "versions": versions, "command": _command(), "rows": [asdict(row) for row in rows]}
+        file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _machine() -> dict[str, Any]:
+    # No host name and no paths: recorded runs are published.
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": cpu, "cores": cores(), "memory_gib": round(memory / 2**30)}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
+def _command() -> str:
+    # Where the file went is a path of this machine, and changes nothing.
+    json_only = _add_json(argparse.ArgumentParser(add_help=False, allow_abbrev=False))
+    _, rest = json_only.parse_known_args()
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *rest])

@@ -1,0 +1,222 @@
+"""What tests build: specs, transitions of awkward floats, makers as a user writes them (`tests.makers:point`)."""
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from mtray.specs import DONE_KEYS, NEXT, TaskSpec, task_key
+
+# -0.0, the smallest and largest denormal, infinities, NaNs with payloads of both signs (one signalling).
+AWKWARD = (0x80000000, 0x00000001, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001)
+
+
+def make_spec(name="left", observation=3, action=2, **changes):
+    """A spec of these widths."""
+    fields = {
+        "name": name,
+        "engine": "test",
+        "observation": (("first", 1), ("rest", observation - 1)) if observation > 1 else (("first", observation),),
+        "action_low": (-1.0,) * action,
+        "action_high": (1.0,) * action,
+        "horizon": 10,
+        "time_step_seconds": 0.02,
+    }
+    return TaskSpec(**{**fields, **changes})
+
+
+def awkward(generator, *shape, finite=False):
+    """Random float32 of any bits, one in four from `AWKWARD`; if ``finite`` without infinities and NaNs."""
+    bits = generator.integers(0, 2**32, size=shape, dtype=np.uint32)
+    chosen = np.array(AWKWARD, np.uint32)[generator.integers(0, len(AWKWARD), size=shape)]
+    bits = np.where(generator.random(shape) < 0.25, chosen, bits)
+    special = (bits & 0x7F800000) == 0x7F800000
+    return np.where(special & finite, bits & 0xBFFFFFFF, bits).astype(np.uint32).view(np.float32)
+
+
+def to_data(spec, width, observation, reached, *, action, reward, flags, shared=False):
+    """A task's TensorDict of arrays; ``flags`` maps a key of the schema to bools; ``shared`` makes own keys views."""
+    size = list(observation.shape[:-1])
+
+    def observations(values):
+        common = torch.zeros(*size, width)
+        common.numpy()[..., : spec.observation_size] = values
+        own = common[..., : spec.observation_size]
+        return {"observation": common, task_key(spec.name): own if shared else own.clone()}
+
+    def ends(prefix):
+        return {key: torch.from_numpy(flags[(*prefix, key)].copy()).unsqueeze(-1) for key in DONE_KEYS}
+
+    after = {**observations(reached), **ends((NEXT,)), "reward": torch.from_numpy(reward.copy()).unsqueeze(-1)}
+    before = {**observations(observation), **ends(()), "action": torch.from_numpy(action.copy())}
+    return TensorDict({**before, NEXT: TensorDict(after, size)}, size)
+
+
+def random_flags(generator, *size, share=0.3):
+    """Every flag of the schema, drawn on its own: what is stored must not depend on their meaning."""
+    return {(*prefix, key): generator.random(size) < share for prefix in ((), (NEXT,)) for key in DONE_KEYS}
+
+
+def random_rollout(spec, width, lanes, steps, generator, *, ends=0.3, shared=False, finite=False):
+    """Rollout [K, L] and breaks [K, L] bool; a step leads to the next observation except where there is a break."""
+    size = spec.observation_size
+    observation = awkward(generator, lanes, steps, size, finite=finite)
+    reached = awkward(generator, lanes, steps, size, finite=finite)
+    breaks = generator.random((lanes, steps)) < ends
+    breaks[:, -1:] = True
+    # Written as integers: a float assignment is free to quieten a signalling NaN.
+    follows = ~breaks[:, :-1]
+    reached.view(np.int32)[:, :-1][follows] = observation.view(np.int32)[:, 1:][follows]
+    data = to_data(
+        spec,
+        width,
+        observation,
+        reached,
+        action=awkward(generator, lanes, steps, spec.action_size),
+        reward=awkward(generator, lanes, steps),
+        flags=random_flags(generator, lanes, steps),
+        shared=shared,
+    )
+    return data, breaks
+
+
+def random_transitions(spec, width, count, generator):
+    """N transitions [N] of no order."""
+    return to_data(
+        spec,
+        width,
+        awkward(generator, count, spec.observation_size),
+        awkward(generator, count, spec.observation_size),
+        action=awkward(generator, count, spec.action_size),
+        reward=awkward(generator, count),
+        flags=random_flags(generator, count),
+    )
+
+
+def numbered_rollout(spec, width, breaks, first):
+    """Rollout [K, L] whose states are numbered from ``first``: `observation` holds the number, in every entry.
+
+    Returns the data, for each transition in order (state, state reached, whether it was broken off), and the next
+    free number.
+    """
+    lanes, steps = breaks.shape
+    observation, reached = np.zeros((lanes, steps), np.float32), np.zeros((lanes, steps), np.float32)
+    record, number = [], first
+    for lane in range(lanes):
+        for step in range(steps):
+            state, number = number, number + 1
+            broken = bool(breaks[lane, step]) or step == steps - 1
+            after = number
+            number += broken
+            observation[lane, step], reached[lane, step] = state, after
+            record.append((state, after, broken))
+    flags = {key: np.zeros((lanes, steps), bool) for key in random_flags(np.random.default_rng(0), 1)}
+    flags[NEXT, "truncated"], flags[NEXT, "done"] = breaks.copy(), breaks.copy()
+    spread = np.ones(spec.observation_size, np.float32)
+    action = np.repeat(observation[..., None] * 0.5, spec.action_size, -1)
+    data = to_data(
+        spec, width, observation[..., None] * spread, reached[..., None] * spread, action=action,
+        reward=-observation, flags=flags,
+    )  # fmt: skip
+    return data, record, number
+
+
+def leaf_bits(data):
+    """A TensorDict's leaves as {key: int32 or bool array}."""
+    leaves = data.items(include_nested=True, leaves_only=True)
+    return {key: bits(value) for key, value in leaves}
+
+
+def bits(tensor):
+    """A float32 tensor's bits; any other as it is."""
+    array = tensor.contiguous().numpy()
+    return array.view(np.int32) if array.dtype == np.float32 else array
+
+
+def assert_same_bits(found, expected):
+    """Two TensorDicts hold the same keys, shapes and bits."""
+    found, expected = leaf_bits(found), leaf_bits(expected)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == value.dtype, key
+        np.testing.assert_array_equal(found[key], value, err_msg=str(key))
+
+
+class PointEnv(EnvBase):
+    """A point that its action pushes; ends beyond 2, is truncated after five steps."""
+
+    def __init__(self, num_envs, seed, *, batched=True, observation=None, action=None):
+        super().__init__(batch_size=[num_envs] if batched else [])
+        size = self.batch_size
+        self._observed = observation
+        self.observation_spec = Composite(observation or {"observation": Unbounded((*size, 2))}, shape=size)
+        self.action_spec = action or Bounded(-0.5, 0.5, (*size, 1))
+        self.reward_spec = Unbounded((*size, 1))
+        keys = ("done", "terminated", "truncated")
+        self.full_done_spec = Composite({key: Binary(1, (*size, 1), dtype=torch.bool) for key in keys}, shape=size)
+        self._state = torch.zeros(*size, 2)
+        self._set_seed(seed)
+
+    def _set_seed(self, seed):
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _reset(self, tensordict=None):
+        fresh = torch.rand(self._state.shape, generator=self._generator)
+        fresh[..., 1] = 0
+        where = None if tensordict is None else tensordict.get("_reset", None)
+        self._state = fresh if where is None else torch.where(where, fresh, self._state)
+        return TensorDict({"observation": self._state.clone()}, self.batch_size)
+
+    def _step(self, tensordict):
+        self._state = torch.stack([self._state[..., 0] + tensordict["action"][..., 0], self._state[..., 1] + 1], -1)
+        terminated = self._state[..., :1].abs() > 2
+        truncated = (self._state[..., 1:] >= 5) & ~terminated
+        ends = {"terminated": terminated, "truncated": truncated, "done": terminated | truncated}
+        reward = self._state[..., :1].clone()
+        return TensorDict({"observation": self._state.clone(), "reward": reward, **ends}, self.batch_size)
+
+
+def point(num_envs, seed):
+    return PointEnv(num_envs, seed)
+
+
+def single_point(num_envs, seed):
+    return PointEnv(num_envs, seed, batched=False)
+
+
+class Nested:
+    """Makers may lie deeper than a module."""
+
+    point = staticmethod(point)
+
+
+def raising(num_envs, seed):
+    raise FileNotFoundError("no arena.xml")
+
+
+def garbage(num_envs, seed):
+    return {"not": "an environment"}
+
+
+def wrong_batch(num_envs, seed):
+    return PointEnv(num_envs + 1, seed)
+
+
+def no_observation(num_envs, seed):
+    return PointEnv(num_envs, seed, observation={"position": Unbounded((num_envs, 2))})
+
+
+def integer_observation(num_envs, seed):
+    return PointEnv(num_envs, seed, observation={"observation": Unbounded((num_envs, 2), dtype=torch.int64)})
+
+
+def image_observation(num_envs, seed):
+    return PointEnv(num_envs, seed, observation={"observation": Unbounded((num_envs, 8, 8))})
+
+
+def discrete_action(num_envs, seed):
+    return PointEnv(num_envs, seed, action=Categorical(4, (num_envs,)))
+
+
+NOT_CALLABLE = 3
