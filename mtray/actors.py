@@ -2,6 +2,9 @@
 
 `Replay` holds the rings, `Collector`s push to it directly, `Learner` samples from it directly; the driver sees
 neither. Weights reach a collector as a reference that it resolves only if it is newer and already here.
+
+Each actor imports what it needs when it is built, not with this file: the replay runs without torch, the learner
+without TorchRL and the simulators, and a run starts seconds earlier for it.
 """
 
 from __future__ import annotations
@@ -10,23 +13,22 @@ import collections
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-from mtray import checkpoint, collector, learner, replay
 from mtray.config import Config
-from mtray.envs import make_makers
 from mtray.errors import RunError
-from mtray.hosts import make_host
 from mtray.messages import Push, Receipt, Report, Sampled
-from mtray.networks import MultiTaskPolicy
-from mtray.rows import pack, unpack_batches
+from mtray.processes import start_fork_server
+from mtray.replay import Replay as _Replay
 from mtray.specs import FloatArray, TaskSpec, observation_width
-from mtray.tasks import Task
-from mtray.weights import Weights
+from mtray.tasks import Task, engine_modules
+
+if TYPE_CHECKING:
+    from mtray.collector import Rollout
+    from mtray.weights import Weights
 
 # How often a push is sent before the replay counts as lost.
 _PUSH_ATTEMPTS = 5
@@ -37,8 +39,7 @@ class Replay:
 
     def __init__(self, specs: tuple[TaskSpec, ...], config: Config) -> None:
         """Reserve the rings."""
-        torch.set_num_threads(1)
-        self._replay = replay.Replay(specs, config.replay, config.seed)
+        self._replay = _Replay(specs, config.replay, config.seed)
 
     def ready(self) -> int:
         """This actor's process id."""
@@ -119,7 +120,19 @@ class Collector:
         """
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
+        if config.host == "parallel":
+            start_fork_server(engine_modules(tasks))
+        import torch
+
+        from mtray import collector
+        from mtray.batches import pack
+        from mtray.envs import make_makers
+        from mtray.hosts import make_host
+        from mtray.learner import discount_of
+        from mtray.networks import MultiTaskPolicy
+
         torch.set_num_threads(1)
+        self._pack = pack
         specs = [task.spec for task in tasks]
         self._host = make_host(config.host, make_makers(tasks, config.copies, seeds[:-1]))
         self._width = observation_width(specs)
@@ -128,12 +141,12 @@ class Collector:
             self._host,
             policy,
             rollout_steps=config.collector.rollout_steps,
-            discounts={spec.name: learner.discount_of(spec) for spec in specs},
+            discounts={spec.name: discount_of(spec) for spec in specs},
             seed=seeds[-1],
         )
         limits = config.collector
         self._pusher = _Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds)
-        self._rollout: collector.Rollout | None = None
+        self._rollout: Rollout | None = None
 
     def ready(self) -> int:
         """This actor's process id."""
@@ -151,7 +164,7 @@ class Collector:
         """Send the rollout stepped last to the replay, and wait for the receipt if told to."""
         assert self._rollout is not None
         rows = {
-            spec.name: pack(data, spec, self._width)
+            spec.name: self._pack(data, spec, self._width)
             for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True)
         }
         self._pusher.push(rows, self._rollout.largest_returns, self._rollout.weights_version)
@@ -184,7 +197,13 @@ class Learner:
             config: the run's.
             source: the replay.
         """
+        import torch
+
+        from mtray import checkpoint, learner
+        from mtray.batches import unpack_batches
+
         torch.set_num_threads(config.learner.threads)
+        self._checkpoint, self._unpack = checkpoint, unpack_batches
         self._specs = specs
         self._config = config.learner
         self._deterministic = config.deterministic
@@ -227,7 +246,7 @@ class Learner:
             self._wait_seconds += time.monotonic() - started
             self._ask()
             self._learner.set_statistics(sampled.statistics)
-            self._batches.extend(unpack_batches(sampled.rows, self._specs))
+            self._batches.extend(self._unpack(sampled.rows, self._specs))
         return self._batches.popleft()
 
     def _ask(self) -> None:
@@ -241,9 +260,10 @@ class Learner:
     def state(self) -> tuple[bytes, bytes]:
         """The policy's state and the whole learner's, as bytes."""
         state = self._learner.state_dict()
-        return checkpoint.to_bytes(state["policy"]), checkpoint.to_bytes(state)
+        to_bytes = self._checkpoint.to_bytes
+        return to_bytes(state["policy"]), to_bytes(state)
 
     def load_state(self, data: bytes) -> int:
         """Continue from the learner's state; give the updates made."""
-        self._learner.load_state_dict(checkpoint.from_bytes(data))
+        self._learner.load_state_dict(self._checkpoint.from_bytes(data))
         return self._learner.updates

@@ -2,6 +2,8 @@
 
 A checkpoint is a folder that is filled under a temporary name, flushed to disk and renamed; ``latest`` is then
 replaced in one step to name it. Whoever reads finds the newest whole one, whenever the writer was killed.
+
+torch is imported by what needs it: the driver writes bytes that actors made, and starts without it.
 """
 
 from __future__ import annotations
@@ -13,16 +15,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from mtray import config as config_module
 from mtray.config import Config, NetworkConfig
 from mtray.errors import UsageError
-from mtray.networks import MultiTaskPolicy
 from mtray.specs import FloatArray, TaskSpec
+
+if TYPE_CHECKING:
+    from mtray.networks import MultiTaskPolicy
 
 _META, _POLICY, _LEARNER, _REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
 
@@ -50,6 +53,8 @@ class Checkpoint:
 
 def to_bytes(state: Any) -> bytes:
     """A state of tensors and plain values as bytes."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -57,6 +62,8 @@ def to_bytes(state: Any) -> bytes:
 
 def from_bytes(data: bytes) -> Any:
     """What `to_bytes` was given; no code in it is run."""
+    import torch
+
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
@@ -159,6 +166,8 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
     Raises:
         UsageError: there is no whole checkpoint.
     """
+    from mtray.networks import MultiTaskPolicy
+
     path = Path(path)
     folder = path if (path / _META).is_file() else latest(path)
     try:

@@ -8,7 +8,6 @@ process that called them.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,9 +22,10 @@ from torchrl.envs import EnvBase, ParallelEnv
 
 from mtray.engines import BatchSim, BoolArray, StepArrays
 from mtray.errors import RunError, UsageError
+from mtray.processes import start_fork_server
 from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, check_together
 from mtray.specs import observation_width as widest
-from mtray.tasks import DEFAULT_ENGINE, Task, resolve
+from mtray.tasks import DEFAULT_ENGINE, Task, engine_modules, resolve
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class MultiTaskEnv(ParallelEnv):
         self._single_task = False
 
     def _start_workers(self) -> None:
-        multiprocessing.set_forkserver_preload(["mtray.envs", *_engine_modules(self.makers)])
+        start_fork_server(engine_modules([maker.task for maker in self.makers]))
         threads = torch.get_num_threads()
         with _hidden_main():
             super()._start_workers()
@@ -271,10 +271,6 @@ def _advance(data: TensorDictBase) -> TensorDictBase:
     if isinstance(data, LazyStackedTensorDict):
         return LazyStackedTensorDict.lazy_stack([_advance(part) for part in data.tensordicts], data.stack_dim)
     return data.get(NEXT).exclude(REWARD)
-
-
-def _engine_modules(makers: Sequence[TaskMaker]) -> list[str]:
-    return sorted({module for maker in makers if (module := f"mtray.engines.{maker.task.engine}") in sys.modules})
 
 
 @contextlib.contextmanager

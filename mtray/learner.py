@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from mtray import losses
 from mtray import weights as weights_module
+from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.errors import RunError
 from mtray.messages import TaskStatistics
 from mtray.networks import MultiTaskCritic, MultiTaskPolicy
-from mtray.rows import Batch
 from mtray.specs import TaskSpec
 from mtray.weights import Weights
 

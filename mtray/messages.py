@@ -21,7 +21,7 @@ class Push:
     Attributes:
         source: who pushes; every collector process has a name of its own.
         number: 0, 1, 2, ... of this source: with ``source`` the push's id.
-        rows: task to [rows, row_size] float32 as `rows.pack` makes them.
+        rows: task to [rows, row_size] float32 as `batches.pack` makes them.
         largest_returns: task to the largest absolute discounted return its copies have seen.
         weights_version: of the policy that acted.
     """

@@ -146,13 +146,16 @@ class TensorBoard:
     """The same figures as event files, over frames."""
 
     def __init__(self, folder: Path) -> None:
-        """Open an event file; tensorboard is imported now, not with mtray."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder))
+        """Remember where; the file is opened, and tensorboard imported, with the first line."""
+        self._folder = folder
+        self._writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write every number of a line."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
         frames = line["frames"]
         for name, value in line.items():
             if isinstance(value, int | float):
@@ -165,7 +168,8 @@ class TensorBoard:
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Progress:

@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from mtray.config import NetworkConfig
 from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
-from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_key, task_of
+from mtray.schema import task_of
+from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_key
 
 # Bounds wider than this mean that a simulator has none (lqr's are 1e10): such an action is learned on [-1, 1].
 _UNBOUNDED = 1e6

@@ -2,24 +2,29 @@
 
 Enters: pushes, each one task-to-rows mapping under an id. Leaves: rows drawn uniformly from each task's ring, equally
 many of every task. Runs in one actor of the cluster (or in a plain test). A push that was sent twice is stored and
-counted once. Rows lie as `rows.pack` laid them out, each task's of its own width: an observation that is both a
+counted once. Rows lie as `batches.pack` laid them out, each task's of its own width: an observation that is both a
 step's end and the next one's start is stored once.
+
+The actor that holds the rings never imports torch, which would cost it seconds and 200 MB: only `extend` and `sample`,
+for use in one process, do.
 """
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensordict import LazyStackedTensorDict, TensorDictBase
 
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push, Receipt, Sampled, TaskStatistics
-from mtray.rows import TRANSITION, pack, row_flags, transitions, unpack_batches
-from mtray.specs import FloatArray, TaskSpec, by_task, observation_width
+from mtray.rows import TRANSITION, row_flags, transitions
+from mtray.specs import FloatArray, TaskSpec, observation_width
+
+if TYPE_CHECKING:
+    from tensordict import LazyStackedTensorDict, TensorDictBase
 
 # Receipts kept per pusher. A pusher has a few pushes under way at most; one this late is a mistake, not a retry.
 _RECEIPTS = 256
@@ -139,7 +144,7 @@ class Replay:
                 f"{spec.action_size} action, reward, flags"
             )
         if not len(rows) or row_flags(rows)[-1] & TRANSITION:
-            raise SchemaError(f"task {task!r}: the last row must hold the observation reached, as rows.pack lays it")
+            raise SchemaError(f"task {task!r}: the last row must hold the observation reached, as batches.pack lays it")
         if len(rows) > len(ring.rows):
             raise SchemaError(
                 f"task {task!r}: a push of {len(rows)} rows does not fit a ring of {len(ring.rows)}: "
@@ -152,6 +157,9 @@ class Replay:
         Raises:
             SchemaError: the data does not fit its task's schema.
         """
+        from mtray.batches import pack
+        from mtray.schema import by_task
+
         known = {spec.name: spec for spec in self.specs}
         rows = {task: pack(data, known[task], self.width) for task, data in by_task(rollout, list(known)).items()}
         if number is None:
@@ -177,6 +185,8 @@ class Replay:
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
         """One batch as a lazy stack over tasks, each element a dense [B] of that task."""
+        from mtray.batches import unpack_batches
+
         batch = unpack_batches(self.sample_rows(rows_per_task, 1, tasks).rows, self.specs)[0]
         return batch.to_stack({spec.name: spec for spec in self.specs})
 

@@ -9,16 +9,21 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from mtray.engines import BatchSim
-from mtray.engines.torchrl import NAME as TORCHRL
-from mtray.engines.torchrl import Maker, TorchrlSim
 from mtray.errors import MtrayError, UnknownTaskError, UsageError
 from mtray.specs import TaskSpec
+
+if TYPE_CHECKING:
+    from mtray.engines.torchrl import Maker
+
+# What steps the makers of users; imported when one is built, since it needs torch and the rest does not.
+TORCHRL = "torchrl"
+_TORCHRL_MODULE = "mtray.engines.torchrl"
 
 # Engine name to the one file that imports the simulator; a file is loaded when a task of it is asked for.
 ENGINES = {"dm_control": "mtray.engines.dm_control", "envpool": "mtray.engines.envpool"}
@@ -44,8 +49,10 @@ class Task:
         if num_envs < 1:
             raise UsageError(f"task {self.name!r}: {num_envs} copies asked for, at least 1 is needed")
         if self.maker is not None:
-            return TorchrlSim(self.name, self.maker, num_envs, seed)
-        sim: BatchSim = _engine(self.engine).make_sim(self.name, num_envs, seed)
+            module = importlib.import_module(_TORCHRL_MODULE)
+            sim: BatchSim = module.TorchrlSim(self.name, self.maker, num_envs, seed)
+            return sim
+        sim = _engine(self.engine).make_sim(self.name, num_envs, seed)
         return sim
 
     @functools.cached_property
@@ -84,6 +91,11 @@ def task_sets(engine: str = DEFAULT_ENGINE) -> dict[str, tuple[str, ...]]:
     """Every task set of an engine: set name to task names."""
     sets: dict[str, tuple[str, ...]] = _engine(engine).task_sets()
     return sets
+
+
+def engine_modules(tasks: Iterable[Task]) -> list[str]:
+    """The modules that a process which steps these tasks imports."""
+    return ["mtray.envs", *sorted({ENGINES.get(task.engine, _TORCHRL_MODULE) for task in tasks})]
 
 
 def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE) -> tuple[Task, ...]:
@@ -143,4 +155,4 @@ def _import_maker(path: str) -> Maker:
         ) from error
     if not callable(maker):
         raise UsageError(f"maker {path!r} is a {type(maker).__name__}, not a callable")
-    return cast(Maker, maker)
+    return cast("Maker", maker)

@@ -68,6 +68,9 @@ def random_rollout(spec, width, lanes, steps, generator, *, ends=0.3, shared=Fal
     # Written as integers: a float assignment is free to quieten a signalling NaN.
     follows = ~breaks[:, :-1]
     reached.view(np.int32)[:, :-1][follows] = observation.view(np.int32)[:, 1:][follows]
+    # Drawn from few values, both may be the same at a break by chance: there a bit is turned.
+    same = (reached.view(np.int32)[:, :-1] == observation.view(np.int32)[:, 1:]).all(-1) & ~follows
+    reached.view(np.int32)[:, :-1, 0][same] ^= 1
     data = to_data(
         spec,
         width,

@@ -12,10 +12,10 @@ PACKAGE = Path(mtray.__file__).parent
 
 FLOORS = {
     # Words.
-    0: "__init__ config errors messages metrics pacing rows specs weights",
+    0: "__init__ batches config errors messages metrics pacing processes rows schema specs weights",
     # Parts; `testing` is for users' tests too.
-    1: "checkpoint collector engines engines.dm_control engines.envpool engines.torchrl envs hosts learner losses networks replay "
-    "tasks testing",
+    1: "checkpoint collector engines engines.dm_control engines.envpool engines.torchrl envs hosts learner losses "
+    "networks replay tasks testing",
     # The cluster.
     2: "actors crew supervisor",
     # Programs.

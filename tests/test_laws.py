@@ -15,7 +15,7 @@ from mtray.hosts import make_host
 from mtray.learner import discount_of
 from mtray.networks import MultiTaskPolicy
 from mtray.replay import Replay
-from mtray.specs import by_task, validate
+from mtray.schema import by_task, validate
 from mtray.weights import snapshot
 
 COPIES, STEPS, SEEDS = 2, 48, (1, 2, 3)

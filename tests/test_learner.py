@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtray.batches import Batch, unpack_batches
 from mtray.collector import Collector
 from mtray.config import LearnerConfig, NetworkConfig, ReplayConfig
 from mtray.envs import make_makers
@@ -12,7 +13,6 @@ from mtray.hosts import make_host
 from mtray.learner import Learner, discount_of
 from mtray.networks import MultiTaskPolicy
 from mtray.replay import Replay
-from mtray.rows import Batch, unpack_batches
 from mtray.specs import TaskSpec
 from mtray.tasks import Task
 from mtray.testing import CountingMaker

@@ -65,7 +65,8 @@ def test_project_keeps_the_mass_and_puts_none_below_zero(drawn):
     atoms, probabilities, values = drawn
     found = losses.project(probabilities, values, atoms)
     assert_close(found.sum(), torch.tensor(1.0), rtol=0, atol=1e-5)
-    assert found.min() >= -1e-6
+    # Shares are differences of positions up to 50, in single precision.
+    assert found.min() >= -2e-5
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,12 +13,14 @@ from scipy.stats import chisquare
 from tensordict import LazyStackedTensorDict
 from torchrl.data import ListStorage, ReplayBuffer
 
+from mtray.batches import pack, unpack_batches
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push
 from mtray.replay import Replay
-from mtray.rows import TRANSITION, pack, row_flags, unpack_batches
-from mtray.specs import by_task, observation_width
+from mtray.rows import TRANSITION, row_flags
+from mtray.schema import by_task
+from mtray.specs import observation_width
 from tests.makers import (
     assert_same_bits,
     leaf_bits,

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 from tensordict import LazyStackedTensorDict
 
+from mtray.batches import Batch, pack, unpack_batches
 from mtray.errors import SchemaError
-from mtray.rows import TRANSITION, Batch, pack, row_flags, transitions, unpack_batches
-from mtray.specs import observation_width, validate
+from mtray.rows import TRANSITION, row_flags, transitions
+from mtray.schema import validate
+from mtray.specs import observation_width
 from tests.makers import assert_same_bits, bits, make_spec, numbered_rollout, random_rollout, random_transitions
 
 SPEC = make_spec("left", observation=3, action=2)

@@ -9,17 +9,8 @@ from numpy.random import default_rng
 from tensordict import LazyStackedTensorDict, TensorDict
 
 from mtray.errors import SchemaError, UsageError
-from mtray.specs import (
-    TaskSpec,
-    action_width,
-    by_task,
-    check_together,
-    expected_shapes,
-    observation_width,
-    task_key,
-    task_of,
-    validate,
-)
+from mtray.schema import by_task, expected_shapes, task_of, validate
+from mtray.specs import TaskSpec, action_width, check_together, observation_width, task_key
 from tests.makers import make_spec, random_rollout
 
 SPEC = make_spec("left", observation=3, action=2)

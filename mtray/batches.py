@@ -1,0 +1,213 @@
+"""From TensorDicts to rows, and from rows to batches that the learner computes on.
+
+Enters: TensorDicts of one task, or rows drawn from the replay. Leaves: rows, or dense batches. Collectors pack, the
+learner unpacks. Packing finds where a step's next observation is not the next row's by comparing bits, not by
+trusting flags, so that whatever goes in comes out bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
+from torch import Tensor
+
+from mtray.errors import SchemaError
+from mtray.rows import NEXT_BITS, ROOT_BITS, TRANSITION, bits
+from mtray.schema import by_task, validate
+from mtray.specs import (
+    ACTION,
+    DONE_KEYS,
+    NEXT,
+    OBSERVATION,
+    REWARD,
+    FloatArray,
+    TaskSpec,
+    action_width,
+    observation_width,
+)
+
+
+def _same_observation(data: TensorDictBase, spec: TaskSpec) -> None:
+    common, own = data.get(OBSERVATION), data.get(spec.key)
+    width = spec.observation_size
+    if common.data_ptr() != own.data_ptr() or common.stride()[:-1] != own.stride()[:-1]:
+        equal = torch.equal(common[..., :width].contiguous().view(torch.int32), own.contiguous().view(torch.int32))
+        if not equal:
+            raise SchemaError(
+                f"task {spec.name!r}: 'observation' and {spec.key!r} differ: the first must be the second, "
+                "padded with zeros; both can't be kept if they are different data"
+            )
+    if common[..., width:].count_nonzero():
+        raise SchemaError(f"task {spec.name!r}: 'observation' has values behind the task's {width} entries")
+
+
+def pack(data: TensorDictBase, spec: TaskSpec, width: int) -> FloatArray:
+    """A task's rollout as rows.
+
+    Args:
+        data: dense TensorDict [K, L] (or [N]: N transitions of any order) of one task.
+        spec: the task.
+        width: the run's common observation width.
+
+    Returns:
+        [rows, row_size] float32, rows >= transitions: see the module's text for the layout.
+
+    Raises:
+        SchemaError: the data does not fit the task.
+    """
+    validate(data, spec, width)
+    _same_observation(data, spec)
+    _same_observation(data.get(NEXT), spec)
+    if data.batch_dims == 1:
+        data = data.unsqueeze(0)
+    if data.batch_dims != 2:
+        raise SchemaError(f"task {spec.name!r}: batch size {tuple(data.batch_size)}, expected [K, L] or [N]")
+    obs = np.ascontiguousarray(data.get(spec.key).numpy())
+    nxt = np.ascontiguousarray(data.get((NEXT, spec.key)).numpy())
+    lanes, steps, size = obs.shape
+    split = np.ones((lanes, steps), dtype=bool)
+    if steps > 1:
+        split[:, :-1] = (bits(obs[:, 1:]) != bits(nxt[:, :-1])).any(axis=-1)
+    apart = split.reshape(-1)
+    ends = np.cumsum(apart + 1)
+    rows: FloatArray = np.zeros((int(ends[-1]) if len(ends) else 0, spec.row_size), dtype=np.float32)
+    position = ends - 1 - apart
+    rows[position, :size] = obs.reshape(-1, size)
+    rows[position, size:-2] = data.get(ACTION).numpy().reshape(-1, spec.action_size)
+    rows[position, -2] = data.get((NEXT, REWARD)).numpy().reshape(-1)
+    flags = np.full(lanes * steps, TRANSITION, dtype=np.int32)
+    for key in DONE_KEYS:
+        flags |= data.get(key).numpy().reshape(-1) * np.int32(ROOT_BITS[key])
+        flags |= data.get((NEXT, key)).numpy().reshape(-1) * np.int32(NEXT_BITS[key])
+    bits(rows)[position, -1] = flags
+    rows[position[apart] + 1, :size] = nxt.reshape(-1, size)[apart]
+    return rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the learner computes on it: dense, padded with zeros to the widest task.
+
+    Attributes:
+        tasks: names, in the order of the first axis.
+        observation: [T, B, obs] float32.
+        action: [T, B, act] float32.
+        reward: [T, B] float32.
+        next_observation: [T, B, obs] float32.
+        flags: [T, B] int32, the rows' flags words.
+    """
+
+    tasks: tuple[str, ...]
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    flags: Tensor
+
+    def flag(self, key: str, *, root: bool = False) -> Tensor:
+        """``done``, ``terminated`` or ``truncated`` of the state reached (or acted on), [T, B] bool."""
+        return (self.flags & (ROOT_BITS if root else NEXT_BITS)[key]) != 0
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
+        tensors = (self.observation, self.action, self.reward, self.next_observation, self.flags)
+        return Batch(self.tasks, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def to_stack(self, specs: Mapping[str, TaskSpec]) -> LazyStackedTensorDict:
+        """The batch as a lazy stack over tasks, each element a dense [B] of that task with its own widths."""
+        elements = []
+        for index, task in enumerate(self.tasks):
+            spec = specs[task]
+            fields: dict[str, Any] = {ACTION: self.action[index, :, : spec.action_size]}
+            reached: dict[str, Any] = {REWARD: self.reward[index].unsqueeze(-1)}
+            for target, observation in ((fields, self.observation), (reached, self.next_observation)):
+                target[OBSERVATION] = observation[index]
+                target[spec.key] = observation[index, :, : spec.observation_size]
+            for key in DONE_KEYS:
+                fields[key] = self.flag(key, root=True)[index].unsqueeze(-1)
+                reached[key] = self.flag(key)[index].unsqueeze(-1)
+            size = [self.reward.shape[1]]
+            elements.append(TensorDict({**fields, NEXT: TensorDict(reached, size)}, size))
+        return cast(LazyStackedTensorDict, LazyStackedTensorDict.lazy_stack(elements, 0))
+
+    @classmethod
+    def from_stack(cls, stack: TensorDictBase, specs: Sequence[TaskSpec]) -> Batch:
+        """The dense form of a lazy stack over tasks, as `to_stack` and the replay give it.
+
+        Raises:
+            SchemaError: an element does not fit its task.
+        """
+        known = {spec.name: spec for spec in specs}
+        obs_width, act_width = observation_width(specs), action_width(specs)
+        elements = by_task(stack, list(known))
+        tasks, size = tuple(elements), stack.batch_size[-1]
+        batch = cls.empty(tasks, size, obs_width, act_width)
+        for index, (task, data) in enumerate(elements.items()):
+            spec = known[task]
+            validate(data, spec, obs_width)
+            batch.observation[index] = data.get(OBSERVATION)
+            batch.next_observation[index] = data.get((NEXT, OBSERVATION))
+            batch.action[index, :, : spec.action_size] = data.get(ACTION)
+            batch.reward[index] = data.get((NEXT, REWARD)).squeeze(-1)
+            flags = torch.full((size,), TRANSITION, dtype=torch.int32)
+            for key in DONE_KEYS:
+                flags |= data.get(key).squeeze(-1) * ROOT_BITS[key]
+                flags |= data.get((NEXT, key)).squeeze(-1) * NEXT_BITS[key]
+            batch.flags[index] = flags
+        return batch
+
+    @classmethod
+    def empty(cls, tasks: tuple[str, ...], size: int, obs: int, act: int, lead: tuple[int, ...] = ()) -> Batch:
+        """A batch of zeros, with leading axes if asked."""
+        shape = (*lead, len(tasks), size)
+        return cls(
+            tasks,
+            torch.zeros(*shape, obs),
+            torch.zeros(*shape, act),
+            torch.zeros(*shape),
+            torch.zeros(*shape, obs),
+            torch.zeros(*shape, dtype=torch.int32),
+        )
+
+
+def unpack_batches(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec]) -> list[Batch]:
+    """Sampled rows as batches; here, at the batch's edge, narrow tasks are padded.
+
+    Args:
+        sampled: task to [N, B, row_size + obs_t] float32: N batches of B rows, each with its next observation.
+        specs: all tasks of the run; their widest give the padded widths.
+
+    Returns:
+        N batches over the sampled tasks, in the order of ``sampled``.
+    """
+    known = {spec.name: spec for spec in specs}
+    tasks = tuple(sampled)
+    count, size = next(iter(sampled.values())).shape[:2]
+    whole = Batch.empty(tasks, size, observation_width(specs), action_width(specs), lead=(count,))
+    observation, action, reward = whole.observation.numpy(), whole.action.numpy(), whole.reward.numpy()
+    reached, flags = whole.next_observation.numpy(), whole.flags.numpy()
+    for index, (task, rows) in enumerate(sampled.items()):
+        spec = known[task]
+        width = spec.observation_size
+        # Copied by numpy, which reads rows that lie in shared memory (read-only) where torch would warn.
+        observation[:, index, :, :width] = rows[..., :width]
+        action[:, index, :, : spec.action_size] = rows[..., width : spec.row_size - 2]
+        reward[:, index] = rows[..., spec.row_size - 2]
+        flags[:, index] = bits(rows)[..., spec.row_size - 1]
+        reached[:, index, :, :width] = rows[..., spec.row_size :]
+    return [
+        Batch(
+            tasks,
+            whole.observation[n],
+            whole.action[n],
+            whole.reward[n],
+            whole.next_observation[n],
+            whole.flags[n],
+        )
+        for n in range(count)
+    ]
