@@ -127,9 +127,11 @@ def _call(sender: connection.Connection, function: Callable[..., Any], args: tup
     os.setsid()
     signal.signal(signal.SIGINT, _exit)
     try:
-        sender.send((True, function(*args)))
+        answer = (True, function(*args))
     except Exception:
-        sender.send((False, traceback.format_exc()))
+        answer = (False, traceback.format_exc())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sender.send(answer)
 
 
 def _receive(receiver: connection.Connection, name: str) -> Any:

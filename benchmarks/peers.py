@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import time
 import warnings
 from typing import TYPE_CHECKING
@@ -68,41 +69,36 @@ def ray_collector(processes: int, warmup_seconds: float, seconds: float) -> floa
     One plain environment per collector: with a ParallelEnv of both tasks in each, half the rate is lost to lazy
     stacks, and exclusive keys need ``use_buffers=False``.
     """
+    import ray
     from torchrl.collectors import Collector
     from torchrl.collectors.distributed import RayCollector
     from torchrl.data import LazyTensorStorage, ReplayBuffer
 
-    warnings.simplefilter("ignore")  # It has no policy weights to send, and says so twice.
+    warnings.simplefilter("ignore")  # It has no policy weights to send, and says so.
+    # Ray's workers find the modules of the script's folder only, and the script may be another one.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     replays = {f"observation_{task}": ReplayBuffer(storage=LazyTensorStorage(_REPLAY_ROWS)) for task in _TASKS}
-    collector = RayCollector(
-        _makers(processes),
-        policy=None,
-        collector_class=Collector,
-        frames_per_batch=_RAY_BATCH_FRAMES,
-        total_frames=2**62,
-        sync=False,
-        num_collectors=processes,
-        remote_configs={"num_cpus": 1},
-        ray_init_config={
-            "address": "local",
-            "num_cpus": processes,
-            "include_dashboard": False,
-            "log_to_driver": False,
-            "logging_level": logging.ERROR,
-        },
-    )
-    try:
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    with ray.init(address="local", num_cpus=processes, **quiet):
+        collector = RayCollector(
+            _makers(processes),
+            policy=None,
+            collector_class=Collector,
+            frames_per_batch=_RAY_BATCH_FRAMES,
+            total_frames=2**62,
+            sync=False,
+            num_collectors=processes,
+            remote_configs={"num_cpus": 1},
+        )
         times: list[float] = []
         begin = 0.0
         for batch in collector:
-            key = next(key for key in replays if key in batch.keys())  # noqa: SIM118  (`in` of a TensorDict asks for values)
-            replays[key].extend(batch)
+            replays[next(key for key in replays if key in batch.keys())].extend(batch)  # noqa: SIM118
             now = time.perf_counter()
             begin = begin or now + warmup_seconds
             if now >= begin:
                 times.append(now)
             if now >= begin + seconds:
                 break
-        return (len(times) - 1) * _RAY_BATCH_FRAMES / (times[-1] - times[0])
-    finally:
-        collector.shutdown(shutdown_ray=True)
+        collector.shutdown()
+    return (len(times) - 1) * _RAY_BATCH_FRAMES / (times[-1] - times[0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtray.errors import RunError as RunError
     from mtray.errors import SchemaError as SchemaError
     from mtray.errors import UsageError as UsageError
-    from mtray.launch import launch as launch
+    from mtray.launch import train as train
     from mtray.tasks import register_task as register_task
     from mtray.tasks import task_names as task_names
     from mtray.tasks import task_sets as task_sets
@@ -32,12 +32,12 @@ _PUBLIC = {
     "RunError": "errors",
     "SchemaError": "errors",
     "UsageError": "errors",
-    "launch": "launch",
     "load_policy": "checkpoint",
     "make_task_env": "envs",
     "register_task": "tasks",
     "task_names": "tasks",
     "task_sets": "tasks",
+    "train": "launch",
 }
 
 __all__ = sorted(_PUBLIC)

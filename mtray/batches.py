@@ -42,7 +42,7 @@ def _same_observation(data: TensorDictBase, spec: TaskSpec) -> None:
                 f"task {spec.name!r}: 'observation' and {spec.key!r} differ: the first must be the second, "
                 "padded with zeros; both can't be kept if they are different data"
             )
-    if common[..., width:].count_nonzero():
+    if common[..., width:].contiguous().view(torch.int32).count_nonzero():
         raise SchemaError(f"task {spec.name!r}: 'observation' has values behind the task's {width} entries")
 
 
@@ -145,11 +145,18 @@ class Batch:
         known = {spec.name: spec for spec in specs}
         obs_width, act_width = observation_width(specs), action_width(specs)
         elements = by_task(stack, list(known))
-        tasks, size = tuple(elements), stack.batch_size[-1]
+        tasks, size = tuple(elements), next(iter(elements.values())).numel()
         batch = cls.empty(tasks, size, obs_width, act_width)
         for index, (task, data) in enumerate(elements.items()):
             spec = known[task]
             validate(data, spec, obs_width)
+            if tuple(data.batch_size) != (size,):
+                raise SchemaError(
+                    f"task {task!r}: batch size {tuple(data.batch_size)} where another task has ({size},): "
+                    "a batch holds equally many rows of every task"
+                )
+            _same_observation(data, spec)
+            _same_observation(data.get(NEXT), spec)
             batch.observation[index] = data.get(OBSERVATION)
             batch.next_observation[index] = data.get((NEXT, OBSERVATION))
             batch.action[index, :, : spec.action_size] = data.get(ACTION)

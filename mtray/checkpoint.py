@@ -9,8 +9,10 @@ torch is imported by what needs it: the driver writes bytes that actors made, an
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +28,9 @@ from mtray.specs import FloatArray, TaskSpec
 
 if TYPE_CHECKING:
     from mtray.networks import MultiTaskPolicy
+
+# What reading a damaged file of JSON, numpy or torch raises.
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 _META, _POLICY, _LEARNER, _REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
 
@@ -71,7 +76,10 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint, make it the latest, drop all but the newest ``keep``."""
     folder = run_dir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"{checkpoint.frames:012d}"
+    # A name is never used twice: the folder that `latest` names stands until another is whole and named.
+    name = f"{checkpoint.frames:012d}"
+    suffixes = itertools.chain([""], (f".{count}" for count in itertools.count(1)))
+    final = next(path for suffix in suffixes if not (path := folder / (name + suffix)).exists())
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -83,13 +91,14 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
             with (partial / f"rows_{task}.npy").open("wb") as file:
                 np.save(file, rows)
                 _flush(file.fileno())
-    _write_file(partial / _META, json.dumps(checkpoint.meta, indent=1).encode())
-    if final.exists():
-        # The same frame count again (a resumed run that made none): the new one takes the old one's place.
-        shutil.rmtree(final)
+    meta = {**checkpoint.meta, "frames": checkpoint.frames, "has_replay": checkpoint.replay is not None}
+    _write_file(partial / _META, json.dumps(meta, indent=1).encode())
     partial.rename(final)
+    _flush_folder(folder)
     replace_file(folder / "latest", final.name)
-    for old in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())[:-keep]:
+    others = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit() and path != final]
+    # By when they were written: one that was never named may have a higher number.
+    for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[keep - 1 :]:
         shutil.rmtree(old)
     return final
 
@@ -105,11 +114,20 @@ def _flush(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write a small file so that a reader finds the old one or the new one."""
     partial = path.with_name(f".{path.name}.partial")
     _write_file(partial, text.encode())
     partial.replace(path)
+    _flush_folder(path.parent)
 
 
 def latest(run_dir: Path) -> Path:
@@ -121,7 +139,7 @@ def latest(run_dir: Path) -> Path:
     folder = run_dir / "checkpoints"
     try:
         path = folder / (folder / "latest").read_text().strip()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"no checkpoint in {run_dir}: expected the file {folder / 'latest'} ({error})") from error
     if not (path / _META).is_file():
         raise UsageError(f"checkpoint {path} is named by 'latest' but is not whole: {_META} is missing")
@@ -137,12 +155,12 @@ def read(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / _META).read_text())
         replay, rows = None, {}
-        if (path / _REPLAY).is_file():
+        if meta.pop("has_replay"):
             replay = json.loads((path / _REPLAY).read_text())
             rows = {spec["name"]: np.load(path / f"rows_{spec['name']}.npy") for spec in meta["specs"]}
         policy, learner = (path / _POLICY).read_bytes(), (path / _LEARNER).read_bytes()
         return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
-    except (OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise UsageError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
 
 
@@ -155,7 +173,7 @@ def read_config(run_dir: Path) -> Config:
     path = run_dir / "config.json"
     try:
         config: Config = config_module.from_dict(json.loads(path.read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise UsageError(f"{run_dir} is no run directory of this version: {path}: {error}") from error
     return config
 
@@ -172,11 +190,11 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
     folder = path if (path / _META).is_file() else latest(path)
     try:
         meta, data = json.loads((folder / _META).read_text()), (folder / _POLICY).read_bytes()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"checkpoint {folder} can't be read: {error}") from error
-    specs = [TaskSpec.from_dict(spec) for spec in meta["specs"]]
-    network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
-    policy = MultiTaskPolicy(specs, network, deterministic=True)
-    policy.load_state_dict(from_bytes(data))
+        specs = [TaskSpec.from_dict(spec) for spec in meta["specs"]]
+        network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
+        policy = MultiTaskPolicy(specs, network, deterministic=True)
+        policy.load_state_dict(from_bytes(data))
+    except _DAMAGED as error:
+        raise UsageError(f"checkpoint {folder} can't be read: {type(error).__name__}: {error}") from error
     policy.requires_grad_(False).eval()
     return policy

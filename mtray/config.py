@@ -7,6 +7,7 @@ here but what follows from the fields; validation names the value, the limit and
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -130,6 +131,7 @@ class LearnerConfig:
         _require(self.slack_steps is None or self.slack_steps >= 0, "--learner.slack-steps can't be negative")
         for name in ("updates_per_step", "warmup_steps", "weight_decay"):
             _require(getattr(self, name) >= 0, f"--learner.{name.replace('_', '-')} can't be negative")
+        _require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")
         _require(self.atoms >= 2, f"--learner.atoms {self.atoms}: at least 2 are needed")
         _require(0 < self.polyak <= 1, f"--learner.polyak {self.polyak}: must be in (0, 1]")
 
@@ -250,4 +252,7 @@ def from_dict(data: Mapping[str, Any], cls: type[Any] = Config) -> Any:
             values[name] = Path(value)
         else:
             values[name] = value
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise UsageError(f"{cls.__name__}: a setting is of the wrong type: {error}") from error

@@ -112,11 +112,15 @@ class Crew:
         """The call of each collector that ends next."""
         return [worker.calls[0] for worker in self._workers if worker.calls]
 
-    def ask(self, limit: float, version: int, weights: list[Any]) -> None:
-        """Ask for rollouts until ``limit`` frames are asked for or every collector has its calls."""
+    def ask(self, total: int, allowed: float, version: int, weights: list[Any]) -> None:
+        """Ask for rollouts until ``total`` frames are reached or every collector has its calls.
+
+        The last rollout may go beyond the total, none goes beyond ``allowed``.
+        """
         for calls in range(CALLS):
             for worker in self._workers:
-                if len(worker.calls) <= calls and self.asked_frames < limit:
+                asked = self.asked_frames
+                if len(worker.calls) <= calls and asked < total and asked + self.rollout_frames <= allowed:
                     worker.ask(worker.actor.collect.remote(version, weights))
                     worker.requested += 1
                     worker.flushed = False

@@ -194,7 +194,7 @@ def _signals(stop: Callable[[str], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def launch(config: Config) -> dict[str, Any]:
+def train(config: Config) -> dict[str, Any]:
     """Run a config to its end; gives what summary.json holds.
 
     Raises:
@@ -227,6 +227,7 @@ def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint
     from mtray.supervisor import Supervisor
 
     started = time.monotonic()
+    (run_dir / "summary.json").unlink(missing_ok=True)
     checkpoint.replace_file(run_dir / "config.json", json.dumps(describe(config), indent=1))
     reason = "failed"
     with contextlib.ExitStack() as stack:
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     def program() -> None:
-        summary = launch(parse(sys.argv[1:] if arguments is None else arguments))
+        summary = train(parse(sys.argv[1:] if arguments is None else arguments))
         sys.stderr.write(
             f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
             f"in {summary['wall_seconds']:.0f} s\n"

@@ -61,7 +61,8 @@ def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tenso
     """
     low, high = atoms[0], atoms[-1]
     last = atoms.numel() - 1
-    position = (target_atoms.clamp(low, high) - low) / ((high - low) / last)
+    # Rounding may put the highest value a little above the last atom.
+    position = ((target_atoms.clamp(low, high) - low) / ((high - low) / last)).clamp(max=last)
     lower = position.floor().clamp(0, last - 1)
     share = position - lower
     index = lower.long()

@@ -129,7 +129,11 @@ class JsonLines:
     """metrics.jsonl: a line of JSON each."""
 
     def __init__(self, path: Path) -> None:
-        """Append to the file."""
+        """Append to the file, after its last whole line: one that a killed run left half written is cut off."""
+        if path.exists():
+            text = path.read_bytes()
+            with path.open("r+b") as file:
+                file.truncate(text.rfind(b"\n") + 1)
         self._file = path.open("a")
 
     def write(self, line: Mapping[str, Any]) -> None:

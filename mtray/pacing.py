@@ -43,7 +43,9 @@ class Pacing:
         """
         if self.updates_per_step < 0 or self.tasks < 1 or self.warmup_frames < 0:
             raise UsageError(f"pacing can't be negative: {self}")
-        least = self.round_frames + int(self.tasks / self.updates_per_step) + 1 if self.updates_per_step else 0
+        if not self.updates_per_step:
+            return
+        least = self.round_frames + int(self.tasks / self.updates_per_step) + 1
         if self.slack_frames < least:
             raise UsageError(
                 f"slack of {self.slack_frames} frames: collectors bring {self.round_frames} at a time and an update "

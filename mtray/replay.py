@@ -11,7 +11,6 @@ for use in one process, do.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +97,7 @@ class Replay:
             spec.name: TaskStatistics(0, np.zeros(spec.observation_size), np.zeros(spec.observation_size))
             for spec in specs
         }
-        self._receipts: dict[str, collections.OrderedDict[int, Receipt]] = {}
+        self._receipts: dict[str, dict[int, Receipt]] = {}
         self._generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
         self._frames = dict.fromkeys(self._rings, 0)
         self._source_frames: dict[str, int] = {}
@@ -108,15 +107,19 @@ class Replay:
 
         Raises:
             SchemaError: rows of an unknown task or of another width; nothing of the push is stored then.
-            RunError: the push is older than the receipts kept.
+            RunError: the push is older than the receipts kept, or a value is not finite; nothing of it is stored.
         """
-        receipts = self._receipts.setdefault(push.source, collections.OrderedDict())
+        receipts = self._receipts.get(push.source, {})
         if push.number in receipts:
             return receipts[push.number]
-        if receipts and push.number < next(iter(receipts)):
+        if len(receipts) >= _RECEIPTS and push.number < min(receipts):
             raise RunError(f"push {push.number} of {push.source} comes after {_RECEIPTS} later ones: it is not a retry")
         for task, rows in push.rows.items():
             self._check(task, rows)
+            if not np.isfinite(rows[:, :-1]).all():
+                raise RunError(
+                    f"push {push.number} of {push.source}: data of task {task!r} is not finite; nothing of it is stored"
+                )
         frames = {}
         for task, rows in push.rows.items():
             acted = (row_flags(rows) & TRANSITION) != 0
@@ -127,9 +130,11 @@ class Replay:
             frames[task] = int(acted.sum())
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
-        receipt = receipts[push.number] = Receipt(push.source, push.number, frames)
-        while len(receipts) > _RECEIPTS:
-            receipts.popitem(last=False)
+        receipt = Receipt(push.source, push.number, frames)
+        kept = self._receipts.setdefault(push.source, {})
+        kept[push.number] = receipt
+        if len(kept) > _RECEIPTS:
+            del kept[min(kept)]
         return receipt
 
     def _check(self, task: str, rows: FloatArray) -> None:
@@ -163,7 +168,7 @@ class Replay:
         known = {spec.name: spec for spec in self.specs}
         rows = {task: pack(data, known[task], self.width) for task, data in by_task(rollout, list(known)).items()}
         if number is None:
-            number = max(self._receipts.get(source, {-1: None})) + 1
+            number = max(self._receipts.get(source, {}), default=-1) + 1
         return self.insert(Push(source=source, number=number, rows=rows))
 
     def sample_rows(self, rows_per_task: int, batches: int = 1, tasks: tuple[str, ...] | None = None) -> Sampled:
@@ -208,7 +213,7 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """All but the rows, as plain JSON values."""
         return {
-            "frames": self._frames,
+            "frames": dict(self._frames),
             "written": {task: ring.written for task, ring in self._rings.items()},
             "statistics": {
                 task: [known.count, known.mean.tolist(), known.square.tolist(), known.largest_return]
@@ -245,7 +250,7 @@ class Replay:
         for task, (count, mean, square, largest) in state["statistics"].items():
             self._statistics[task] = TaskStatistics(count, np.array(mean), np.array(square), largest)
         self._receipts = {
-            source: collections.OrderedDict((number, Receipt(source, number, frames)) for number, frames in receipts)
+            source: {number: Receipt(source, number, frames) for number, frames in receipts}
             for source, receipts in state["receipts"].items()
         }
         self._generator.bit_generator.state = state["generator"]

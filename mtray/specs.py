@@ -125,7 +125,7 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
     """Raise if these tasks can't live in one run.
 
     Raises:
-        UsageError: no task, a name twice, or a name that shadows another key.
+        UsageError: no task, a name twice, or a task without observation or action.
     """
     if not specs:
         raise UsageError("no task given: name at least one, for example --tasks humanoid")

@@ -179,8 +179,8 @@ class Supervisor:
 
     def _ask(self, crew: Crew) -> None:
         total = 0 if self.stop_reason else self.config.total_frames
-        limit = min(total, self.pacing.frames_allowed(self.metrics.updates))
-        crew.ask(limit, self.metrics.weights_version, self._weights)
+        allowed = self.pacing.frames_allowed(self.metrics.updates)
+        crew.ask(total, allowed, self.metrics.weights_version, self._weights)
         if crew.asked_frames >= total:
             crew.flush()
         asked = self.metrics.updates + sum(updates for *_, updates in self._train_calls)
@@ -264,7 +264,6 @@ class Supervisor:
             replay, rows = self._get(self._replay.snapshot.remote(), "replay")
             self._count(replay)
         meta = {
-            "frames": self.metrics.frames,
             "metrics": self.metrics.state(),
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],

@@ -107,14 +107,19 @@ def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE) -> tuple[Task, .
     """
     if not names:
         raise UsageError("no task given: name at least one, for example --tasks humanoid")
-    tasks: dict[Task, None] = {}
+    tasks: list[Task] = []
     for name in names:
-        tasks.update(dict.fromkeys(_resolve_one(name, engine)))
+        # By equality: a maker need not be hashable.
+        tasks += [task for task in _resolve_one(name, engine) if task not in tasks]
     return tuple(tasks)
 
 
 def _resolve_one(name: str, engine: str) -> list[Task]:
     if name in _REGISTERED:
+        if name in _engine(engine).task_names():
+            raise UsageError(
+                f"task {name!r} is registered and also a task of engine {engine!r}: register yours under another name"
+            )
         return [Task(name, TORCHRL, _REGISTERED[name])]
     if ":" in name:
         return [Task(name.rpartition(":")[2], TORCHRL, _import_maker(name))]

@@ -25,7 +25,7 @@ class Weights:
 
     Attributes:
         version: 0 before the first update, then one more with every snapshot that the learner gives out.
-        layout: digest of the names and shapes in their order.
+        layout: digest of the tasks, and of the tensors' names and shapes, in their order.
         values: the numbers.
     """
 
@@ -39,8 +39,9 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def layout_of(module: nn.Module) -> str:
-    """Digest of a module's parameter and buffer names and shapes."""
-    text = ";".join(f"{name}{tuple(tensor.shape)}" for name, tensor in _tensors(module))
+    """Digest of a module's tasks in their order (its ``names``) and its parameters' and buffers' names and shapes."""
+    shapes = [f"{name}{tuple(value.shape)}" for name, value in _tensors(module)]
+    text = ";".join([*getattr(module, "names", ()), *shapes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

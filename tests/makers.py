@@ -76,8 +76,8 @@ def random_rollout(spec, width, lanes, steps, generator, *, ends=0.3, shared=Fal
         width,
         observation,
         reached,
-        action=awkward(generator, lanes, steps, spec.action_size),
-        reward=awkward(generator, lanes, steps),
+        action=awkward(generator, lanes, steps, spec.action_size, finite=finite),
+        reward=awkward(generator, lanes, steps, finite=finite),
         flags=random_flags(generator, lanes, steps),
         shared=shared,
     )

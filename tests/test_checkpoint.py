@@ -55,7 +55,7 @@ def assert_same_checkpoint(found, expected):
 
 
 def folders(run_dir):
-    return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.name.isdigit())
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.name[0].isdigit())
 
 
 # Writing and reading
@@ -93,12 +93,34 @@ def test_all_but_the_newest_are_dropped(tmp_path, keep):
     assert read(latest(tmp_path)).frames == 50000
 
 
-def test_same_frames_again_take_the_place_of_those_before(tmp_path):
+def test_same_frames_again_stand_beside_those_before(tmp_path):
     write(tmp_path, make_checkpoint(7), keep=2)
     saved = dataclasses.replace(make_checkpoint(7), meta={**make_checkpoint(7).meta, "metrics": ["new"]})
     write(tmp_path, saved, keep=2)
-    assert folders(tmp_path) == ["000000000007"]
+    assert folders(tmp_path) == ["000000000007", "000000000007.1"]
     assert_same_checkpoint(read(latest(tmp_path)), saved)
+
+
+def test_the_one_just_written_is_kept_also_beside_one_of_a_higher_number_that_was_never_named(tmp_path):
+    write(tmp_path, make_checkpoint(100), keep=1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_at(monkeypatch, 7)
+        with pytest.raises(KilledError):
+            write(tmp_path, make_checkpoint(200), keep=1)
+    assert folders(tmp_path) == ["000000000100", "000000000200"]
+    write(tmp_path, make_checkpoint(150), keep=1)
+    assert read(latest(tmp_path)).frames == 150
+    assert folders(tmp_path) == ["000000000150"]
+
+
+@pytest.mark.parametrize("step", range(10))
+def test_writer_of_the_same_frames_killed_at_any_step_leaves_a_whole_one(tmp_path, step):
+    write(tmp_path, make_checkpoint(100), keep=2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_at(monkeypatch, step)
+        with pytest.raises(KilledError):
+            write(tmp_path, make_checkpoint(100), keep=2)
+    assert_same_checkpoint(read(latest(tmp_path)), make_checkpoint(100))
 
 
 def test_nothing_partial_is_left_behind(tmp_path):
@@ -131,8 +153,8 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(path_class, "replace", counted(path_class.replace))
 
 
-# Four files and two tasks' rows, the folder's rename, the flush and the rename of `latest`.
-@pytest.mark.parametrize("step", range(9))
+# Four files and two tasks' rows, the folder's rename and its parent's flush, the flush and the rename of `latest`.
+@pytest.mark.parametrize("step", range(10))
 def test_writer_killed_at_any_step_leaves_the_one_before(tmp_path, step):
     before, after = make_checkpoint(100), make_checkpoint(200)
     write(tmp_path, before, keep=2)
@@ -144,11 +166,12 @@ def test_writer_killed_at_any_step_leaves_the_one_before(tmp_path, step):
     # Whoever resumes and comes there again writes it whole.
     write(tmp_path, after, keep=2)
     assert_same_checkpoint(read(latest(tmp_path)), after)
-    assert folders(tmp_path) == ["000000000100", "000000000200"]
+    assert len(folders(tmp_path)) == 2
 
 
 def test_writer_has_no_more_steps_than_are_killed_above(tmp_path, monkeypatch):
-    kill_at(monkeypatch, 9)
+    # And the flush of the folder that holds `latest`.
+    kill_at(monkeypatch, 11)
     write(tmp_path, make_checkpoint(100), keep=2)
     with pytest.raises(KilledError):
         checkpoint.replace_file(tmp_path / "other", "")
@@ -321,3 +344,42 @@ def test_policy_that_can_not_be_read_is_refused_by_name(tmp_path, policy, damage
     with pytest.raises(UsageError, match="can't be read") as caught:
         load_policy(tmp_path)
     assert str(path) in str(caught.value)
+
+
+def damage(path, name, data):
+    (path / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04half"])
+def test_a_damaged_policy_is_refused_by_name(tmp_path, data):
+    path = write(tmp_path, make_checkpoint(100), keep=2)
+    damage(path, "policy.pt", data)
+    with pytest.raises(UsageError, match="can't be read"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"{}", b"[]", b""])
+def test_a_damaged_meta_is_refused_by_name(tmp_path, text):
+    path = write(tmp_path, make_checkpoint(100), keep=2)
+    damage(path, "meta.json", text)
+    for reader in (load_policy, read):
+        with pytest.raises(UsageError, match="can't be read"):
+            reader(path)
+
+
+def test_rows_or_replay_that_are_gone_are_noticed(tmp_path):
+    path = write(tmp_path, make_checkpoint(100), keep=2)
+    damage(path, "rows_left.npy", b"")
+    with pytest.raises(UsageError, match="can't be read"):
+        read(path)
+    path = write(tmp_path, make_checkpoint(200), keep=2)
+    (path / "replay.json").unlink()
+    with pytest.raises(UsageError, match="can't be read"):
+        read(path)
+
+
+def test_a_config_of_other_settings_is_refused_with_its_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"wrokers": 3}}))
+    with pytest.raises(UsageError, match="wrokers") as caught:
+        read_config(tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -206,3 +206,10 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
 )
 def test_least_values_are_taken(config):
     assert to_dict(config())
+
+
+def test_a_value_of_the_wrong_type_and_an_infinite_rate_are_refused():
+    with pytest.raises(UsageError, match="wrong type"):
+        from_dict({"workers": "two"})
+    with pytest.raises(UsageError, match="updates-per-step"):
+        LearnerConfig(updates_per_step=float("inf"))

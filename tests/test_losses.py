@@ -228,3 +228,14 @@ def test_reward_scale_of_worked_numbers():
     )
     # (10 + 0.1 * 3 / 0.1) / 10; the least; (4 + 0.5 / 0.5) / 10.
     close(found, [1.3, 1e-3, 0.5])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 200), st.floats(0.1, 100.0), st.floats(-300.0, 300.0))
+def test_projected_probability_is_never_negative(atoms, limit, value):
+    support = losses.support(atoms, limit)
+    projected = losses.project(torch.eye(1, atoms)[0], torch.full((atoms,), value), support)
+    assert (projected >= 0).all()
+    # This pair of limit and clipped value rounds above the last atom.
+    support = losses.support(101, 13.25)
+    assert (losses.project(torch.eye(1, 101)[0], torch.full((101,), 20.0), support) >= 0).all()

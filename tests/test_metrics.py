@@ -170,3 +170,12 @@ def test_progress_is_one_line_of_text_each_where_there_is_no_terminal(capsys):
     assert "2,500/10,000 frames (25%)" in first
     assert "return -" in first
     assert "return 2.5" in second
+
+
+def test_json_lines_go_on_after_the_last_whole_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    sink = JsonLines(path)
+    sink.write({"a": 2})
+    sink.close()
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2]

@@ -91,3 +91,9 @@ def test_no_interleaving_stops_both_sides_or_crosses_a_line(pacing, schedule):
         assert updates <= max(0.0, pacing.updates_per_step * steps) + 1e-6
         ahead = steps - updates / pacing.updates_per_step
         assert ahead * pacing.tasks <= pacing.slack_frames + 1e-6
+
+
+def test_without_updates_collectors_are_never_held_back():
+    pacing = Pacing(updates_per_step=0, tasks=1, warmup_frames=0, slack_frames=0, round_frames=10)
+    assert pacing.frames_allowed(0) == float("inf")
+    assert pacing.updates_allowed(1_000_000) == 0

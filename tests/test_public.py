@@ -16,12 +16,12 @@ PUBLIC = [
     "RunError",
     "SchemaError",
     "UsageError",
-    "launch",
     "load_policy",
     "make_task_env",
     "register_task",
     "task_names",
     "task_sets",
+    "train",
 ]
 
 

@@ -280,6 +280,8 @@ def test_statistics_are_those_of_every_observation_inserted_also_of_those_overwr
             )
             for key in ("observation", spec.key):
                 data[key][:, : spec.observation_size] = torch.from_numpy(values)
+            for key in ("action", ("next", "reward"), ("next", "observation"), ("next", spec.key)):
+                data[key].zero_()
             elements.append(data)
             inserted[spec.name].append(data[spec.key].numpy())
         for data in elements:
@@ -518,3 +520,38 @@ def test_rows_of_another_width_are_refused_when_loading():
     rows = {"left": replay.rows("wide")}
     with pytest.raises(SchemaError, match=r"'left': rows of shape .*\(any, 7\)"):
         make_replay().load(replay.state(), rows)
+
+
+def test_push_that_arrives_before_an_earlier_one_is_no_retry():
+    replay = make_replay(capacity=64)
+    spec = SPECS[0]
+    rows = pack(random_rollout(spec, WIDTH, 1, 2, default_rng(0), finite=True)[0], spec, WIDTH)
+    later = replay.insert(Push(source="a", number=1, rows={spec.name: rows}))
+    earlier = replay.insert(Push(source="a", number=0, rows={spec.name: rows}))
+    assert later.frames == earlier.frames == {spec.name: 2}
+    assert replay.frames()[spec.name] == 4
+
+
+def test_refused_push_leaves_everything_as_it_was():
+    replay = make_replay(capacity=64)
+    before = json.dumps(replay.state())
+    with pytest.raises(SchemaError):
+        replay.insert(Push(source="a", number=0, rows={"unknown": np.zeros((1, 2), np.float32)}))
+    assert json.dumps(replay.state()) == before
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("key", ["action", ("next", "reward"), "exclusive", ("next", "exclusive")])
+def test_values_that_are_not_finite_are_refused_with_the_push_and_the_task(key, value):
+    replay, spec = make_replay(capacity=64), SPECS[0]
+    data = random_rollout(spec, WIDTH, 1, 3, default_rng(0), finite=True)[0]
+    keys = {
+        "exclusive": (spec.key, "observation"),
+        ("next", "exclusive"): (("next", spec.key), ("next", "observation")),
+    }
+    for each in keys.get(key, (key,)):
+        data[each][0, 1, 0] = value
+    before = json.dumps(replay.state())
+    with pytest.raises(RunError, match=f"push 0 of local: data of task '{spec.name}' is not finite"):
+        replay.extend(data)
+    assert json.dumps(replay.state()) == before

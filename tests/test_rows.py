@@ -282,3 +282,29 @@ def test_stack_that_does_not_fit_its_task_is_refused():
     data["action"] = torch.zeros(4, 5)
     with pytest.raises(SchemaError, match=r"'left'.*'action'.*\(4, 5\).*\(4, 2\)"):
         Batch.from_stack(LazyStackedTensorDict.lazy_stack([data], 0), [SPEC])
+
+
+def test_minus_zero_in_the_padding_is_refused():
+    spec = make_spec("left", 3, 2)
+    data = random_transitions(spec, 5, 4, default_rng(0))
+    data["observation"][1, 4] = -0.0
+    with pytest.raises(SchemaError, match="behind the task's 3 entries"):
+        pack(data, spec, 5)
+
+
+def test_a_stack_whose_common_key_is_not_its_tasks_own_is_refused():
+    spec = make_spec("left", 3, 2)
+    data = random_transitions(spec, 3, 4, default_rng(0))
+    data["observation_left"][1, 1] = 7
+    with pytest.raises(SchemaError, match="differ"):
+        Batch.from_stack(LazyStackedTensorDict.lazy_stack([data], 0), [spec])
+
+
+def test_a_stack_of_unequal_rows_or_of_rollouts_is_no_batch():
+    left, right = make_spec("left", 3, 2), make_spec("right", 3, 2)
+    parts = [random_transitions(left, 3, 4, default_rng(0)), random_transitions(right, 3, 5, default_rng(0))]
+    with pytest.raises(SchemaError, match="equally many rows"):
+        Batch.from_stack(LazyStackedTensorDict.lazy_stack(parts, 0), [left, right])
+    rollout = random_transitions(left, 3, 6, default_rng(0)).reshape(2, 3)
+    with pytest.raises(SchemaError, match="equally many rows"):
+        Batch.from_stack(LazyStackedTensorDict.lazy_stack([rollout], 0), [left])

@@ -275,3 +275,23 @@ def test_task_with_a_local_maker_and_its_spec_pickles_with_cloudpickle():
 
 def test_tasks_are_equal_by_name_engine_and_maker():
     assert len({Task("a", "x"), Task("a", "x"), Task("a", "y"), Task("b", "x"), Task("a", "x", makers.point)}) == 4
+
+
+def test_a_maker_need_not_be_hashable():
+    class Maker:
+        __hash__ = None
+
+        def __call__(self, num_envs, seed):
+            raise NotImplementedError
+
+    register_task("unhashable", Maker())
+    assert [task.name for task in resolve(["unhashable", "unhashable"])] == ["unhashable"]
+
+
+def test_a_registered_name_of_the_suite_is_refused_rather_than_shadowed():
+    register_task("walker-walk", lambda num_envs, seed: None)
+    try:
+        with pytest.raises(UsageError, match="also a task of engine"):
+            resolve(["walker-walk"])
+    finally:
+        del tasks_module._REGISTERED["walker-walk"]

@@ -138,3 +138,10 @@ def test_snapshot_of_as_many_numbers_in_another_layout_is_refused():
     weights = snapshot(nn.Linear(2, 3, bias=False), 0)
     with pytest.raises(SchemaError, match="do not fit"):
         load(nn.Linear(3, 2, bias=False), weights)
+
+
+def test_weights_of_the_same_tasks_in_another_order_are_refused():
+    left, right = make_spec("left", 3, 2), make_spec("right", 3, 2)
+    snapshot_of_one = snapshot(MultiTaskPolicy([right, left], NetworkConfig()), 0)
+    with pytest.raises(SchemaError, match="layout"):
+        load(MultiTaskPolicy([left, right], NetworkConfig()), snapshot_of_one)

@@ -8,7 +8,6 @@ dm_control's order.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from typing import Any
 
@@ -21,16 +20,19 @@ from mtray.specs import FloatArray, TaskSpec
 
 NAME = "envpool"
 _LAST = 2
+# In 1.2.5 their observations are distributed differently from dm_control's (tests/test_envpool.py): not offered.
+_DIFFERENT = ("cartpole-two_poles", "cartpole-three_poles")
 
 
 def task_names() -> dict[str, str]:
-    """Task name to EnvPool's own, over dm_control's whole suite: ``humanoid-walk`` is ``HumanoidWalk-v1``."""
-    return {name: _pool_name(name) for name in reference.task_names()}
+    """Task name to EnvPool's own, over dm_control's suite: ``humanoid-walk`` is ``HumanoidWalk-v1``."""
+    return {name: _pool_name(name) for name in reference.task_names() if name not in _DIFFERENT}
 
 
 def task_sets() -> dict[str, tuple[str, ...]]:
-    """The sets that the dm_control engine has."""
-    return reference.task_sets()
+    """The sets that the dm_control engine has, without the tasks that differ."""
+    sets = reference.task_sets()
+    return {name: tuple(task for task in members if task not in _DIFFERENT) for name, members in sets.items()}
 
 
 def _pool_name(name: str) -> str:
@@ -38,8 +40,8 @@ def _pool_name(name: str) -> str:
 
 
 def make_sim(name: str, num_envs: int, seed: int) -> EnvPoolSim:
-    """K copies of the suite's task ``name``, stepped by ``MTRAY_ENVPOOL_THREADS`` threads (default 1)."""
-    return EnvPoolSim(name, num_envs, seed, threads=int(os.environ.get("MTRAY_ENVPOOL_THREADS", "1")))
+    """K copies of the suite's task ``name``, stepped by a thread of their own."""
+    return EnvPoolSim(name, num_envs, seed)
 
 
 class EnvPoolSim(BatchSim):

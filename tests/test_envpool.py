@@ -1,0 +1,136 @@
+"""Engine envpool against the reference: the same contract, the same rules of episodes, the same distributions.
+
+Two engines agree on a task when, under the same uniformly random policy, the mean over an episode's first steps of
+every observation entry and of the reward differ by less than five standard errors of the difference (copies are
+independent samples), or by less than a hundredth of the entry's own spread.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("envpool")
+
+from mtray.engines import StepArrays
+from mtray.engines import envpool as envpool_engine
+from mtray.engines.dm_control import task_names
+from mtray.tasks import Task
+
+COPIES, STEPS = 48, 40
+QUICK = ["cartpole-swingup", "cheetah-run", "humanoid-walk", "reacher-easy", "finger-turn_easy"]
+SUITE = sorted(envpool_engine.task_names())
+
+
+def sim_of(engine, name, copies, seed=0):
+    return Task(name, engine).make_sim(copies, seed)
+
+
+def everyone(sim):
+    return np.ones(sim.num_envs, dtype=bool)
+
+
+def random_means(engine, name, copies=COPIES, steps=STEPS):
+    """Per copy: mean observation and mean reward over an episode's first steps of random actions, [copies, obs + 1]."""
+    sim = sim_of(engine, name, copies, seed=17)
+    out = StepArrays.empty(copies, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    low, high = (np.clip(bound, -1, 1) for bound in (sim.spec.action_low, sim.spec.action_high))
+    random = np.random.default_rng(3)
+    total = np.zeros((copies, sim.spec.observation_size + 1))
+    for _ in range(steps):
+        sim.step(random.uniform(low, high, (copies, sim.spec.action_size)).astype(np.float32), out)
+        total[:, :-1] += out.observation
+        total[:, -1] += out.reward
+    sim.close()
+    return total / steps
+
+
+def agree(name, **sizes):
+    ours, theirs = (random_means(engine, name, **sizes) for engine in ("envpool", "dm_control"))
+    error = np.sqrt(ours.var(0, ddof=1) / len(ours) + theirs.var(0, ddof=1) / len(theirs))
+    difference = np.abs(ours.mean(0) - theirs.mean(0))
+    spread = np.concatenate([ours, theirs]).std(0)
+    return difference <= np.maximum(5 * error, 0.01 * spread + 1e-6)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_distributions_agree_with_dm_control(name):
+    assert agree(name).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SUITE if name not in QUICK])
+def test_distributions_agree_with_dm_control_over_the_suite(name):
+    good = agree(name)
+    assert good.all(), np.flatnonzero(~good)
+
+
+def test_the_comparison_can_fail():
+    ours, theirs = random_means("envpool", "walker-walk"), random_means("dm_control", "walker-run")
+    assert ours.shape == theirs.shape
+    assert abs(ours[:, -1].mean() - theirs[:, -1].mean()) > 5 * theirs[:, -1].std() / np.sqrt(COPIES)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_spec_is_dm_controls(name):
+    ours, theirs = sim_of("envpool", name, 1).spec, sim_of("dm_control", name, 1).spec
+    for field in ("name", "observation", "action_low", "action_high", "horizon", "time_step_seconds"):
+        assert getattr(ours, field) == getattr(theirs, field)
+
+
+@pytest.mark.parametrize("name", ["cartpole-balance", "reacher-easy"])
+def test_an_episode_is_truncated_at_the_horizon_and_goes_on_after_a_reset(name):
+    sim = sim_of("envpool", name, 3)
+    out = StepArrays.empty(3, sim.spec)
+    start = np.zeros_like(out.observation)
+    sim.reset(everyone(sim), start)
+    action = np.zeros((3, sim.spec.action_size), np.float32)
+    for step in range(1, 1001):
+        sim.step(action, out)
+        assert out.truncated.tolist() == [step == 1000] * 3
+        assert not out.terminated.any()
+    last = out.observation.copy()
+    sim.reset(np.array([True, False, True]), out.observation)
+    assert np.array_equal(out.observation[1], last[1])
+    assert not np.array_equal(out.observation[0], last[0])
+    sim.reset(np.array([False, True, False]), out.observation)
+    sim.step(action, out)
+    assert not out.truncated.any()
+
+
+def test_copies_step_on_their_own_actions():
+    sim = sim_of("envpool", "walker-walk", 4)
+    out = StepArrays.empty(4, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    action = np.zeros((4, 6), np.float32)
+    action[2] = 1.0
+    before = out.observation.copy()
+    for _ in range(3):
+        sim.step(action, out)
+    moved = np.abs(out.observation - before).sum(1)
+    assert np.argmax(moved) == 2
+
+
+def test_same_seed_same_episode():
+    states = []
+    for seed in (1, 1, 2):
+        sim = sim_of("envpool", "cartpole-swingup", 2, seed)
+        observation = np.zeros((2, 5), np.float32)
+        sim.reset(everyone(sim), observation)
+        states.append(observation)
+        sim.close()
+    assert np.array_equal(states[0], states[1])
+    assert not np.array_equal(states[0], states[2])
+
+
+def test_no_dm_control_task_is_missing():
+    import envpool
+
+    assert set(envpool_engine.task_names().values()) <= set(envpool.list_all_envs())
+    assert set(task_names()) - set(SUITE) == set(envpool_engine._DIFFERENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", envpool_engine._DIFFERENT)
+def test_tasks_that_are_not_offered_still_differ(name, monkeypatch):
+    monkeypatch.setattr(envpool_engine, "_DIFFERENT", ())
+    assert not agree(name).all()
