@@ -93,6 +93,25 @@ def prepare_run_dir(config: Config) -> Path:
     return path
 
 
+def check_device(config: Config) -> None:
+    """Raise if the learner can't compute where it is told to.
+
+    Raises:
+        UsageError: no such device, as far as this machine can tell.
+    """
+    if config.device == "cpu":
+        return
+    import torch
+
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {config.device}: no such device; give cpu, cuda or cuda:0") from error
+    # On a cluster the learner may run on another machine, which has one.
+    if device.type == "cuda" and config.address is None and not torch.cuda.is_available():
+        raise UsageError(f"--device {config.device}: this machine has no CUDA device that torch can use; give cpu")
+
+
 def check_address(address: str) -> None:
     """Raise if no Ray can be reached there.
 
@@ -154,7 +173,8 @@ def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     if config.address is None:
         text += f", on {cores} core{'s' if cores > 1 else ''}"
         if processes > 2 * cores:
-            text += f"; they share the cores, {max(1, cores - 1)} collectors would lose little speed"
+            enough = max(1, cores // (len(specs) if simulators else 1))
+            text += f"; more processes than cores cost memory and time: --workers {enough} would keep them busy"
     return text
 
 
@@ -211,6 +231,7 @@ def train(config: Config) -> dict[str, Any]:
             raise UsageError(
                 f"--total-frames {config.total_frames}: {config.resume} has {saved.frames} already, give more"
             )
+    check_device(config)
     if config.address is not None:
         check_address(config.address)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mtray import evaluate, launch, report
 
@@ -100,6 +101,12 @@ def test_an_unreachable_address_is_named(fail):
     assert f"127.0.0.1:{port}" in error
     assert "ray://" in fail("--address", "ray://127.0.0.1:10001")
     assert "nonsense" in fail("--address", "nonsense")
+
+
+def test_a_device_that_is_not_there(fail):
+    assert "--device quantum" in fail("--device", "quantum")
+    if not torch.cuda.is_available():
+        assert "--device cuda" in fail("--device", "cuda")
 
 
 def test_a_slack_that_would_stop_both_sides(fail):
