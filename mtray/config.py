@@ -146,6 +146,9 @@ class RunConfig:
     """Frames between two checkpoints; one more is written at the end."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept."""
+    cpus_per_actor: float | None = None
+    """Ray's logical CPUs that each actor asks for; by default 1, or less where the cluster has too few now. Give 1
+    where an autoscaler shall bring machines."""
     start_timeout_seconds: float = 180.0
     """Time within which every actor must answer for the first time."""
     call_timeout_seconds: float = 300.0
@@ -153,6 +156,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
+        _require(self.cpus_per_actor is None or self.cpus_per_actor >= 0, "--run.cpus-per-actor can't be negative")
         for name in ("log_seconds", "start_timeout_seconds", "call_timeout_seconds"):
             _require(getattr(self, name) > 0, f"--run.{name.replace('_', '-')} must be above 0")
         for name in ("checkpoint_frames", "keep_checkpoints"):

@@ -95,7 +95,9 @@ class Crew:
         source = f"{self._run_id}/{index}.{life}"
         cls: Any = ray.remote(actors.Collector)
         actor = cls.options(**self._options).remote(source, self._tasks, self._config, seeds, self._replay)
-        return _Worker(index, source, actor)
+        worker = _Worker(index, source, actor)
+        worker.ask(actor.ready.remote())
+        return worker
 
     @property
     def asked_frames(self) -> int:
@@ -105,8 +107,8 @@ class Crew:
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way, and every push has its receipt."""
-        return all(worker.flushed and not worker.calls for worker in self._workers)
+        """Nothing is under way, and every push has its receipt. One that is not up yet has nothing to do with it."""
+        return all(worker.flushed and not worker.calls for worker in self._workers if worker.ready)
 
     def waiting(self) -> list[Any]:
         """The call of each collector that ends next."""
@@ -120,7 +122,13 @@ class Crew:
         for calls in range(CALLS):
             for worker in self._workers:
                 asked = self.asked_frames
-                if len(worker.calls) <= calls and asked < total and asked + self.rollout_frames <= allowed:
+                # One that is not up yet would hold what others could bring.
+                if (
+                    worker.ready
+                    and len(worker.calls) <= calls
+                    and asked < total
+                    and asked + self.rollout_frames <= allowed
+                ):
                     worker.ask(worker.actor.collect.remote(version, weights))
                     worker.requested += 1
                     worker.flushed = False
@@ -128,7 +136,7 @@ class Crew:
     def flush(self) -> None:
         """Ask those that have nothing to do to wait for their last receipts."""
         for worker in self._workers:
-            if not worker.calls and not worker.flushed:
+            if worker.ready and not worker.calls and not worker.flushed:
                 worker.ask(worker.actor.flush.remote())
                 worker.flushed = True
 
@@ -151,12 +159,13 @@ class Crew:
         while worker.calls and ray.wait([worker.calls[0]], timeout=0)[0]:
             report = ray.get(worker.calls.popleft())
             worker.heard, worker.ready = time.monotonic(), True
-            if report is not None:
+            if isinstance(report, Report):
                 yield report
         run = self._config.run
         limit = run.call_timeout_seconds if worker.ready else run.start_timeout_seconds
         if worker.calls and time.monotonic() - worker.heard > limit:
-            raise GetTimeoutError(f"it has not answered for {limit:g} seconds")
+            hint = "" if worker.ready else " since it was asked for; `ray status` tells whether the cluster has room"
+            raise GetTimeoutError(f"it has not answered for {limit:g} seconds{hint}")
 
     def _replace(self, worker: _Worker, error: Exception) -> None:
         if isinstance(error, RayTaskError) and isinstance(error.cause, UsageError):

@@ -133,6 +133,20 @@ def check_address(address: str) -> None:
         ) from error
 
 
+def cpus_per_actor(nodes: Sequence[float], actors: int) -> float:
+    """The most logical CPUs that each of so many actors can ask for and all still find a place on these nodes.
+
+    Args:
+        nodes: CPUs of each node.
+        actors: how many.
+    """
+    thousandths = 1000
+    # What is left over on one node can't be put together with another's, so dividing the sum is not enough.
+    while thousandths > 1 and sum(int(1000 * cpus) // thousandths for cpus in nodes) < actors:
+        thousandths -= 1
+    return thousandths / 1000
+
+
 @contextlib.contextmanager
 def ray_session(config: Config) -> Iterator[float]:
     """Ray, started here or joined; gives the logical CPUs an actor may ask for, so that all can be placed.
@@ -154,8 +168,8 @@ def ray_session(config: Config) -> Iterator[float]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(f"--address {config.address}: no Ray answers there ({error})") from error
     try:
-        cpus = ray.cluster_resources().get("CPU", 0.0)
-        yield 1.0 if cpus >= actors else max(0.001, int(1000 * cpus / actors) / 1000)
+        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        yield config.run.cpus_per_actor if config.run.cpus_per_actor is not None else cpus_per_actor(nodes, actors)
     finally:
         ray.shutdown()
 
