@@ -91,6 +91,19 @@ def test_the_default_command_with_more_workers_than_cores(tmp_path):
 
 
 @pytest.mark.cluster
+def test_a_run_on_envpool(tmp_path):
+    pytest.importorskip("envpool")
+    run_dir = tmp_path / "a"
+    arguments = (*SMALL, "--engine", "envpool", "--host", "inline", "--total-frames", 9000)
+    with Run(*arguments, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    summary = summary_of(run_dir)
+    assert 9000 <= summary["frames"] < 9000 + 128
+    assert all(task["episodes"] >= 2 for task in summary["tasks"].values())
+
+
+@pytest.mark.cluster
 def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
