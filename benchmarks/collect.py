@@ -76,8 +76,12 @@ def pipeline(host: str, workers: int, copies: int, warmup_seconds: float, second
     config = Config(tasks=TASKS, engine="dm_control", host=host, workers=workers, envs_per_task=copies)
     tasks = resolve(config.tasks, config.engine)
     specs = tuple(task.spec for task in tasks)
+    policy = MultiTaskPolicy(specs, config.network)
+    # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
+    # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
+    policy.heads.output.bias.data.chunk(2, -1)[1].fill_(0.75)
     # From version 1 on the network acts; before that, actions are random and cost less.
-    snapshot = weights.snapshot(MultiTaskPolicy(specs, config.network), version=1)
+    snapshot = weights.snapshot(policy, version=1)
     with ray_session(config) as cpus:
         replay = ray.remote(actors.Replay).options(num_cpus=cpus).remote(specs, config)
         kind = ray.remote(actors.Collector).options(num_cpus=cpus)
