@@ -2,9 +2,8 @@
 
     python benchmarks/collect.py --json collect.json
 
-The baseline is dm_control alone, a process per core: what nothing that steps dm_control can beat. mtray's rows are
-the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame. TorchRL's rows
-have random actions.
+The baseline is dm_control's own loop, a process per core, with random actions. mtray's rows are the real pipeline
+through Ray, with a network that acts and a replay that acknowledges every frame. TorchRL's rows have random actions.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ def pipeline(host: str, workers: int, copies: int, warmup_seconds: float, second
     # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
     # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
     policy.heads.output.bias.data.chunk(2, -1)[1].fill_(0.75)
-    # From version 1 on the network acts; before that, actions are random and cost less.
+    # From version 1 on the network acts; before that, random actions cost less to choose.
     snapshot = weights.snapshot(policy, version=1)
     with ray_session(config) as cpus:
         replay = ray.remote(actors.Replay).options(num_cpus=cpus).remote(specs, config)

@@ -97,7 +97,7 @@ def in_own_processes(
             processes.append(process)
             pending[receiver] = index
         while pending:
-            ready = connection.wait(list(pending), timeout=deadline - time.monotonic())
+            ready = connection.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise TimeoutError(f"{function.__name__} took more than {timeout_seconds:g} seconds")
             for receiver in ready:

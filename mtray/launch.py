@@ -34,6 +34,9 @@ _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mu
 # Settings that a resumed run may not change: what was saved would not fit or not mean the same.
 _FIXED = ("tasks", "engine", "network", "seed")
 _CONNECT_SECONDS = 5.0
+# RFC 9113, sections 3.4 and 6.5: the client's preface and an empty SETTINGS frame; the fourth byte is a frame's type.
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_HTTP2_SETTINGS = 4
 
 
 def parse(arguments: Sequence[str]) -> Config:
@@ -124,8 +127,12 @@ def check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS):
-            return
+        with socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS) as connection:
+            # Ray itself would try for minutes: a head speaks gRPC, so it answers HTTP/2's greeting with its settings.
+            connection.sendall(_HTTP2_GREETING)
+            answer = connection.recv(9, socket.MSG_WAITALL)
+            if len(answer) < 9 or answer[3] != _HTTP2_SETTINGS:
+                raise OSError("what listens there is no Ray head")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--address {address} can't be reached ({error}): give host:port of a running Ray head, 'auto', or "
@@ -253,7 +260,6 @@ def train(config: Config) -> dict[str, Any]:
 
     make_pacing(config, len(tasks))
     run_dir = prepare_run_dir(config)
-    sys.stderr.write(f"{run_dir}: {cost_line(config, specs)}\n")
     return _run(config, tasks, run_dir, saved)
 
 
@@ -262,11 +268,13 @@ def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint
     from mtray.supervisor import Supervisor
 
     started = time.monotonic()
-    (run_dir / "summary.json").unlink(missing_ok=True)
-    checkpoint.replace_file(run_dir / "config.json", json.dumps(describe(config), indent=1))
     reason = "failed"
     with contextlib.ExitStack() as stack:
         cpus = stack.enter_context(ray_session(config))
+        sys.stderr.write(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
+        # Only now: a folder that stays empty can be given again.
+        (run_dir / "summary.json").unlink(missing_ok=True)
+        checkpoint.replace_file(run_dir / "config.json", json.dumps(describe(config), indent=1))
         sinks: list[Sink] = [JsonLines(run_dir / "metrics.jsonl"), TensorBoard(run_dir / "tensorboard")]
         supervisor = Supervisor(
             config,

@@ -100,6 +100,12 @@ def test_a_collector_does_not_wait_for_weights_that_are_not_here_yet(collector):
     assert ray.get(collector.act.remote(5, [late])).weights_version == 5
 
 
+def test_a_real_head_passes_the_check_of_its_address():
+    from mtray.launch import check_address
+
+    check_address(ray.get_runtime_context().gcs_address)
+
+
 class Gate:
     """Holds weights back until it is opened."""
 

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -101,6 +102,21 @@ def test_an_unreachable_address_is_named(fail):
     assert f"127.0.0.1:{port}" in error
     assert "ray://" in fail("--address", "ray://127.0.0.1:10001")
     assert "nonsense" in fail("--address", "nonsense")
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_an_address_where_something_else_listens_is_told_at_once(fail, answer):
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        error = fail("--address", f"127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert "can't be reached" in error
 
 
 def test_a_device_that_is_not_there(fail):
