@@ -53,7 +53,8 @@ CHANGED = Config(
         calls_ahead=1, slice_seconds=0.25, threads=2,
     ),
     run=RunConfig(
-        log_seconds=0.5, checkpoint_frames=1, keep_checkpoints=1, start_timeout_seconds=2.0, call_timeout_seconds=3.0
+        log_seconds=0.5, checkpoint_frames=1, keep_checkpoints=1, cpus_per_actor=0.5, start_timeout_seconds=2.0,
+        call_timeout_seconds=3.0,
     ),
 )  # fmt: skip
 
