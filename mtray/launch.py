@@ -205,12 +205,22 @@ def describe(config: Config) -> dict[str, Any]:
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    commit = None
+    return {"config": to_dict(config), "versions": versions, "git_commit": git_commit()}
+
+
+def git_commit() -> str | None:
+    """The commit that mtray is run from, with ``-dirty`` if files differ from it; None if it is no checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        here = Path(__file__).parent
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
-        commit = done.stdout.strip() or None
-    return {"config": to_dict(config), "versions": versions, "git_commit": commit}
+        # An environment's folder may lie in a checkout of something else.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == root:
+            return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return None
 
 
 @contextlib.contextmanager
@@ -269,7 +279,9 @@ def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint
 
     started = time.monotonic()
     reason = "failed"
+    asked_to_stop: list[str] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals(asked_to_stop.append))
         cpus = stack.enter_context(ray_session(config))
         sys.stderr.write(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
         # Only now: a folder that stays empty can be given again.
@@ -283,10 +295,10 @@ def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint
             [*sinks, Progress(config.total_frames)],
             resume=saved,
             cpus_per_actor=cpus,
+            asked_to_stop=asked_to_stop,
         )
         try:
-            with _signals(supervisor.stop):
-                reason = supervisor.run()
+            reason = supervisor.run()
         except BaseException as error:
             reason = f"failed: {type(error).__name__}: {error}"
             raise

@@ -65,6 +65,7 @@ class Supervisor:
         *,
         resume: Checkpoint | None = None,
         cpus_per_actor: float = 0.0,
+        asked_to_stop: Sequence[str] = (),
     ) -> None:
         """Prepare; nothing is started. Ray must be up when `run` is called.
 
@@ -75,6 +76,8 @@ class Supervisor:
             sinks: where lines of figures go.
             resume: what to continue from.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
+            asked_to_stop: once it holds a reason, the run saves and ends at the next opportunity; a signal handler may
+                put it there.
 
         Raises:
             UsageError: settings under which the run could not move.
@@ -85,7 +88,7 @@ class Supervisor:
         self.run_dir = run_dir
         self.metrics = Metrics(task.name for task in tasks)
         self.pacing = make_pacing(config, len(tasks))
-        self.stop_reason: str | None = None
+        self._asked_to_stop = asked_to_stop
         self._sinks = list(sinks)
         self._resume = resume
         self._options: dict[str, Any] = {"num_cpus": cpus_per_actor}
@@ -98,9 +101,10 @@ class Supervisor:
         self._next_line = 0.0
         self._next_checkpoint = 0
 
-    def stop(self, reason: str) -> None:
-        """End the run at the next opportunity, saving; may be called from a signal handler."""
-        self.stop_reason = self.stop_reason or reason
+    @property
+    def stop_reason(self) -> str | None:
+        """Why the run shall end early; None if it shall not."""
+        return self._asked_to_stop[0] if self._asked_to_stop else None
 
     def run(self) -> str:
         """Run to the end and give the reason why it ended.

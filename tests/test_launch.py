@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -127,6 +129,43 @@ def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
     restored = checkpoint.read(checkpoint.latest(run_dir))
     for task, rows in saved.rows.items():
         assert np.array_equal(restored.rows[task][: len(rows)].view(np.int32), rows.view(np.int32))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("seconds", [0.8, 4.0])
+def test_ctrl_c_while_everything_starts_exits_0_and_leaves_no_process(tmp_path, seconds):
+    with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", tmp_path / "a", cwd=tmp_path) as run:
+        # Not before the handler is there, which is set when Ray is started.
+        run.wait_until(lambda: len(run.alive()) > 1)
+        time.sleep(seconds)
+        run.interrupt()
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    assert summary_of(tmp_path / "a")["exit_reason"] == "interrupted"
+
+
+def test_the_commit_is_that_of_a_checkout_of_mtray_only(tmp_path, monkeypatch):
+    from mtray import launch
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *arguments], cwd=tmp_path, check=True)
+
+    package = tmp_path / "mtray"
+    package.mkdir()
+    (package / "launch.py").touch()
+    monkeypatch.setattr(launch, "__file__", str(package / "launch.py"))
+    assert launch.git_commit() is None
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    commit = launch.git_commit()
+    assert len(commit) == 40
+    (package / "launch.py").write_text("changed")
+    assert launch.git_commit() == f"{commit}-dirty"
+    inner = tmp_path / "environment" / "mtray"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(launch, "__file__", str(inner / "launch.py"))
+    assert launch.git_commit() is None
 
 
 @pytest.mark.cluster
