@@ -208,6 +208,7 @@ class MultiTaskEnv(ParallelEnv):
             kwargs: passed to torchrl's ParallelEnv.
         """
         self.makers = list(makers)
+        self._step_seconds = 0.0
         kwargs = {"mp_start_method": "forkserver", "use_buffers": True, "daemon": True, **kwargs}
         super().__init__(len(makers), self.makers, **kwargs)
         # One task is a multi-task run of one: the same layout, a lazy stack over its tasks.
@@ -226,18 +227,23 @@ class MultiTaskEnv(ParallelEnv):
 
     def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
         flags, pending = self._shm_done_flags, list(workers_range)
-        polls, deadline = 0, time.monotonic() + self.BATCHED_PIPE_TIMEOUT
-        while True:
-            pending = [index for index in pending if not flags[index]]
-            if not pending:
-                break
+        begin = time.monotonic()
+        # Every look costs the workers some of their core where there are no more cores than workers, so the parent
+        # sleeps through most of a step, as long as the steps before took, and only then looks often.
+        time.sleep(0.9 * self._step_seconds)
+        pause = min(2e-4, max(2e-5, self._step_seconds / 20))
+        polls = 0
+        while pending := [index for index in pending if not flags[index]]:
+            time.sleep(pause)
             polls += 1
-            if polls > 10:
-                time.sleep(5e-5)
             if polls % 1000 == 0:
-                self._check_alive(pending, deadline)
+                self._check_alive(pending, begin + self.BATCHED_PIPE_TIMEOUT)
         for index in workers_range:
             flags[index] = 0
+        # Nothing to wait for after the sleep means that it was too long. One slow step must not make the next ones
+        # slow, so the guess grows by half at most.
+        took = time.monotonic() - begin
+        self._step_seconds = min(took, 1.5 * self._step_seconds + 1e-4) if polls else 0.8 * self._step_seconds
 
     def _check_alive(self, pending: Sequence[int], deadline: float) -> None:
         for index in pending:
