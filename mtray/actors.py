@@ -28,6 +28,7 @@ from mtray.tasks import Task, engine_modules
 
 if TYPE_CHECKING:
     from mtray.collector import Rollout
+    from mtray.placement import Share
     from mtray.weights import Weights
 
 # How often a push is sent before the replay counts as lost.
@@ -108,20 +109,30 @@ class _Pusher:
 class Collector:
     """A collector as an actor: see `mtray.collector.Collector`."""
 
-    def __init__(self, source: str, tasks: Sequence[Task], config: Config, seeds: Sequence[int], target: Any) -> None:
+    def __init__(
+        self,
+        source: str,
+        tasks: Sequence[Task],
+        share: Share,
+        config: Config,
+        seeds: Sequence[int],
+        target: Any,
+    ) -> None:
         """Start the host.
 
         Args:
             source: this actor's name in pushes.
-            tasks: what to step.
+            tasks: all of the run.
+            share: those to step, and how many copies of each.
             config: the run's.
-            seeds: one per task, then one for the actions.
+            seeds: one per task of the run, then one for the actions.
             target: the replay.
         """
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
+        stepped = [task for task in tasks if task.name in share]
         if config.host == "parallel":
-            start_fork_server(engine_modules(tasks))
+            start_fork_server(engine_modules(stepped))
         import torch
 
         from mtray import collector
@@ -134,8 +145,10 @@ class Collector:
         torch.set_num_threads(1)
         self._pack = pack
         specs = [task.spec for task in tasks]
-        self._host = make_host(config.host, make_makers(tasks, config.copies, seeds[:-1]))
         self._width = observation_width(specs)
+        own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
+        copies = [share[task.name] for task in stepped]
+        self._host = make_host(config.host, make_makers(stepped, copies, own_seeds, self._width))
         policy = MultiTaskPolicy(specs, config.network).requires_grad_(False)
         self._collector = collector.Collector(
             self._host,

@@ -71,10 +71,16 @@ class Collector:
         names = [spec.name for spec in host.specs]
         self._ids = None if tuple(names) == policy.names else torch.tensor([policy.names.index(n) for n in names])
         self._generator = torch.Generator().manual_seed(seed)
-        self._observation = torch.zeros(len(names), host.num_envs, width)
-        self._buffers = [_buffer(spec, host.num_envs, rollout_steps, width) for spec in host.specs]
+        # Tasks may have different numbers of copies; the policy acts on as many rows of each.
+        copies = [len(slot.reward) for slot in host.slots]
+        self._observation = torch.zeros(len(names), max(copies), width)
+        self._buffers = [
+            _buffer(spec, count, rollout_steps, width) for spec, count in zip(host.specs, copies, strict=True)
+        ]
         self._arrays = [_Arrays(buffer, spec) for buffer, spec in zip(self._buffers, host.specs, strict=True)]
-        self._tracks = [_Track(spec.name, host.num_envs, discounts[spec.name]) for spec in host.specs]
+        self._tracks = [
+            _Track(spec.name, count, discounts[spec.name]) for spec, count in zip(host.specs, copies, strict=True)
+        ]
 
     def load(self, weights: Weights) -> None:
         """Act with these weights from now on."""
@@ -86,7 +92,7 @@ class Collector:
         for step in range(self.rollout_steps):
             action = self._act().numpy()
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
-                slot.action[:] = action[index, :, : slot.action.shape[1]]
+                slot.action[:] = action[index, : len(slot.action), : slot.action.shape[1]]
                 arrays.write_start(step, slot.observation, slot.action)
             self.host.step()
             for slot, arrays in zip(self.host.slots, self._arrays, strict=True):
@@ -109,7 +115,7 @@ class Collector:
             return self.policy.to_bounds(uniform.uniform_(-1, 1, generator=self._generator), self._ids)
         padded = self._observation.numpy()
         for index, slot in enumerate(self.host.slots):
-            padded[index, :, : slot.observation.shape[1]] = slot.observation
+            padded[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
         return self.policy.act(self._observation, self._ids, generator=self._generator)
 
 

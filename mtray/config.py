@@ -29,6 +29,12 @@ class CollectorConfig:
 
     rollout_steps: int = 32
     """Steps of every copy in one rollout, which is one push."""
+    action_repeat: int = 2
+    """Control steps (frames) per agent step, with the same action; the rewards are summed. It holds for the tasks of
+    dm_control's suite; other tasks repeat actions themselves or not."""
+    tasks_each: int = 8
+    """Tasks up to which every collector steps every task. More are spread over the collectors by measured cost, if the
+    collectors step them themselves (host inline)."""
     pushes_in_flight: int = 1
     """Pushes under way to the replay while the next rollout is stepped."""
     push_timeout_seconds: float = 60.0
@@ -38,6 +44,8 @@ class CollectorConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
+        _require(self.action_repeat >= 1, f"--collector.action-repeat {self.action_repeat}: at least 1 is needed")
+        _require(self.tasks_each >= 1, f"--collector.tasks-each {self.tasks_each}: at least 1 is needed")
         _require(self.rollout_steps >= 1, f"--collector.rollout-steps {self.rollout_steps}: at least 1 is needed")
         _require(self.pushes_in_flight >= 1, f"--collector.pushes-in-flight {self.pushes_in_flight}: at least 1")
         _require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
@@ -95,10 +103,10 @@ class LearnerConfig:
     updates_per_step: float = 1.0
     """Updates per agent step of every task; 0 collects without learning."""
     warmup_steps: int = 1000
-    """Steps of every task before the first update; their actions are uniformly random."""
+    """Agent steps of every task before the first update; their actions are uniformly random."""
     slack_steps: int | None = None
-    """Steps of every task that collectors may be ahead of the learner; by default 1000, or more if that many are under
-    way at once."""
+    """Agent steps of every task that collectors may be ahead of the learner; by default 1000, or more if that many are
+    under way at once."""
     learning_rate: float = 3e-4
     """Of actor and critic (AdamW) and of the temperatures (Adam)."""
     weight_decay: float = 1e-2
@@ -170,13 +178,16 @@ class Config:
     tasks: tuple[str, ...] = ("humanoid-stand", "humanoid-walk")
     """Tasks, task sets (humanoid, walker, dmc for all benchmarking tasks of the suite, ...) or package.module:maker."""
     workers: int = 2
-    """Collectors. Each is a process that steps every task, and with --host parallel one more process per task."""
+    """Collectors. Each is a process that steps every task (see --collector.tasks-each), and with --host parallel one
+    more process per task."""
     envs_per_task: int | None = None
-    """Copies of each task in each collector; by default so many that all collectors together have 16 of each."""
-    engine: str = "dm_control"
-    """What simulates tasks that do not name their engine."""
-    host: Literal["parallel", "inline"] = "parallel"
-    """What steps a collector's tasks: a process per task (torchrl's ParallelEnv), or the collector itself."""
+    """Copies of each task per collector; by default so many that all collectors together have 16 of each."""
+    engine: str = "mujoco"
+    """What simulates tasks that do not name their engine: mujoco (dm_control's suite, stepped in batches), dm_control
+    (the same numbers from dm_control's own loop), envpool."""
+    host: Literal["auto", "parallel", "inline"] = "auto"
+    """What steps a collector's tasks: a process per task (torchrl's ParallelEnv), or the collector itself; auto chooses
+    parallel where that puts more cores to work."""
     total_frames: int = 1_000_000
     """Control steps of all tasks after which the run is finished."""
     run_dir: Path | None = None
@@ -217,7 +228,7 @@ class Config:
 
     @property
     def copies(self) -> int:
-        """Copies of each task in each collector."""
+        """Copies of each task per collector."""
         return self.envs_per_task or max(1, 16 // self.workers)
 
 

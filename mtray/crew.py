@@ -22,6 +22,7 @@ from mtray import actors
 from mtray.config import Config
 from mtray.errors import RunError, UsageError
 from mtray.messages import Report
+from mtray.placement import Share
 from mtray.tasks import Task
 
 # Calls under way to one actor: one runs, one waits, so that the actor never waits for the driver.
@@ -39,6 +40,8 @@ class _Worker:
     index: int
     source: str
     actor: Any
+    rollout_frames: int
+    begin: float
     ready: bool = False
     requested: int = 0
     flushed: bool = False
@@ -51,6 +54,11 @@ class _Worker:
             self.heard = time.monotonic()
         self.calls.append(call)
 
+    @property
+    def rollouts(self) -> float:
+        """Rollouts asked for in this place, by its lives before as well."""
+        return self.begin + self.requested
+
 
 class Crew:
     """The collectors of one run."""
@@ -59,6 +67,7 @@ class Crew:
         self,
         config: Config,
         tasks: Sequence[Task],
+        shares: Sequence[Share],
         replay: Any,
         options: Mapping[str, Any],
         source_frames: Callable[[], Mapping[str, int]],
@@ -68,16 +77,19 @@ class Crew:
 
         Args:
             config: the run's.
-            tasks: what each collector steps.
+            tasks: of the run.
+            shares: what each collector steps.
             replay: the replay actor, to which they push.
             options: Ray's, of every collector.
             source_frames: asks the replay what it has stored for each source.
             begin_frames: frames the run begins with.
         """
         self.restarts = 0
-        self.rollout_frames = len(tasks) * config.copies * config.collector.rollout_steps
         self._config = config
         self._tasks = tuple(tasks)
+        self._shares = tuple(shares)
+        # Where not all step the same, one that runs ahead would bring its tasks' data only.
+        self._together = any(share != shares[0] for share in shares)
         self._replay = replay
         self._options = dict(options)
         self._source_frames = source_frames
@@ -85,24 +97,25 @@ class Crew:
         self._gone_frames = 0
         self._run_id = uuid.uuid4().hex[:8]
         self._lives = [0] * config.workers
-        self._workers = [self._start(index) for index in range(config.workers)]
+        self._workers = [self._start(index, 0.0) for index in range(config.workers)]
 
-    def _start(self, index: int) -> _Worker:
-        life = self._lives[index]
+    def _start(self, index: int, begin: float) -> _Worker:
+        life, share = self._lives[index], self._shares[index]
         # Every task of every collector of every life and resumption draws from a stream of its own.
         sequence = np.random.SeedSequence([self._config.seed, index, life, self._begin_frames])
         seeds = [int(seed) for seed in sequence.generate_state(len(self._tasks) + 1)]
         source = f"{self._run_id}/{index}.{life}"
         cls: Any = ray.remote(actors.Collector)
-        actor = cls.options(**self._options).remote(source, self._tasks, self._config, seeds, self._replay)
-        worker = _Worker(index, source, actor)
+        actor = cls.options(**self._options).remote(source, self._tasks, share, self._config, seeds, self._replay)
+        step_frames = sum(share.get(task.name, 0) * task.spec.action_repeat for task in self._tasks)
+        worker = _Worker(index, source, actor, step_frames * self._config.collector.rollout_steps, begin)
         worker.ask(actor.ready.remote())
         return worker
 
     @property
     def asked_frames(self) -> int:
         """Frames the run began with, and all that has been asked for since and is not lost."""
-        live = sum(worker.requested for worker in self._workers) * self.rollout_frames
+        live = sum(worker.requested * worker.rollout_frames for worker in self._workers)
         return self._begin_frames + self._gone_frames + live
 
     @property
@@ -127,11 +140,15 @@ class Crew:
                     worker.ready
                     and len(worker.calls) <= calls
                     and asked < total
-                    and asked + self.rollout_frames <= allowed
+                    and asked + worker.rollout_frames <= allowed
+                    and not (self._together and worker.rollouts > self._fewest() + CALLS)
                 ):
                     worker.ask(worker.actor.collect.remote(version, weights))
                     worker.requested += 1
                     worker.flushed = False
+
+    def _fewest(self) -> float:
+        return min(worker.rollouts - len(worker.calls) for worker in self._workers)
 
     def flush(self) -> None:
         """Ask those that have nothing to do to wait for their last receipts."""
@@ -180,8 +197,9 @@ class Crew:
         self._lives[index] += 1
         self.restarts += 1
         _LOGGER.warning("collector %d is replaced (%d of %d times): %s", index, self._lives[index], allowed, error)
-        self._gone_frames += self._source_frames().get(worker.source, 0)
-        self._workers[index] = self._start(index)
+        brought = self._source_frames().get(worker.source, 0)
+        self._gone_frames += brought
+        self._workers[index] = self._start(index, worker.begin + brought / worker.rollout_frames)
 
     def round(self, get: Callable[[Any, str], Any], version: int, weights: list[Any]) -> Iterator[Report]:
         """Lockstep: every collector acts with these weights, then they push one after the other."""

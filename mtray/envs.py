@@ -180,16 +180,26 @@ def make_task_env(
     return TaskEnv(tasks[0], num_envs=num_envs, seed=seed, observation_width=observation_width)
 
 
-def make_makers(tasks: Sequence[Task], num_envs: int | None, seeds: Sequence[int]) -> list[TaskMaker]:
-    """A maker per task, all with the width of the widest.
+def make_makers(
+    tasks: Sequence[Task], num_envs: int | Sequence[int] | None, seeds: Sequence[int], width: int | None = None
+) -> list[TaskMaker]:
+    """A maker per task.
+
+    Args:
+        tasks: what to make.
+        num_envs: copies of each task, one number for all or one for each; None for unbatched environments.
+        seeds: one per task.
+        width: of the common observation; by default that of the widest of these tasks.
 
     Raises:
         UsageError: the tasks can't live together.
     """
     specs = [task.spec for task in tasks]
     check_together(specs)
-    width = widest(specs)
-    return [TaskMaker(task, num_envs, seed, width) for task, seed in zip(tasks, seeds, strict=True)]
+    common = width or widest(specs)
+    counts = num_envs if isinstance(num_envs, Sequence) else [num_envs] * len(tasks)
+    rows = zip(tasks, counts, seeds, strict=True)
+    return [TaskMaker(task, count, seed, common) for task, count, seed in rows]
 
 
 class MultiTaskEnv(ParallelEnv):

@@ -88,7 +88,7 @@ def run(options: Options) -> dict[str, Any]:
         raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
     policy = checkpoint.load_policy(options.run_dir)
     config = checkpoint.read_config(_root(options.run_dir))
-    learned = {task.name: task for task in resolve(config.tasks, config.engine)}
+    learned = {task.name: task for task in resolve(config.tasks, config.engine, config.collector.action_repeat)}
     wanted = [task.name for task in resolve(options.tasks, config.engine)] if options.tasks else list(learned)
     for name in wanted:
         if name not in policy.names:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tensordict import TensorDictBase
@@ -18,8 +18,6 @@ from tensordict import TensorDictBase
 from mtray.engines import BoolArray, StepArrays
 from mtray.envs import MultiTaskEnv, TaskMaker
 from mtray.specs import ACTION, NEXT, REWARD, FloatArray, TaskSpec
-
-HostName = Literal["parallel", "inline"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,6 @@ class Host(ABC):
     """Tasks stepped together: write ``slots[i].action``, call `step`, read the slots."""
 
     specs: tuple[TaskSpec, ...]
-    num_envs: int
     slots: tuple[Slot, ...]
 
     @abstractmethod
@@ -68,13 +65,12 @@ class InlineHost(Host):
 
     def __init__(self, makers: Sequence[TaskMaker]) -> None:
         """Build every task's simulators."""
-        self.num_envs = makers[0].num_envs or 1
-        self._sims = [maker.task.make_sim(self.num_envs, maker.seed) for maker in makers]
+        self._sims = [maker.task.make_sim(maker.num_envs or 1, maker.seed) for maker in makers]
         self.specs = tuple(sim.spec for sim in self._sims)
         slots, self._out = [], []
-        for spec in self.specs:
-            out = StepArrays.empty(self.num_envs, spec)
-            action = np.zeros((self.num_envs, spec.action_size), np.float32)
+        for sim in self._sims:
+            out = StepArrays.empty(sim.num_envs, sim.spec)
+            action = np.zeros((sim.num_envs, sim.spec.action_size), np.float32)
             self._out.append(out)
             slots.append(
                 Slot(np.zeros_like(out.observation), action, out.observation, out.reward, out.terminated, out.truncated)
@@ -83,9 +79,8 @@ class InlineHost(Host):
 
     def reset(self) -> None:
         """Start an episode in every copy."""
-        everyone = np.ones(self.num_envs, np.bool_)
         for sim, slot in zip(self._sims, self.slots, strict=True):
-            sim.reset(everyone, slot.observation)
+            sim.reset(np.ones(sim.num_envs, np.bool_), slot.observation)
 
     def step(self) -> None:
         """One control step of every copy; simulators with threads of their own work side by side."""
@@ -113,7 +108,6 @@ class ParallelHost(Host):
 
     def __init__(self, makers: Sequence[TaskMaker]) -> None:
         """Start the processes."""
-        self.num_envs = makers[0].num_envs or 1
         self.env = MultiTaskEnv(makers)
         self.specs = tuple(maker.task.spec for maker in makers)
         self.env.reset()
@@ -154,8 +148,8 @@ def _shared_slot(shared: TensorDictBase, spec: TaskSpec) -> Slot:
     )
 
 
-def make_host(name: HostName, makers: Sequence[TaskMaker]) -> Host:
-    """The host of that name over these makers, every copy at the start of an episode."""
+def make_host(name: str, makers: Sequence[TaskMaker]) -> Host:
+    """The host ``parallel`` or ``inline`` over these makers, every copy at the start of an episode."""
     if name == "parallel":
         return ParallelHost(makers)
     host = InlineHost(makers)

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import operator
 import os
 import platform
 import signal
@@ -27,12 +28,13 @@ from typing import Any
 from mtray import checkpoint
 from mtray.config import Config, to_dict
 from mtray.errors import MtrayError, UsageError
+from mtray.placement import choose_host
 from mtray.specs import TaskSpec, check_together
 from mtray.tasks import Task, resolve
 
 _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy")
 # Settings that a resumed run may not change: what was saved would not fit or not mean the same.
-_FIXED = ("tasks", "engine", "network", "seed")
+_FIXED = ("tasks", "engine", "collector.action_repeat", "network", "seed")
 _CONNECT_SECONDS = 5.0
 # RFC 9113, sections 3.4 and 6.5: the client's preface and an empty SETTINGS frame; the fourth byte is a frame's type.
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -54,9 +56,10 @@ def parse(arguments: Sequence[str]) -> Config:
     config = tyro.cli(Config, args=list(arguments), prog="python -m mtray.launch", default=default)
     if folder is not None:
         for name in _FIXED:
-            if getattr(config, name) != getattr(default, name):
+            given, saved = operator.attrgetter(name)(config), operator.attrgetter(name)(default)
+            if given != saved:
                 raise UsageError(
-                    f"--{name} {getattr(config, name)} differs from the {getattr(default, name)} that {folder} was "
+                    f"--{name.replace('_', '-')} {given} differs from the {saved} that {folder} was "
                     "made with: a resumed run keeps its tasks, network and seed; start a new one to change them"
                 )
         if config.run_dir != folder:
@@ -181,9 +184,24 @@ def ray_session(config: Config) -> Iterator[float]:
         ray.shutdown()
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def with_host(config: Config, tasks: Sequence[Task]) -> Config:
+    """The config with a host that is not ``auto``, chosen for the cores that there are now."""
+    if config.host != "auto":
+        return config
+    import ray
+
+    # Ray's CPUs are those of the machines only on a cluster; here they are as many as actors.
+    cores = _cores() if config.address is None else int(ray.cluster_resources().get("CPU", 1))
+    return dataclasses.replace(config, host=choose_host(tasks, config.workers, cores))
+
+
 def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     """What the run puts on the machine, in one line."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     simulators = config.workers * len(specs) if config.host == "parallel" else 0
     processes = config.workers + simulators + 2
     replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
@@ -252,7 +270,7 @@ def train(config: Config) -> dict[str, Any]:
         UsageError: input that can't work; nothing was started.
         RunError: the run could not go on; what was saved stays.
     """
-    tasks = resolve(config.tasks, config.engine)
+    tasks = resolve(config.tasks, config.engine, config.collector.action_repeat)
     specs = [task.spec for task in tasks]
     check_together(specs)
     saved = None
@@ -268,7 +286,7 @@ def train(config: Config) -> dict[str, Any]:
 
     from mtray.supervisor import make_pacing
 
-    make_pacing(config, len(tasks))
+    make_pacing(config, specs)
     run_dir = prepare_run_dir(config)
     return _run(config, tasks, run_dir, saved)
 
@@ -283,6 +301,7 @@ def _run(config: Config, tasks: Sequence[Task], run_dir: Path, saved: checkpoint
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(asked_to_stop.append))
         cpus = stack.enter_context(ray_session(config))
+        config = with_host(config, tasks)
         sys.stderr.write(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
         # Only now: a folder that stays empty can be given again.
         (run_dir / "summary.json").unlink(missing_ok=True)

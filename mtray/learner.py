@@ -27,13 +27,13 @@ from mtray.weights import Weights
 
 
 def discount_of(spec: TaskSpec) -> float:
-    """A task's discount: of an episode's length n, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 if it has no limit.
+    """A task's discount: of an episode's n agent steps, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 without a limit.
 
     Hansen, Su, Wang 2024, "TD-MPC2", appendix.
     """
     if spec.horizon is None:
         return 0.99
-    fifth = spec.horizon / 5
+    fifth = spec.horizon / spec.action_repeat / 5
     return min(0.995, max(0.95, (fifth - 1) / fifth))
 
 

@@ -81,7 +81,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode that ended in a collector: its undiscounted return and its length in control steps."""
+    """An episode that ended in a collector: its undiscounted return and its length in agent steps."""
 
     task: str
     episode_return: float

@@ -127,7 +127,7 @@ class Replay:
             statistics = self._statistics[task]
             statistics.add(rows[acted, : self._rings[task].spec.observation_size])
             statistics.largest_return = max(statistics.largest_return, push.largest_returns.get(task, 0.0))
-            frames[task] = int(acted.sum())
+            frames[task] = int(acted.sum()) * self._rings[task].spec.action_repeat
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
         receipt = Receipt(push.source, push.number, frames)

@@ -55,6 +55,7 @@ class TaskSpec:
         action_high: highest value of each action dimension.
         horizon: control steps after which an episode is truncated; None if never.
         time_step_seconds: simulated seconds per control step; None if the maker does not say.
+        action_repeat: control steps (frames) per agent step.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TaskSpec:
     action_high: tuple[float, ...]
     horizon: int | None
     time_step_seconds: float | None
+    action_repeat: int = 1
 
     @property
     def observation_size(self) -> int:
@@ -108,6 +110,7 @@ class TaskSpec:
             action_high=tuple(data["action_high"]),
             horizon=data["horizon"],
             time_step_seconds=data["time_step_seconds"],
+            action_repeat=data.get("action_repeat", 1),
         )
 
 

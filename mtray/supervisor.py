@@ -26,31 +26,44 @@ from mtray.crew import CALLS, Crew
 from mtray.errors import MtrayError, RunError
 from mtray.metrics import Metrics, Sink
 from mtray.pacing import Pacing
+from mtray.placement import Share, everywhere, spread, step_seconds
+from mtray.specs import TaskSpec
 from mtray.tasks import Task
 
 _POLL_SECONDS = 0.1
 
 
-def make_pacing(config: Config, tasks: int) -> Pacing:
+def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     """The run's pacing.
 
     Raises:
         UsageError: a slack under which both sides would wait for ever.
     """
     settings = config.learner
-    rollout_frames = tasks * config.copies * config.collector.rollout_steps
+    step_frames = sum(spec.action_repeat for spec in specs)
     # What is asked and not yet counted: two calls and the pushes under way of each collector.
-    round_frames = config.workers * rollout_frames * (CALLS + config.collector.pushes_in_flight)
+    calls = CALLS + config.collector.pushes_in_flight
+    round_frames = step_frames * config.copies * config.workers * config.collector.rollout_steps * calls
     slack = settings.slack_steps
     if slack is None:
-        slack = max(1000, 2 * round_frames // tasks)
+        slack = max(1000, 2 * round_frames // step_frames)
     return Pacing(
         updates_per_step=settings.updates_per_step,
-        tasks=tasks,
-        warmup_frames=settings.warmup_steps * tasks,
-        slack_frames=slack * tasks,
+        step_frames=step_frames,
+        warmup_frames=settings.warmup_steps * step_frames,
+        slack_frames=slack * step_frames,
         round_frames=round_frames,
     )
+
+
+def make_shares(config: Config, tasks: Sequence[Task]) -> list[Share]:
+    """What each collector steps."""
+    names = [task.name for task in tasks]
+    if config.host != "inline" or len(tasks) <= config.collector.tasks_each or config.workers == 1:
+        return everywhere(names, config.copies, config.workers)
+    # Measured costs differ from run to run, and with them who steps what.
+    costs = {task.name: 1.0 if config.deterministic else step_seconds(task) for task in tasks}
+    return spread(costs, config.copies * config.workers, config.workers)
 
 
 class Supervisor:
@@ -87,7 +100,7 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self.run_dir = run_dir
         self.metrics = Metrics(task.name for task in tasks)
-        self.pacing = make_pacing(config, len(tasks))
+        self.pacing = make_pacing(config, self.specs)
         self._asked_to_stop = asked_to_stop
         self._sinks = list(sinks)
         self._resume = resume
@@ -131,7 +144,8 @@ class Supervisor:
         self._replay = replay_class.options(**self._options).remote(self.specs, self.config)
         self._learner = learner_class.options(**self._options, **gpus).remote(self.specs, self.config, self._replay)
         begin = self._resume.frames if self._resume else 0
-        self._crew = Crew(self.config, self.tasks, self._replay, self._options, self._source_frames, begin)
+        shares = make_shares(self.config, self.tasks)
+        self._crew = Crew(self.config, self.tasks, shares, self._replay, self._options, self._source_frames, begin)
         seconds = self.config.run.start_timeout_seconds
         self._get(self._replay.ready.remote(), "replay", seconds)
         self._get(self._learner.ready.remote(), "learner", seconds)
@@ -189,7 +203,8 @@ class Supervisor:
             crew.flush()
         asked = self.metrics.updates + sum(updates for *_, updates in self._train_calls)
         updates = self.pacing.updates_allowed(self.metrics.frames) - asked
-        short = any(task.frames < self.config.learner.warmup_steps for task in self.metrics.tasks.values())
+        warmup = self.config.learner.warmup_steps
+        short = any(self.metrics.tasks[spec.name].frames < warmup * spec.action_repeat for spec in self.specs)
         if self.stop_reason or short or updates <= 0 or len(self._train_calls) >= CALLS:
             return
         if not self._train_calls:

@@ -26,19 +26,31 @@ TORCHRL = "torchrl"
 _TORCHRL_MODULE = "mtray.engines.torchrl"
 
 # Engine name to the one file that imports the simulator; a file is loaded when a task of it is asked for.
-ENGINES = {"dm_control": "mtray.engines.dm_control", "envpool": "mtray.engines.envpool"}
-DEFAULT_ENGINE = "dm_control"
+ENGINES = {
+    "mujoco": "mtray.engines.mujoco",
+    "dm_control": "mtray.engines.dm_control",
+    "envpool": "mtray.engines.envpool",
+}
+DEFAULT_ENGINE = "mujoco"
 
 _REGISTERED: dict[str, Maker] = {}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that can be built anywhere: its name, its engine and, for a user's own, its maker."""
+    """A task that can be built anywhere: its name, its engine and, for a user's own, its maker.
+
+    Attributes:
+        name: as in its exclusive key.
+        engine: what simulates it.
+        maker: a user's own, which repeats actions itself if it shall.
+        action_repeat: control steps per agent step, of an engine's task.
+    """
 
     name: str
     engine: str
     maker: Maker | None = None
+    action_repeat: int = 1
 
     def make_sim(self, num_envs: int, seed: int = 0) -> BatchSim:
         """Build K copies in this process.
@@ -52,12 +64,20 @@ class Task:
             module = importlib.import_module(_TORCHRL_MODULE)
             sim: BatchSim = module.TorchrlSim(self.name, self.maker, num_envs, seed)
             return sim
-        sim = _engine(self.engine).make_sim(self.name, num_envs, seed)
+        sim = _engine(self.engine).make_sim(self.spec, num_envs, seed)
         return sim
+
+    @property
+    def has_threads(self) -> bool:
+        """The simulators step in threads of their own."""
+        return self.engine == "envpool"
 
     @functools.cached_property
     def spec(self) -> TaskSpec:
-        """The task's spec, read from one copy built for the purpose."""
+        """What the task's data looks like. It travels with the task, so it is found out once."""
+        if self.maker is None:
+            spec: TaskSpec = _engine(self.engine).spec_of(self.name, self.action_repeat)
+            return spec
         sim = self.make_sim(1)
         try:
             return sim.spec
@@ -98,8 +118,8 @@ def engine_modules(tasks: Iterable[Task]) -> list[str]:
     return ["mtray.envs", *sorted({ENGINES.get(task.engine, _TORCHRL_MODULE) for task in tasks})]
 
 
-def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE) -> tuple[Task, ...]:
-    """The tasks that these names mean, in order, each once.
+def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: int = 1) -> tuple[Task, ...]:
+    """The tasks that these names mean, in order, each once; an engine's with this action repeat.
 
     Raises:
         UnknownTaskError: a name is no task and no set; the message lists near matches.
@@ -110,11 +130,11 @@ def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE) -> tuple[Task, .
     tasks: list[Task] = []
     for name in names:
         # By equality: a maker need not be hashable.
-        tasks += [task for task in _resolve_one(name, engine) if task not in tasks]
+        tasks += [task for task in _resolve_one(name, engine, action_repeat) if task not in tasks]
     return tuple(tasks)
 
 
-def _resolve_one(name: str, engine: str) -> list[Task]:
+def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
     if name in _REGISTERED:
         if name in _engine(engine).task_names():
             raise UsageError(
@@ -129,9 +149,9 @@ def _resolve_one(name: str, engine: str) -> list[Task]:
     module = _engine(engine)
     known, sets = module.task_names(), module.task_sets()
     if name in known:
-        return [Task(name, engine)]
+        return [Task(name, engine, action_repeat=action_repeat)]
     if name in sets:
-        return [Task(member, engine) for member in sets[name]]
+        return [Task(member, engine, action_repeat=action_repeat) for member in sets[name]]
     candidates = [*known, *sets, *_REGISTERED]
     near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"task sets: {', '.join(sorted(sets))}"

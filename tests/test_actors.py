@@ -21,6 +21,7 @@ TASKS = [
     Task("b", "torchrl", CountingMaker(observation_size=4)),
 ]
 SPECS = tuple(task.spec for task in TASKS)
+SHARE = {"a": 2, "b": 2}
 CONFIG = Config(
     tasks=("a", "b"),
     workers=1,
@@ -49,7 +50,7 @@ def replay():
 
 @pytest.fixture
 def collector(replay):
-    actor = ray.remote(actors.Collector).options(num_cpus=0).remote("here", TASKS, CONFIG, [1, 2, 3], replay)
+    actor = ray.remote(actors.Collector).options(num_cpus=0).remote("here", TASKS, SHARE, CONFIG, [1, 2, 3], replay)
     yield actor
     ray.kill(actor)
 

@@ -14,15 +14,19 @@ FLOORS = {
     # Words.
     0: "__init__ batches config errors messages metrics pacing processes rows schema specs weights",
     # Parts; `testing` is for users' tests too.
-    1: "checkpoint collector engines engines.dm_control engines.envpool engines.torchrl envs hosts learner losses "
-    "networks replay tasks testing",
+    1: "checkpoint collector engines engines.dm_control engines.envpool engines.mujoco engines.suite engines.torchrl "
+    "envs hosts learner losses networks placement replay tasks testing",
     # The cluster.
     2: "actors crew supervisor",
     # Programs.
     3: "__main__ evaluate launch report",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-SIMULATORS = {"dm_control": {"dm_control", "mujoco"}, "envpool": {"envpool"}}
+# dm_control's suite over mujoco.batch: a file per domain.
+DOMAINS = [path.stem for path in (PACKAGE / "engines" / "suite").glob("*.py") if path.stem != "__init__"]
+FLOOR |= {f"engines.suite.{domain}": 1 for domain in DOMAINS}
+MUJOCO = {"dm_control", "mujoco"}
+SIMULATORS = {"dm_control": MUJOCO, "mujoco": MUJOCO, "suite": MUJOCO, "envpool": {"envpool"}}
 
 
 def name_of(path):
@@ -99,7 +103,8 @@ def test_words_and_parts_know_no_ray(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_only_its_engine_imports_a_simulator(name):
-    allowed = SIMULATORS.get(name.removeprefix("engines."), set()) if name.startswith("engines.") else set()
+    engine = name.split(".")[1] if name.startswith("engines.") else ""
+    allowed = SIMULATORS.get(engine, set())
     assert foreign(FILES[name].read_text()) & set.union(*SIMULATORS.values()) <= allowed
 
 

@@ -41,7 +41,9 @@ CHANGED = Config(
     deterministic=True,
     address="auto",
     device="cuda:1",
-    collector=CollectorConfig(rollout_steps=3, pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0),
+    collector=CollectorConfig(
+        rollout_steps=3, action_repeat=4, tasks_each=5, pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0
+    ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
         actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, embedding_size=0, head_layers=4,
@@ -91,7 +93,8 @@ def test_plain_values_are_named_as_the_fields():
     assert plain["tasks"] == ["cartpole-balance", "package.module:maker"]
     assert plain["run_dir"] == "runs/a"
     assert plain["collector"] == {
-        "rollout_steps": 3, "pushes_in_flight": 2, "push_timeout_seconds": 1.5, "max_restarts": 0
+        "rollout_steps": 3, "action_repeat": 4, "tasks_each": 5, "pushes_in_flight": 2, "push_timeout_seconds": 1.5,
+        "max_restarts": 0,
     }  # fmt: skip
 
 
@@ -117,7 +120,7 @@ def test_refused_value_is_refused_also_when_read():
 def test_defaults_are_the_documented_ones():
     config = Config()
     assert (config.tasks, config.workers, config.engine, config.host) == (
-        ("humanoid-stand", "humanoid-walk"), 2, "dm_control", "parallel"
+        ("humanoid-stand", "humanoid-walk"), 2, "mujoco", "auto"
     )  # fmt: skip
     assert (config.run_dir, config.resume, config.address, config.envs_per_task) == (None, None, None, None)
     assert (config.total_frames, config.seed, config.deterministic, config.device) == (1_000_000, 0, False, "cpu")

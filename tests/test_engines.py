@@ -45,11 +45,12 @@ def no_renderer(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_renderer")
+@pytest.mark.parametrize("engine", ["mujoco", "dm_control"])
 @pytest.mark.parametrize("name", sorted(task_names()))
-def test_one_copy_equals_dm_control_env_bit_for_bit(name):
+def test_one_copy_equals_dm_control_env_bit_for_bit(name, engine):
     domain, task = task_names()[name]
     theirs = tutorial_env(domain, task, name, seed=7)
-    ours = make_task_env(name, num_envs=1, seed=7)
+    ours = make_task_env(name, engine=engine, num_envs=1, seed=7)
     theirs.set_seed(3)
     ours.set_seed(3)
     low, high = (np.clip(bound, -1, 1) for bound in (ours.task_spec.action_low, ours.task_spec.action_high))

@@ -44,12 +44,13 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     summary = summary_of(run_dir)
     assert summary["exit_reason"] == "finished"
     assert summary["frames"] == sum(task["frames"] for task in summary["tasks"].values())
-    # A rollout of one collector is 2 tasks x 2 copies x 32 steps: the run ends with the one that reaches the total.
-    assert 9000 <= summary["frames"] < 9000 + 128
-    assert summary["updates"] == int(0.05 * (summary["frames"] - 400) / 2)
+    # A rollout of one collector is 2 tasks x 2 copies x 32 steps of 2 frames: the run ends with the one that reaches
+    # the total.
+    assert 9000 <= summary["frames"] < 9000 + 256
+    assert summary["updates"] == int(0.05 * (summary["frames"] - 800) / 4)
     assert len({task["frames"] for task in summary["tasks"].values()}) == 1
     for task in summary["tasks"].values():
-        # 4 copies made 4500 steps between them, however the two collectors shared them.
+        # 4 copies made 4500 frames between them, however the two collectors shared them.
         assert 2 <= task["episodes"] <= 4
         assert 0 <= task["return_mean"] <= 1000
 

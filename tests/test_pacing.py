@@ -11,7 +11,7 @@ from mtray.pacing import Pacing
 
 
 def make_pacing(**changes):
-    fields = {"updates_per_step": 2.0, "tasks": 3, "warmup_frames": 30, "slack_frames": 60, "round_frames": 12}
+    fields = {"updates_per_step": 2.0, "step_frames": 3, "warmup_frames": 30, "slack_frames": 60, "round_frames": 12}
     return Pacing(**{**fields, **changes})
 
 
@@ -42,11 +42,11 @@ def test_without_updates_collectors_are_never_held():
 def test_slack_that_only_just_suffices_is_taken_and_one_less_refused():
     # A round of 12 frames, and an update that needs 3 / 2 frames: 12 + 1 + 1.
     assert make_pacing(slack_frames=14).frames_allowed(0) == 44
-    with pytest.raises(UsageError, match=r"slack of 13 frames: .* 12 at a time .* 1\.5, so at least 14"):
+    with pytest.raises(UsageError, match=r"slack of 13 frames: .* 12 at a time, .* 1\.5, so at least 14"):
         make_pacing(slack_frames=13)
 
 
-@pytest.mark.parametrize("change", [{"updates_per_step": -0.5}, {"tasks": 0}, {"warmup_frames": -1}], ids=str)
+@pytest.mark.parametrize("change", [{"updates_per_step": -0.5}, {"step_frames": 0}, {"warmup_frames": -1}], ids=str)
 def test_negative_setting_is_refused_with_its_value(change):
     [(name, value)] = change.items()
     with pytest.raises(UsageError, match=f"{name}={value}"):
@@ -55,12 +55,12 @@ def test_negative_setting_is_refused_with_its_value(change):
 
 @st.composite
 def settings_that_are_taken(draw):
-    tasks, round_frames = draw(st.integers(1, 30)), draw(st.integers(1, 200))
+    step_frames, round_frames = draw(st.integers(1, 30)), draw(st.integers(1, 200))
     updates_per_step = draw(st.one_of(st.floats(0.01, 16.0), st.sampled_from([0.1, 0.3, 1 / 3, 0.7, 1.0, 2.0, 3.0])))
-    least = round_frames + int(tasks / updates_per_step) + 1
+    least = round_frames + int(step_frames / updates_per_step) + 1
     return Pacing(
         updates_per_step=updates_per_step,
-        tasks=tasks,
+        step_frames=step_frames,
         warmup_frames=draw(st.integers(0, 500)),
         slack_frames=least + draw(st.integers(0, 50)),
         round_frames=round_frames,
@@ -87,13 +87,13 @@ def test_no_interleaving_stops_both_sides_or_crosses_a_line(pacing, schedule):
             frames += chunk
         else:
             updates += 1 + int(share * (behind - 1))
-        steps = (frames - pacing.warmup_frames) / pacing.tasks
+        steps = (frames - pacing.warmup_frames) / pacing.step_frames
         assert updates <= max(0.0, pacing.updates_per_step * steps) + 1e-6
         ahead = steps - updates / pacing.updates_per_step
-        assert ahead * pacing.tasks <= pacing.slack_frames + 1e-6
+        assert ahead * pacing.step_frames <= pacing.slack_frames + 1e-6
 
 
 def test_without_updates_collectors_are_never_held_back():
-    pacing = Pacing(updates_per_step=0, tasks=1, warmup_frames=0, slack_frames=0, round_frames=10)
+    pacing = Pacing(updates_per_step=0, step_frames=1, warmup_frames=0, slack_frames=0, round_frames=10)
     assert pacing.frames_allowed(0) == float("inf")
     assert pacing.updates_allowed(1_000_000) == 0

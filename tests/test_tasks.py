@@ -34,7 +34,8 @@ def full_names(pairs):
 
 
 def test_name_is_a_task_of_the_engine():
-    assert resolve(["humanoid-walk"]) == (Task("humanoid-walk", "dm_control"),)
+    assert resolve(["humanoid-walk"]) == (Task("humanoid-walk", "mujoco"),)
+    assert resolve(["humanoid-walk"], "dm_control", 3) == (Task("humanoid-walk", "dm_control", action_repeat=3),)
 
 
 def test_engine_may_be_named_before_the_task_whatever_the_default_is():
@@ -71,13 +72,13 @@ def test_no_name_is_refused_with_an_example():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("humanoid-wlk", "humanoid-walk"), ("wakler", "walker"), ("dm_control/cheeta", "cheetah")]
+    ("wrong", "near"), [("humanoid-wlk", "humanoid-walk"), ("wakler", "walker"), ("mujoco/cheeta", "cheetah")]
 )
 def test_unknown_name_is_told_what_comes_near(wrong, near):
     with pytest.raises(UnknownTaskError) as caught:
         resolve(["walker-walk", wrong])
     message = str(caught.value)
-    assert f"unknown task {wrong.rpartition('/')[2]!r} of engine 'dm_control': did you mean" in message
+    assert f"unknown task {wrong.rpartition('/')[2]!r} of engine 'mujoco': did you mean" in message
     assert near in message.partition("did you mean ")[2].rstrip("?").split(", ")
 
 
@@ -139,7 +140,7 @@ def test_registered_task_is_found_among_the_engines():
     register_task("gripper-lift", makers.point)
     assert resolve(["gripper-lift", "walker-walk"]) == (
         Task("gripper-lift", "torchrl", makers.point),
-        Task("walker-walk", "dm_control"),
+        Task("walker-walk", "mujoco"),
     )
     assert "gripper-lift" in task_names()
 

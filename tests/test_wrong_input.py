@@ -35,7 +35,7 @@ def test_an_unknown_task_has_its_near_matches(fail):
 
 
 def test_an_unknown_engine_has_the_known_ones(fail):
-    assert "dm_control" in fail("--tasks", "mujoco/humanoid-walk")
+    assert "dm_control" in fail("--tasks", "isaac/humanoid-walk")
     assert "dm_control" in fail("--engine", "bullet")
 
 

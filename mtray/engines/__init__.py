@@ -20,7 +20,14 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class StepArrays:
-    """Where a step's outcome is written: observation [K, obs_t], reward [K], terminated [K], truncated [K]."""
+    """Where an agent step's outcome is written.
+
+    Attributes:
+        observation: [K, obs_t] float32.
+        reward: [K] float32, summed over the control steps.
+        terminated: [K] bool.
+        truncated: [K] bool.
+    """
 
     observation: FloatArray
     reward: FloatArray
@@ -57,10 +64,10 @@ class BatchSim(ABC):
 
     @abstractmethod
     def send(self, action: FloatArray) -> None:
-        """Begin one control step of every copy with ``action`` [K, act_t]; `recv` must follow.
+        """Begin one agent step of every copy with ``action`` [K, act_t]; `recv` must follow.
 
-        A simulator with threads of its own works on while other tasks' steps begin. ``action`` stays as it is
-        until then.
+        An agent step is ``spec.action_repeat`` control steps, fewer where the episode ends. A simulator with threads of
+        its own works on while other tasks' steps begin. ``action`` stays as it is until then.
         """
 
     @abstractmethod
@@ -72,7 +79,7 @@ class BatchSim(ABC):
         """
 
     def step(self, action: FloatArray, out: StepArrays) -> None:
-        """One whole control step."""
+        """One whole agent step."""
         self.send(action)
         self.recv(out)
 

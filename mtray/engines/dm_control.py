@@ -36,17 +36,37 @@ def task_sets() -> dict[str, tuple[str, ...]]:
     return sets
 
 
-def make_sim(name: str, num_envs: int, seed: int) -> DmControlSim:
-    """K copies of the suite's task ``name``."""
-    return DmControlSim(name, num_envs, seed)
+@functools.cache
+def spec_of(name: str, action_repeat: int) -> TaskSpec:
+    """The spec of the suite's task ``name``, read from a copy that is loaded for the purpose."""
+    env = suite.load(*task_names()[name])
+    action = env.action_spec()
+    limit = env._step_limit
+    low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
+    return TaskSpec(
+        name=name,
+        engine=NAME,
+        observation=tuple((key, int(np.prod(spec.shape))) for key, spec in env.observation_spec().items()),
+        action_low=tuple(low.tolist()),
+        action_high=tuple(high.tolist()),
+        horizon=None if np.isinf(limit) else int(np.ceil(limit)),
+        time_step_seconds=float(env.control_timestep()),
+        action_repeat=action_repeat,
+    )
+
+
+def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> DmControlSim:
+    """K copies of a task."""
+    return DmControlSim(spec, num_envs, seed)
 
 
 class DmControlSim(BatchSim):
     """K copies of one task of dm_control's suite."""
 
-    def __init__(self, name: str, num_envs: int, seed: int) -> None:
+    def __init__(self, spec: TaskSpec, num_envs: int, seed: int) -> None:
         """Load the task K times, each copy with its own random state."""
-        domain, task = task_names()[name]
+        domain, task = task_names()[spec.name]
+        self.spec = spec
         self.num_envs = num_envs
         with _compiled_once():
             self._envs: list[Environment] = [
@@ -54,8 +74,7 @@ class DmControlSim(BatchSim):
                 for copy in range(num_envs)
             ]
         for env in self._envs:
-            _drop_renderer(env.physics)
-        self.spec = _spec(name, self._envs[0])
+            drop_renderer(env.physics)
         self._slices = self.spec.slices
 
     def seed(self, seed: int) -> None:
@@ -74,12 +93,17 @@ class DmControlSim(BatchSim):
         self._action = action.astype(np.float64)
 
     def recv(self, out: StepArrays) -> None:
-        """One control step of every copy."""
+        """One agent step of every copy."""
         actions = self._action
         for copy, env in enumerate(self._envs):
-            time_step = env.step(actions[copy])
+            reward = 0.0
+            for _ in range(self.spec.action_repeat):
+                time_step = env.step(actions[copy])
+                reward += time_step.reward
+                if time_step.last():
+                    break
             self._write(time_step.observation, out.observation[copy])
-            out.reward[copy] = time_step.reward
+            out.reward[copy] = reward
             last = time_step.last()
             # A time limit ends an episode with discount 1, a task's own end with the task's discount.
             limit = last and bool(np.isclose(time_step.discount, 1.0))
@@ -95,21 +119,6 @@ class DmControlSim(BatchSim):
         """Free the simulators' memory."""
         for env in self._envs:
             env.close()
-
-
-def _spec(name: str, env: Environment) -> TaskSpec:
-    action = env.action_spec()
-    limit = env._step_limit
-    low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
-    return TaskSpec(
-        name=name,
-        engine=NAME,
-        observation=tuple((key, int(np.prod(spec.shape))) for key, spec in env.observation_spec().items()),
-        action_low=tuple(low.tolist()),
-        action_high=tuple(high.tolist()),
-        horizon=None if np.isinf(limit) else int(np.ceil(limit)),
-        time_step_seconds=float(env.control_timestep()),
-    )
 
 
 @contextlib.contextmanager
@@ -137,7 +146,8 @@ def _headless(physics: Any) -> Any:
     return type(physics.__name__, (physics,), {"contexts": property(lambda self: None)})
 
 
-def _drop_renderer(physics: Physics) -> None:
+def drop_renderer(physics: Physics) -> None:
+    """Let a task that is never drawn know it."""
     # quadruped-escape uploads its terrain to a renderer at every reset, and fails where there is none. Nothing is
     # drawn here, so say there is none to upload to; the simulation is untouched.
     kind: Any = type(physics)

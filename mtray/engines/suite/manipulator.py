@@ -1,0 +1,62 @@
+"""manipulator: bring_ball, bring_peg, insert_ball, insert_peg."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from dm_control.suite import manipulator
+
+from mtray.engines.suite import Array, Batch, View, norm, tolerance
+
+_CLOSE = 0.01
+
+
+class TaskView(View):
+    """The arm, what it touches, where hand, object and target are; reward for the object at the target."""
+
+    model_fields = ("body_pos", "body_quat")
+
+    def __init__(self, sims: Batch, task: Any) -> None:
+        """See the base class."""
+        self._sims = sims
+        self._qpos, self._qvel = sims.bind("qpos"), sims.bind("qvel")
+        self._pegs = task._use_peg
+
+        def addresses(joints: Sequence[str], kind: str) -> list[int]:
+            return [int(getattr(sims.model.joint(name), kind)[0]) for name in joints]
+
+        arm = manipulator._ARM_JOINTS
+        self._arm_pos, self._arm_vel = addresses(arm, "qposadr"), addresses(arm, "dofadr")
+        self._object_vel = addresses(task._object_joints, "dofadr")
+        self._touch = [sims.sensor(name).data for name in manipulator._TOUCH_SENSORS]
+        self._bodies = [sims.body(name) for name in ("hand", task._object, task._target)]
+        self._poses = [(body.xpos, body.xquat) for body in self._bodies]
+        pairs = [("ball", "target_ball")]
+        if self._pegs:
+            pairs = [("peg_grasp", "grasp"), ("peg_pinch", "pinch"), ("peg", "target_peg")]
+            pairs += [("target_peg_tip", "peg_tip")]
+        self._pairs = [(sims.site(first).xpos, sims.site(second).xpos) for first, second in pairs]
+
+    def observe(self) -> Sequence[Array]:
+        """See the base class."""
+        angles = self._qpos[:, self._arm_pos]
+        hand, held, target = (np.hstack([xpos[:, [0, 2]], xquat[:, [0, 2]]]) for xpos, xquat in self._poses)
+        return (
+            np.stack([np.sin(angles), np.cos(angles)], -1),
+            self._qvel[:, self._arm_vel],
+            np.log1p(np.hstack(self._touch)),
+            hand,
+            held,
+            self._qvel[:, self._object_vel],
+            target,
+        )
+
+    def reward(self) -> Array:
+        """See the base class."""
+        close = [tolerance(norm(a - b), (0, _CLOSE), _CLOSE * 2) for a, b in self._pairs]
+        if not self._pegs:
+            return close[0]
+        grasp, pinch, bring, bring_tip = close
+        return np.maximum((bring + bring_tip) / 2, (grasp + pinch) / 2 / 3)

@@ -1,0 +1,106 @@
+"""Engine mujoco: dm_control's numbers bit for bit, whatever the copies, the repeats and the moments of resets."""
+
+import numpy as np
+import pytest
+from dm_control.rl.control import PhysicsError
+
+from mtray.engines import StepArrays, mujoco
+from mtray.engines.dm_control import DmControlSim, task_names
+from mtray.tasks import Task
+
+VIEWED = sorted(name for name, (domain, _) in task_names().items() if domain in mujoco.DOMAINS)
+FIELDS = ("observation", "reward", "terminated", "truncated")
+
+
+class Pair:
+    """The same task in both engines, driven alike and compared at every step."""
+
+    def __init__(self, name, copies, repeat=1):
+        self.sims = [
+            Task(name, engine, action_repeat=repeat).make_sim(copies, 7) for engine in ("mujoco", "dm_control")
+        ]
+        assert isinstance(self.sims[0], mujoco.MujocoSim)
+        assert isinstance(self.sims[1], DmControlSim)
+        self.spec = self.sims[1].spec
+        self.outs = [StepArrays.empty(copies, self.spec) for _ in self.sims]
+        self.random = np.random.default_rng(1)
+        self.reset(np.ones(copies, bool))
+
+    def reset(self, mask):
+        for sim, out in zip(self.sims, self.outs, strict=True):
+            sim.reset(mask, out.observation)
+        self.compare("after a reset")
+
+    def step(self, scale=1.0):
+        low, high = np.array(self.spec.action_low), np.array(self.spec.action_high)
+        action = self.random.uniform(low, high, (self.sims[0].num_envs, len(low))).astype(np.float32) * scale
+        for sim, out in zip(self.sims, self.outs, strict=True):
+            sim.step(action.astype(np.float32), out)
+        self.compare("after a step")
+
+    def compare(self, when):
+        for field in FIELDS:
+            ours, theirs = (getattr(out, field) for out in self.outs)
+            assert np.array_equal(ours.view(np.uint8), theirs.view(np.uint8)), (field, when)
+
+
+@pytest.mark.parametrize("name", VIEWED)
+def test_every_task_equals_dm_control_bit_for_bit(name):
+    pair = Pair(name, copies=3, repeat=2)
+    for step in range(40):
+        # Beyond the bounds too: dm_control passes actions on as they are.
+        pair.step(scale=1.0 if step % 4 else 1.5)
+        if step in (15, 16):
+            pair.reset(np.array([True, False, step == 16]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VIEWED)
+def test_every_task_equals_dm_control_over_whole_episodes(name):
+    pair = Pair(name, copies=2)
+    for _ in range(2):
+        for step in range(1000):
+            pair.step()
+            assert pair.outs[0].truncated.all() == (step == 999)
+        pair.reset(np.ones(2, bool))
+
+
+def test_an_episode_that_ends_within_a_repeat_stops_there():
+    pair = Pair("pendulum-swingup", copies=3, repeat=3)
+    for _ in range(100):
+        pair.step()
+    # From here on the first copy is 300 control steps behind the others, whose 1000 end within a repeat.
+    pair.reset(np.array([True, False, False]))
+    for _ in range(234):
+        pair.step()
+    assert pair.outs[0].truncated.tolist() == [False, True, True]
+
+
+def test_seeding_again_begins_the_same_episodes():
+    pair = Pair("reacher-easy", copies=3)
+    for sim in pair.sims:
+        sim.seed(11)
+    pair.reset(np.ones(3, bool))
+    for _ in range(5):
+        pair.step()
+
+
+def test_domains_without_a_view_are_dm_controls_own_loop():
+    sim = Task("lqr-lqr_2_1", "mujoco").make_sim(2)
+    assert isinstance(sim, DmControlSim)
+    assert sim.spec.engine == "mujoco"
+
+
+def test_the_benchmarking_suite_has_views():
+    from dm_control import suite
+
+    assert {domain for domain, _ in suite.BENCHMARKING} <= set(mujoco.DOMAINS)
+
+
+def test_a_simulation_that_diverges_is_told_by_its_task():
+    sim = Task("cheetah-run", "mujoco").make_sim(2)
+    out = StepArrays.empty(2, sim.spec)
+    sim.reset(np.ones(2, bool), out.observation)
+    sim._sims.bind("qvel")[1] = 1e12
+    with pytest.raises(PhysicsError, match="cheetah-run.*mjWARN_BAD"):
+        sim.step(np.zeros((2, 6), np.float32), out)
