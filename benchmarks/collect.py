@@ -1,9 +1,11 @@
-"""How many frames per second humanoid-stand and humanoid-walk give on all cores of a machine.
+"""How many frames per second several tasks give on all cores of a machine.
 
     python benchmarks/collect.py --json collect.json
 
-The baseline is dm_control's own loop, a process per core, with random actions. mtray's rows are the real pipeline
-through Ray, with a network that acts and a replay that acknowledges every frame. TorchRL's rows have random actions.
+Humanoid-stand and humanoid-walk against dm_control's own loop, a process per core with random actions, and against
+EnvPool's own loop; cartpole-swingup and cheetah-run, whose simulators cost next to nothing, against EnvPool's. mtray's
+rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame; an action
+is held for one control step. TorchRL's rows have random actions.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ from typing import Any
 import harness
 import peers
 
-TASKS = ("humanoid-stand", "humanoid-walk")
+HUMANOID = ("humanoid-stand", "humanoid-walk")
+LIGHT = ("cartpole-swingup", "cheetah-run")
 BARE = "dm_control bare"
+POOL = "EnvPool bare"
+POOL_LIGHT = "EnvPool bare, light tasks"
 LEFT_OUT = {"RLlib": "not written yet", "Sample Factory": "not written yet"}
 
 
@@ -29,7 +34,7 @@ def step_bare(barrier: Any, seed: int, warmup_seconds: float, seconds: float) ->
     from dm_control import suite
 
     generator = np.random.default_rng(seed)
-    envs = [suite.load(*task.split("-"), task_kwargs={"random": seed}) for task in TASKS]
+    envs = [suite.load(*task.split("-"), task_kwargs={"random": seed}) for task in HUMANOID]
     action = envs[0].action_spec()
 
     def step_for(seconds: float) -> float:
@@ -58,7 +63,50 @@ def bare(processes: int, warmup_seconds: float, seconds: float) -> float:
     return sum(harness.in_own_processes(step_bare, arguments))
 
 
-def pipeline(host: str, workers: int, copies: int, warmup_seconds: float, seconds: float) -> float:
+def step_pools(
+    barrier: Any, tasks: Sequence[str], copies: int, seed: int, warmup_seconds: float, seconds: float
+) -> float:
+    """EnvPool's own loop over a pool per task, a thread each, uniformly random actions; gives frames per second."""
+    import envpool
+    import numpy as np
+
+    names = ["".join(part.title() for part in task.split("-")) + "-v1" for task in tasks]
+    pools = [envpool.make_dm(name, num_envs=copies, num_threads=1, seed=seed) for name in names]
+    generator = np.random.default_rng(seed)
+    ids = np.arange(copies, dtype=np.int32)
+    sizes = [pool.spec.action_array_spec["action"].shape[-1] for pool in pools]
+    # Drawn beforehand: what a generator costs is no part of stepping.
+    actions = [generator.uniform(-1, 1, (64, copies, size)) for size in sizes]
+
+    def step_for(seconds: float) -> float:
+        steps, begin = 0, time.perf_counter()
+        while (now := time.perf_counter()) < begin + seconds:
+            for pool, drawn in zip(pools, actions, strict=True):
+                pool.send(drawn[steps % 64], ids)
+            for pool in pools:
+                pool.recv()
+            steps += 1
+        return steps * copies * len(pools) / (now - begin)
+
+    for pool in pools:
+        pool.reset()
+    barrier.wait()
+    step_for(warmup_seconds)
+    rate = step_for(seconds)
+    step_for(warmup_seconds / 2)
+    return rate
+
+
+def bare_pools(tasks: Sequence[str], processes: int, copies: int, warmup_seconds: float, seconds: float) -> float:
+    """EnvPool's baseline: `step_pools` in so many processes."""
+    barrier = multiprocessing.get_context("spawn").Barrier(processes)
+    arguments = [(barrier, tasks, copies, seed, warmup_seconds, seconds) for seed in range(processes)]
+    return sum(harness.in_own_processes(step_pools, arguments))
+
+
+def pipeline(
+    tasks: Sequence[str], engine: str, host: str, workers: int, copies: int, warmup_seconds: float, seconds: float
+) -> float:
     """The collectors and the replay of mtray on a Ray of their own; gives frames per second as the replay has them.
 
     Raises:
@@ -67,14 +115,22 @@ def pipeline(host: str, workers: int, copies: int, warmup_seconds: float, second
     import ray
 
     from mtray import actors, weights
-    from mtray.config import Config
+    from mtray.config import CollectorConfig, Config
     from mtray.launch import ray_session
     from mtray.networks import MultiTaskPolicy
     from mtray.tasks import resolve
 
-    config = Config(tasks=TASKS, engine="dm_control", host=host, workers=workers, envs_per_task=copies)
-    tasks = resolve(config.tasks, config.engine)
-    specs = tuple(task.spec for task in tasks)
+    config = Config(
+        tasks=tuple(tasks),
+        engine=engine,
+        host=host,
+        workers=workers,
+        envs_per_task=copies,
+        collector=CollectorConfig(action_repeat=1, tasks_each=len(tasks)),
+    )
+    built = resolve(config.tasks, config.engine)
+    specs = tuple(task.spec for task in built)
+    share = dict.fromkeys((spec.name for spec in specs), copies)
     policy = MultiTaskPolicy(specs, config.network)
     # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
     # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
@@ -85,7 +141,9 @@ def pipeline(host: str, workers: int, copies: int, warmup_seconds: float, second
         replay = ray.remote(actors.Replay).options(num_cpus=cpus).remote(specs, config)
         kind = ray.remote(actors.Collector).options(num_cpus=cpus)
         seeds = [range(worker * 100, worker * 100 + len(tasks) + 1) for worker in range(workers)]
-        collectors = [kind.remote(str(worker), tasks, config, seeds[worker], replay) for worker in range(workers)]
+        collectors = [
+            kind.remote(str(worker), built, share, config, seeds[worker], replay) for worker in range(workers)
+        ]
         try:
             box = [ray.put(snapshot)]
             ray.get([collector.act.remote(snapshot.version, box, True) for collector in collectors])
@@ -152,23 +210,40 @@ def main() -> None:
     # Long enough that the first, cheap steps of an episode, before a humanoid lies on the floor, are over.
     window = (2.0 if options.quick else 4.0, seconds)
     cores, copies = harness.cores(), options.envs_per_task
-    pairs = max(1, cores // len(TASKS))
+    pairs = max(1, cores // len(HUMANOID))
 
     def alone(function: Callable[..., float], *args: Any) -> Callable[[], float]:
         return lambda: harness.in_own_processes(function, [(*args, *window)])[0]
 
-    ours = {
-        "mtray inline": alone(pipeline, "inline", cores, copies),
-        "mtray parallel": alone(pipeline, "parallel", pairs, copies),
+    def ours(tasks: Sequence[str], engine: str, host: str) -> Callable[[], float]:
+        return alone(pipeline, tasks, engine, host, pairs if host == "parallel" else cores, copies)
+
+    humanoid = {
+        "mtray mujoco inline": ours(HUMANOID, "mujoco", "inline"),
+        "mtray dm_control inline": ours(HUMANOID, "dm_control", "inline"),
+        "mtray dm_control parallel": ours(HUMANOID, "dm_control", "parallel"),
+    }
+    pooled = {"mtray envpool inline": ours(HUMANOID, "envpool", "inline")}
+    light = {
+        "mtray envpool, light tasks": ours(LIGHT, "envpool", "inline"),
+        "mtray mujoco, light tasks": ours(LIGHT, "mujoco", "inline"),
     }
     theirs = {
-        "torchrl ParallelEnv": alone(peers.parallel_env, max(len(TASKS), cores)),
-        "torchrl RayCollector": alone(peers.ray_collector, max(len(TASKS), cores)),
+        "torchrl ParallelEnv": alone(peers.parallel_env, max(len(HUMANOID), cores)),
+        "torchrl RayCollector": alone(peers.ray_collector, max(len(HUMANOID), cores)),
     }
-    rates = harness.interleave({BARE: lambda: bare(cores, *window), **ours, **theirs}, repeats, budget)
-    rows = harness.compare(rates, BARE, list(rates), "frames/s")
+    baselines = {
+        BARE: lambda: bare(cores, *window),
+        POOL: lambda: bare_pools(HUMANOID, pairs, copies, *window),
+        POOL_LIGHT: lambda: bare_pools(LIGHT, pairs, copies, *window),
+    }
+    rates = harness.interleave({**baselines, **humanoid, **pooled, **light, **theirs}, repeats, budget)
+    rows = harness.compare(rates, BARE, [BARE, *humanoid, *theirs], "frames/s")
+    rows += harness.compare(rates, POOL, [POOL, *pooled], "frames/s")
+    rows += harness.compare(rates, POOL_LIGHT, [POOL_LIGHT, *light], "frames/s")
+    rows += harness.compare(rates, "mtray dm_control inline", ["mtray dm_control parallel"], "frames/s")
     for peer in theirs:
-        rows += harness.compare(rates, peer, list(ours), "frames/s")
+        rows += harness.compare(rates, peer, list(humanoid), "frames/s")
     harness.report(rows, len(rates[BARE]), options.json)
     print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in LEFT_OUT.items()))
 

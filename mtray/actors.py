@@ -28,6 +28,7 @@ from mtray.tasks import Task, engine_modules
 
 if TYPE_CHECKING:
     from mtray.collector import Rollout
+    from mtray.metrics import Clock
     from mtray.placement import Share
     from mtray.weights import Weights
 
@@ -70,11 +71,12 @@ class Replay:
 class _Pusher:
     """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
 
-    def __init__(self, target: Any, source: str, limit: int, timeout_seconds: float) -> None:
+    def __init__(self, target: Any, source: str, limit: int, timeout_seconds: float, clock: Clock) -> None:
         self._target = target
         self._source = source
         self._limit = limit
         self._timeout = timeout_seconds
+        self._clock = clock
         self._number = 0
         self._pending: collections.deque[tuple[Push, Any]] = collections.deque()
 
@@ -92,6 +94,7 @@ class _Pusher:
 
     def wait(self, left: int = 0) -> None:
         """Wait until at most ``left`` pushes are unanswered."""
+        self._clock.lap("push")
         while len(self._pending) > left:
             push, answer = self._pending[0]
             for _ in range(_PUSH_ATTEMPTS):
@@ -104,6 +107,7 @@ class _Pusher:
             else:
                 raise RunError(f"push {push.number} of {push.source} was not answered in {_PUSH_ATTEMPTS} attempts")
             self._pending.popleft()
+        self._clock.lap("receipt")
 
 
 class Collector:
@@ -158,7 +162,8 @@ class Collector:
             seed=seeds[-1],
         )
         limits = config.collector
-        self._pusher = _Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds)
+        clock = self._collector.clock
+        self._pusher = _Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, clock)
         self._rollout: Rollout | None = None
 
     def ready(self) -> int:
@@ -167,15 +172,20 @@ class Collector:
 
     def act(self, version: int, box: list[Any], wait: bool = False) -> Report:
         """Step one rollout, with the boxed weights if they are newer and here (or, if told to wait, once they are)."""
+        clock = self._collector.clock
+        clock.lap("idle")
         if box and version > self._collector.weights_version and (wait or ray.wait(box, timeout=0)[0]):
             weights: Weights = ray.get(box[0])
             self._collector.load(weights)
         self._rollout = self._collector.collect()
-        return Report(episodes=self._rollout.episodes, weights_version=self._rollout.weights_version)
+        return Report(
+            episodes=self._rollout.episodes, weights_version=self._rollout.weights_version, seconds=clock.take()
+        )
 
     def push(self, wait: bool = True) -> None:
         """Send the rollout stepped last to the replay, and wait for the receipt if told to."""
         assert self._rollout is not None
+        self._collector.clock.lap("idle")
         rows = {
             spec.name: self._pack(data, spec, self._width)
             for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True)
@@ -192,6 +202,7 @@ class Collector:
 
     def flush(self) -> None:
         """Wait for every receipt."""
+        self._collector.clock.lap("idle")
         self._pusher.wait()
 
     def close(self) -> None:

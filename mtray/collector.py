@@ -19,6 +19,7 @@ from torch import Tensor
 from mtray import weights as weights_module
 from mtray.hosts import Host
 from mtray.messages import Episode
+from mtray.metrics import Clock
 from mtray.networks import MultiTaskPolicy
 from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, observation_width
 from mtray.weights import Weights
@@ -67,6 +68,7 @@ class Collector:
         self.policy = policy
         self.rollout_steps = rollout_steps
         self.weights_version = 0
+        self.clock = Clock()
         width = observation_width(policy.specs)
         names = [spec.name for spec in host.specs]
         self._ids = None if tuple(names) == policy.names else torch.tensor([policy.names.index(n) for n in names])
@@ -89,14 +91,19 @@ class Collector:
 
     def collect(self) -> Rollout:
         """Step every copy ``rollout_steps`` times. Before the first weights of a learner, actions are random."""
+        clock = self.clock
         for step in range(self.rollout_steps):
             action = self._act().numpy()
+            clock.lap("policy")
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 slot.action[:] = action[index, : len(slot.action), : slot.action.shape[1]]
                 arrays.write_start(step, slot.observation, slot.action)
+            clock.lap("copy")
             self.host.step()
+            clock.lap("simulate")
             for slot, arrays in zip(self.host.slots, self._arrays, strict=True):
                 arrays.write_end(step, slot.next_observation, slot.reward, slot.terminated, slot.truncated)
+            clock.lap("copy")
         episodes: list[Episode] = []
         for track, arrays in zip(self._tracks, self._arrays, strict=True):
             arrays.finish()

@@ -95,7 +95,10 @@ class Report:
     Attributes:
         episodes: those that ended in it.
         weights_version: of the policy that acted.
+        seconds: what the collector's time since its last report went into: ``policy``, ``simulate`` and ``copy`` while
+            it stepped, ``push`` to pack and hand over, ``receipt`` to wait for the replay, ``idle`` to wait for a call.
     """
 
     episodes: tuple[Episode, ...]
     weights_version: int
+    seconds: Mapping[str, float] = field(default_factory=dict)

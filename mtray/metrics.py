@@ -13,10 +13,30 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtray.messages import Episode
+from mtray.messages import Report
 
 # Episodes over which return_mean is taken.
 RECENT_EPISODES = 20
+
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        """Start; nothing is spent yet."""
+        self._seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """What has passed since the last lap was spent on ``part``."""
+        now = time.perf_counter()
+        self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """Part to seconds, since the last time this was asked."""
+        taken, self._seconds = self._seconds, {}
+        return taken
 
 
 class TaskMetrics:
@@ -51,6 +71,7 @@ class Metrics:
         self.wait_seconds = 0.0
         self.restarts = 0
         self._staleness: list[int] = []
+        self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = 0.0
         self._started = time.monotonic()
         self._last = (self._started, 0, 0)
@@ -65,10 +86,11 @@ class Metrics:
         """Wall-clock seconds, those of the runs this one continues included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def add_rollout(self, episodes: Iterable[Episode], weights_version: int) -> None:
-        """Count the episodes that ended and how old the policy was."""
-        self._staleness.append(max(0, self.weights_version - weights_version))
-        for episode in episodes:
+    def add_rollout(self, report: Report) -> None:
+        """Count the episodes that ended, how old the policy was, and what the collector's time went into."""
+        self._staleness.append(max(0, self.weights_version - report.weights_version))
+        self._collector_seconds.update(report.seconds)
+        for episode in report.episodes:
             task = self.tasks[episode.task]
             task.episodes += 1
             task.recent.append(episode.episode_return)
@@ -87,11 +109,13 @@ class Metrics:
             "weights_version": self.weights_version,
             "staleness": sum(self._staleness) / len(self._staleness) if self._staleness else 0.0,
             "learner_wait_seconds": self.wait_seconds,
+            "collector_seconds": {part: round(spent, 3) for part, spent in self._collector_seconds.items()},
             "restarts": self.restarts,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
         self._last = (now, self.frames, self.updates)
         self._staleness.clear()
+        self._collector_seconds.clear()
         return line
 
     def state(self) -> dict[str, Any]:

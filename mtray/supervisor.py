@@ -178,7 +178,7 @@ class Supervisor:
             self._ask(crew)
             self._wait([*crew.waiting(), *(figures for figures, *_ in list(self._train_calls)[:1])], stats)
             for report in crew.reports():
-                self.metrics.add_rollout(report.episodes, report.weights_version)
+                self.metrics.add_rollout(report)
             self._take_figures()
             if stats is not None and _is_here(stats):
                 self._count(self._get(stats, "replay"))
@@ -251,7 +251,7 @@ class Supervisor:
     def _run_lockstep(self, crew: Crew) -> None:
         while self.stop_reason is None and self.metrics.frames < self.config.total_frames:
             for report in crew.round(self._get, self.metrics.weights_version, self._weights):
-                self.metrics.add_rollout(report.episodes, report.weights_version)
+                self.metrics.add_rollout(report)
             self._count(self._get(self._replay.stats.remote(), "replay"))
             updates = self.pacing.updates_allowed(self.metrics.frames) - self.metrics.updates
             if updates > 0:

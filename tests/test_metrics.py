@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtray.messages import Episode
-from mtray.metrics import RECENT_EPISODES, JsonLines, Metrics, Progress, TensorBoard
+from mtray.messages import Episode, Report
+from mtray.metrics import RECENT_EPISODES, Clock, JsonLines, Metrics, Progress, TensorBoard
 
 
 @pytest.fixture
@@ -21,6 +21,10 @@ def episodes(*returns, task="left"):
     return [Episode(task, value, 10) for value in returns]
 
 
+def report(ended, weights_version, **seconds):
+    return Report(episodes=tuple(ended), weights_version=weights_version, seconds=seconds)
+
+
 def test_line_has_the_keys_that_readers_rely_on():
     line = Metrics(["left", "right"]).line()
     assert line.keys() >= {
@@ -33,7 +37,7 @@ def test_line_has_the_keys_that_readers_rely_on():
 
 def test_line_is_json():
     metrics = Metrics(["left", "right"])
-    metrics.add_rollout(episodes(1.5), 0)
+    metrics.add_rollout(report(episodes(1.5), 0))
     line = metrics.line()
     assert json.loads(json.dumps(line, allow_nan=False)) == line
 
@@ -65,8 +69,8 @@ def test_two_lines_at_the_same_instant_have_rates(clock):
 
 def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
     metrics = Metrics(["left", "right"])
-    metrics.add_rollout(episodes(*range(7)), 0)
-    metrics.add_rollout([*episodes(*range(7, 30)), *episodes(-3.0, task="right")], 0)
+    metrics.add_rollout(report(episodes(*range(7)), 0))
+    metrics.add_rollout(report([*episodes(*range(7, 30)), *episodes(-3.0, task="right")], 0))
     assert RECENT_EPISODES == 20
     tasks = metrics.line()["tasks"]
     assert tasks["left"] == {"frames": 0, "episodes": 30, "return_mean": sum(range(10, 30)) / 20, "return_last": 29}
@@ -76,21 +80,40 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
 def test_staleness_is_the_mean_since_the_last_line_and_starts_anew():
     metrics = Metrics(["left"])
     metrics.weights_version = 5
-    metrics.add_rollout([], 5)
-    metrics.add_rollout([], 3)
+    metrics.add_rollout(report([], 5))
+    metrics.add_rollout(report([], 3))
     metrics.weights_version = 9
-    metrics.add_rollout([], 2)
+    metrics.add_rollout(report([], 2))
     line = metrics.line()
     assert (line["weights_version"], line["staleness"]) == (9, (0 + 2 + 7) / 3)
     assert metrics.line()["staleness"] == 0.0
-    metrics.add_rollout([], 8)
+    metrics.add_rollout(report([], 8))
     assert metrics.line()["staleness"] == 1.0
 
 
 def test_collector_ahead_of_what_the_driver_knows_is_not_stale():
     metrics = Metrics(["left"])
-    metrics.add_rollout([], 3)
+    metrics.add_rollout(report([], 3))
     assert metrics.line()["staleness"] == 0.0
+
+
+def test_collectors_time_is_summed_over_them_since_the_last_line():
+    metrics = Metrics(["left"])
+    metrics.add_rollout(report([], 0, simulate=2.0, policy=0.5))
+    metrics.add_rollout(report([], 0, simulate=1.5, idle=0.25))
+    assert metrics.line()["collector_seconds"] == {"simulate": 3.5, "policy": 0.5, "idle": 0.25}
+    assert metrics.line()["collector_seconds"] == {}
+
+
+def test_a_clock_gives_every_lap_to_what_it_was_spent_on(monkeypatch):
+    now = iter([10.0, 12.0, 13.0, 17.0, 18.0])
+    monkeypatch.setattr("mtray.metrics.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = Clock()
+    for part in ("policy", "simulate", "policy"):
+        clock.lap(part)
+    assert clock.take() == {"policy": 6.0, "simulate": 1.0}
+    clock.lap("copy")
+    assert clock.take() == {"copy": 1.0}
 
 
 def test_learners_figures_stand_beside_the_tasks():
@@ -105,7 +128,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     metrics = Metrics(["left", "right"])
     clock.now += 50
     metrics.tasks["left"].frames, metrics.updates = 400, 30
-    metrics.add_rollout([*episodes(*range(25)), *episodes(4.0, task="right")], 0)
+    metrics.add_rollout(report([*episodes(*range(25)), *episodes(4.0, task="right")], 0))
     state = json.loads(json.dumps(metrics.state()))
     before = metrics.line()
 
@@ -115,7 +138,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     assert json.loads(json.dumps(resumed.state())) == state
     clock.now += 2
     resumed.tasks["left"].frames, resumed.updates = 420, 31
-    resumed.add_rollout(episodes(100.0), 0)
+    resumed.add_rollout(report(episodes(100.0), 0))
     line = resumed.line()
     assert (line["time"], line["frames"], line["updates"]) == (52.0, 420, 31)
     # The rates are of this run alone.
@@ -145,7 +168,7 @@ def test_tensorboard_has_every_number_over_frames(tmp_path):
 
     metrics = Metrics(["left", "right"])
     metrics.tasks["left"].frames = 42
-    metrics.add_rollout(episodes(1.5), 0)
+    metrics.add_rollout(report(episodes(1.5), 0))
     board = TensorBoard(tmp_path)
     board.write(metrics.line())
     board.close()
@@ -163,7 +186,7 @@ def test_progress_is_one_line_of_text_each_where_there_is_no_terminal(capsys):
     metrics.tasks["left"].frames = 2_500
     progress = Progress(10_000)
     progress.write(metrics.line())
-    metrics.add_rollout([*episodes(2.0), *episodes(3.0, task="right")], 0)
+    metrics.add_rollout(report([*episodes(2.0), *episodes(3.0, task="right")], 0))
     progress.write(metrics.line())
     progress.close()
     first, second = capsys.readouterr().err.splitlines()

@@ -102,5 +102,5 @@ def test_a_simulation_that_diverges_is_told_by_its_task():
     out = StepArrays.empty(2, sim.spec)
     sim.reset(np.ones(2, bool), out.observation)
     sim._sims.bind("qvel")[1] = 1e12
-    with pytest.raises(PhysicsError, match="cheetah-run.*mjWARN_BAD"):
+    with pytest.raises(PhysicsError, match=r"cheetah-run.*mjWARN_BAD"):
         sim.step(np.zeros((2, 6), np.float32), out)
