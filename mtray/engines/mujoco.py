@@ -5,7 +5,7 @@ physics is paid once per step, not once per copy. Episodes begin as dm_control b
 resets with each copy's own random state, and what it reached is copied into the batch. Physics is the same call of
 the same library, observations and rewards are the views of `mtray.engines.suite`.
 
-Domains without a view are stepped by the reference engine, with equal results and at its speed.
+Tasks without a view (lqr, quadruped-escape) are stepped by the reference engine, with equal results at its speed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from mujoco.batch import Batch
 
 from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
 from mtray.engines import dm_control as reference
+from mtray.engines.suite import View
 from mtray.specs import FloatArray, TaskSpec
 
 NAME = "mujoco"
@@ -31,14 +32,18 @@ DOMAINS = (
     "ball_in_cup",
     "cartpole",
     "cheetah",
+    "dog",
     "finger",
     "fish",
     "hopper",
     "humanoid",
+    "humanoid_CMU",
     "manipulator",
     "pendulum",
     "point_mass",
+    "quadruped",
     "reacher",
+    "stacker",
     "swimmer",
     "walker",
 )
@@ -56,9 +61,19 @@ def spec_of(name: str, action_repeat: int) -> TaskSpec:
 
 def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> BatchSim:
     """K copies of a task."""
-    domain, _ = task_names()[spec.name]
-    kind = MujocoSim if domain in DOMAINS else reference.DmControlSim
+    kind = MujocoSim if has_view(spec.name) else reference.DmControlSim
     return kind(spec, num_envs, seed)
+
+
+def has_view(name: str) -> bool:
+    """Whether a task is stepped in a batch."""
+    domain, task = task_names()[name]
+    return domain in DOMAINS and task not in _view_of(domain).without
+
+
+def _view_of(domain: str) -> type[View]:
+    view: type[View] = importlib.import_module(f"mtray.engines.suite.{domain}").TaskView
+    return view
 
 
 class MujocoSim(BatchSim):
@@ -83,9 +98,8 @@ class MujocoSim(BatchSim):
         self._ctrl = self._sims.bind("ctrl")
         # [n, kinds of warning], counts. Their other column is what each warned of last.
         self._warnings = self._sims.warning[..., 1]
-        view = importlib.import_module(f"mtray.engines.suite.{domain}").TaskView
-        self._fields = {name: self._sims.expand(name) for name in view.model_fields}
-        self._view = view(self._sims, env.task)
+        self._view = _view_of(domain)(self._sims, env.task)
+        self._fields = {name: self._sims.expand(name) for name in self._view.model_fields}
         self._steps = np.zeros(num_envs, np.int64)
         self._random: list[np.random.RandomState] = []
         self._seed_random(seed)

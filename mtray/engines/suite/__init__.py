@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dm_control.utils.rewards import tolerance
 from mujoco.batch import Batch
 
-__all__ = ["Array", "Batch", "View", "along", "mean_tolerance", "norm", "tolerance"]
+__all__ = ["Array", "Batch", "View", "addresses", "along", "mean_tolerance", "norm", "pose", "tolerance"]
 
 Array = npt.NDArray[np.float64]
 
@@ -26,6 +26,8 @@ class View(ABC):
 
     # Fields of the model that the domain's tasks write at a reset, each copy its own.
     model_fields: tuple[str, ...] = ()
+    # The domain's tasks that it does not know.
+    without: tuple[str, ...] = ()
 
     @abstractmethod
     def __init__(self, sims: Batch, task: Any) -> None:
@@ -48,6 +50,16 @@ def norm(vectors: Array) -> Array:
 def along(vectors: Array, frames: Array) -> Array:
     """[n, k, 3] coordinates of the vectors [n, k, 3] in the frames whose rotation matrices are [n, 9]."""
     return vectors @ frames.reshape(-1, 3, 3)
+
+
+def addresses(sims: Batch, joints: Sequence[str], kind: str) -> list[int]:
+    """Where these joints, of one degree of freedom each, lie in qpos (``qposadr``) or qvel (``dofadr``)."""
+    return [int(getattr(sims.model.joint(name), kind)[0]) for name in joints]
+
+
+def pose(body: Any) -> Array:
+    """[n, 4] where a body is and how it is turned in the plane of x and z."""
+    return np.hstack([body.xpos[:, [0, 2]], body.xquat[:, [0, 2]]])
 
 
 def mean_tolerance(control: Array) -> Array:

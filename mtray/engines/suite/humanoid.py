@@ -15,17 +15,21 @@ _STAND_HEIGHT = 1.4
 class TaskView(View):
     """Joint angles, where head and hands are, how the body moves; reward for standing upright and moving as told."""
 
+    torso = "torso"
+    limbs = ("left_hand", "left_foot", "right_hand", "right_foot")
+    # The entry of the torso's rotation matrix that tells how upright it is.
+    spine = 8
+
     def __init__(self, sims: Batch, task: Any) -> None:
         """See the base class."""
         self._speed = task._move_speed
-        self._pure = task._pure_state
+        self._pure = getattr(task, "_pure_state", False)
         self._qpos, self._qvel, self._ctrl = sims.bind("qpos"), sims.bind("qvel"), sims.bind("ctrl")
         self._xpos = sims.bind("xpos")
-        self._frame, self._torso = sims.body("torso").xmat, sims.body("torso").xpos
+        self._frame, self._torso = sims.body(self.torso).xmat, sims.body(self.torso).xpos
         self._head = sims.body("head").xpos
-        names = ("left_hand", "left_foot", "right_hand", "right_foot")
-        self._limbs = [sims.model.body(name).id for name in names]
-        self._velocity = sims.sensor("torso_subtreelinvel").data
+        self._limbs = [sims.model.body(name).id for name in self.limbs]
+        self._velocity = sims.sensor(f"{self.torso}_subtreelinvel").data
 
     def observe(self) -> Sequence[Array]:
         """See the base class."""
@@ -44,7 +48,7 @@ class TaskView(View):
     def reward(self) -> Array:
         """See the base class."""
         standing = tolerance(self._head[:, 2], (_STAND_HEIGHT, np.inf), _STAND_HEIGHT / 4)
-        upright = tolerance(self._frame[:, 8], (0.9, np.inf), 1.9, "linear", 0)
+        upright = tolerance(self._frame[:, self.spine], (0.9, np.inf), 1.9, "linear", 0)
         small_control = (4 + mean_tolerance(self._ctrl)) / 5
         if self._speed == 0:
             move = tolerance(self._velocity[:, :2], margin=2).mean(-1)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from dm_control.suite import manipulator
 
-from mtray.engines.suite import Array, Batch, View, norm, tolerance
+from mtray.engines.suite import Array, Batch, View, addresses, norm, pose, tolerance
 
 _CLOSE = 0.01
 
@@ -24,15 +24,11 @@ class TaskView(View):
         self._qpos, self._qvel = sims.bind("qpos"), sims.bind("qvel")
         self._pegs = task._use_peg
 
-        def addresses(joints: Sequence[str], kind: str) -> list[int]:
-            return [int(getattr(sims.model.joint(name), kind)[0]) for name in joints]
-
         arm = manipulator._ARM_JOINTS
-        self._arm_pos, self._arm_vel = addresses(arm, "qposadr"), addresses(arm, "dofadr")
-        self._object_vel = addresses(task._object_joints, "dofadr")
+        self._arm_pos, self._arm_vel = addresses(sims, arm, "qposadr"), addresses(sims, arm, "dofadr")
+        self._object_vel = addresses(sims, task._object_joints, "dofadr")
         self._touch = [sims.sensor(name).data for name in manipulator._TOUCH_SENSORS]
         self._bodies = [sims.body(name) for name in ("hand", task._object, task._target)]
-        self._poses = [(body.xpos, body.xquat) for body in self._bodies]
         pairs = [("ball", "target_ball")]
         if self._pegs:
             pairs = [("peg_grasp", "grasp"), ("peg_pinch", "pinch"), ("peg", "target_peg")]
@@ -42,7 +38,7 @@ class TaskView(View):
     def observe(self) -> Sequence[Array]:
         """See the base class."""
         angles = self._qpos[:, self._arm_pos]
-        hand, held, target = (np.hstack([xpos[:, [0, 2]], xquat[:, [0, 2]]]) for xpos, xquat in self._poses)
+        hand, held, target = (pose(body) for body in self._bodies)
         return (
             np.stack([np.sin(angles), np.cos(angles)], -1),
             self._qvel[:, self._arm_vel],

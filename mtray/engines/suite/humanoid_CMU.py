@@ -1,0 +1,13 @@
+"""humanoid_CMU: stand, walk, run."""
+
+from __future__ import annotations
+
+from mtray.engines.suite import humanoid
+
+
+class TaskView(humanoid.TaskView):
+    """As humanoid's, on a body whose spine is its torso's y axis."""
+
+    torso = "thorax"
+    limbs = ("lhand", "lfoot", "rhand", "rfoot")
+    spine = 7
