@@ -181,7 +181,8 @@ class Config:
     """Collectors. Each is a process that steps every task (see --collector.tasks-each), and with --host parallel one
     more process per task."""
     envs_per_task: int | None = None
-    """Copies of each task per collector; by default so many that all collectors together have 16 of each."""
+    """Copies of each task per collector; by default so many that all collectors together have 16 of each, or fewer
+    where that would be more than 256 simulators."""
     engine: str = "mujoco"
     """What simulates tasks that do not name their engine: mujoco (dm_control's suite, stepped in batches), dm_control
     (the same numbers from dm_control's own loop), envpool."""
@@ -218,18 +219,17 @@ class Config:
         )
         _require(self.total_frames >= 1, f"--total-frames {self.total_frames}: at least 1 is needed")
         # Where every observation differs from the one reached before, a step takes two rows.
-        rows = 2 * self.copies * self.collector.rollout_steps
+        rows = 2 * self.copies() * self.collector.rollout_steps
         _require(
             self.replay.capacity_rows >= rows,
-            f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies} copies x "
+            f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies()} copies x "
             f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
         )
         _require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
-    @property
-    def copies(self) -> int:
-        """Copies of each task per collector."""
-        return self.envs_per_task or max(1, 16 // self.workers)
+    def copies(self, tasks: int = 1) -> int:
+        """Copies of each of so many tasks, per collector."""
+        return self.envs_per_task or max(1, min(16, 256 // tasks) // self.workers)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mtray import actors, checkpoint
 from mtray.checkpoint import Checkpoint
 from mtray.config import Config, to_dict
 from mtray.crew import CALLS, Crew
-from mtray.errors import MtrayError, RunError
+from mtray.errors import MtrayError, RunError, UsageError
 from mtray.metrics import Metrics, Sink
 from mtray.pacing import Pacing
 from mtray.placement import Share, everywhere, spread, step_seconds
@@ -43,7 +43,7 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     step_frames = sum(spec.action_repeat for spec in specs)
     # What is asked and not yet counted: two calls and the pushes under way of each collector.
     calls = CALLS + config.collector.pushes_in_flight
-    round_frames = step_frames * config.copies * config.workers * config.collector.rollout_steps * calls
+    round_frames = step_frames * config.copies(len(specs)) * config.workers * config.collector.rollout_steps * calls
     slack = settings.slack_steps
     if slack is None:
         slack = max(1000, 2 * round_frames // step_frames)
@@ -57,13 +57,24 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
 
 
 def make_shares(config: Config, tasks: Sequence[Task]) -> list[Share]:
-    """What each collector steps."""
-    names = [task.name for task in tasks]
+    """What each collector steps.
+
+    Raises:
+        UsageError: the rings are too small for what one collector sends of a task.
+    """
+    names, copies = [task.name for task in tasks], config.copies(len(tasks))
     if config.host != "inline" or len(tasks) <= config.collector.tasks_each or config.workers == 1:
-        return everywhere(names, config.copies, config.workers)
+        return everywhere(names, copies, config.workers)
     # Measured costs differ from run to run, and with them who steps what.
     costs = {task.name: 1.0 if config.deterministic else step_seconds(task) for task in tasks}
-    return spread(costs, config.copies * config.workers, config.workers)
+    shares = spread(costs, copies * config.workers, config.workers)
+    most, limit = 2 * max(max(share.values()) for share in shares) * config.collector.rollout_steps, config.replay
+    if most > limit.capacity_rows:
+        raise UsageError(
+            f"--replay.capacity-rows {limit.capacity_rows}: a collector that steps all {copies * config.workers} copies "
+            f"of a task sends up to {most} rows at once, so at least that many are needed"
+        )
+    return shares
 
 
 class Supervisor:

@@ -134,7 +134,7 @@ def test_defaults_are_the_documented_ones():
     ("workers", "given", "copies"), [(1, None, 16), (2, None, 8), (3, None, 5), (40, None, 1), (40, 4, 4)]
 )
 def test_copies_share_sixteen_of_each_task_unless_given(workers, given, copies):
-    assert Config(workers=workers, envs_per_task=given).copies == copies
+    assert Config(workers=workers, envs_per_task=given).copies() == copies
 
 
 def test_settings_are_frozen():
