@@ -141,9 +141,9 @@ class Collector:
 
         from mtray import collector
         from mtray.batches import pack
-        from mtray.envs import make_makers
         from mtray.hosts import make_host
         from mtray.learner import discount_of
+        from mtray.makers import make_makers
         from mtray.networks import MultiTaskPolicy
 
         torch.set_num_threads(1)

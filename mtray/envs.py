@@ -11,7 +11,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,31 +21,12 @@ from torchrl.envs import EnvBase, ParallelEnv
 
 from mtray.engines import BatchSim, BoolArray, StepArrays
 from mtray.errors import RunError, UsageError
+from mtray.makers import TaskMaker, make_makers
 from mtray.processes import start_fork_server
-from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, check_together
-from mtray.specs import observation_width as widest
+from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray
 from mtray.tasks import DEFAULT_ENGINE, Task, engine_modules, resolve
 
-
-@dataclass(frozen=True)
-class TaskMaker:
-    """A picklable maker: called in whatever process shall step the task, it builds its `TaskEnv`.
-
-    Attributes:
-        task: the task.
-        num_envs: K copies, or None for one unbatched environment.
-        seed: of the first copy; the others' follow from it.
-        observation_width: width of the common ``observation``.
-    """
-
-    task: Task
-    num_envs: int | None
-    seed: int
-    observation_width: int
-
-    def __call__(self) -> TaskEnv:
-        """Build the environment; its simulators are built at its first reset."""
-        return TaskEnv(self.task, num_envs=self.num_envs, seed=self.seed, observation_width=self.observation_width)
+__all__ = ["MultiTaskEnv", "TaskEnv", "TaskMaker", "make_makers", "make_task_env"]
 
 
 class TaskEnv(EnvBase):
@@ -178,28 +158,6 @@ def make_task_env(
     if len(tasks) != 1:
         raise UsageError(f"{name!r} means {len(tasks)} tasks ({', '.join(t.name for t in tasks)}): name one of them")
     return TaskEnv(tasks[0], num_envs=num_envs, seed=seed, observation_width=observation_width)
-
-
-def make_makers(
-    tasks: Sequence[Task], num_envs: int | Sequence[int] | None, seeds: Sequence[int], width: int | None = None
-) -> list[TaskMaker]:
-    """A maker per task.
-
-    Args:
-        tasks: what to make.
-        num_envs: copies of each task, one number for all or one for each; None for unbatched environments.
-        seeds: one per task.
-        width: of the common observation; by default that of the widest of these tasks.
-
-    Raises:
-        UsageError: the tasks can't live together.
-    """
-    specs = [task.spec for task in tasks]
-    check_together(specs)
-    common = width or widest(specs)
-    counts = num_envs if isinstance(num_envs, Sequence) else [num_envs] * len(tasks)
-    rows = zip(tasks, counts, seeds, strict=True)
-    return [TaskMaker(task, count, seed, common) for task, count, seed in rows]
 
 
 class MultiTaskEnv(ParallelEnv):

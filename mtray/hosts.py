@@ -10,14 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tensordict import TensorDictBase
 
 from mtray.engines import BoolArray, StepArrays
-from mtray.envs import MultiTaskEnv, TaskMaker
+from mtray.makers import TaskMaker
 from mtray.specs import ACTION, NEXT, REWARD, FloatArray, TaskSpec
+
+if TYPE_CHECKING:
+    from tensordict import TensorDictBase
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class ParallelHost(Host):
 
     def __init__(self, makers: Sequence[TaskMaker]) -> None:
         """Start the processes."""
+        from mtray.envs import MultiTaskEnv
+
         self.env = MultiTaskEnv(makers)
         self.specs = tuple(maker.task.spec for maker in makers)
         self.env.reset()

@@ -71,8 +71,8 @@ def make_shares(config: Config, tasks: Sequence[Task]) -> list[Share]:
     most, limit = 2 * max(max(share.values()) for share in shares) * config.collector.rollout_steps, config.replay
     if most > limit.capacity_rows:
         raise UsageError(
-            f"--replay.capacity-rows {limit.capacity_rows}: a collector that steps all {copies * config.workers} copies "
-            f"of a task sends up to {most} rows at once, so at least that many are needed"
+            f"--replay.capacity-rows {limit.capacity_rows}: a collector that steps most copies of a task sends up to "
+            f"{most} rows at once, so at least that many are needed"
         )
     return shares
 

@@ -65,3 +65,17 @@ def test_config_and_errors_import_neither_torch_nor_ray():
     loaded = fresh("import sys, mtray; mtray.Config(), mtray.UsageError; print(*sys.modules)")
     assert "mtray.config" in loaded
     assert not {"torch", "ray"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("mtray.replay", {"torch", "tensordict", "torchrl"}),
+        ("mtray.collector, mtray.hosts, mtray.makers, mtray.engines.mujoco", {"torchrl"}),
+        ("mtray.learner", {"torchrl", "mujoco", "dm_control"}),
+        ("mtray.launch", {"torch", "torchrl", "mujoco", "ray"}),
+    ],
+)
+def test_no_process_imports_what_it_does_not_need(modules, absent):
+    loaded = fresh(f"import sys, {modules}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))")
+    assert not absent & set(loaded.split())
