@@ -78,4 +78,4 @@ def test_config_and_errors_import_neither_torch_nor_ray():
 )
 def test_no_process_imports_what_it_does_not_need(modules, absent):
     loaded = fresh(f"import sys, {modules}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))")
-    assert not absent & set(loaded.split())
+    assert not absent & set(loaded)
