@@ -4,23 +4,30 @@
 
 The baseline is dm_control's own loop, a process per core, with random actions. mtray's rows are the real pipeline
 through Ray, with a network that acts and a replay that acknowledges every frame. TorchRL's rows have random actions.
+
+    python benchmarks/collect.py --peers DIR --json collect.json
+
+adds RLlib and Sample Factory, whose own networks act. They need other versions than mtray, so the first such run makes
+a virtual environment for each in that folder (2 GB each), and later ones find them there.
 """
 
 from __future__ import annotations
 
 import functools
 import multiprocessing
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import harness
-import peers
+from peers import torchrl
+from peers.venvs import PEERS, Peer
 
 TASKS = ("humanoid-stand", "humanoid-walk")
 BARE = "dm_control bare"
-LEFT_OUT = {"RLlib": "not written yet", "Sample Factory": "not written yet"}
 
 
 def step_bare(barrier: Any, seed: int, warmup_seconds: float, seconds: float) -> float:
@@ -140,8 +147,23 @@ def rate_between(times: Sequence[float], begin: float, end: float) -> float:
     return (len(inside) - 1) / (inside[-1] - inside[0])
 
 
+def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that can be measured, and why each of the others can't."""
+    if folder is None:
+        return [], {peer.name: "needs --peers DIR" for peer in PEERS}
+    found, left_out = [], {}
+    for peer in PEERS:
+        try:
+            peer.make(folder)
+            found.append(peer)
+        except (OSError, RuntimeError) as error:
+            sys.stderr.write(f"{peer.name}: {error}\n")
+            left_out[peer.name] = "can't be made, as told above"
+    return found, left_out
+
+
 def main() -> None:
-    parser = harness.make_parser(__doc__)
+    parser = harness.add_peers(harness.make_parser(__doc__))
     parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task in each mtray collector")
     parser.add_argument("--seconds", type=float, help="of one measurement (10, or 4 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
@@ -161,16 +183,20 @@ def main() -> None:
         "mtray inline": alone(pipeline, "inline", cores, copies),
         "mtray parallel": alone(pipeline, "parallel", pairs, copies),
     }
+    others, left_out = ready(options.peers)
     theirs = {
-        "torchrl ParallelEnv": alone(peers.parallel_env, max(len(TASKS), cores)),
-        "torchrl RayCollector": alone(peers.ray_collector, max(len(TASKS), cores)),
+        "torchrl ParallelEnv": alone(torchrl.parallel_env, max(len(TASKS), cores)),
+        "torchrl RayCollector": alone(torchrl.ray_collector, max(len(TASKS), cores)),
+        **{peer.name: functools.partial(peer.measure, options.peers, *window) for peer in others},
     }
     rates = harness.interleave({BARE: lambda: bare(cores, *window), **ours, **theirs}, repeats, budget)
     rows = harness.compare(rates, BARE, list(rates), "frames/s")
     for peer in theirs:
         rows += harness.compare(rates, peer, list(ours), "frames/s")
-    harness.report(rows, len(rates[BARE]), options.json)
-    print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in LEFT_OUT.items()))
+    versions = {name: version for peer in others for name, version in peer.version.items()}
+    harness.report(rows, len(rates[BARE]), options.json, versions)
+    if left_out:
+        print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()))
 
 
 if __name__ == "__main__":
