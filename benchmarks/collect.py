@@ -6,200 +6,50 @@ Humanoid-stand and humanoid-walk against dm_control's own loop, a process per co
 EnvPool's own loop; cartpole-swingup and cheetah-run, whose simulators cost next to nothing, against EnvPool's. mtray's
 rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame; an action
 is held for one control step. TorchRL's rows have random actions.
+
+    python benchmarks/collect.py --peers DIR --json collect.json
+
+adds RLlib and Sample Factory, whose own networks act. They need other versions than mtray, so the first such run makes
+a virtual environment for each in that folder (2 GB each), and later ones find them there.
 """
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import time
-from collections import deque
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import collecting
 import harness
-import peers
+from peers import bare, torchrl
+from peers.venvs import PEERS, Peer
 
 HUMANOID = ("humanoid-stand", "humanoid-walk")
 LIGHT = ("cartpole-swingup", "cheetah-run")
 BARE = "dm_control bare"
 POOL = "EnvPool bare"
 POOL_LIGHT = "EnvPool bare, light tasks"
-LEFT_OUT = {"RLlib": "not written yet", "Sample Factory": "not written yet"}
 
 
-def step_bare(barrier: Any, seed: int, warmup_seconds: float, seconds: float) -> float:
-    """dm_control's own loop over one copy of each task, uniformly random actions; gives frames per second."""
-    import numpy as np
-    from dm_control import suite
-
-    generator = np.random.default_rng(seed)
-    envs = [suite.load(*task.split("-"), task_kwargs={"random": seed}) for task in HUMANOID]
-    action = envs[0].action_spec()
-
-    def step_for(seconds: float) -> float:
-        frames, begin = 0, time.perf_counter()
-        while (now := time.perf_counter()) < begin + seconds:
-            for env in envs:
-                if env.step(generator.uniform(action.minimum, action.maximum)).last():
-                    env.reset()
-            frames += len(envs)
-        return frames / (now - begin)
-
-    for env in envs:
-        env.reset()
-    # Every core must be busy for as long as any is measured.
-    barrier.wait()
-    step_for(warmup_seconds)
-    rate = step_for(seconds)
-    step_for(warmup_seconds / 2)
-    return rate
-
-
-def bare(processes: int, warmup_seconds: float, seconds: float) -> float:
-    """The baseline: `step_bare` in so many processes."""
-    barrier = multiprocessing.get_context("spawn").Barrier(processes)
-    arguments = [(barrier, seed, warmup_seconds, seconds) for seed in range(processes)]
-    return sum(harness.in_own_processes(step_bare, arguments))
-
-
-def step_pools(
-    barrier: Any, tasks: Sequence[str], copies: int, seed: int, warmup_seconds: float, seconds: float
-) -> float:
-    """EnvPool's own loop over a pool per task, a thread each, uniformly random actions; gives frames per second."""
-    import envpool
-    import numpy as np
-
-    names = ["".join(part.title() for part in task.split("-")) + "-v1" for task in tasks]
-    pools = [envpool.make_dm(name, num_envs=copies, num_threads=1, seed=seed) for name in names]
-    generator = np.random.default_rng(seed)
-    ids = np.arange(copies, dtype=np.int32)
-    sizes = [pool.spec.action_array_spec["action"].shape[-1] for pool in pools]
-    # Drawn beforehand: what a generator costs is no part of stepping.
-    actions = [generator.uniform(-1, 1, (64, copies, size)) for size in sizes]
-
-    def step_for(seconds: float) -> float:
-        steps, begin = 0, time.perf_counter()
-        while (now := time.perf_counter()) < begin + seconds:
-            for pool, drawn in zip(pools, actions, strict=True):
-                pool.send(drawn[steps % 64], ids)
-            for pool in pools:
-                pool.recv()
-            steps += 1
-        return steps * copies * len(pools) / (now - begin)
-
-    for pool in pools:
-        pool.reset()
-    barrier.wait()
-    step_for(warmup_seconds)
-    rate = step_for(seconds)
-    step_for(warmup_seconds / 2)
-    return rate
-
-
-def bare_pools(tasks: Sequence[str], processes: int, copies: int, warmup_seconds: float, seconds: float) -> float:
-    """EnvPool's baseline: `step_pools` in so many processes."""
-    barrier = multiprocessing.get_context("spawn").Barrier(processes)
-    arguments = [(barrier, tasks, copies, seed, warmup_seconds, seconds) for seed in range(processes)]
-    return sum(harness.in_own_processes(step_pools, arguments))
-
-
-def pipeline(
-    tasks: Sequence[str], engine: str, host: str, workers: int, copies: int, warmup_seconds: float, seconds: float
-) -> float:
-    """The collectors and the replay of mtray on a Ray of their own; gives frames per second as the replay has them.
-
-    Raises:
-        RuntimeError: the replay has not stored what was collected.
-    """
-    import ray
-
-    from mtray import actors, weights
-    from mtray.config import CollectorConfig, Config
-    from mtray.launch import ray_session
-    from mtray.networks import MultiTaskPolicy
-    from mtray.tasks import resolve
-
-    config = Config(
-        tasks=tuple(tasks),
-        engine=engine,
-        host=host,
-        workers=workers,
-        envs_per_task=copies,
-        collector=CollectorConfig(action_repeat=1, tasks_each=len(tasks)),
-    )
-    built = resolve(config.tasks, config.engine)
-    specs = tuple(task.spec for task in built)
-    share = dict.fromkeys((spec.name for spec in specs), copies)
-    policy = MultiTaskPolicy(specs, config.network)
-    # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
-    # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
-    policy.heads.output.bias.data.chunk(2, -1)[1].fill_(0.75)
-    # From version 1 on the network acts; before that, random actions cost less to choose.
-    snapshot = weights.snapshot(policy, version=1)
-    with ray_session(config) as cpus:
-        replay = ray.remote(actors.Replay).options(num_cpus=cpus).remote(specs, config)
-        kind = ray.remote(actors.Collector).options(num_cpus=cpus)
-        seeds = [range(worker * 100, worker * 100 + len(tasks) + 1) for worker in range(workers)]
-        collectors = [
-            kind.remote(str(worker), built, share, config, seeds[worker], replay) for worker in range(workers)
-        ]
+def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that can be measured, and why each of the others can't."""
+    if folder is None:
+        return [], {peer.name: "needs --peers DIR" for peer in PEERS}
+    found, left_out = [], {}
+    for peer in PEERS:
         try:
-            box = [ray.put(snapshot)]
-            ray.get([collector.act.remote(snapshot.version, box, True) for collector in collectors])
-            asks = [functools.partial(collector.collect.remote, snapshot.version, box) for collector in collectors]
-            begin = time.perf_counter() + warmup_seconds
-            ends = drive(asks, begin + seconds)
-            ray.get([collector.flush.remote() for collector in collectors])
-            stored = sum(ray.get(replay.stats.remote())["frames"].values())
-        finally:
-            # A collector that is killed leaves its simulators' processes to find out for themselves.
-            ray.wait([collector.close.remote() for collector in collectors], num_returns=workers, timeout=10)
-    rollout_frames = len(tasks) * copies * config.collector.rollout_steps
-    collected = rollout_frames * sum(map(len, ends))
-    if stored != collected:
-        raise RuntimeError(f"the replay has stored {stored} frames of {collected}")
-    return rollout_frames * sum(rate_between(times, begin, begin + seconds) for times in ends)
-
-
-def drive(asks: Sequence[Callable[[], Any]], until: float) -> list[list[float]]:
-    """Keep every collector busy until a time; give the times at which each one's rollouts ended."""
-    import ray
-
-    from mtray.crew import CALLS
-
-    calls = [deque(ask() for _ in range(CALLS)) for ask in asks]
-    ends: list[list[float]] = [[] for _ in asks]
-    while heads := {queue[0]: index for index, queue in enumerate(calls) if queue}:
-        ready, _ = ray.wait(list(heads))
-        now = time.perf_counter()
-        for call in ready:
-            index = heads[call]
-            ray.get(calls[index].popleft())
-            ends[index].append(now)
-            if now < until:
-                calls[index].append(asks[index]())
-    return ends
-
-
-def rate_between(times: Sequence[float], begin: float, end: float) -> float:
-    """Rollouts per second of one collector.
-
-    A `collect` returns when its own rollout is sent and the one before is acknowledged: as many are acknowledged
-    between two returns as have returned. Counting from return to return leaves no partly stepped rollout in the
-    window, which of whole seconds would be several percent.
-
-    Raises:
-        RuntimeError: fewer than two rollouts ended in the window.
-    """
-    inside = [time for time in times if begin <= time <= end]
-    if len(inside) < 2:
-        raise RuntimeError(f"{len(inside)} rollouts ended in the window: raise --seconds or lower --envs-per-task")
-    return (len(inside) - 1) / (inside[-1] - inside[0])
+            peer.make(folder)
+            found.append(peer)
+        except (OSError, RuntimeError) as error:
+            sys.stderr.write(f"{peer.name}: {error}\n")
+            left_out[peer.name] = "can't be made, as told above"
+    return found, left_out
 
 
 def main() -> None:
-    parser = harness.make_parser(__doc__)
+    parser = harness.add_peers(harness.make_parser(__doc__))
     parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task in each mtray collector")
     parser.add_argument("--seconds", type=float, help="of one measurement (10, or 4 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
@@ -216,7 +66,7 @@ def main() -> None:
         return lambda: harness.in_own_processes(function, [(*args, *window)])[0]
 
     def ours(tasks: Sequence[str], engine: str, host: str) -> Callable[[], float]:
-        return alone(pipeline, tasks, engine, host, pairs if host == "parallel" else cores, copies)
+        return alone(collecting.pipeline, tasks, engine, host, pairs if host == "parallel" else cores, copies)
 
     humanoid = {
         "mtray mujoco inline": ours(HUMANOID, "mujoco", "inline"),
@@ -228,14 +78,16 @@ def main() -> None:
         "mtray envpool, light tasks": ours(LIGHT, "envpool", "inline"),
         "mtray mujoco, light tasks": ours(LIGHT, "mujoco", "inline"),
     }
+    others, left_out = ready(options.peers)
     theirs = {
-        "torchrl ParallelEnv": alone(peers.parallel_env, max(len(HUMANOID), cores)),
-        "torchrl RayCollector": alone(peers.ray_collector, max(len(HUMANOID), cores)),
+        "torchrl ParallelEnv": alone(torchrl.parallel_env, max(len(HUMANOID), cores)),
+        "torchrl RayCollector": alone(torchrl.ray_collector, max(len(HUMANOID), cores)),
+        **{peer.name: functools.partial(peer.measure, options.peers, *window) for peer in others},
     }
     baselines = {
-        BARE: lambda: bare(cores, *window),
-        POOL: lambda: bare_pools(HUMANOID, pairs, copies, *window),
-        POOL_LIGHT: lambda: bare_pools(LIGHT, pairs, copies, *window),
+        BARE: lambda: bare.dm_control(HUMANOID, cores, *window),
+        POOL: lambda: bare.envpool(HUMANOID, pairs, copies, *window),
+        POOL_LIGHT: lambda: bare.envpool(LIGHT, pairs, copies, *window),
     }
     rates = harness.interleave({**baselines, **humanoid, **pooled, **light, **theirs}, repeats, budget)
     rows = harness.compare(rates, BARE, [BARE, *humanoid, *theirs], "frames/s")
@@ -244,8 +96,10 @@ def main() -> None:
     rows += harness.compare(rates, "mtray dm_control inline", ["mtray dm_control parallel"], "frames/s")
     for peer in theirs:
         rows += harness.compare(rates, peer, list(humanoid), "frames/s")
-    harness.report(rows, len(rates[BARE]), options.json)
-    print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in LEFT_OUT.items()))
+    versions = {name: version for peer in others for name, version in peer.version.items()}
+    harness.report(rows, len(rates[BARE]), options.json, versions)
+    if left_out:
+        print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()))
 
 
 if __name__ == "__main__":

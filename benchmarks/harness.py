@@ -14,7 +14,9 @@ import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +31,7 @@ _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mu
 # Processes are counted per core, so each does its maths in one thread. Nothing is drawn.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled", "RL_LOGGING_LEVEL": "ERROR"}
 _CLOSE_SECONDS = 20.0
+_LOG_CHARACTERS = 4000
 # What --quick may take, with a margin for the imports before and the table after.
 QUICK_SECONDS = 110.0
 
@@ -68,6 +71,12 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
 
 def _add_json(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    return parser
+
+
+def add_peers(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The argument of scripts that compare with peers who need an environment of their own."""
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="make and keep the environments of other peers there")
     return parser
 
 
@@ -115,6 +124,39 @@ def in_own_processes(
             process.kill()
             process.join()
     return results
+
+
+def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
+    """Run a program in a session of its own, where modules of this folder are found; give what it prints.
+
+    Nothing of the session is left when this returns or raises.
+
+    Raises:
+        RuntimeError: it failed; the message ends with the last of what it wrote.
+        TimeoutError: it took too long.
+    """
+    signal.signal(signal.SIGTERM, _exit)
+    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).absolute().parent)}
+    # Files, because what a program leaves behind could keep a pipe open.
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as logged:
+        process = subprocess.Popen(command, stdout=printed, stderr=logged, env=environment, start_new_session=True)
+        try:
+            code = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{' '.join(command)} took more than {timeout_seconds:g} seconds") from None
+        finally:
+            # First the signal that lets it leave its context managers, which end what it had started.
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_CLOSE_SECONDS)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        printed.seek(0)
+        logged.seek(0)
+        if code:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{logged.read()[-_LOG_CHARACTERS:]}")
+        return printed.read()
 
 
 def _exit(*_: Any) -> None:
@@ -175,9 +217,16 @@ def compare(rates: Rates, baseline: str, names: Sequence[str], unit: str) -> lis
     ]
 
 
-def report(rows: Sequence[Row], repeats: int, file: Path | None) -> None:
-    """Print the machine, the versions and the rows, and write them to a file if one is given."""
-    found, versions = _machine(), _versions()
+def report(rows: Sequence[Row], repeats: int, file: Path | None, versions: Mapping[str, str] | None = None) -> None:
+    """Print the machine, the versions and the rows, and write them to a file if one is given.
+
+    Args:
+        rows: the table.
+        repeats: of each contender.
+        file: for JSON.
+        versions: of packages that live elsewhere.
+    """
+    found, versions = _machine(), {**_versions(), **(versions or {})}
     print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"medians of {repeats} interleaved repeats, {rows[0].unit}\n")
@@ -213,7 +262,8 @@ def _versions() -> dict[str, str]:
 
 
 def _command() -> str:
-    # Where the file went is a path of this machine, and changes nothing.
-    json_only = _add_json(argparse.ArgumentParser(add_help=False, allow_abbrev=False))
-    _, rest = json_only.parse_known_args()
+    # Without paths of this machine, and where the file went changes nothing.
+    paths_only = add_peers(_add_json(argparse.ArgumentParser(add_help=False, allow_abbrev=False)))
+    paths, rest = paths_only.parse_known_args()
+    rest += ["--peers", "DIR"] if paths.peers else []
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *rest])

@@ -1,0 +1,1 @@
+"""Whom mtray is compared with, and what they need to run."""
