@@ -28,6 +28,7 @@ from peers.venvs import PEERS, Peer
 
 HUMANOID = ("humanoid-stand", "humanoid-walk")
 LIGHT = ("cartpole-swingup", "cheetah-run")
+PARTS = ("simulate", "policy", "copy", "push", "receipt", "idle")
 BARE = "dm_control bare"
 POOL = "EnvPool bare"
 POOL_LIGHT = "EnvPool bare, light tasks"
@@ -48,11 +49,39 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
     return found, left_out
 
 
+def sweep(window: tuple[float, float], repeats: int, file: Path | None) -> None:
+    """Mtray's rate by its settings, and what a frame's time goes into."""
+    cores = harness.cores()
+    start = {"tasks": HUMANOID, "engine": "mujoco", "host": "inline", "workers": cores, "copies": 32}
+    changes: dict[str, dict[str, Any]] = {f"{cores} collectors x 32 copies, inline": {}}
+    changes |= {f"{workers} collectors": {"workers": workers} for workers in (1, 2, 4, 8)}
+    changes |= {f"{copies} copies": {"copies": copies} for copies in (1, 4, 8, 16, 64, 128)}
+    changes |= {"parallel, 1 collector": {"host": "parallel", "workers": 1}, "1 collector, inline": {"workers": 1}}
+    changes |= {"with the learner": {"learner": True}, "light tasks": {"tasks": LIGHT}}
+    split: dict[str, list[dict[str, float]]] = {name: [] for name in changes}
+
+    def one(name: str) -> float:
+        settings = {**start, **changes[name]}
+        learner = bool(settings.pop("learner", False))
+        [measured] = harness.in_own_processes(collecting.measure, [(*settings.values(), *window, learner)])
+        split[name].append(measured.seconds)
+        return float(measured.frames_per_second)
+
+    rates = harness.interleave({name: functools.partial(one, name) for name in changes}, repeats)
+    rows = harness.compare(rates, next(iter(changes)), list(changes), "frames/s")
+    for name in (next(iter(changes)), "parallel, 1 collector", "with the learner", "light tasks"):
+        parts = {f"{name}: {part}": [1e6 * run.get(part, 0.0) for run in split[name]] for part in PARTS}
+        whole = {"sum": [sum(values) for values in zip(*parts.values(), strict=True)]}
+        rows += harness.compare({**parts, **whole}, "sum", list(parts), "us/frame")
+    harness.report(rows, repeats, file)
+
+
 def main() -> None:
     parser = harness.add_peers(harness.make_parser(__doc__))
     parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task in each mtray collector")
     parser.add_argument("--seconds", type=float, help="of one measurement (10, or 4 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
+    parser.add_argument("--sweep", action="store_true", help="mtray alone: by collectors, copies, host, learner")
     options = parser.parse_args()
     seconds = options.seconds or (4.0 if options.quick else 10.0)
     repeats = options.repeats or (2 if options.quick else 5)
@@ -65,8 +94,12 @@ def main() -> None:
     def alone(function: Callable[..., float], *args: Any) -> Callable[[], float]:
         return lambda: harness.in_own_processes(function, [(*args, *window)])[0]
 
+    if options.sweep:
+        sweep(window, repeats, options.json)
+        return
+
     def ours(tasks: Sequence[str], engine: str, host: str) -> Callable[[], float]:
-        return alone(collecting.pipeline, tasks, engine, host, pairs if host == "parallel" else cores, copies)
+        return alone(collecting.rate, tasks, engine, host, pairs if host == "parallel" else cores, copies)
 
     humanoid = {
         "mtray mujoco inline": ours(HUMANOID, "mujoco", "inline"),

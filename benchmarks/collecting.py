@@ -9,13 +9,39 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
-def pipeline(
-    tasks: Sequence[str], engine: str, host: str, workers: int, copies: int, warmup_seconds: float, seconds: float
-) -> float:
-    """The collectors and the replay of mtray on a Ray of their own; gives frames per second as the replay has them.
+@dataclass(frozen=True)
+class Measured:
+    """What a window gave.
+
+    Attributes:
+        frames_per_second: as the replay acknowledged them.
+        seconds: what the collectors' time went into, per frame, by part (see `mtray.messages.Report`).
+    """
+
+    frames_per_second: float
+    seconds: dict[str, float]
+
+
+def rate(*args: Any, **options: Any) -> float:
+    """Frames per second of `measure`."""
+    return measure(*args, **options).frames_per_second
+
+
+def measure(
+    tasks: Sequence[str],
+    engine: str,
+    host: str,
+    workers: int,
+    copies: int,
+    warmup_seconds: float,
+    seconds: float,
+    learner: bool = False,
+) -> Measured:
+    """Collect in a window of time, with a learner that makes updates beside it if told to.
 
     Raises:
         RuntimeError: the replay has not stored what was collected.
@@ -26,6 +52,7 @@ def pipeline(
     from mtray.config import CollectorConfig, Config
     from mtray.launch import ray_session
     from mtray.networks import MultiTaskPolicy
+    from mtray.supervisor import make_shares
     from mtray.tasks import resolve
 
     config = Config(
@@ -34,57 +61,79 @@ def pipeline(
         host=host,
         workers=workers,
         envs_per_task=copies,
-        collector=CollectorConfig(action_repeat=1, tasks_each=len(tasks)),
+        collector=CollectorConfig(action_repeat=1),
     )
     built = resolve(config.tasks, config.engine)
     specs = tuple(task.spec for task in built)
-    share = dict.fromkeys((spec.name for spec in specs), copies)
     policy = MultiTaskPolicy(specs, config.network)
     # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
     # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
     policy.heads.output.bias.data.chunk(2, -1)[1].fill_(0.75)
     # From version 1 on the network acts; before that, random actions cost less to choose.
     snapshot = weights.snapshot(policy, version=1)
+    shares = make_shares(config, built)
     with ray_session(config) as cpus:
         replay = ray.remote(actors.Replay).options(num_cpus=cpus).remote(specs, config)
         kind = ray.remote(actors.Collector).options(num_cpus=cpus)
-        seeds = [range(worker * 100, worker * 100 + len(tasks) + 1) for worker in range(workers)]
+        seeds = [range(worker * 100, worker * 100 + len(built) + 1) for worker in range(workers)]
         collectors = [
-            kind.remote(str(worker), built, share, config, seeds[worker], replay) for worker in range(workers)
+            kind.remote(str(worker), built, shares[worker], config, seeds[worker], replay) for worker in range(workers)
         ]
+        trained = []
         try:
             box = [ray.put(snapshot)]
             ray.get([collector.act.remote(snapshot.version, box, True) for collector in collectors])
-            asks = [functools.partial(collector.collect.remote, snapshot.version, box) for collector in collectors]
+            if learner:
+                trainer = ray.remote(actors.Learner).options(num_cpus=cpus).remote(specs, config, replay)
+                ray.get([collector.push.remote() for collector in collectors])
+                ray.get(trainer.train.remote(1, 1.0))
+                trained = [trainer.train.remote(10**9, 1.5 * warmup_seconds + seconds)]
             begin = time.perf_counter() + warmup_seconds
+            asks = [functools.partial(collector.collect.remote, snapshot.version, box) for collector in collectors]
             ends = drive(asks, begin + seconds)
             ray.get([collector.flush.remote() for collector in collectors])
             stored = sum(ray.get(replay.stats.remote())["frames"].values())
+            ray.get(trained)
         finally:
             # A collector that is killed leaves its simulators' processes to find out for themselves.
             ray.wait([collector.close.remote() for collector in collectors], num_returns=workers, timeout=10)
-    rollout_frames = len(tasks) * copies * config.collector.rollout_steps
-    collected = rollout_frames * sum(map(len, ends))
+    sizes = [sum(share.values()) * config.collector.rollout_steps for share in shares]
+    first = sum(sizes) if learner else 0
+    collected = first + sum(size * len(times) for size, times in zip(sizes, ends, strict=True))
     if stored != collected:
         raise RuntimeError(f"the replay has stored {stored} frames of {collected}")
-    return rollout_frames * sum(rate_between(times, begin, begin + seconds) for times in ends)
+    inside = [
+        (size, report)
+        for size, rollouts in zip(sizes, ends, strict=True)
+        for end, report in rollouts
+        if begin <= end <= begin + seconds
+    ]
+    frames = sum(size for size, _ in inside)
+    spent: dict[str, float] = {}
+    for _, report in inside:
+        for part, value in report.seconds.items():
+            spent[part] = spent.get(part, 0.0) + value / frames
+    rates = [
+        size * rate_between([end for end, _ in rollouts], begin, begin + seconds)
+        for size, rollouts in zip(sizes, ends, strict=True)
+    ]
+    return Measured(sum(rates), spent)
 
 
-def drive(asks: Sequence[Callable[[], Any]], until: float) -> list[list[float]]:
-    """Keep every collector busy until a time; give the times at which each one's rollouts ended."""
+def drive(asks: Sequence[Callable[[], Any]], until: float) -> list[list[tuple[float, Any]]]:
+    """Keep every collector busy until a time; give when each one's rollouts ended, and its reports."""
     import ray
 
     from mtray.crew import CALLS
 
     calls = [deque(ask() for _ in range(CALLS)) for ask in asks]
-    ends: list[list[float]] = [[] for _ in asks]
+    ends: list[list[tuple[float, Any]]] = [[] for _ in asks]
     while heads := {queue[0]: index for index, queue in enumerate(calls) if queue}:
         ready, _ = ray.wait(list(heads))
         now = time.perf_counter()
         for call in ready:
             index = heads[call]
-            ray.get(calls[index].popleft())
-            ends[index].append(now)
+            ends[index].append((now, ray.get(calls[index].popleft())))
             if now < until:
                 calls[index].append(asks[index]())
     return ends

@@ -1,0 +1,135 @@
+"""Whether a run of many tasks collects as fast as one of few, at equal cost of the simulators.
+
+    python benchmarks/tasks.py --json tasks.json
+
+For 2 to 50 tasks of dm_control's suite: frames per second of mtray's whole pipeline through Ray against the same
+simulators stepped alone, in as many processes as cores, each with as many copies of every task. The ratio is what the
+pipeline leaves of the simulators' speed; that of 50 tasks to that of 2 tells what a task more costs. Two families:
+tasks of the whole suite, and those whose simulators are so cheap that what a task adds is seen best.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import collecting
+import harness
+
+COPIES = 8
+# Their step costs less than 20 us.
+LIGHT = (
+    "cartpole-swingup",
+    "reacher-easy",
+    "acrobot-swingup",
+    "pendulum-swingup",
+    "point_mass-easy",
+    "cheetah-run",
+    "finger-spin",
+    "cartpole-balance",
+    "reacher-hard",
+    "acrobot-swingup_sparse",
+    "cartpole-balance_sparse",
+    "point_mass-hard",
+    "finger-turn_easy",
+    "cartpole-swingup_sparse",
+    "cartpole-two_poles",
+    "finger-turn_hard",
+    "cartpole-three_poles",
+)
+
+
+def chosen(count: int) -> tuple[str, ...]:
+    """So many tasks of the suite, spread evenly over it."""
+    from mtray.tasks import task_names
+
+    # lqr and quadruped-escape are stepped by dm_control's own loop.
+    names = [name for name in task_names("mujoco") if not name.startswith("lqr") and name != "quadruped-escape"]
+    return tuple(names[index * len(names) // count] for index in range(min(count, len(names))))
+
+
+def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: float, seconds: float) -> float:
+    """The engine's simulators of these tasks, stepped one after the other; gives frames per second."""
+    import numpy as np
+
+    from mtray.engines import StepArrays
+    from mtray.tasks import Task
+
+    sims = [Task(task, "mujoco").make_sim(COPIES, seed) for task in tasks]
+    outs = [StepArrays.empty(COPIES, sim.spec) for sim in sims]
+    random = np.random.default_rng(seed)
+    actions = [random.uniform(-1, 1, (16, COPIES, sim.spec.action_size)).astype(np.float32) for sim in sims]
+    for sim, out in zip(sims, outs, strict=True):
+        sim.reset(np.ones(COPIES, bool), out.observation)
+
+    def step_for(seconds: float) -> float:
+        steps, begin = 0, time.perf_counter()
+        while (now := time.perf_counter()) < begin + seconds:
+            for sim, out, drawn in zip(sims, outs, actions, strict=True):
+                sim.step(drawn[steps % 16], out)
+                if (ended := out.terminated | out.truncated).any():
+                    sim.reset(ended, out.observation)
+            steps += 1
+        return steps * COPIES * len(sims) / (now - begin)
+
+    barrier.wait()
+    step_for(warmup_seconds)
+    rate = step_for(seconds)
+    step_for(warmup_seconds / 2)
+    return rate
+
+
+def alone(tasks: Sequence[str], window: tuple[float, float]) -> float:
+    """`step_alone` in as many processes as cores."""
+    barrier = multiprocessing.get_context("spawn").Barrier(harness.cores())
+    arguments = [(barrier, tasks, seed, *window) for seed in range(harness.cores())]
+    return sum(harness.in_own_processes(step_alone, arguments))
+
+
+def pipeline(tasks: Sequence[str], window: tuple[float, float]) -> float:
+    """The same tasks through collectors and replay."""
+    arguments = (tasks, "mujoco", "inline", harness.cores(), COPIES, *window)
+    return float(harness.in_own_processes(collecting.rate, [arguments])[0])
+
+
+def main() -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
+    parser.add_argument("--repeats", type=int, help="of every contender (3, or 1 with --quick)")
+    options = parser.parse_args()
+    window = (1.0 if options.quick else 4.0, options.seconds or (3.0 if options.quick else 10.0))
+    repeats = options.repeats or (1 if options.quick else 3)
+    counts = (2, 16) if options.quick else (2, 5, 10, 25, 50)
+    sets = {f"{count} tasks": chosen(count) for count in counts}
+    sets |= {f"{count} light tasks": LIGHT[:count] for count in ((2, 17) if not options.quick else (2,))}
+    contenders = {}
+    for name, tasks in sets.items():
+        contenders[f"{name}, simulators alone"] = functools.partial(alone, tasks, window)
+        contenders[f"{name}, mtray"] = functools.partial(pipeline, tasks, window)
+    rates = harness.interleave(contenders, repeats)
+    rows = []
+    for name in sets:
+        baseline, ours = f"{name}, simulators alone", f"{name}, mtray"
+        rows += harness.compare(rates, baseline, [baseline, ours], "frames/s")
+        shares = {name: [a / b for a, b in zip(rates[ours], rates[baseline], strict=True)]}
+        few = "2 light tasks" if "light" in name else "2 tasks"
+        shares[few] = [a / b for a, b in zip(rates[f"{few}, mtray"], rates[f"{few}, simulators alone"], strict=True)]
+        rows += harness.compare(shares, few, [name], "of the simulators' speed")
+    harness.report(rows, repeats, options.json)
+    costs = harness.in_own_processes(step_costs, [(chosen(50),)])[0]
+    print("\nCPU time of one step of one copy, us: " + ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in costs))
+
+
+def step_costs(tasks: Sequence[str]) -> list[tuple[str, float]]:
+    """Each task's cost, cheapest first."""
+    from mtray.placement import step_seconds
+    from mtray.tasks import Task
+
+    return sorted(((task, step_seconds(Task(task, "mujoco"))) for task in tasks), key=lambda item: item[1])
+
+
+if __name__ == "__main__":
+    main()
