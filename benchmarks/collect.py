@@ -170,6 +170,8 @@ def main() -> None:
     for peer in theirs:
         rows += harness.compare(rates, peer, list(ours), "frames/s")
     harness.report(rows, len(rates[BARE]), options.json)
+    if options.plot:
+        harness.plot(rows, options.plot, "Frames per second of two humanoid tasks")
     print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in LEFT_OUT.items()))
 
 
