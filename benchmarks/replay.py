@@ -27,7 +27,7 @@ COPIES = (8, 32, 128)
 STEPS = 32
 BATCH_ROWS, BATCHES = 256, 16
 # What a core's own cache can't hold.
-WALK_BYTES = 128 * 2**20
+WALK_BYTES = 64 * 2**20
 WARMUP_CALLS = 20
 
 
@@ -47,11 +47,14 @@ class Caller:
         self._draws = {
             ahead: Draws(replay, specs, BATCH_ROWS // len(specs), BATCHES, calls_ahead=ahead) for ahead in (1, 2)
         }
-        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0) for limit in (1, 4)}
+        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
         self._numbers = itertools.count()
         self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
-        count = -(-capacity // len(self._pushes[COPIES[-1]][0][0][TASKS[0]]))
-        for rows, statistics in itertools.islice(itertools.cycle(self._pushes[COPIES[-1]]), count):
+        # Every push once, so that the replay has mapped all, then the largest until the rings are full.
+        ready = [push for pushes in self._pushes.values() for push in pushes]
+        largest = self._pushes[COPIES[-1]]
+        count = -(-capacity // len(largest[0][0][TASKS[0]]))
+        for rows, statistics in itertools.chain(ready, itertools.islice(itertools.cycle(largest), count)):
             self._pushers[1].push(rows, statistics, {}, 0)
         self._pushers[1].wait()
 
@@ -109,7 +112,7 @@ class Caller:
 
         def send() -> Any:
             rows, statistics = next(pushes)
-            push = Push(source="store", number=next(self._numbers), rows=rows, statistics=statistics)
+            push = Push(source="store", number=next(self._numbers), rows=dict(rows), statistics=statistics)
             return self._replay.insert.remote(push)
 
         ask = Ahead(send, limit, ray.get)
@@ -212,23 +215,25 @@ def sample_bytes(specs: Sequence[Any]) -> int:
     return sum(4 * BATCHES * (BATCH_ROWS // len(specs)) * (spec.row_size + spec.observation_size) for spec in specs)
 
 
-def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Different pushes, rows and their statistics, as many as walk through the memory; rows as `batches.pack` lays."""
+def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
+    """Different pushes, as many as walk through the memory: rows where collectors pack them, and their statistics."""
     import numpy as np
 
     from mtray.messages import TaskStatistics
     from mtray.rows import TRANSITION, row_flags
+    from mtray.shared import Block, SharedRows
 
     generator = np.random.default_rng(copies)
+    block, nbytes = Block.new(WALK_BYTES // 4), push_bytes(specs, copies)
     pushes = []
-    for _ in range(WALK_BYTES // push_bytes(specs, copies)):
-        rows = {}
+    for begin in range(0, WALK_BYTES - nbytes, nbytes):
+        rows = SharedRows(block, begin // 4)
         for spec in specs:
-            lanes = generator.random((copies, STEPS + 1, spec.row_size), np.float32)
-            # Each copy's last row holds the observation it reached.
+            lanes = rows.add(spec.name, (copies * (STEPS + 1), spec.row_size)).reshape(copies, STEPS + 1, -1)
+            generator.random(out=lanes, dtype=np.float32)
+            # Laid as `batches.pack` does: each copy's last row holds the observation it reached.
             row_flags(lanes)[:] = TRANSITION
             lanes[:, -1, spec.observation_size :] = 0
-            rows[spec.name] = lanes.reshape(-1, spec.row_size)
         statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}
         pushes.append((rows, statistics))
     return pushes

@@ -10,7 +10,8 @@ without TorchRL and the simulators, and a run starts seconds earlier for it.
 from __future__ import annotations
 
 import collections
-import mmap
+import functools
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from mtray.messages import Push, Receipt, Report, Sampled, TaskStatistics
 from mtray.processes import start_fork_server
 from mtray.replay import Replay as _Replay
 from mtray.rows import sampled_shape
-from mtray.shared import Address, Block, Shapes, SharedRows, nbytes_of, rows_in
+from mtray.shared import Address, Block, SharedRows
 from mtray.specs import FloatArray, TaskSpec, observation_width
 from mtray.tasks import Task, engine_modules
 
@@ -76,43 +77,42 @@ class Replay:
 class _Lender:
     """Blocks that are lent to an actor on the same node, in turns."""
 
-    def __init__(self, borrower: Any, count: int, timeout_seconds: float | None = None) -> None:
+    def __init__(self, borrower: Any, count: int, words: int, timeout_seconds: float | None = None) -> None:
         self._borrower = borrower
         self._timeout = timeout_seconds
-        self._blocks = collections.deque([Block(mmap.PAGESIZE) for _ in range(count)])
+        self._blocks = collections.deque(Block.new(words) for _ in range(count))
         self._near: bool | None = None
 
-    def lend(self, shapes: Shapes) -> SharedRows | None:
-        """Arrays that the borrower may use until this was called as often again as there are blocks; None if afar."""
+    def lend(self) -> SharedRows | None:
+        """The block whose turn it is, which must be free again; None if the borrower is on another node."""
         if self._near is None:
             try:
                 self._near = ray.get(self._borrower.reaches.remote(self._blocks[0].address), timeout=self._timeout)
             except (ActorUnavailableError, GetTimeoutError):
                 # It is asked again next time.
                 return None
-        if not self._near:
-            return None
-        self._blocks.rotate(-1)
-        needed = nbytes_of(shapes)
-        if needed > self._blocks[-1].memory.nbytes:
-            # A rollout's rows at most double, if an episode ends with every step. What is not used takes no memory.
-            self._blocks[-1] = Block(2 * needed)
-        return rows_in(self._blocks[-1], shapes)
+        self._blocks.rotate(1)
+        return SharedRows(self._blocks[0]) if self._near else None
 
 
 class Pusher:
     """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
 
-    def __init__(self, target: Any, source: str, limit: int, timeout_seconds: float) -> None:
-        """Send to a replay under a name of one's own."""
+    def __init__(self, target: Any, source: str, limit: int, timeout_seconds: float, words: int) -> None:
+        """Send pushes of at most so many float32 to a replay, under a name of one's own."""
         self._target = target
         self._source = source
         self._limit = limit
         self._timeout = timeout_seconds
         self._number = 0
         self._pending: collections.deque[tuple[Push, Any]] = collections.deque()
-        # A block is free again once its push is acknowledged: a copy of the message that comes later is not read.
-        self._lender = _Lender(target, limit, timeout_seconds)
+        # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
+        # the message come later, it is known by its id and the block is not read.
+        self._lender = _Lender(target, limit + 1, words, timeout_seconds)
+
+    def lend(self) -> SharedRows | None:
+        """Where to put the rows of the next push; None if they are to be put anywhere."""
+        return self._lender.lend()
 
     def push(
         self,
@@ -123,14 +123,10 @@ class Pusher:
     ) -> None:
         """Send rows, once fewer pushes than the limit are unanswered."""
         self.wait(self._limit - 1)
-        lent = self._lender.lend({task: part.shape for task, part in rows.items()})
-        if lent is not None:
-            for task, part in rows.items():
-                lent[task][:] = part
         push = Push(
             source=self._source,
             number=self._number,
-            rows=rows if lent is None else lent,
+            rows=rows,
             statistics=statistics,
             largest_returns=largest_returns,
             weights_version=weights_version,
@@ -167,7 +163,8 @@ class Draws:
         self._calls_ahead = calls_ahead
         self._calls: collections.deque[Any] = collections.deque()
         # One is being read while the others are written.
-        self._lender = _Lender(source, calls_ahead + 1)
+        words = sum(math.prod(shape) for shape in self._shapes.values())
+        self._lender = _Lender(source, calls_ahead + 1, words)
 
     def next(self) -> Sampled:
         """The next call's batches, which are overwritten when this is called again."""
@@ -183,7 +180,11 @@ class Draws:
 
     def _ask(self) -> None:
         while len(self._calls) < self._calls_ahead:
-            self._calls.append(self._source.sample_rows.remote(*self._size, self._lender.lend(self._shapes)))
+            lent = self._lender.lend()
+            if lent is not None:
+                for task, shape in self._shapes.items():
+                    lent.add(task, shape)
+            self._calls.append(self._source.sample_rows.remote(*self._size, lent))
 
 
 class Collector:
@@ -226,7 +227,10 @@ class Collector:
             seed=seeds[-1],
         )
         limits = config.collector
-        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds)
+        # An episode may end with every step. Memory that is not written is not taken.
+        rows = 2 * config.copies * limits.rollout_steps
+        words = rows * sum(spec.row_size for spec in specs)
+        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, words)
         self._rollout: Rollout | None = None
 
     def ready(self) -> int:
@@ -244,12 +248,14 @@ class Collector:
     def push(self, wait: bool = True) -> None:
         """Send the rollout stepped last to the replay, and wait for the receipt if told to."""
         assert self._rollout is not None
-        rows = {
-            spec.name: self._pack(data, spec, self._width)
-            for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True)
-        }
-        statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in self._host.specs}
-        self._pusher.push(rows, statistics, self._rollout.largest_returns, self._rollout.weights_version)
+        lent = self._pusher.lend()
+        rows, statistics = {}, {}
+        for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True):
+            empty = None if lent is None else functools.partial(lent.add, spec.name)
+            rows[spec.name] = self._pack(data, spec, self._width, empty)
+            statistics[spec.name] = TaskStatistics.of(rows[spec.name], spec.observation_size)
+        largest_returns, version = self._rollout.largest_returns, self._rollout.weights_version
+        self._pusher.push(rows if lent is None else lent, statistics, largest_returns, version)
         if wait:
             self._pusher.wait()
 

@@ -15,7 +15,7 @@ from mtray.rows import holds_transition
 from mtray.specs import FloatArray
 
 # Rows whose statistics are taken at once: so many of any task's, as float64, stay in a core's own cache.
-_CHUNK = 128
+_CHUNK = 256
 
 
 @dataclass
@@ -38,13 +38,19 @@ class TaskStatistics:
     def of(cls, rows: FloatArray, observation_size: int) -> TaskStatistics:
         """Those of the transitions among rows [n, row_size]."""
         total = cls(0, np.zeros(observation_size), np.zeros(observation_size))
+        # One array for all chunks: memory that is new or was given back costs more than the sums.
+        scratch = np.empty((_CHUNK, observation_size))
         for begin in range(0, len(rows), _CHUNK):
             chunk = rows[begin : begin + _CHUNK]
-            observations = chunk[holds_transition(chunk), :observation_size].astype(np.float64)
-            if len(observations):
-                mean = observations.mean(0)
-                observations -= mean
-                total.merge(cls(len(observations), mean, np.einsum("no,no->o", observations, observations)))
+            acted = holds_transition(chunk).astype(np.float64)
+            count = int(acted.sum())
+            if count:
+                values = scratch[: len(chunk)]
+                values[:] = chunk[:, :observation_size]
+                mean = acted @ values / count
+                values -= mean
+                values *= values
+                total.merge(cls(count, mean, acted @ values))
         return total
 
     def merge(self, other: TaskStatistics) -> None:

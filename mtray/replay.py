@@ -134,11 +134,17 @@ class Replay:
         if len(receipts) >= _RECEIPTS and push.number < min(receipts):
             raise RunError(f"push {push.number} of {push.source} comes after {_RECEIPTS} later ones: it is not a retry")
         for task, rows in push.rows.items():
-            self._check(task, rows, push.statistics.get(task))
+            self._check(task, rows)
             # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
             if not np.isfinite(rows).all():
                 raise RunError(
                     f"push {push.number} of {push.source}: data of task {task!r} is not finite; nothing of it is stored"
+                )
+            # Only now, when the pass above has brought the rows near.
+            given = push.statistics.get(task)
+            if given is not None and given.count != transitions(rows):
+                raise SchemaError(
+                    f"task {task!r}: statistics of {given.count} transitions with rows of {transitions(rows)}"
                 )
         frames = {}
         for task, rows in push.rows.items():
@@ -155,7 +161,7 @@ class Replay:
             del kept[min(kept)]
         return receipt
 
-    def _check(self, task: str, rows: FloatArray, statistics: TaskStatistics | None = None) -> None:
+    def _check(self, task: str, rows: FloatArray) -> None:
         ring = self._rings.get(task)
         if ring is None:
             raise SchemaError(f"push of task {task!r}: this replay holds {', '.join(self._rings)}")
@@ -172,11 +178,6 @@ class Replay:
             raise SchemaError(
                 f"task {task!r}: a push of {len(rows)} rows does not fit a ring of {len(ring.rows)}: "
                 "raise --replay.capacity-rows or lower --collector.rollout-steps"
-            )
-
-        if statistics is not None and statistics.count != transitions(rows):
-            raise SchemaError(
-                f"task {task!r}: statistics of {statistics.count} transitions came with rows of {transitions(rows)}"
             )
 
     def extend(self, rollout: TensorDictBase, *, source: str = "local", number: int | None = None) -> Receipt:

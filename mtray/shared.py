@@ -25,8 +25,6 @@ import numpy as np
 
 from mtray.specs import FloatArray
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 @dataclass(frozen=True)
 class Address:
@@ -50,31 +48,45 @@ class Address:
 
 
 class Block:
-    """Memory of this process that others can map."""
+    """Memory that processes share: one of this process, or of another that lends it."""
 
-    def __init__(self, nbytes: int) -> None:
-        """Reserve the memory; it is taken as it is written."""
+    def __init__(self, address: Address, descriptor: int) -> None:
+        """Map it."""
+        self.address = address
+        memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+        self.words: FloatArray = np.frombuffer(memory, np.float32)
+
+    @classmethod
+    def new(cls, words: int) -> Block:
+        """Reserve so many float32 for others to find; they are taken as they are written."""
         name = f"mtray-{uuid.uuid4().hex}"
         descriptor = os.memfd_create(name)
-        weakref.finalize(self, os.close, descriptor)
-        os.ftruncate(descriptor, nbytes)
-        self.address = Address(os.getpid(), descriptor, name)
-        self.memory = _map(descriptor)
-        _own[name] = self
+        os.ftruncate(descriptor, 4 * words)
+        block = cls(Address(os.getpid(), descriptor, name), descriptor)
+        weakref.finalize(block, os.close, descriptor)
+        _own[name] = block
+        return block
 
 
 class SharedRows(Mapping[str, FloatArray]):
-    """Arrays side by side in a block, by task. Pickled, they are the block's address and their shapes."""
+    """Arrays side by side in a block, by task. Pickled, they are the block's address and where in it they lie."""
 
-    def __init__(self, address: Address, memory: FloatArray, shapes: Shapes) -> None:
-        """Lay arrays of these shapes over the start of a block's memory."""
-        self._address = address
+    def __init__(self, block: Block, begin: int = 0) -> None:
+        """No array yet; the first will lie at this word of the block."""
+        self._block, self._begin, self._end = block, begin, begin
         self._arrays: dict[str, FloatArray] = {}
-        begin = 0
-        for task, shape in shapes.items():
-            end = begin + math.prod(shape)
-            self._arrays[task] = memory[begin:end].reshape(shape)
-            begin = end
+
+    def add(self, task: str, shape: tuple[int, ...]) -> FloatArray:
+        """An array behind the others, filled with whatever was there.
+
+        Raises:
+            ValueError: the block is too small.
+        """
+        begin, end = self._end, self._end + math.prod(shape)
+        # numpy says what does not fit.
+        self._arrays[task] = self._block.words[begin:end].reshape(shape)
+        self._end = end
+        return self._arrays[task]
 
     def __getitem__(self, task: str) -> FloatArray:
         return self._arrays[task]
@@ -86,42 +98,30 @@ class SharedRows(Mapping[str, FloatArray]):
         return len(self._arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _find, (self._address, {task: array.shape for task, array in self._arrays.items()})
+        return _find, (self._block.address, self._begin, {task: array.shape for task, array in self._arrays.items()})
 
 
 # What this process lends, and what it has mapped of others'.
 _own: weakref.WeakValueDictionary[str, Block] = weakref.WeakValueDictionary()
-_mapped: dict[Address, FloatArray] = {}
+_others: dict[str, Block] = {}
 
 
-def nbytes_of(shapes: Shapes) -> int:
-    """Bytes of float32 arrays of these shapes."""
-    return 4 * sum(map(math.prod, shapes.values()))
+def _find(address: Address, begin: int, shapes: Mapping[str, tuple[int, ...]]) -> SharedRows:
+    rows = SharedRows(_own.get(address.name) or _others.get(address.name) or _map(address), begin)
+    for task, shape in shapes.items():
+        rows.add(task, shape)
+    return rows
 
 
-def rows_in(block: Block, shapes: Shapes) -> SharedRows:
-    """Arrays of these shapes at the start of a block."""
-    return SharedRows(block.address, block.memory, shapes)
-
-
-def _find(address: Address, shapes: Shapes) -> SharedRows:
-    block = _own.get(address.name)
-    if block is not None:
-        return SharedRows(address, block.memory, shapes)
-    if address not in _mapped:
-        # What is gone was replaced by a larger block, or its owner has ended.
-        for gone in [known for known in _mapped if not known.reached()]:
-            del _mapped[gone]
-        if not address.reached():
-            raise FileNotFoundError(f"process {address.process} holds no block {address.name} for this one to map")
-        descriptor = os.open(address.path, os.O_RDWR)
-        try:
-            _mapped[address] = _map(descriptor)
-        finally:
-            os.close(descriptor)
-    return SharedRows(address, _mapped[address], shapes)
-
-
-def _map(descriptor: int) -> FloatArray:
-    memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-    return np.frombuffer(memory, np.float32)
+def _map(address: Address) -> Block:
+    # What is found no more has lost its owner.
+    for gone in [name for name, block in _others.items() if not block.address.reached()]:
+        del _others[gone]
+    if not address.reached():
+        raise FileNotFoundError(f"process {address.process} holds no block {address.name} for this one to map")
+    descriptor = os.open(address.path, os.O_RDWR)
+    try:
+        _others[address.name] = Block(address, descriptor)
+    finally:
+        os.close(descriptor)
+    return _others[address.name]
