@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 # Receipts kept per pusher. A pusher has a few pushes under way at most; one this late is a mistake, not a retry.
 _RECEIPTS = 256
-# Rows gathered at once: their copy stays in a core's own cache, and in memory that was used before.
-_CHUNK = 128
 
 
 class Ring:
@@ -84,24 +82,29 @@ class Ring:
         return inserted
 
     def sample(self, out: FloatArray, generator: np.random.Generator) -> None:
-        """Draw transitions uniformly, with replacement, into [count, row_size + obs_t], each with its next observation.
+        """Draw transitions uniformly, with replacement, each with its next observation.
 
-        The array must be contiguous.
+        Args:
+            out: contiguous [N, B, row_size + obs_t], where they go: N batches, each drawn on its own, then put in the
+                ring's order.
+            generator: what draws.
         """
-        capacity, count = len(self.rows), len(out)
+        capacity, (batches, size, _) = len(self.rows), out.shape
         picked = np.empty(0, np.int64)
-        while len(picked) < count:
+        while len(picked) < batches * size:
             # The newest row never is a transition: a push ends with the observation it reached.
-            drawn = generator.integers(self.start, self.written - 1, size=count - len(picked) + 16) % capacity
+            count = batches * size - len(picked) + 16
+            drawn = generator.integers(self.start, self.written - 1, size=count) % capacity
             picked = np.concatenate([picked, drawn[self._acted[drawn]]])
+        # In the order in which they lie, rows are read a fifth faster. Which batch has which row stays as drawn.
+        picked_by_batch = np.sort(picked[: batches * size].reshape(batches, size))
         # A row and its next observation lie side by side: one item, copied whole, of an array whose items overlap.
         windows: npt.NDArray[np.void] = np.ndarray(
             capacity, self._window, self._memory, strides=self._memory.strides[:1]
         )
-        picked, target = picked[:count], out.view(self._window)[:, 0]
-        for begin in range(0, count, _CHUNK):
-            chunk = slice(begin, begin + _CHUNK)
-            target[chunk] = windows[picked[chunk]]
+        # Batch by batch, so that what numpy gathers before it copies stays in the core's own cache.
+        for batch, rows in zip(out.view(self._window)[..., 0], picked_by_batch, strict=True):
+            batch[:] = windows[rows]
 
 
 class Replay:
@@ -225,7 +228,7 @@ class Replay:
                 for task in tasks
             }
         for task in tasks:
-            self._rings[task].sample(out[task].reshape(batches * rows_per_task, -1), self._generator)
+            self._rings[task].sample(out[task], self._generator)
         return Sampled(out, self._statistics)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
