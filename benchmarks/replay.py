@@ -5,8 +5,8 @@
 An actor calls the real replay actor as a collector and as the learner do, with two humanoid tasks. An insert counts
 when its receipt has come, a sample when the caller holds the arrays that `ray.get` gives. The bytes of an insert are
 those of its rows, the bytes of a sample those of its rows with their next observations. The baseline copies as many
-bytes on one core, with sources and targets that walk through so much memory that neither is in the core's own cache.
-So do the pushes, which a collector would have just packed.
+bytes, one after the other, between the same kinds of memory, on one core. Pushes walk through 64 MiB, rings and their
+like are as large or larger, so that what is copied is not in the core's own cache.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Caller:
         import torch
 
         from mtray.actors import Draws, Pusher
+        from mtray.shared import Block
 
         torch.set_num_threads(1)
         self._replay = replay
@@ -49,7 +50,8 @@ class Caller:
         }
         self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
         self._numbers = itertools.count()
-        self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
+        self._blocks = {copies: Block.new(WALK_BYTES // 4) for copies in COPIES}
+        self._pushes = {copies: make_pushes(block, specs, copies) for copies, block in self._blocks.items()}
         # Every push once, so that the replay has mapped all, then the largest until the rings are full.
         ready = [push for pushes in self._pushes.values() for push in pushes]
         largest = self._pushes[COPIES[-1]]
@@ -73,19 +75,36 @@ class Caller:
         finish()
         return calls / (time.perf_counter() - begin)
 
-    def copy(self, nbytes: int) -> float:
-        """The baseline."""
+    def copy_pushes(self, copies: int) -> float:
+        """The baseline of inserts: from where the pushes lie to memory like a ring's."""
         import numpy as np
 
-        count = max(2, WALK_BYTES // nbytes)
-        source, target = (np.full((count, nbytes), fill, np.uint8) for fill in (1, 2))
-        indices = itertools.cycle(range(count))
+        nbytes = push_bytes(self._specs, copies)
+        words, count = self._blocks[copies].words, len(self._pushes[copies])
+        source = words[: count * nbytes // 4].reshape(count, -1)
+        return self._copy(source, np.zeros_like(source))
+
+    def copy_samples(self) -> float:
+        """The baseline of samples: from memory like a ring's to as many blocks as the learner has."""
+        import numpy as np
+
+        from mtray.shared import Block
+
+        words = sample_bytes(self._specs) // 4
+        return self._copy(np.ones((WALK_BYTES // 4 // words, words), np.float32), Block.new(3 * words).words)
+
+    def _copy(self, source: Any, target: Any) -> float:
+        target = target.reshape(-1, source.shape[1])
+        pairs = zip(itertools.cycle(source), itertools.cycle(target), strict=True)
 
         def call() -> None:
-            index = next(indices)
-            target[index] = source[index]
+            here, there = next(pairs)
+            there[:] = here
 
-        return nbytes * self._rate(call)
+        # Everything is written once before it is timed.
+        for _ in range(max(len(source), len(target))):
+            call()
+        return source[0].nbytes * self._rate(call)
 
     def insert(self, copies: int, limit: int, count_too: bool = False) -> float:
         """Pushes that are ready, or whose statistics are yet to be taken, so many under way at once."""
@@ -215,18 +234,17 @@ def sample_bytes(specs: Sequence[Any]) -> int:
     return sum(4 * BATCHES * (BATCH_ROWS // len(specs)) * (spec.row_size + spec.observation_size) for spec in specs)
 
 
-def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
-    """Different pushes, as many as walk through the memory: rows where collectors pack them, and their statistics."""
+def make_pushes(block: Any, specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
+    """Different pushes, as many as a block holds: rows where collectors pack them, and their statistics."""
     import numpy as np
 
     from mtray.messages import TaskStatistics
     from mtray.rows import TRANSITION, row_flags
-    from mtray.shared import Block, SharedRows
+    from mtray.shared import SharedRows
 
-    generator = np.random.default_rng(copies)
-    block, nbytes = Block.new(WALK_BYTES // 4), push_bytes(specs, copies)
+    generator, nbytes = np.random.default_rng(copies), push_bytes(specs, copies)
     pushes = []
-    for begin in range(0, WALK_BYTES - nbytes, nbytes):
+    for begin in range(0, WALK_BYTES - nbytes + 1, nbytes):
         rows = SharedRows(block, begin // 4)
         for spec in specs:
             lanes = rows.add(spec.name, (copies * (STEPS + 1), spec.row_size)).reshape(copies, STEPS + 1, -1)
@@ -291,7 +309,7 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
     for copies in COPIES:
         nbytes = push_bytes(specs, copies)
         push, baseline = f"insert {copies} x {STEPS}", f"memcpy of {nbytes / 1e6:.2f} MB"
-        group = groups[baseline] = {baseline: rate(caller.copy, nbytes)}
+        group = groups[baseline] = {baseline: rate(caller.copy_pushes, copies)}
         for limit, manner in ((1, "one at a time"), (4, "4 under way")):
             group[f"{push}, {manner}"] = rate(caller.insert, copies, limit)
             group[f"{push}, {manner}: Ray's empty call"] = rate(caller.empty_calls, nbytes, limit)
@@ -301,7 +319,7 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
     nbytes = sample_bytes(specs)
     draw, baseline = f"sample {BATCHES} x {BATCH_ROWS}", f"memcpy of {nbytes / 1e6:.2f} MB"
     groups[baseline] = {
-        baseline: rate(caller.copy, nbytes),
+        baseline: rate(caller.copy_samples),
         f"{draw}, one at a time": rate(caller.sample, 1),
         f"{draw}, 2 ahead": rate(caller.sample, 2),
         f"{draw}, 2 ahead, unpacked": rate(caller.sample, 2, True),

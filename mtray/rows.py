@@ -28,12 +28,12 @@ def bits(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 def row_flags(rows: FloatArray) -> npt.NDArray[np.int32]:
     """The flags words of rows [..., row_size]: a view."""
-    return cast(npt.NDArray[np.int32], rows[..., -1].view(np.int32))
+    return cast("npt.NDArray[np.int32]", rows[..., -1].view(np.int32))
 
 
 def holds_transition(rows: FloatArray) -> npt.NDArray[np.bool_]:
     """Which of these rows [..., row_size] hold a transition."""
-    return cast(npt.NDArray[np.bool_], (row_flags(rows) & TRANSITION) != 0)
+    return cast("npt.NDArray[np.bool_]", (row_flags(rows) & TRANSITION) != 0)
 
 
 def transitions(rows: FloatArray) -> int:
