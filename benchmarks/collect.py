@@ -131,6 +131,8 @@ def main() -> None:
         rows += harness.compare(rates, peer, list(humanoid), "frames/s")
     versions = {name: version for peer in others for name, version in peer.version.items()}
     harness.report(rows, len(rates[BARE]), options.json, versions)
+    if options.plot:
+        harness.plot(rows, options.plot, "Frames per second of all cores")
     if left_out:
         print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()))
 

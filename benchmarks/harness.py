@@ -63,14 +63,15 @@ class Row:
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser with the arguments that every script takes."""
-    # Without abbreviations, so that `_command` finds --json under this name only.
+    # Without abbreviations, so that `_command` finds the files under their whole names only.
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="short windows and few repeats: under two minutes in all")
-    return _add_json(parser)
+    return _add_files(parser)
 
 
-def _add_json(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _add_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios there (needs matplotlib)")
     return parser
 
 
@@ -230,12 +231,46 @@ def report(rows: Sequence[Row], repeats: int, file: Path | None, versions: Mappi
     print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
     print(f"medians of {repeats} interleaved repeats, {rows[0].unit}\n")
-    print(f"{'':24}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
+    width = max(24, *(len(row.name) + 2 for row in rows))
+    print(f"{'':{width}}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
     for row in rows:
-        print(f"{row.name:24}{row.value:10,.0f}{row.min:10,.0f}{row.max:10,.0f}{row.ratio:8.2f}  {row.baseline}")
+        print(f"{row.name:{width}}{row.value:10,.0f}{row.min:10,.0f}{row.max:10,.0f}{row.ratio:8.2f}  {row.baseline}")
     if file is not None:
         data = {"machine": found, "versions": versions, "command": _command(), "rows": [asdict(row) for row in rows]}
         file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def plot(rows: Sequence[Row], file: Path, title: str) -> None:
+    """Draw each row's ratio as a bar, its repeats' range as a whisker, rows of one baseline under its name."""
+    from matplotlib.figure import Figure
+
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.name != row.baseline:
+            groups.setdefault(row.baseline, []).append(row)
+    figure = Figure(figsize=(8, 0.9 + sum(0.3 * len(group) + 0.5 for group in groups.values())), layout="constrained")
+    axes = figure.subplots(
+        len(groups), sharex=True, squeeze=False, height_ratios=[len(group) + 0.4 for group in groups.values()]
+    )[:, 0]
+    for axis, (baseline, group) in zip(axes, groups.items(), strict=True):
+        ratios = [row.ratio for row in group]
+        # The baseline's own spread is not in the whisker.
+        low = [row.ratio * (1 - row.min / row.value) for row in group]
+        high = [row.ratio * (row.max / row.value - 1) for row in group]
+        ours = ["tab:blue" if "torchrl" not in row.name.lower() else "tab:gray" for row in group]
+        axis.barh([row.name for row in group], ratios, xerr=(low, high), color=ours, ecolor="black", capsize=2)
+        for index, row in enumerate(group):
+            axis.annotate(
+                f"{row.ratio:.2f}", (row.ratio + high[index], index), (4, 0), textcoords="offset points", va="center"
+            )
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.invert_yaxis()
+        axis.set_title(f"of {baseline}", loc="left", fontsize="medium")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("ratio of medians, with the range of the repeats")
+    axes[-1].set_xlim(left=0)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=120)
 
 
 def cores() -> int:
@@ -263,7 +298,7 @@ def _versions() -> dict[str, str]:
 
 def _command() -> str:
     # Without paths of this machine, and where the file went changes nothing.
-    paths_only = add_peers(_add_json(argparse.ArgumentParser(add_help=False, allow_abbrev=False)))
+    paths_only = add_peers(_add_files(argparse.ArgumentParser(add_help=False, allow_abbrev=False)))
     paths, rest = paths_only.parse_known_args()
     rest += ["--peers", "DIR"] if paths.peers else []
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *rest])

@@ -10,9 +10,11 @@ without TorchRL and the simulators, and a run starts seconds earlier for it.
 from __future__ import annotations
 
 import collections
+import functools
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,15 +22,17 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from mtray.config import Config
 from mtray.errors import RunError
-from mtray.messages import Push, Receipt, Report, Sampled
+from mtray.messages import Push, Receipt, Report, Sampled, TaskStatistics
+from mtray.metrics import Clock
 from mtray.processes import start_fork_server
 from mtray.replay import Replay as _Replay
+from mtray.rows import sampled_shape
+from mtray.shared import Address, Block, SharedRows
 from mtray.specs import FloatArray, TaskSpec, observation_width
 from mtray.tasks import Task, engine_modules
 
 if TYPE_CHECKING:
     from mtray.collector import Rollout
-    from mtray.metrics import Clock
     from mtray.placement import Share
     from mtray.weights import Weights
 
@@ -51,9 +55,13 @@ class Replay:
         """Store a push once."""
         return self._replay.insert(push)
 
-    def sample_rows(self, rows_per_task: int, batches: int) -> Sampled:
-        """Draw batches over all tasks."""
-        return self._replay.sample_rows(rows_per_task, batches)
+    def reaches(self, address: Address) -> bool:
+        """Whether rows may come and go in that process's blocks."""
+        return address.reached()
+
+    def sample_rows(self, rows_per_task: int, batches: int, out: SharedRows | None = None) -> Sampled:
+        """Draw batches over all tasks, into a block if one is lent."""
+        return self._replay.sample_rows(rows_per_task, batches, out=out)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Frames inserted ever, per task and per source."""
@@ -68,24 +76,63 @@ class Replay:
         self._replay.load(state, rows)
 
 
-class _Pusher:
+class _Lender:
+    """Blocks that are lent to an actor on the same node, in turns."""
+
+    def __init__(self, borrower: Any, count: int, words: int, timeout_seconds: float | None = None) -> None:
+        self._borrower = borrower
+        self._timeout = timeout_seconds
+        self._blocks = collections.deque(Block.new(words) for _ in range(count))
+        self._near: bool | None = None
+
+    def lend(self) -> SharedRows | None:
+        """The block whose turn it is, which must be free again; None if the borrower is on another node."""
+        if self._near is None:
+            try:
+                self._near = ray.get(self._borrower.reaches.remote(self._blocks[0].address), timeout=self._timeout)
+            except (ActorUnavailableError, GetTimeoutError):
+                # It is asked again next time.
+                return None
+        self._blocks.rotate(1)
+        return SharedRows(self._blocks[0]) if self._near else None
+
+
+class Pusher:
     """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
 
-    def __init__(self, target: Any, source: str, limit: int, timeout_seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, target: Any, source: str, limit: int, timeout_seconds: float, words: int, clock: Clock | None = None
+    ) -> None:
+        """Send pushes of at most so many float32 to a replay, under a name of one's own."""
         self._target = target
         self._source = source
         self._limit = limit
         self._timeout = timeout_seconds
-        self._clock = clock
+        self._clock = clock or Clock()
         self._number = 0
         self._pending: collections.deque[tuple[Push, Any]] = collections.deque()
+        # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
+        # the message come later, it is known by its id and the block is not read.
+        self._lender = _Lender(target, limit + 1, words, timeout_seconds)
 
-    def push(self, rows: dict[str, FloatArray], largest_returns: Any, weights_version: int) -> None:
+    def lend(self) -> SharedRows | None:
+        """Where to put the rows of the next push; None if they are to be put anywhere."""
+        return self._lender.lend()
+
+    def push(
+        self,
+        rows: Mapping[str, FloatArray],
+        statistics: Mapping[str, TaskStatistics],
+        largest_returns: Mapping[str, float],
+        weights_version: int,
+    ) -> None:
+        """Send rows, once fewer pushes than the limit are unanswered."""
         self.wait(self._limit - 1)
         push = Push(
             source=self._source,
             number=self._number,
             rows=rows,
+            statistics=statistics,
             largest_returns=largest_returns,
             weights_version=weights_version,
         )
@@ -108,6 +155,43 @@ class _Pusher:
                 raise RunError(f"push {push.number} of {push.source} was not answered in {_PUSH_ATTEMPTS} attempts")
             self._pending.popleft()
         self._clock.lap("receipt")
+
+
+class Draws:
+    """Calls to the replay that are always some ahead of who reads them."""
+
+    def __init__(
+        self, source: Any, specs: Sequence[TaskSpec], rows_per_task: int, batches: int, calls_ahead: int
+    ) -> None:
+        """Draw so many batches per call from a replay."""
+        self._source = source
+        self._size = rows_per_task, batches
+        self._shapes = {spec.name: sampled_shape(spec, rows_per_task, batches) for spec in specs}
+        self._calls_ahead = calls_ahead
+        self._calls: collections.deque[Any] = collections.deque()
+        # One is being read while the others are written.
+        words = sum(math.prod(shape) for shape in self._shapes.values())
+        self._lender = _Lender(source, calls_ahead + 1, words)
+
+    def next(self) -> Sampled:
+        """The next call's batches, which are overwritten when this is called again."""
+        self._ask()
+        sampled: Sampled = ray.get(self._calls.popleft())
+        self._ask()
+        return sampled
+
+    def settle(self) -> None:
+        """Wait until every draw that is under way is made."""
+        if self._calls:
+            ray.wait(list(self._calls), num_returns=len(self._calls))
+
+    def _ask(self) -> None:
+        while len(self._calls) < self._calls_ahead:
+            lent = self._lender.lend()
+            if lent is not None:
+                for task, shape in self._shapes.items():
+                    lent.add(task, shape)
+            self._calls.append(self._source.sample_rows.remote(*self._size, lent))
 
 
 class Collector:
@@ -162,8 +246,10 @@ class Collector:
             seed=seeds[-1],
         )
         limits = config.collector
+        # An episode may end with every step. Memory that is not written is not taken.
+        words = sum(2 * limits.rollout_steps * share[task.name] * task.spec.row_size for task in stepped)
         clock = self._collector.clock
-        self._pusher = _Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, clock)
+        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, words, clock)
         self._rollout: Rollout | None = None
 
     def ready(self) -> int:
@@ -186,11 +272,14 @@ class Collector:
         """Send the rollout stepped last to the replay, and wait for the receipt if told to."""
         assert self._rollout is not None
         self._collector.clock.lap("idle")
-        rows = {
-            spec.name: self._pack(data, spec, self._width)
-            for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True)
-        }
-        self._pusher.push(rows, self._rollout.largest_returns, self._rollout.weights_version)
+        lent = self._pusher.lend()
+        rows, statistics = {}, {}
+        for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True):
+            empty = None if lent is None else functools.partial(lent.add, spec.name)
+            rows[spec.name] = self._pack(data, spec, self._width, empty)
+            statistics[spec.name] = TaskStatistics.of(rows[spec.name], spec.observation_size)
+        largest_returns, version = self._rollout.largest_returns, self._rollout.weights_version
+        self._pusher.push(rows if lent is None else lent, statistics, largest_returns, version)
         if wait:
             self._pusher.wait()
 
@@ -229,12 +318,11 @@ class Learner:
         torch.set_num_threads(config.learner.threads)
         self._checkpoint, self._unpack = checkpoint, unpack_batches
         self._specs = specs
-        self._config = config.learner
         self._deterministic = config.deterministic
         self._learner = learner.Learner(specs, config.network, config.learner, device=config.device, seed=config.seed)
-        self._source = source
-        self._rows_per_task = max(1, config.learner.batch_rows // len(specs))
-        self._calls: collections.deque[Any] = collections.deque()
+        settings = config.learner
+        rows_per_task = max(1, settings.batch_rows // len(specs))
+        self._draws = Draws(source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead)
         self._batches: collections.deque[Any] = collections.deque()
         self._wait_seconds = 0.0
 
@@ -249,9 +337,9 @@ class Learner:
         while made < updates and (made == 0 or time.monotonic() < deadline):
             self._learner.update(self._next())
             made += 1
-        if self._deterministic and self._calls:
+        if self._deterministic:
             # Draws that are under way are made before the next push, whatever the scheduler does.
-            ray.wait(list(self._calls), num_returns=len(self._calls))
+            self._draws.settle()
         weights = self._learner.weights()
         figures = {
             "updates": self._learner.updates,
@@ -264,18 +352,12 @@ class Learner:
 
     def _next(self) -> Any:
         if not self._batches:
-            self._ask()
             started = time.monotonic()
-            sampled: Sampled = ray.get(self._calls.popleft())
+            sampled = self._draws.next()
             self._wait_seconds += time.monotonic() - started
-            self._ask()
             self._learner.set_statistics(sampled.statistics)
             self._batches.extend(self._unpack(sampled.rows, self._specs))
         return self._batches.popleft()
-
-    def _ask(self) -> None:
-        while len(self._calls) < self._config.calls_ahead:
-            self._calls.append(self._source.sample_rows.remote(self._rows_per_task, self._config.batches_per_call))
 
     def weights(self) -> Weights:
         """A snapshot under a new version."""

@@ -7,7 +7,7 @@ trusting flags, so that whatever goes in comes out bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -46,13 +46,20 @@ def _same_observation(data: TensorDictBase, spec: TaskSpec) -> None:
         raise SchemaError(f"task {spec.name!r}: 'observation' has values behind the task's {width} entries")
 
 
-def pack(data: TensorDictBase, spec: TaskSpec, width: int) -> FloatArray:
+def _empty(shape: tuple[int, int]) -> FloatArray:
+    return np.empty(shape, np.float32)
+
+
+def pack(
+    data: TensorDictBase, spec: TaskSpec, width: int, empty: Callable[[tuple[int, int]], FloatArray] | None = None
+) -> FloatArray:
     """A task's rollout as rows.
 
     Args:
         data: dense TensorDict [K, L] (or [N]: N transitions of any order) of one task.
         spec: the task.
         width: the run's common observation width.
+        empty: gives the array to write, once its shape is known; by default a new one.
 
     Returns:
         [rows, row_size] float32, rows >= transitions: see the module's text for the layout.
@@ -75,7 +82,7 @@ def pack(data: TensorDictBase, spec: TaskSpec, width: int) -> FloatArray:
         split[:, :-1] = (bits(obs[:, 1:]) != bits(nxt[:, :-1])).any(axis=-1)
     apart = split.reshape(-1)
     ends = np.cumsum(apart + 1)
-    rows: FloatArray = np.zeros((int(ends[-1]) if len(ends) else 0, spec.row_size), dtype=np.float32)
+    rows = (empty or _empty)((int(ends[-1]) if len(ends) else 0, spec.row_size))
     position = ends - 1 - apart
     rows[position, :size] = obs.reshape(-1, size)
     rows[position, size:-2] = data.get(ACTION).numpy().reshape(-1, spec.action_size)
@@ -85,7 +92,9 @@ def pack(data: TensorDictBase, spec: TaskSpec, width: int) -> FloatArray:
         flags |= data.get(key).numpy().reshape(-1) * np.int32(ROOT_BITS[key])
         flags |= data.get((NEXT, key)).numpy().reshape(-1) * np.int32(NEXT_BITS[key])
     bits(rows)[position, -1] = flags
-    rows[position[apart] + 1, :size] = nxt.reshape(-1, size)[apart]
+    between = position[apart] + 1
+    rows[between, :size] = nxt.reshape(-1, size)[apart]
+    rows[between, size:] = 0
     return rows
 
 

@@ -11,35 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from mtray.rows import holds_transition
 from mtray.specs import FloatArray
 
-
-@dataclass(frozen=True, kw_only=True)
-class Push:
-    """What a collector sends.
-
-    Attributes:
-        source: who pushes; every collector process has a name of its own.
-        number: 0, 1, 2, ... of this source: with ``source`` the push's id.
-        rows: task to [rows, row_size] float32 as `batches.pack` makes them.
-        largest_returns: task to the largest absolute discounted return its copies have seen.
-        weights_version: of the policy that acted.
-    """
-
-    source: str
-    number: int
-    rows: Mapping[str, FloatArray]
-    largest_returns: Mapping[str, float] = field(default_factory=dict)
-    weights_version: int = 0
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """The replay's acknowledgement of a push: task to frames stored for it, the same however often it is sent."""
-
-    source: str
-    number: int
-    frames: Mapping[str, int]
+# Rows whose statistics are taken at once: so many of any task's, as float64, stay in a core's own cache.
+_CHUNK = 256
 
 
 @dataclass
@@ -58,17 +34,65 @@ class TaskStatistics:
     square: npt.NDArray[np.float64]
     largest_return: float = 0.0
 
-    def add(self, observations: FloatArray) -> None:
-        """Merge observations [n, obs_t] (Chan, Golub, LeVeque 1983)."""
-        count = len(observations)
-        if not count:
+    @classmethod
+    def of(cls, rows: FloatArray, observation_size: int) -> TaskStatistics:
+        """Those of the transitions among rows [n, row_size]."""
+        total = cls(0, np.zeros(observation_size), np.zeros(observation_size))
+        # One array for all chunks: memory that is new or was given back costs more than the sums.
+        scratch = np.empty((_CHUNK, observation_size))
+        for begin in range(0, len(rows), _CHUNK):
+            chunk = rows[begin : begin + _CHUNK]
+            acted = holds_transition(chunk).astype(np.float64)
+            count = int(acted.sum())
+            if count:
+                values = scratch[: len(chunk)]
+                values[:] = chunk[:, :observation_size]
+                mean = acted @ values / count
+                values -= mean
+                values *= values
+                total.merge(cls(count, mean, acted @ values))
+        return total
+
+    def merge(self, other: TaskStatistics) -> None:
+        """Add what another has seen (Chan, Golub, LeVeque 1983)."""
+        self.largest_return = max(self.largest_return, other.largest_return)
+        if not other.count:
             return
-        mean = observations.mean(0, dtype=np.float64)
-        deviation = observations - mean
-        total, delta = self.count + count, mean - self.mean
-        self.square += np.einsum("no,no->o", deviation, deviation) + delta**2 * (self.count * count / total)
-        self.mean = self.mean + delta * (count / total)
+        total, delta = self.count + other.count, other.mean - self.mean
+        self.square = self.square + other.square + delta**2 * (self.count * other.count / total)
+        self.mean = self.mean + delta * (other.count / total)
         self.count = total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """What a collector sends.
+
+    Attributes:
+        source: who pushes; every collector process has a name of its own.
+        number: 0, 1, 2, ... of this source: with ``source`` the push's id.
+        rows: task to [rows, row_size] float32 as `batches.pack` makes them.
+        statistics: task to those of its rows, which collectors take so that the one replay need not; the replay takes
+            those that are not here.
+        largest_returns: task to the largest absolute discounted return its copies have seen.
+        weights_version: of the policy that acted.
+    """
+
+    source: str
+    number: int
+    rows: Mapping[str, FloatArray]
+    statistics: Mapping[str, TaskStatistics] = field(default_factory=dict)
+    largest_returns: Mapping[str, float] = field(default_factory=dict)
+    weights_version: int = 0
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The replay's acknowledgement of a push: task to frames stored for it, the same however often it is sent."""
+
+    source: str
+    number: int
+    frames: Mapping[str, int]
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push, Receipt, Sampled, TaskStatistics
-from mtray.rows import TRANSITION, row_flags, transitions
+from mtray.rows import TRANSITION, holds_transition, row_flags, sampled_shape, transitions
 from mtray.specs import FloatArray, TaskSpec, observation_width
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ class Ring:
     def __init__(self, spec: TaskSpec, capacity: int) -> None:
         """Reserve the rows; memory is taken as they fill."""
         self.spec = spec
-        self.rows: FloatArray = np.zeros((capacity, spec.row_size), np.float32)
+        # The first row lies once more behind the last, so that from every row on its next observation follows.
+        self._memory: FloatArray = np.zeros((capacity + 1, spec.row_size), np.float32)
+        self.rows = self._memory[:capacity]
+        # Whether each row holds a transition, beside the rows: looking it up in them is another miss of the cache.
+        self._acted = np.zeros(capacity, np.bool_)
+        self._window = np.dtype((np.void, 4 * (spec.row_size + spec.observation_size)))
         self.written = 0
         self.transitions = 0
 
@@ -49,8 +55,8 @@ class Ring:
         """Bytes of the rows held."""
         return (self.written - self.start) * self.spec.row_size * 4
 
-    def insert(self, rows: FloatArray) -> None:
-        """Write rows over the oldest.
+    def insert(self, rows: FloatArray) -> int:
+        """Write rows over the oldest; give how many of them hold a transition.
 
         Raises:
             SchemaError: more rows than the ring holds.
@@ -61,28 +67,44 @@ class Ring:
                 f"task {self.spec.name!r}: a push of {count} rows does not fit a ring of {capacity}: "
                 "raise --replay.capacity-rows or lower --collector.rollout-steps"
             )
+        acted = holds_transition(rows)
+        inserted = int(np.count_nonzero(acted))
         begin = self.written % capacity
         first = min(count, capacity - begin)
-        for target, source in ((self.rows[begin : begin + first], rows[:first]), (self.rows, rows[first:])):
-            target = target[: len(source)]
-            self.transitions += transitions(source) - transitions(target)
-            target[:] = source
+        overwritten = 0
+        for place, part in ((slice(begin, begin + first), slice(first)), (slice(count - first), slice(first, count))):
+            overwritten += int(np.count_nonzero(self._acted[place]))
+            self._acted[place] = acted[part]
+            self.rows[place] = rows[part]
+        self._memory[-1] = self._memory[0]
+        self.transitions += inserted - overwritten
         self.written += count
+        return inserted
 
-    def sample(self, count: int, generator: np.random.Generator) -> FloatArray:
-        """Draw transitions uniformly, with replacement: [count, row_size + obs_t], each with its next observation."""
-        capacity, width = len(self.rows), self.spec.observation_size
-        flags = row_flags(self.rows)
+    def sample(self, out: FloatArray, generator: np.random.Generator) -> None:
+        """Draw transitions uniformly, with replacement, each with its next observation.
+
+        Args:
+            out: contiguous [N, B, row_size + obs_t], where they go: N batches, each drawn on its own, then put in the
+                ring's order.
+            generator: what draws.
+        """
+        capacity, (batches, size, _) = len(self.rows), out.shape
         picked = np.empty(0, np.int64)
-        while len(picked) < count:
+        while len(picked) < batches * size:
             # The newest row never is a transition: a push ends with the observation it reached.
-            drawn = generator.integers(self.start, self.written - 1, size=count - len(picked) + 16) % capacity
-            picked = np.concatenate([picked, drawn[(flags[drawn] & TRANSITION) != 0]])
-        picked = picked[:count]
-        out = np.empty((count, self.spec.row_size + width), np.float32)
-        out[:, : self.spec.row_size] = self.rows[picked]
-        out[:, self.spec.row_size :] = self.rows[(picked + 1) % capacity, :width]
-        return out
+            count = batches * size - len(picked) + 16
+            drawn = generator.integers(self.start, self.written - 1, size=count) % capacity
+            picked = np.concatenate([picked, drawn[self._acted[drawn]]])
+        # In the order in which they lie, rows are read a fifth faster. Which batch has which row stays as drawn.
+        picked_by_batch = np.sort(picked[: batches * size].reshape(batches, size))
+        # A row and its next observation lie side by side: one item, copied whole, of an array whose items overlap.
+        windows: npt.NDArray[np.void] = np.ndarray(
+            capacity, self._window, self._memory, strides=self._memory.strides[:1]
+        )
+        # Batch by batch, so that what numpy gathers before it copies stays in the core's own cache.
+        for batch, rows in zip(out.view(self._window)[..., 0], picked_by_batch, strict=True):
+            batch[:] = windows[rows]
 
 
 class Replay:
@@ -116,18 +138,23 @@ class Replay:
             raise RunError(f"push {push.number} of {push.source} comes after {_RECEIPTS} later ones: it is not a retry")
         for task, rows in push.rows.items():
             self._check(task, rows)
-            if not np.isfinite(rows[:, :-1]).all():
+            # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
+            if not np.isfinite(rows).all():
                 raise RunError(
                     f"push {push.number} of {push.source}: data of task {task!r} is not finite; nothing of it is stored"
                 )
+            # Only now, when the pass above has brought the rows near.
+            given = push.statistics.get(task)
+            if given is not None and given.count != transitions(rows):
+                raise SchemaError(
+                    f"task {task!r}: statistics of {given.count} transitions with rows of {transitions(rows)}"
+                )
         frames = {}
         for task, rows in push.rows.items():
-            acted = (row_flags(rows) & TRANSITION) != 0
-            self._rings[task].insert(rows)
-            statistics = self._statistics[task]
-            statistics.add(rows[acted, : self._rings[task].spec.observation_size])
-            statistics.largest_return = max(statistics.largest_return, push.largest_returns.get(task, 0.0))
-            frames[task] = int(acted.sum()) * self._rings[task].spec.action_repeat
+            ring, known = self._rings[task], self._statistics[task]
+            known.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
+            known.largest_return = max(known.largest_return, push.largest_returns.get(task, 0.0))
+            frames[task] = ring.insert(rows) * ring.spec.action_repeat
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
         receipt = Receipt(push.source, push.number, frames)
@@ -171,22 +198,38 @@ class Replay:
             number = max(self._receipts.get(source, {}), default=-1) + 1
         return self.insert(Push(source=source, number=number, rows=rows))
 
-    def sample_rows(self, rows_per_task: int, batches: int = 1, tasks: tuple[str, ...] | None = None) -> Sampled:
+    def sample_rows(
+        self,
+        rows_per_task: int,
+        batches: int = 1,
+        tasks: tuple[str, ...] | None = None,
+        out: Mapping[str, FloatArray] | None = None,
+    ) -> Sampled:
         """Draw batches, equally many rows of every task.
+
+        Args:
+            rows_per_task: of each batch.
+            batches: how many.
+            tasks: which, in which order; by default all.
+            out: where the rows shall be written; by default new arrays.
 
         Raises:
             UsageError: a task is unknown or has no data yet.
         """
         tasks = tuple(self._rings) if tasks is None else tasks
-        rows = {}
         for task in tasks:
             ring = self._rings.get(task)
             if ring is None or not ring.transitions:
                 held = {name: ring.transitions for name, ring in self._rings.items()}
                 raise UsageError(f"no transition of task {task!r} to sample: the replay holds {held}")
-            drawn = ring.sample(rows_per_task * batches, self._generator)
-            rows[task] = drawn.reshape(batches, rows_per_task, -1)
-        return Sampled(rows, self._statistics)
+        if out is None:
+            out = {
+                task: np.empty(sampled_shape(self._rings[task].spec, rows_per_task, batches), np.float32)
+                for task in tasks
+            }
+        for task in tasks:
+            self._rings[task].sample(out[task], self._generator)
+        return Sampled(out, self._statistics)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
         """One batch as a lazy stack over tasks, each element a dense [B] of that task."""

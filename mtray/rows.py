@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mtray.specs import FloatArray
+from mtray.specs import FloatArray, TaskSpec
 
 # What a row's flags word says. Root flags are those of the state acted on, next flags those of the state reached.
 TRANSITION = 1
@@ -28,9 +28,19 @@ def bits(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 def row_flags(rows: FloatArray) -> npt.NDArray[np.int32]:
     """The flags words of rows [..., row_size]: a view."""
-    return cast(npt.NDArray[np.int32], rows[..., -1].view(np.int32))
+    return cast("npt.NDArray[np.int32]", rows[..., -1].view(np.int32))
+
+
+def holds_transition(rows: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which of these rows [..., row_size] hold a transition."""
+    return cast("npt.NDArray[np.bool_]", (row_flags(rows) & TRANSITION) != 0)
 
 
 def transitions(rows: FloatArray) -> int:
     """How many of these rows hold a transition."""
-    return int(np.count_nonzero(row_flags(rows) & TRANSITION))
+    return int(np.count_nonzero(holds_transition(rows)))
+
+
+def sampled_shape(spec: TaskSpec, rows_per_task: int, batches: int) -> tuple[int, int, int]:
+    """Shape of a task's rows as they are sampled, each with its next observation behind it."""
+    return batches, rows_per_task, spec.row_size + spec.observation_size

@@ -12,7 +12,7 @@ PACKAGE = Path(mtray.__file__).parent
 
 FLOORS = {
     # Words.
-    0: "__init__ batches config errors messages metrics pacing processes rows schema specs weights",
+    0: "__init__ batches config errors messages metrics pacing processes rows schema shared specs weights",
     # Parts; `testing` is for users' tests too.
     1: "checkpoint collector engines engines.dm_control engines.envpool engines.mujoco engines.suite engines.torchrl "
     "envs hosts learner losses makers networks placement replay tasks testing",

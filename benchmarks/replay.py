@@ -1,0 +1,351 @@
+"""How fast rows get into the replay and out of it, through Ray, against a memcpy of the same bytes.
+
+    python benchmarks/replay.py --json replay.json
+
+An actor calls the real replay actor as a collector and as the learner do, with two humanoid tasks. An insert counts
+when its receipt has come, a sample when the caller holds the arrays that `ray.get` gives. The bytes of an insert are
+those of its rows, the bytes of a sample those of its rows with their next observations. The baseline copies as many
+bytes, one after the other, between the same kinds of memory, on one core. Pushes walk through 64 MiB, rings and their
+like are as large or larger, so that what is copied is not in the core's own cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import harness
+
+TASKS = ("humanoid-stand", "humanoid-walk")
+# Copies of each task in one push of 32 steps: the default with two collectors, and larger ones.
+COPIES = (8, 32, 128)
+STEPS = 32
+BATCH_ROWS, BATCHES = 256, 16
+# What a core's own cache can't hold.
+WALK_BYTES = 64 * 2**20
+WARMUP_CALLS = 20
+
+
+class Caller:
+    """What a collector and the learner do with the replay, without their other work: each method gives bytes/s."""
+
+    def __init__(self, replay: Any, specs: Sequence[Any], capacity: int, seconds: float) -> None:
+        """Fill the replay to its capacity."""
+        import torch
+
+        from mtray.actors import Draws, Pusher
+        from mtray.shared import Block
+
+        torch.set_num_threads(1)
+        self._replay = replay
+        self._specs = tuple(specs)
+        self._seconds = seconds
+        self._draws = {
+            ahead: Draws(replay, specs, BATCH_ROWS // len(specs), BATCHES, calls_ahead=ahead) for ahead in (1, 2)
+        }
+        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
+        self._numbers = itertools.count()
+        self._blocks = {copies: Block.new(WALK_BYTES // 4) for copies in COPIES}
+        self._pushes = {copies: make_pushes(block, specs, copies) for copies, block in self._blocks.items()}
+        # Every push once, so that the replay has mapped all, then the largest until the rings are full.
+        ready = [push for pushes in self._pushes.values() for push in pushes]
+        largest = self._pushes[COPIES[-1]]
+        count = -(-capacity // len(largest[0][0][TASKS[0]]))
+        for rows, statistics in itertools.chain(ready, itertools.islice(itertools.cycle(largest), count)):
+            self._pushers[1].push(rows, statistics, {}, 0)
+        self._pushers[1].wait()
+
+    def ready(self) -> None:
+        """Nothing: this actor has started."""
+
+    def _rate(self, call: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> float:
+        """Calls per second, from the first one until all are finished."""
+        for _ in range(WARMUP_CALLS):
+            call()
+        finish()
+        calls, begin = 0, time.perf_counter()
+        while time.perf_counter() < begin + self._seconds:
+            call()
+            calls += 1
+        finish()
+        return calls / (time.perf_counter() - begin)
+
+    def copy_pushes(self, copies: int) -> float:
+        """The baseline of inserts: from where the pushes lie to memory like a ring's."""
+        import numpy as np
+
+        nbytes = push_bytes(self._specs, copies)
+        words, count = self._blocks[copies].words, len(self._pushes[copies])
+        source = words[: count * nbytes // 4].reshape(count, -1)
+        return self._copy(source, np.zeros_like(source))
+
+    def copy_samples(self) -> float:
+        """The baseline of samples: from memory like a ring's to as many blocks as the learner has."""
+        import numpy as np
+
+        from mtray.shared import Block
+
+        words = sample_bytes(self._specs) // 4
+        return self._copy(np.ones((WALK_BYTES // 4 // words, words), np.float32), Block.new(3 * words).words)
+
+    def _copy(self, source: Any, target: Any) -> float:
+        target = target.reshape(-1, source.shape[1])
+        pairs = zip(itertools.cycle(source), itertools.cycle(target), strict=True)
+
+        def call() -> None:
+            here, there = next(pairs)
+            there[:] = here
+
+        # Everything is written once before it is timed.
+        for _ in range(max(len(source), len(target))):
+            call()
+        return source[0].nbytes * self._rate(call)
+
+    def insert(self, copies: int, limit: int, count_too: bool = False) -> float:
+        """Pushes that are ready, or whose statistics are yet to be taken, so many under way at once."""
+        from mtray.messages import TaskStatistics
+
+        pushes, pusher = itertools.cycle(self._pushes[copies]), self._pushers[limit]
+
+        def call() -> None:
+            rows, statistics = next(pushes)
+            if count_too:
+                statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}
+            pusher.push(rows, statistics, {}, 0)
+
+        specs = self._specs
+        return push_bytes(specs, copies) * self._rate(call, pusher.wait)
+
+    def insert_by_store(self, copies: int, limit: int) -> float:
+        """Pushes that go through Ray's object store, as they do between nodes."""
+        import ray
+
+        from mtray.messages import Push
+
+        pushes = itertools.cycle(self._pushes[copies])
+
+        def send() -> Any:
+            rows, statistics = next(pushes)
+            push = Push(source="store", number=next(self._numbers), rows=dict(rows), statistics=statistics)
+            return self._replay.insert.remote(push)
+
+        ask = Ahead(send, limit, ray.get)
+        return push_bytes(self._specs, copies) * self._rate(ask.next, ask.finish)
+
+    def empty_calls(self, nbytes: int, limit: int) -> float:
+        """Calls that do nothing, counted as if each had carried so many bytes."""
+        import ray
+
+        ask = Ahead(self._replay.ready.remote, limit, ray.get)
+        return nbytes * self._rate(ask.next, ask.finish)
+
+    def sample(self, ahead: int, unpack: bool = False) -> float:
+        """Calls, so many ahead; with the batches that the learner makes of them, or without."""
+        from mtray.batches import unpack_batches
+
+        draws = self._draws[ahead]
+
+        def call() -> None:
+            sampled = draws.next()
+            if unpack:
+                unpack_batches(sampled.rows, self._specs)
+
+        return sample_bytes(self._specs) * self._rate(call)
+
+    def sample_by_store(self, ahead: int) -> float:
+        """Calls whose results go through Ray's object store, as they do between nodes."""
+        import ray
+
+        rows = BATCH_ROWS // len(self._specs)
+        ask = Ahead(lambda: self._replay.sample_rows.remote(rows, BATCHES), ahead, ray.get)
+        return sample_bytes(self._specs) * self._rate(ask.next, ask.finish)
+
+
+class Ahead:
+    """Calls under way, a fixed number."""
+
+    def __init__(self, call: Callable[[], Any], count: int, get: Callable[[Any], Any]) -> None:
+        """None is made yet."""
+        self._call, self._count, self._get = call, count, get
+        self._calls: deque[Any] = deque()
+
+    def next(self) -> None:
+        """Wait for the oldest if there are as many as shall be, then make another."""
+        if len(self._calls) == self._count:
+            self._get(self._calls.popleft())
+        self._calls.append(self._call())
+
+    def finish(self) -> None:
+        """Wait for all."""
+        while self._calls:
+            self._get(self._calls.popleft())
+
+
+class Ensemble:
+    """TorchRL's layout that is right and dense: a ReplayBufferEnsemble with a LazyTensorStorage per task, no Ray."""
+
+    def __init__(self, specs: Sequence[Any], capacity: int, seconds: float) -> None:
+        """Fill it to its capacity."""
+        import torch
+        from torchrl.data import LazyTensorStorage, ReplayBuffer, ReplayBufferEnsemble
+
+        torch.set_num_threads(1)
+        self._specs, self._seconds, self._copies = specs, seconds, COPIES[-1]
+        self._rollouts = {spec.name: make_rollout(spec, self._copies) for spec in specs}
+        self._buffers = {spec.name: ReplayBuffer(storage=LazyTensorStorage(capacity)) for spec in specs}
+        self._ensemble = ReplayBufferEnsemble(*self._buffers.values(), sample_from_all=True, batch_size=BATCH_ROWS)
+        for _ in range(-(-capacity // (self._copies * STEPS))):
+            self._extend()
+
+    def ready(self) -> None:
+        """Nothing: this actor is filled."""
+
+    def _extend(self) -> None:
+        for task, rollout in self._rollouts.items():
+            self._buffers[task].extend(rollout.reshape(-1))
+
+    def _rate(self, call: Callable[[], Any]) -> float:
+        call()
+        calls, begin = 0, time.perf_counter()
+        while time.perf_counter() < begin + self._seconds:
+            call()
+            calls += 1
+        return calls / (time.perf_counter() - begin)
+
+    def insert(self) -> float:
+        """The transitions of the largest push, as bytes of what mtray sends for them."""
+        return push_bytes(self._specs, self._copies) * self._rate(self._extend)
+
+    def sample(self) -> float:
+        """As many batches as one call to mtray's replay gives, as bytes of those."""
+        return sample_bytes(self._specs) * self._rate(lambda: [self._ensemble.sample() for _ in range(BATCHES)])
+
+
+def push_bytes(specs: Sequence[Any], copies: int) -> int:
+    return sum(4 * copies * (STEPS + 1) * spec.row_size for spec in specs)
+
+
+def sample_bytes(specs: Sequence[Any]) -> int:
+    return sum(4 * BATCHES * (BATCH_ROWS // len(specs)) * (spec.row_size + spec.observation_size) for spec in specs)
+
+
+def make_pushes(block: Any, specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
+    """Different pushes, as many as a block holds: rows where collectors pack them, and their statistics."""
+    import numpy as np
+
+    from mtray.messages import TaskStatistics
+    from mtray.rows import TRANSITION, row_flags
+    from mtray.shared import SharedRows
+
+    generator, nbytes = np.random.default_rng(copies), push_bytes(specs, copies)
+    pushes = []
+    for begin in range(0, WALK_BYTES - nbytes + 1, nbytes):
+        rows = SharedRows(block, begin // 4)
+        for spec in specs:
+            lanes = rows.add(spec.name, (copies * (STEPS + 1), spec.row_size)).reshape(copies, STEPS + 1, -1)
+            generator.random(out=lanes, dtype=np.float32)
+            # Laid as `batches.pack` does: each copy's last row holds the observation it reached.
+            row_flags(lanes)[:] = TRANSITION
+            lanes[:, -1, spec.observation_size :] = 0
+        statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}
+        pushes.append((rows, statistics))
+    return pushes
+
+
+def make_rollout(spec: Any, copies: int) -> Any:
+    """A task's rollout [K, L] with the keys that collectors write."""
+    import torch
+    from tensordict import TensorDict
+
+    size = (copies, STEPS)
+    observed = {key: torch.rand(*size, spec.observation_size) for key in ("observation", spec.key)}
+    flags = {key: torch.zeros(*size, 1, dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+    reached = TensorDict({**observed, **flags, "reward": torch.rand(*size, 1)}, size)
+    return TensorDict({**observed, **flags, "action": torch.rand(*size, spec.action_size), "next": reached}, size)
+
+
+def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[str, dict[str, list[float]]]:
+    """Every contender in turns, on a Ray of their own; gives baseline to contender to rates in MB/s."""
+    import ray
+
+    from mtray import actors
+    from mtray.config import Config, ReplayConfig
+    from mtray.tasks import resolve
+
+    begin = time.monotonic()
+    config = Config(tasks=TASKS, replay=ReplayConfig(capacity_rows=capacity))
+    specs = tuple(task.spec for task in resolve(config.tasks, config.engine))
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    # Ray's workers may not find the script's module.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with ray.init(address="local", num_cpus=3, **quiet):
+        replay = ray.remote(actors.Replay).remote(specs, config)
+        caller = ray.remote(Caller).remote(replay, specs, capacity, seconds)
+        ensemble = ray.remote(Ensemble).remote(specs, capacity, seconds)
+        ray.get([caller.ready.remote(), ensemble.ready.remote()])
+        groups = contenders(caller, ensemble, specs)
+        rates = harness.interleave(
+            {name: call for group in groups.values() for name, call in group.items()},
+            repeats,
+            budget - (time.monotonic() - begin),
+        )
+    return {baseline: {name: rates[name] for name in group} for baseline, group in groups.items()}
+
+
+def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, dict[str, Callable[[], float]]]:
+    """Baseline to contender to what gives its MB/s; each group has its baseline first."""
+
+    def rate(method: Any, *args: Any) -> Callable[[], float]:
+        return lambda: ray.get(method.remote(*args)) / 1e6
+
+    import ray
+
+    groups = {}
+    for copies in COPIES:
+        nbytes = push_bytes(specs, copies)
+        push, baseline = f"insert {copies} x {STEPS}", f"memcpy of {nbytes / 1e6:.2f} MB"
+        group = groups[baseline] = {baseline: rate(caller.copy_pushes, copies)}
+        for limit, manner in ((1, "one at a time"), (4, "4 under way")):
+            group[f"{push}, {manner}"] = rate(caller.insert, copies, limit)
+            group[f"{push}, {manner}: Ray's empty call"] = rate(caller.empty_calls, nbytes, limit)
+    group[f"{push}, 4 under way, statistics taken too"] = rate(caller.insert, copies, 4, True)
+    group[f"{push}, 4 under way, by Ray's store"] = rate(caller.insert_by_store, copies, 4)
+    group[f"{push}, torchrl ensemble in-process"] = rate(ensemble.insert)
+    nbytes = sample_bytes(specs)
+    draw, baseline = f"sample {BATCHES} x {BATCH_ROWS}", f"memcpy of {nbytes / 1e6:.2f} MB"
+    groups[baseline] = {
+        baseline: rate(caller.copy_samples),
+        f"{draw}, one at a time": rate(caller.sample, 1),
+        f"{draw}, 2 ahead": rate(caller.sample, 2),
+        f"{draw}, 2 ahead, unpacked": rate(caller.sample, 2, True),
+        f"{draw}, 2 ahead: Ray's empty call": rate(caller.empty_calls, nbytes, 2),
+        f"{draw}, 2 ahead, by Ray's store": rate(caller.sample_by_store, 2),
+        f"{draw}, torchrl ensemble in-process": rate(ensemble.sample),
+    }
+    return groups
+
+
+def main() -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--rows", type=int, default=200_000, help="rows of each task in the replay")
+    parser.add_argument("--seconds", type=float, help="of one measurement (1, or 0.5 with --quick)")
+    parser.add_argument("--repeats", type=int, help="of every contender (9, or 3 if time allows with --quick)")
+    options = parser.parse_args()
+    seconds = options.seconds or (0.5 if options.quick else 1.0)
+    repeats = options.repeats or (3 if options.quick else 9)
+    budget = harness.QUICK_SECONDS if options.quick else 3600.0
+    arguments = (options.rows, seconds, repeats, budget)
+    [groups] = harness.in_own_processes(measure, [arguments], timeout_seconds=budget + 300.0)
+    rows = [row for baseline, rates in groups.items() for row in harness.compare(rates, baseline, list(rates), "MB/s")]
+    harness.report(rows, len(next(iter(next(iter(groups.values())).values()))), options.json)
+    if options.plot:
+        harness.plot(rows, options.plot, "The replay through Ray, bytes per second, two humanoid tasks")
+
+
+if __name__ == "__main__":
+    main()
