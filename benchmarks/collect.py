@@ -5,7 +5,7 @@
 Humanoid-stand and humanoid-walk against dm_control's own loop, a process per core with random actions, and against
 EnvPool's own loop; cartpole-swingup and cheetah-run, whose simulators cost next to nothing, against EnvPool's. mtray's
 rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame; an action
-is held for one control step. TorchRL's rows have random actions.
+is held for one control step. A network acts in RayCollector's rows too, not in ParallelEnv's.
 
     python benchmarks/collect.py --peers DIR --json collect.json
 
@@ -113,8 +113,9 @@ def main() -> None:
     }
     others, left_out = ready(options.peers)
     theirs = {
-        "torchrl ParallelEnv": alone(torchrl.parallel_env, max(len(HUMANOID), cores)),
-        "torchrl RayCollector": alone(torchrl.ray_collector, max(len(HUMANOID), cores)),
+        "torchrl ParallelEnv": alone(torchrl.parallel_env, HUMANOID, max(len(HUMANOID), cores)),
+        "RayCollector, tasks together": alone(torchrl.ray_collector_together, HUMANOID, cores),
+        "RayCollector, a task each": alone(torchrl.ray_collector_apart, HUMANOID),
         **{peer.name: functools.partial(peer.measure, options.peers, *window) for peer in others},
     }
     baselines = {

@@ -17,7 +17,7 @@ from mtray.tasks import Task
 
 COPIES, STEPS = 48, 40
 QUICK = ["cartpole-swingup", "cheetah-run", "humanoid-walk", "reacher-easy", "finger-turn_easy"]
-SUITE = sorted(envpool_engine.task_names())
+SUITE = sorted(set(envpool_engine.task_names()) & set(task_names()))
 
 
 def sim_of(engine, name, copies, seed=0):
@@ -120,6 +120,85 @@ def test_same_seed_same_episode():
         sim.close()
     assert np.array_equal(states[0], states[1])
     assert not np.array_equal(states[0], states[2])
+
+
+def test_a_repeated_action_is_that_many_steps_and_their_rewards_summed():
+    once, twice = (
+        sim_of("envpool", "walker-walk", 3, seed=2),
+        Task("walker-walk", "envpool", action_repeat=2).make_sim(3, 2),
+    )
+    single, double = StepArrays.empty(3, once.spec), StepArrays.empty(3, once.spec)
+    once.reset(everyone(once), single.observation)
+    twice.reset(everyone(twice), double.observation)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        action = random.uniform(-1, 1, (3, 6)).astype(np.float32)
+        reward = np.zeros(3, np.float32)
+        for _ in range(2):
+            once.step(action, single)
+            reward += single.reward
+        twice.step(action, double)
+        assert np.array_equal(single.observation, double.observation)
+        assert np.array_equal(reward, double.reward)
+
+
+def test_an_episode_that_ends_within_a_repeat_stops_there():
+    sim = Task("cartpole-balance", "envpool", action_repeat=3).make_sim(2)
+    out = StepArrays.empty(2, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    action = np.zeros((2, 1), np.float32)
+    for step in range(1, 335):
+        # The second copy begins anew a hundred steps later, so the first ends alone.
+        if step == 101:
+            sim.reset(np.array([False, True]), out.observation)
+        sim.step(action, out)
+        assert out.truncated.tolist() == [step == 334, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("Pendulum-v1", 200), ("HalfCheetah-v5", 1000), ("metaworld-drawer-open", 500)]
+)
+def test_other_tasks_by_name_end_at_their_horizon(name, steps):
+    sim = Task(name, "envpool", action_repeat=2).make_sim(2, seed=1)
+    # They repeat actions as they were made to.
+    assert (sim.spec.horizon, sim.spec.action_repeat) == (steps, 1)
+    out = StepArrays.empty(2, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    first = out.observation.copy()
+    low, high = np.array(sim.spec.action_low), np.array(sim.spec.action_high)
+    random = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        sim.step(random.uniform(low, high, (2, len(low))).astype(np.float32), out)
+        assert out.truncated.tolist() == [step == steps] * 2
+        assert np.isfinite(out.observation).all()
+        assert np.isfinite(out.reward).all()
+    assert not np.array_equal(out.observation, first)
+    assert not np.array_equal(out.observation[0], out.observation[1])
+    last = out.observation.copy()
+    sim.reset(np.array([True, False]), out.observation)
+    assert np.array_equal(out.observation[1], last[1])
+    assert not np.array_equal(out.observation[0], last[0])
+
+
+def test_a_task_that_falls_over_is_terminated_not_truncated():
+    sim = sim_of("envpool", "Hopper-v5", 4)
+    out = StepArrays.empty(4, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    for _ in range(200):
+        sim.step(np.ones((4, 3), np.float32), out)
+        if out.terminated.any():
+            break
+    assert out.terminated.any()
+    assert not out.truncated.any()
+
+
+def test_the_sets_of_other_tasks():
+    sets = envpool_engine.task_sets()
+    assert len(sets["metaworld"]) == 50
+    assert {"metaworld-reach", "metaworld-button-press-topdown-wall"} <= set(sets["metaworld"])
+    assert "Ant-v5" in sets["gymnasium"]
+    for name in sets["gymnasium"]:
+        assert envpool_engine.spec_of(name, 1).observation_size > 0
 
 
 def test_no_dm_control_task_is_missing():

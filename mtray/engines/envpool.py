@@ -81,20 +81,25 @@ def spec_of(name: str, action_repeat: int) -> TaskSpec:
     """dm_control's spec of a task of the suite, EnvPool's own of another; those repeat actions as they are made to."""
     if _is_suite(name):
         return dataclasses.replace(reference.spec_of(name, action_repeat), engine=NAME)
-    with warnings.catch_warnings():
-        # Gymnasium remarks that bounds given in float64 lose digits as float32.
-        warnings.simplefilter("ignore")
-        found = envpool.make_spec(task_names()[name])
-        observation, action = found.observation_space, found.action_space
+    observation, action, steps = _spaces(name)
     return TaskSpec(
         name=name,
         engine=NAME,
         observation=((OBSERVATION, int(np.prod(observation.shape))),),
         action_low=tuple(action.low.astype(np.float64).tolist()),
         action_high=tuple(action.high.astype(np.float64).tolist()),
-        horizon=int(found.config.max_episode_steps),
+        horizon=steps,
         time_step_seconds=None,
     )
+
+
+def _spaces(name: str) -> tuple[Any, Any, int]:
+    """Gymnasium's spaces of observation and action, and the steps of an episode."""
+    with warnings.catch_warnings():
+        # Gymnasium remarks that bounds given in float64 lose digits as float32.
+        warnings.simplefilter("ignore")
+        found = envpool.make_spec(task_names()[name])
+        return found.observation_space, found.action_space, int(found.config.max_episode_steps)
 
 
 def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> EnvPoolSim:
@@ -119,12 +124,12 @@ class EnvPoolSim(BatchSim):
         # EnvPool's seeds are ints of 32 bits with a sign.
         settings = {"num_envs": self.num_envs, "num_threads": self._threads, "seed": seed % (2**31)}
         make = envpool.make_dm if self._suite else envpool.make_gymnasium
-        self._dtype = np.float64 if self._suite else envpool.make_spec(self._pool_name).action_space.dtype
-        self._pool: Any = make(self._pool_name, **settings)
-
-    @property
-    def _pool_name(self) -> str:
-        return task_names()[self.spec.name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._pool: Any = make(task_names()[self.spec.name], **settings)
+            # Made when they are first asked for, which a reset does.
+            self._dtype = np.float64 if self._suite else self._pool.action_space.dtype
+            _ = self._pool.observation_space
 
     def seed(self, seed: int) -> None:
         """Start the pool anew: a pool is seeded when it is made."""
