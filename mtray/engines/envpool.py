@@ -118,6 +118,7 @@ class EnvPoolSim(BatchSim):
         self._everyone = np.arange(num_envs, dtype=np.int32)
         self._slices = self.spec.slices
         self._suite = _is_suite(spec.name)
+        self._dtype = np.dtype(np.float64)
         self._open(seed)
 
     def _open(self, seed: int) -> None:
@@ -127,9 +128,9 @@ class EnvPoolSim(BatchSim):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._pool: Any = make(task_names()[self.spec.name], **settings)
-            # Made when they are first asked for, which a reset does.
-            self._dtype = np.float64 if self._suite else self._pool.action_space.dtype
-            _ = self._pool.observation_space
+            if not self._suite:
+                # Spaces are made when they are first asked for, which a reset would do.
+                self._dtype, _ = self._pool.action_space.dtype, self._pool.observation_space
 
     def seed(self, seed: int) -> None:
         """Start the pool anew: a pool is seeded when it is made."""
