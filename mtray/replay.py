@@ -85,18 +85,21 @@ class Ring:
         """Draw transitions uniformly, with replacement, each with its next observation.
 
         Args:
-            out: contiguous [N, B, row_size + obs_t], where they go: N batches, each drawn on its own, then put in the
-                ring's order.
+            out: contiguous [N, B, row_size + obs_t], where they go: N batches, each drawn on its own, then put from
+                the oldest row to the newest.
             generator: what draws.
         """
         capacity, (batches, size, _) = len(self.rows), out.shape
+        # From the oldest to before the newest: that is no transition, a push ends with the observation it reached.
+        # What lies before the ring's start is counted from its end, as numpy does.
+        newest = (self.written - 1) % capacity
+        oldest = newest - (self.written - 1 - self.start)
         picked = np.empty(0, np.int64)
         while len(picked) < batches * size:
-            # The newest row never is a transition: a push ends with the observation it reached.
-            count = batches * size - len(picked) + 16
-            drawn = generator.integers(self.start, self.written - 1, size=count) % capacity
+            missing = batches * size - len(picked)
+            drawn = generator.integers(oldest, newest, size=missing + missing // 16 + 16)
             picked = np.concatenate([picked, drawn[self._acted[drawn]]])
-        # In the order in which they lie, rows are read a fifth faster. Which batch has which row stays as drawn.
+        # In this order they are read a fifth faster. Which batch has which rows stays as drawn.
         picked_by_batch = np.sort(picked[: batches * size].reshape(batches, size))
         # A row and its next observation lie side by side: one item, copied whole, of an array whose items overlap.
         windows: npt.NDArray[np.void] = np.ndarray(
