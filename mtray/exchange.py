@@ -1,7 +1,7 @@
 """How collectors and the learner talk to the replay actor: pushes and draws, some of them always under way.
 
-Within a node their rows lie in blocks (`mtray.shared`), and what Ray carries is a small message, pickled here: Ray's
-own serializer takes several times as long for one, 15 percent of a whole call. To and from another node, Ray carries all.
+Within a node their rows lie in blocks (`mtray.shared`) and Ray carries a small message, pickled here: Ray's own
+serializer takes longer for one, by a tenth of a whole call. To and from another node Ray carries everything.
 """
 
 from __future__ import annotations
