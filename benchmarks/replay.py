@@ -4,9 +4,9 @@
 
 An actor calls the real replay actor as a collector and as the learner do, with two humanoid tasks. An insert counts
 when its receipt has come, a sample when the caller holds the arrays that `ray.get` gives. The bytes of an insert are
-those of its rows, the bytes of a sample those of its rows with their next observations. The baseline copies as many
-bytes, one after the other, between the same kinds of memory, on one core. Pushes walk through 64 MiB, rings and their
-like are as large or larger, so that what is copied is not in the core's own cache.
+those of its rows, the bytes of a sample those of its rows with their next observations. The baseline copies arrays of
+as many bytes, on one core, from one 64 MiB to another in turns, so that neither source nor target is in the core's own
+cache. Pushes walk through 64 MiB likewise, and the rings are larger.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TASKS = ("humanoid-stand", "humanoid-walk")
 COPIES = (8, 32, 128)
 STEPS = 32
 BATCH_ROWS, BATCHES = 256, 16
-# What a core's own cache can't hold.
+# Many times what a core's own cache holds.
 WALK_BYTES = 64 * 2**20
 WARMUP_CALLS = 20
 
@@ -38,8 +38,7 @@ class Caller:
         """Fill the replay to its capacity."""
         import torch
 
-        from mtray.actors import Draws, Pusher
-        from mtray.shared import Block
+        from mtray.exchange import Draws, Pusher
 
         torch.set_num_threads(1)
         self._replay = replay
@@ -50,8 +49,7 @@ class Caller:
         }
         self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
         self._numbers = itertools.count()
-        self._blocks = {copies: Block.new(WALK_BYTES // 4) for copies in COPIES}
-        self._pushes = {copies: make_pushes(block, specs, copies) for copies, block in self._blocks.items()}
+        self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
         # Every push once, so that the replay has mapped all, then the largest until the rings are full.
         ready = [push for pushes in self._pushes.values() for push in pushes]
         largest = self._pushes[COPIES[-1]]
@@ -75,36 +73,18 @@ class Caller:
         finish()
         return calls / (time.perf_counter() - begin)
 
-    def copy_pushes(self, copies: int) -> float:
-        """The baseline of inserts: from where the pushes lie to memory like a ring's."""
+    def copy(self, nbytes: int) -> float:
+        """The baseline."""
         import numpy as np
 
-        nbytes = push_bytes(self._specs, copies)
-        words, count = self._blocks[copies].words, len(self._pushes[copies])
-        source = words[: count * nbytes // 4].reshape(count, -1)
-        return self._copy(source, np.zeros_like(source))
-
-    def copy_samples(self) -> float:
-        """The baseline of samples: from memory like a ring's to as many blocks as the learner has."""
-        import numpy as np
-
-        from mtray.shared import Block
-
-        words = sample_bytes(self._specs) // 4
-        return self._copy(np.ones((WALK_BYTES // 4 // words, words), np.float32), Block.new(3 * words).words)
-
-    def _copy(self, source: Any, target: Any) -> float:
-        target = target.reshape(-1, source.shape[1])
-        pairs = zip(itertools.cycle(source), itertools.cycle(target), strict=True)
+        source, target = (np.full((WALK_BYTES // nbytes, nbytes), fill, np.uint8) for fill in (1, 2))
+        pairs = itertools.cycle(zip(source, target, strict=True))
 
         def call() -> None:
             here, there = next(pairs)
             there[:] = here
 
-        # Everything is written once before it is timed.
-        for _ in range(max(len(source), len(target))):
-            call()
-        return source[0].nbytes * self._rate(call)
+        return nbytes * self._rate(call)
 
     def insert(self, copies: int, limit: int, count_too: bool = False) -> float:
         """Pushes that are ready, or whose statistics are yet to be taken, so many under way at once."""
@@ -234,15 +214,16 @@ def sample_bytes(specs: Sequence[Any]) -> int:
     return sum(4 * BATCHES * (BATCH_ROWS // len(specs)) * (spec.row_size + spec.observation_size) for spec in specs)
 
 
-def make_pushes(block: Any, specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
-    """Different pushes, as many as a block holds: rows where collectors pack them, and their statistics."""
+def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
+    """Different pushes, as many as fill a block: rows where collectors pack them, and their statistics."""
     import numpy as np
 
     from mtray.messages import TaskStatistics
     from mtray.rows import TRANSITION, row_flags
-    from mtray.shared import SharedRows
+    from mtray.shared import Block, SharedRows
 
-    generator, nbytes = np.random.default_rng(copies), push_bytes(specs, copies)
+    generator, block = np.random.default_rng(copies), Block.new(WALK_BYTES // 4)
+    nbytes = push_bytes(specs, copies)
     pushes = []
     for begin in range(0, WALK_BYTES - nbytes + 1, nbytes):
         rows = SharedRows(block, begin // 4)
@@ -309,7 +290,7 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
     for copies in COPIES:
         nbytes = push_bytes(specs, copies)
         push, baseline = f"insert {copies} x {STEPS}", f"memcpy of {nbytes / 1e6:.2f} MB"
-        group = groups[baseline] = {baseline: rate(caller.copy_pushes, copies)}
+        group = groups[baseline] = {baseline: rate(caller.copy, nbytes)}
         for limit, manner in ((1, "one at a time"), (4, "4 under way")):
             group[f"{push}, {manner}"] = rate(caller.insert, copies, limit)
             group[f"{push}, {manner}: Ray's empty call"] = rate(caller.empty_calls, nbytes, limit)
@@ -319,7 +300,7 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
     nbytes = sample_bytes(specs)
     draw, baseline = f"sample {BATCHES} x {BATCH_ROWS}", f"memcpy of {nbytes / 1e6:.2f} MB"
     groups[baseline] = {
-        baseline: rate(caller.copy_samples),
+        baseline: rate(caller.copy, nbytes),
         f"{draw}, one at a time": rate(caller.sample, 1),
         f"{draw}, 2 ahead": rate(caller.sample, 2),
         f"{draw}, 2 ahead, unpacked": rate(caller.sample, 2, True),

@@ -11,23 +11,21 @@ from __future__ import annotations
 
 import collections
 import functools
-import math
 import os
+import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
+from mtray import shared
 from mtray.config import Config
-from mtray.errors import RunError
+from mtray.exchange import Draws, Pusher
 from mtray.messages import Push, Receipt, Report, Sampled, TaskStatistics
-from mtray.metrics import Clock
 from mtray.processes import start_fork_server
 from mtray.replay import Replay as _Replay
-from mtray.rows import sampled_shape
-from mtray.shared import Address, Block, SharedRows
+from mtray.shared import Address
 from mtray.specs import FloatArray, TaskSpec, observation_width
 from mtray.tasks import Task, engine_modules
 
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
     from mtray.collector import Rollout
     from mtray.placement import Share
     from mtray.weights import Weights
-
-# How often a push is sent before the replay counts as lost.
-_PUSH_ATTEMPTS = 5
 
 
 class Replay:
@@ -55,13 +50,21 @@ class Replay:
         """Store a push once."""
         return self._replay.insert(push)
 
+    def sample_rows(self, rows_per_task: int, batches: int) -> Sampled:
+        """Draw batches over all tasks."""
+        return self._replay.sample_rows(rows_per_task, batches)
+
     def reaches(self, address: Address) -> bool:
         """Whether rows may come and go in that process's blocks."""
-        return address.reached()
+        return shared.reaches(address)
 
-    def sample_rows(self, rows_per_task: int, batches: int, out: SharedRows | None = None) -> Sampled:
-        """Draw batches over all tasks, into a block if one is lent."""
-        return self._replay.sample_rows(rows_per_task, batches, out=out)
+    def insert_near(self, push: bytes) -> bytes:
+        """`insert` of rows in a block, both ways pickled by the caller's side: see `mtray.exchange`."""
+        return pickle.dumps(self._replay.insert(pickle.loads(push)))
+
+    def sample_near(self, rows_per_task: int, batches: int, out: bytes) -> bytes:
+        """`sample_rows` into a block."""
+        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out)))
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Frames inserted ever, per task and per source."""
@@ -74,124 +77,6 @@ class Replay:
     def load(self, state: dict[str, Any], rows: dict[str, FloatArray]) -> None:
         """Continue from a snapshot."""
         self._replay.load(state, rows)
-
-
-class _Lender:
-    """Blocks that are lent to an actor on the same node, in turns."""
-
-    def __init__(self, borrower: Any, count: int, words: int, timeout_seconds: float | None = None) -> None:
-        self._borrower = borrower
-        self._timeout = timeout_seconds
-        self._blocks = collections.deque(Block.new(words) for _ in range(count))
-        self._near: bool | None = None
-
-    def lend(self) -> SharedRows | None:
-        """The block whose turn it is, which must be free again; None if the borrower is on another node."""
-        if self._near is None:
-            try:
-                self._near = ray.get(self._borrower.reaches.remote(self._blocks[0].address), timeout=self._timeout)
-            except (ActorUnavailableError, GetTimeoutError):
-                # It is asked again next time.
-                return None
-        self._blocks.rotate(1)
-        return SharedRows(self._blocks[0]) if self._near else None
-
-
-class Pusher:
-    """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
-
-    def __init__(
-        self, target: Any, source: str, limit: int, timeout_seconds: float, words: int, clock: Clock | None = None
-    ) -> None:
-        """Send pushes of at most so many float32 to a replay, under a name of one's own."""
-        self._target = target
-        self._source = source
-        self._limit = limit
-        self._timeout = timeout_seconds
-        self._clock = clock or Clock()
-        self._number = 0
-        self._pending: collections.deque[tuple[Push, Any]] = collections.deque()
-        # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
-        # the message come later, it is known by its id and the block is not read.
-        self._lender = _Lender(target, limit + 1, words, timeout_seconds)
-
-    def lend(self) -> SharedRows | None:
-        """Where to put the rows of the next push; None if they are to be put anywhere."""
-        return self._lender.lend()
-
-    def push(
-        self,
-        rows: Mapping[str, FloatArray],
-        statistics: Mapping[str, TaskStatistics],
-        largest_returns: Mapping[str, float],
-        weights_version: int,
-    ) -> None:
-        """Send rows, once fewer pushes than the limit are unanswered."""
-        self.wait(self._limit - 1)
-        push = Push(
-            source=self._source,
-            number=self._number,
-            rows=rows,
-            statistics=statistics,
-            largest_returns=largest_returns,
-            weights_version=weights_version,
-        )
-        self._number += 1
-        self._pending.append((push, self._target.insert.remote(push)))
-
-    def wait(self, left: int = 0) -> None:
-        """Wait until at most ``left`` pushes are unanswered."""
-        self._clock.lap("push")
-        while len(self._pending) > left:
-            push, answer = self._pending[0]
-            for _ in range(_PUSH_ATTEMPTS):
-                try:
-                    ray.get(answer, timeout=self._timeout)
-                    break
-                except (ActorUnavailableError, GetTimeoutError):
-                    # It may have been stored or not: the replay tells by the push's id.
-                    answer = self._target.insert.remote(push)
-            else:
-                raise RunError(f"push {push.number} of {push.source} was not answered in {_PUSH_ATTEMPTS} attempts")
-            self._pending.popleft()
-        self._clock.lap("receipt")
-
-
-class Draws:
-    """Calls to the replay that are always some ahead of who reads them."""
-
-    def __init__(
-        self, source: Any, specs: Sequence[TaskSpec], rows_per_task: int, batches: int, calls_ahead: int
-    ) -> None:
-        """Draw so many batches per call from a replay."""
-        self._source = source
-        self._size = rows_per_task, batches
-        self._shapes = {spec.name: sampled_shape(spec, rows_per_task, batches) for spec in specs}
-        self._calls_ahead = calls_ahead
-        self._calls: collections.deque[Any] = collections.deque()
-        # One is being read while the others are written.
-        words = sum(math.prod(shape) for shape in self._shapes.values())
-        self._lender = _Lender(source, calls_ahead + 1, words)
-
-    def next(self) -> Sampled:
-        """The next call's batches, which are overwritten when this is called again."""
-        self._ask()
-        sampled: Sampled = ray.get(self._calls.popleft())
-        self._ask()
-        return sampled
-
-    def settle(self) -> None:
-        """Wait until every draw that is under way is made."""
-        if self._calls:
-            ray.wait(list(self._calls), num_returns=len(self._calls))
-
-    def _ask(self) -> None:
-        while len(self._calls) < self._calls_ahead:
-            lent = self._lender.lend()
-            if lent is not None:
-                for task, shape in self._shapes.items():
-                    lent.add(task, shape)
-            self._calls.append(self._source.sample_rows.remote(*self._size, lent))
 
 
 class Collector:

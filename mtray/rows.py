@@ -36,11 +36,6 @@ def holds_transition(rows: FloatArray) -> npt.NDArray[np.bool_]:
     return cast("npt.NDArray[np.bool_]", (row_flags(rows) & TRANSITION) != 0)
 
 
-def transitions(rows: FloatArray) -> int:
-    """How many of these rows hold a transition."""
-    return int(np.count_nonzero(holds_transition(rows)))
-
-
 def sampled_shape(spec: TaskSpec, rows_per_task: int, batches: int) -> tuple[int, int, int]:
     """Shape of a task's rows as they are sampled, each with its next observation behind it."""
     return batches, rows_per_task, spec.row_size + spec.observation_size

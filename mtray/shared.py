@@ -39,10 +39,10 @@ class Address:
         """The block as a file."""
         return f"/proc/{self.process}/fd/{self.descriptor}"
 
-    def reached(self) -> bool:
+    def exists(self) -> bool:
         """Whether it is found from here. Another node may have such a process too, but not with this name."""
         try:
-            return os.readlink(self.path) == f"/memfd:{self.name} (deleted)" and os.access(self.path, os.R_OK | os.W_OK)
+            return os.readlink(self.path) == f"/memfd:{self.name} (deleted)"
         except OSError:
             return False
 
@@ -106,6 +106,15 @@ _own: weakref.WeakValueDictionary[str, Block] = weakref.WeakValueDictionary()
 _others: dict[str, Block] = {}
 
 
+def reaches(address: Address) -> bool:
+    """Whether this process can map another's block."""
+    try:
+        _map(address)
+    except OSError:
+        return False
+    return True
+
+
 def _find(address: Address, begin: int, shapes: Mapping[str, tuple[int, ...]]) -> SharedRows:
     rows = SharedRows(_own.get(address.name) or _others.get(address.name) or _map(address), begin)
     for task, shape in shapes.items():
@@ -115,9 +124,9 @@ def _find(address: Address, begin: int, shapes: Mapping[str, tuple[int, ...]]) -
 
 def _map(address: Address) -> Block:
     # What is found no more has lost its owner.
-    for gone in [name for name, block in _others.items() if not block.address.reached()]:
+    for gone in [name for name, block in _others.items() if not block.address.exists()]:
         del _others[gone]
-    if not address.reached():
+    if not address.exists():
         raise FileNotFoundError(f"process {address.process} holds no block {address.name} for this one to map")
     descriptor = os.open(address.path, os.O_RDWR)
     try:

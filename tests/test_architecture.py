@@ -17,7 +17,7 @@ FLOORS = {
     1: "checkpoint collector engines engines.dm_control engines.envpool engines.mujoco engines.suite engines.torchrl "
     "envs hosts learner losses makers networks placement replay tasks testing",
     # The cluster.
-    2: "actors crew supervisor",
+    2: "actors crew exchange supervisor",
     # Programs.
     3: "__main__ evaluate launch report",
 }

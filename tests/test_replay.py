@@ -16,9 +16,9 @@ from torchrl.data import ListStorage, ReplayBuffer
 from mtray.batches import pack, unpack_batches
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
-from mtray.messages import Push
+from mtray.messages import Push, TaskStatistics
 from mtray.replay import Replay
-from mtray.rows import TRANSITION, row_flags
+from mtray.rows import TRANSITION, row_flags, sampled_shape
 from mtray.schema import by_task
 from mtray.specs import observation_width
 from tests.makers import (
@@ -295,6 +295,32 @@ def test_statistics_are_those_of_every_observation_inserted_also_of_those_overwr
         np.testing.assert_allclose(statistics[task].square / (len(every) - 1), every.var(0, ddof=1), rtol=1e-9)
 
 
+def test_statistics_that_come_with_a_push_are_those_the_replay_would_take():
+    given_with, taken = make_replay(1000), make_replay(1000)
+    for number in range(3):
+        # More rows than are looked at in one go, with breaks among them.
+        rows = {"wide": pack(rollout_of("wide", number, lanes=4, steps=100), BY_NAME["wide"], WIDTH)}
+        statistics = {"wide": TaskStatistics.of(rows["wide"], 5)}
+        given_with.insert(Push(source="local", number=number, rows=rows, statistics=statistics))
+        taken.insert(Push(source="local", number=number, rows=rows))
+    assert given_with.state()["statistics"] == taken.state()["statistics"]
+    assert taken.state()["statistics"]["wide"][0] == 1200
+
+
+def test_statistics_of_chunks_are_those_of_all():
+    generator = default_rng(0)
+    data = random_transitions(SPECS[0], WIDTH, 1000, generator)
+    data["observation_left"] = torch.from_numpy(generator.normal(1000.0, [0.1, 1.0, 10.0], (1000, 3))).float()
+    data["observation"][:, :3] = data["observation_left"]
+    for key in (("next", "observation"), ("next", "observation_left")):
+        data[key].zero_()
+    rows, observed = pack(data, SPECS[0], WIDTH), data["observation_left"].double().numpy()
+    found = TaskStatistics.of(rows, 3)
+    assert (found.count, len(rows) > 1000) == (1000, True)
+    np.testing.assert_allclose(found.mean, observed.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.square, observed.var(0) * 1000, rtol=1e-9)
+
+
 def test_transitions_are_those_that_torchrls_list_storage_holds():
     replay, oracle = make_replay(1000), ReplayBuffer(storage=ListStorage(100), collate_fn=list)
     generator = default_rng(0)
@@ -364,6 +390,16 @@ def test_push_as_large_as_the_ring_replaces_all():
     assert_same_bits(held_transitions(replay, "left"), data.reshape(-1))
 
 
+def test_statistics_of_other_rows_are_refused_and_nothing_of_their_push_is_stored():
+    replay = make_replay()
+    before = json.dumps(replay.state())
+    rows = {"left": pack(rollout_of("left"), SPECS[0], WIDTH)}
+    other = {"left": TaskStatistics.of(rows["left"][2:], 3)}
+    with pytest.raises(SchemaError, match=r"'left': statistics of \d transitions came with rows of 8"):
+        replay.insert(Push(source="one", number=0, rows=rows, statistics=other))
+    assert json.dumps(replay.state()) == before
+
+
 def test_rollout_that_breaks_its_schema_is_refused():
     data = rollout_of("left").set("bonus", torch.zeros(2, 4, 1))
     replay = make_replay()
@@ -416,6 +452,43 @@ def test_every_transition_held_is_drawn_equally_often(wrapped):
     counts = [drawn.count(value) for value in held]
     assert sum(counts) == 20_000
     assert chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("batch", [0, 3, 7])
+def test_every_batch_is_drawn_from_the_whole_ring(batch):
+    # Rows lie in a batch in the ring's order, and a call's batches must not share the ring out between them.
+    replay = make_replay(capacity=64, seed=3)
+    data, _, _ = numbered_rollout(SPECS[0], WIDTH, np.zeros((1, 20), bool), 1)
+    replay.extend(data)
+    drawn = [replay.sample_rows(8, 8, ("left",)).rows["left"][batch, :, 0] for _ in range(500)]
+    assert chisquare(np.unique(np.concatenate(drawn), return_counts=True)[1]).pvalue > 0.01
+    first = [rows[0] for rows in drawn]
+    # The batch's oldest of eight draws among twenty states: about the second of them, seldom one of the upper half.
+    assert np.mean(first) < 5
+
+
+def test_last_slots_transition_leads_to_the_first_slot_however_often_that_is_overwritten():
+    replay, state = make_replay(capacity=12), 1
+    seen = set()
+    for _ in range(40):
+        # Five rows at a time: the ring's end falls everywhere in a push.
+        data, record, state = numbered_rollout(SPECS[0], WIDTH, np.zeros((1, 4), bool), state)
+        replay.extend(data)
+        expected = {acted: after for acted, after, _ in record} | {state_: state_ + 1 for state_ in seen}
+        rows = replay.sample_rows(200, tasks=("left",)).rows["left"][0]
+        assert all(expected[int(row[0])] == int(after) for row in rows for after in row[SPECS[0].row_size :])
+        seen |= {int(acted) for acted in expected}
+
+
+def test_rows_are_drawn_into_arrays_that_are_given():
+    one, other = make_replay(seed=4), make_replay(seed=4)
+    for replay in (one, other):
+        fill(replay)
+    out = {spec.name: np.full(sampled_shape(spec, 6, 5), np.nan, np.float32) for spec in SPECS}
+    found = one.sample_rows(6, 5, out=out).rows
+    for task, rows in other.sample_rows(6, 5).rows.items():
+        assert found[task] is out[task]
+        assert rows.tobytes() == out[task].tobytes()
 
 
 def test_same_seed_draws_the_same_and_another_does_not():
@@ -555,3 +628,20 @@ def test_values_that_are_not_finite_are_refused_with_the_push_and_the_task(key, 
     with pytest.raises(RunError, match=f"push 0 of local: data of task '{spec.name}' is not finite"):
         replay.extend(data)
     assert json.dumps(replay.state()) == before
+
+
+def test_statistics_do_not_stand_for_data_that_is_not_finite():
+    replay, rows = make_replay(), pack(rollout_of("left"), SPECS[0], WIDTH)
+    statistics = {"left": TaskStatistics.of(rows, 3)}
+    rows[-1, 0] = np.inf
+    before = json.dumps(replay.state())
+    with pytest.raises(RunError, match="data of task 'left' is not finite"):
+        replay.insert(Push(source="local", number=0, rows={"left": rows}, statistics=statistics))
+    assert json.dumps(replay.state()) == before
+
+
+def test_the_largest_finite_values_are_stored():
+    replay, rows = make_replay(), pack(rollout_of("left"), SPECS[0], WIDTH)
+    rows[:, :-1] = np.finfo(np.float32).max
+    replay.insert(Push(source="local", number=0, rows={"left": rows}))
+    assert replay.rows("left").tobytes() == rows.tobytes()

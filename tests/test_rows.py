@@ -10,7 +10,7 @@ from tensordict import LazyStackedTensorDict
 
 from mtray.batches import Batch, pack, unpack_batches
 from mtray.errors import SchemaError
-from mtray.rows import TRANSITION, row_flags, transitions
+from mtray.rows import TRANSITION, holds_transition, row_flags
 from mtray.schema import validate
 from mtray.specs import observation_width
 from tests.makers import assert_same_bits, bits, make_spec, numbered_rollout, random_rollout, random_transitions
@@ -64,10 +64,26 @@ def test_extra_row_only_where_a_step_does_not_lead_to_the_next(run):
         rows = pack(data, spec, width)
         assert rows.dtype == np.float32
         assert rows.shape == (breaks.size + breaks.sum(), spec.row_size)
-        assert transitions(rows) == breaks.size
-        acted = (row_flags(rows) & TRANSITION) != 0
+        acted = holds_transition(rows)
+        assert acted.sum() == breaks.size
         expected = [kind for broken in breaks.reshape(-1) for kind in ([True, False] if broken else [True])]
         assert acted.tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(runs())
+def test_memory_that_rows_are_packed_into_may_hold_anything(run):
+    specs, width, rollouts = run
+    for spec, (data, _) in zip(specs, rollouts, strict=True):
+        given_arrays = []
+
+        def used(shape, kept=given_arrays):
+            kept.append(np.full(shape, np.nan, np.float32))
+            return kept[0]
+
+        rows = pack(data, spec, width, used)
+        assert rows is given_arrays[0]
+        assert rows.tobytes() == pack(data, spec, width).tobytes()
 
 
 @settings(max_examples=40, deadline=None)
