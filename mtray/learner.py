@@ -8,7 +8,8 @@ divided by the scale when a batch is used, so old rows never go stale.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,6 +47,42 @@ def _check_finite(batch: Batch) -> None:
         raise RunError(f"data of {', '.join(bad)} is not finite: no update is made with it")
 
 
+@dataclass(frozen=True)
+class _Scales:
+    """What an update scales by, each [n, 1]."""
+
+    reward: Tensor
+    temperature: Tensor
+
+
+@torch.no_grad()
+def _flatten(parameters: Sequence[Tensor]) -> Tensor:
+    """Move parameters into one vector, of which each becomes a view; gives the vector."""
+    values = torch.cat([parameter.reshape(-1) for parameter in parameters])
+    parts = values.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    return values
+
+
+class _Flat:
+    """Parameters as one vector with its AdamW: one kernel per update instead of one per parameter."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], config: LearnerConfig) -> None:
+        self.parameters = list(parameters)
+        self.values = nn.Parameter(_flatten(self.parameters))
+        self.gradient = torch.zeros_like(self.values)
+        self.values.grad = self.gradient
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimiser = torch.optim.AdamW([self.values], lr=rate, weight_decay=decay, fused=True)
+
+    def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """Descend, given what the loss's gradient is by each of the outputs; nothing else is differentiated."""
+        parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
+        torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
+        self.optimiser.step()
+
+
 class Learner:
     """Backbones, heads, optimisers, and the update that moves them."""
 
@@ -77,20 +114,17 @@ class Learner:
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.largest_return = torch.zeros(tasks, device=self.device)
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
-        self._actor_parameters = [*self.policy.backbone.parameters(), *self.policy.heads.parameters()]
-        self._critic_optimiser = self._adamw(self.critic.parameters())
-        self._actor_optimiser = self._adamw(self._actor_parameters)
+        actor = [*self.policy.backbone.parameters(), *self.policy.heads.parameters()]
+        self._critic_flat = _Flat(list(self.critic.parameters()), config)
+        self._actor_flat = _Flat(actor, config)
+        self._target_values = _flatten(list(self.target.parameters()))
         self._temperature_optimiser = torch.optim.Adam(
-            [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999)
+            [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999), fused=True
         )
         self.updates = 0
         self.version = 0
         self._last: dict[str, Tensor] = {}
         self._share_embedding()
-
-    def _adamw(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
         """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return."""
@@ -127,13 +161,11 @@ class Learner:
         _check_finite(batch)
         ids = self._ids(batch.tasks)
         observation = self.policy.normalise(batch.observation, ids)
-        self._update_critic(batch, observation, ids)
+        scales = _Scales(self._rows(self.reward_scale(), ids), self._rows(self.log_temperature.detach().exp(), ids))
+        self._update_critic(batch, observation, ids, scales)
         if self.updates % self.config.actor_period == 0:
-            self._update_actor(observation, ids)
-        with torch.no_grad():
-            source: list[Tensor] = list(self.critic.parameters())
-            target: list[Tensor] = list(self.target.parameters())
-            torch._foreach_lerp_(target, source, self.config.polyak)
+            self._update_actor(observation, ids, scales)
+        self._target_values.lerp_(self._critic_flat.values.detach(), self.config.polyak)
         self.updates += 1
 
     def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
@@ -149,47 +181,44 @@ class Learner:
         mask = self.policy.pick(self.policy.action_mask, ids)
         return losses.tanh_gaussian_sample(mean, log_std, noise, mask)
 
-    def _update_critic(self, batch: Batch, observation: Tensor, ids: Tensor | None) -> None:
-        scale = self._rows(self.reward_scale(), ids)
-        temperature = self._rows(self.log_temperature.detach().exp(), ids)
+    def _update_critic(self, batch: Batch, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
         with torch.no_grad():
             reached = self.policy.normalise(batch.next_observation, ids)
             action_tp1, log_density_tp1 = self._sample(reached, ids)
             target = losses.soft_target(
                 self.target(reached, action_tp1, ids).softmax(-1),
-                batch.reward / scale,
+                batch.reward / scales.reward,
                 batch.flag("terminated"),
                 self._rows(self.discount, ids),
-                -temperature * log_density_tp1 / scale,
+                -scales.temperature / scales.reward * log_density_tp1,
                 self.atoms,
             )
-        logits = self.critic(observation, self.policy.from_bounds(batch.action, ids), ids)
-        loss = losses.cross_entropy(logits, target).mean(-1)
-        self._critic_optimiser.zero_grad(set_to_none=True)
-        loss.mean().backward()
-        self._critic_optimiser.step()
+            action = self.policy.from_bounds(batch.action, ids)
+        logits = self.critic(observation, action, ids)
+        loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
+        gradient = gradient.div_(loss.numel())
+        self._critic_flat.step([logits], [gradient])
         self._share_embedding()
-        self._last["critic_loss"] = loss.detach()
+        self._last["critic_loss"] = loss.mean(-1)
 
-    def _update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        scale = self._rows(self.reward_scale(), ids)
+    def _update_actor(self, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
         action, log_density = self._sample(observation, ids)
-        self.critic.requires_grad_(False)
-        value = losses.expected_value(self.critic(observation, action, ids), self.atoms)
-        self.critic.requires_grad_(True)
-        temperature = self._rows(self.log_temperature.detach().exp(), ids)
-        loss = (temperature * log_density / scale - value).mean(-1)
-        self._actor_optimiser.zero_grad(set_to_none=True)
-        loss.mean().backward()
-        self._actor_optimiser.step()
-        entropy = self.target_entropy if ids is None else self.target_entropy[ids]
-        log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
-        self._temperature_optimiser.zero_grad(set_to_none=True)
-        losses.temperature_loss(log_temperature, log_density, entropy).sum().backward()
+        logits = self.critic(observation, action, ids)
+        value, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
+        entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
+        count = value.numel()
+        self._actor_flat.step([logits, log_density], [gradient.div_(-count), entropy_weight / count])
+        with torch.no_grad():
+            loss = (entropy_weight * log_density - value).mean(-1)
+            entropy = -log_density.mean(-1)
+            target = self.target_entropy if ids is None else self.target_entropy[ids]
+            log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
+            gradient = losses.temperature_gradient(log_temperature, entropy, target)
+            self.log_temperature.grad = (
+                gradient if ids is None else torch.zeros_like(self.log_temperature).index_copy_(0, ids, gradient)
+            )
         self._temperature_optimiser.step()
-        self._last.update(
-            actor_loss=loss.detach(), value=value.detach().mean(-1), entropy=-log_density.detach().mean(-1)
-        )
+        self._last.update(actor_loss=loss, value=value.mean(-1), entropy=entropy)
 
     @torch.no_grad()
     def _share_embedding(self) -> None:
@@ -225,8 +254,8 @@ class Learner:
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach(),
             "largest_return": self.largest_return,
-            "critic_optimiser": self._critic_optimiser.state_dict(),
-            "actor_optimiser": self._actor_optimiser.state_dict(),
+            "critic_optimiser": self._critic_flat.optimiser.state_dict(),
+            "actor_optimiser": self._actor_flat.optimiser.state_dict(),
             "temperature_optimiser": self._temperature_optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "updates": self.updates,
@@ -240,7 +269,8 @@ class Learner:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self.largest_return = state["largest_return"].to(self.device)
-        for name in ("critic", "actor", "temperature"):
-            getattr(self, f"_{name}_optimiser").load_state_dict(state[f"{name}_optimiser"])
+        self._critic_flat.optimiser.load_state_dict(state["critic_optimiser"])
+        self._actor_flat.optimiser.load_state_dict(state["actor_optimiser"])
+        self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
         self._generator.set_state(state["generator"].cpu())
         self.updates, self.version = state["updates"], state["version"]

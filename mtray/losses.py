@@ -106,6 +106,26 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * functional.log_softmax(logits, -1)).sum(-1)
 
 
+def cross_entropy_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """[...] cross-entropy of logits [..., atoms] to target [..., atoms], and its gradient by the logits.
+
+    The gradient of a row is softmax(logits) - target, where the target sums to one.
+    """
+    log_probabilities = functional.log_softmax(logits, -1)
+    loss = -torch.linalg.vecdot(target, log_probabilities)
+    return loss, log_probabilities.exp_().sub_(target)
+
+
+def expected_value_gradient(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """[...] mean of the distribution of logits [..., atoms], and its gradient by the logits.
+
+    The gradient of a row is softmax(logits) * (atoms - mean).
+    """
+    probabilities = functional.softmax(logits, -1)
+    value = probabilities @ atoms
+    return value, probabilities.mul_(atoms - value.unsqueeze(-1))
+
+
 def expected_value(logits: Tensor, atoms: Tensor) -> Tensor:
     """[...] mean of the distribution of logits [..., atoms]."""
     return (functional.softmax(logits, -1) * atoms).sum(-1)
@@ -122,6 +142,11 @@ def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entrop
         target_entropy: [T].
     """
     return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
+
+
+def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entropy: Tensor) -> Tensor:
+    """[T] gradient of `temperature_loss` by the log temperature, of each task's mean entropy, all [T]."""
+    return log_temperature.exp() * (entropy - target_entropy)
 
 
 def reward_scale(

@@ -70,20 +70,42 @@ class ResidualBlock(nn.Module):
         """Build it."""
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.LayerNorm(width)
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., width] to [..., width]."""
-        outputs: Tensor = inputs + self.layers(inputs)
-        return outputs
+        outputs: Tensor = self.layers(inputs)
+        return outputs.add_(inputs)  # In place: a LayerNorm's gradient does not read its output.
 
 
-def make_backbone(inputs: int, width: int, blocks: int) -> nn.Sequential:
+class Backbone(nn.Sequential):
     """Linear-LayerNorm-ReLU, then residual blocks."""
-    return nn.Sequential(
-        nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(), *[ResidualBlock(width) for _ in range(blocks)]
-    )
+
+    def __init__(self, inputs: int, width: int, blocks: int) -> None:
+        """Build it; ``inputs`` counts the task embedding, whose columns come last."""
+        first = nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
+        super().__init__(*first, *[ResidualBlock(width) for _ in range(blocks)])
+
+    def forward(self, inputs: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [n, B, in] and embedding [n, e] to [n, B, width], or [..., in + e] to [..., width].
+
+        An embedding is the same for all rows of a task, so its part of the first product is made once per task.
+        """
+        first, *rest = self
+        if embedding is None or not embedding.shape[-1]:
+            inputs = first(inputs)
+        else:
+            own, shared = first.weight.tensor_split([inputs.shape[-1]], 1)
+            offset = torch.addmm(first.bias, embedding, shared.T)
+            inputs = functional.linear(inputs, own).add_(offset.unsqueeze(1))
+        for layer in rest:
+            inputs = layer(inputs)
+        return inputs
 
 
 class MultiTaskPolicy(TensorDictModuleBase):
@@ -113,7 +135,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.register_buffer("action_middle", middle)
         self.register_buffer("action_reach", reach)
         self.register_buffer("action_mask", mask)
-        self.backbone = make_backbone(obs + config.embedding_size, config.actor_width, config.actor_blocks)
+        self.backbone = Backbone(obs + config.embedding_size, config.actor_width, config.actor_blocks)
         head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
         self.heads = GroupedHead(tasks, head_inputs, config.actor_width, 2 * act, config.head_layers)
 
@@ -230,7 +252,7 @@ class MultiTaskCritic(nn.Module):
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
         self.raw_embedding = nn.Parameter(torch.randn(tasks, config.embedding_size))
         self.reads_observation = config.head_reads_observation
-        self.backbone = make_backbone(obs + act + config.embedding_size, config.critic_width, config.critic_blocks)
+        self.backbone = Backbone(obs + act + config.embedding_size, config.critic_width, config.critic_blocks)
         head_inputs = config.critic_width + (obs if self.reads_observation else 0)
         self.heads = GroupedHead(tasks, head_inputs, config.critic_width, atoms, config.head_layers)
 
@@ -241,8 +263,8 @@ class MultiTaskCritic(nn.Module):
 
     def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
         """Logits [n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
-        embedding = MultiTaskPolicy.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
-        hidden = self.backbone(torch.cat([observation, action, embedding], -1))
+        embedding = self.embedding if ids is None else self.embedding[ids]
+        hidden = self.backbone(torch.cat([observation, action], -1), embedding)
         if self.reads_observation:
             hidden = torch.cat([observation, hidden], -1)
         logits: Tensor = self.heads(hidden, ids)
