@@ -97,6 +97,7 @@ class Backbone(nn.Sequential):
         An embedding is the same for all rows of a task, so its part of the first product is made once per task.
         """
         first, *rest = self
+        assert isinstance(first, nn.Linear)
         if embedding is None or not embedding.shape[-1]:
             inputs = first(inputs)
         else:
