@@ -8,7 +8,9 @@ divided by the scale when a batch is used, so old rows never go stale.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.errors import RunError
 from mtray.messages import TaskStatistics
-from mtray.networks import MultiTaskCritic, MultiTaskPolicy
+from mtray.networks import GroupedLinear, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec
 from mtray.weights import Weights
 
@@ -76,11 +78,37 @@ class _Flat:
         rate, decay = config.learning_rate, config.weight_decay
         self.optimiser = torch.optim.AdamW([self.values], lr=rate, weight_decay=decay, fused=True)
 
-    def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Descend, given what the loss's gradient is by each of the outputs; nothing else is differentiated."""
+    def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor) -> None:
+        """Descend, given the loss's gradient by each of the outputs; nothing else is differentiated.
+
+        Raises:
+            _NotFiniteError: the loss or its gradient is not finite; the parameters stay as they are.
+        """
         parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
         torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
+        # One number and one wait for the device: infinite or no number as soon as one of them is.
+        if not math.isfinite((torch.linalg.vector_norm(self.gradient) + loss.sum()).item()):
+            raise _NotFiniteError(loss)
         self.optimiser.step()
+
+    def norms(self, layers: Iterable[GroupedLinear]) -> Tensor:
+        """[T] norm of the last gradient of each task's head, whose parameters are some of these."""
+        starts = itertools.accumulate((parameter.numel() for parameter in self.parameters), initial=0)
+        place = {id(parameter): start for parameter, start in zip(self.parameters, starts, strict=False)}
+        squares = [
+            self.gradient[place[id(part)] :][: part.numel()].view(len(part), -1).square().sum(-1)
+            for layer in layers
+            for part in (layer.weight, layer.bias)
+        ]
+        return torch.stack(squares).sum(0).sqrt()
+
+
+class _NotFiniteError(Exception):
+    """A loss [n], one per task, or its gradient is not finite."""
+
+    def __init__(self, loss: Tensor) -> None:
+        super().__init__()
+        self.loss = loss
 
 
 class Learner:
@@ -123,6 +151,7 @@ class Learner:
         )
         self.updates = 0
         self.version = 0
+        self._task_updates = torch.zeros(tasks, device=self.device, dtype=torch.float64)
         self._last: dict[str, Tensor] = {}
         self._share_embedding()
 
@@ -153,7 +182,8 @@ class Learner:
 
         Raises:
             SchemaError: the batch does not fit its tasks.
-            RunError: a task's data is not finite; nothing was changed.
+            RunError: a task's data is not finite, and nothing was changed; or the loss or gradient of the critic or the
+            actor is not, and no weights were changed with it.
         """
         if not isinstance(batch, Batch):
             batch = Batch.from_stack(batch, self.specs)
@@ -162,10 +192,22 @@ class Learner:
         ids = self._ids(batch.tasks)
         observation = self.policy.normalise(batch.observation, ids)
         scales = _Scales(self._rows(self.reward_scale(), ids), self._rows(self.log_temperature.detach().exp(), ids))
-        self._update_critic(batch, observation, ids, scales)
-        if self.updates % self.config.actor_period == 0:
-            self._update_actor(observation, ids, scales)
+        part, flat, heads = "critic", self._critic_flat, self.critic.heads
+        try:
+            self._update_critic(batch, observation, ids, scales)
+            if self.updates % self.config.actor_period == 0:
+                part, flat, heads = "actor", self._actor_flat, self.policy.heads
+                self._update_actor(observation, ids, scales)
+        except _NotFiniteError as error:
+            good = flat.norms(heads.layers).isfinite()
+            good = (good if ids is None else good[ids]) & error.loss.isfinite()
+            bad = [task for task, fine in zip(batch.tasks, good.tolist(), strict=True) if not fine] or batch.tasks
+            raise RunError(
+                f"the {part}'s loss of {', '.join(bad)} or its gradient is not finite at update {self.updates}: "
+                f"the {part}'s weights stay as they were"
+            ) from None
         self._target_values.lerp_(self._critic_flat.values.detach(), self.config.polyak)
+        self._task_updates += 1 if ids is None else self._task_updates.new_zeros(len(self.specs)).index_fill(0, ids, 1)
         self.updates += 1
 
     def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
@@ -196,20 +238,19 @@ class Learner:
             action = self.policy.from_bounds(batch.action, ids)
         logits = self.critic(observation, action, ids)
         loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
-        gradient = gradient.div_(loss.numel())
-        self._critic_flat.step([logits], [gradient])
+        gradient, loss = gradient.div_(loss.numel()), loss.mean(-1)
+        self._critic_flat.step([logits], [gradient], loss)
         self._share_embedding()
-        self._last["critic_loss"] = loss.mean(-1)
+        self._note(ids, critic_loss=loss)
 
     def _update_actor(self, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
         action, log_density = self._sample(observation, ids)
         logits = self.critic(observation, action, ids)
         value, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
         entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
-        count = value.numel()
-        self._actor_flat.step([logits, log_density], [gradient.div_(-count), entropy_weight / count])
+        count, loss = value.numel(), (entropy_weight * log_density.detach() - value).mean(-1)
+        self._actor_flat.step([logits, log_density], [gradient.div_(-count), entropy_weight / count], loss)
         with torch.no_grad():
-            loss = (entropy_weight * log_density - value).mean(-1)
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]
             log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
@@ -218,21 +259,40 @@ class Learner:
                 gradient if ids is None else torch.zeros_like(self.log_temperature).index_copy_(0, ids, gradient)
             )
         self._temperature_optimiser.step()
-        self._last.update(actor_loss=loss, value=value.mean(-1), entropy=entropy)
+        value = value.mean(-1)
+        self._note(ids, actor_loss=loss, value=value, return_estimate=value * scales.reward[:, 0], entropy=entropy)
 
     @torch.no_grad()
     def _share_embedding(self) -> None:
         # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
         self.policy.embedding.copy_(self.critic.embedding)
 
+    def _note(self, ids: Tensor | None, **columns: Tensor) -> None:
+        for name, values in columns.items():
+            if ids is None:
+                self._last[name] = values
+            else:
+                known = self._last.get(name, torch.full_like(self.discount, math.nan))
+                self._last[name] = known.index_copy(0, ids, values)
+
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Task to what the last update saw of it: losses, value (scaled), entropy, temperature, reward scale."""
-        columns = {name: values.tolist() for name, values in self._last.items() if len(values) == len(self.specs)}
-        columns["temperature"] = self.log_temperature.detach().exp().tolist()
-        columns["reward_scale"] = self.reward_scale().tolist()
+        """Task to what the last update that it was in saw of it; what was never seen is left out.
+
+        critic_loss, actor_loss; value (scaled), return_estimate (the same, in rewards); entropy, temperature,
+        reward_scale; critic_gradient and actor_gradient, the norms of its heads' gradients in the last update;
+        update_share, of all updates those that it was in.
+        """
+        columns = dict(self._last)
+        columns["temperature"] = self.log_temperature.detach().exp()
+        columns["reward_scale"] = self.reward_scale()
+        columns["update_share"] = self._task_updates / max(1, self.updates)
+        if self.updates:
+            columns["critic_gradient"] = self._critic_flat.norms(self.critic.heads.layers)
+            columns["actor_gradient"] = self._actor_flat.norms(self.policy.heads.layers)
+        rows = torch.stack(list(columns.values()), 1).tolist()
         return {
-            spec.name: {name: values[index] for name, values in columns.items()}
-            for index, spec in enumerate(self.specs)
+            spec.name: {name: value for name, value in zip(columns, row, strict=True) if math.isfinite(value)}
+            for spec, row in zip(self.specs, rows, strict=True)
         }
 
     def weights(self) -> Weights:
@@ -259,6 +319,7 @@ class Learner:
             "temperature_optimiser": self._temperature_optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "updates": self.updates,
+            "task_updates": self._task_updates,
             "version": self.version,
         }
 
@@ -274,3 +335,4 @@ class Learner:
         self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
         self._generator.set_state(state["generator"].cpu())
         self.updates, self.version = state["updates"], state["version"]
+        self._task_updates = state["task_updates"].to(self.device)

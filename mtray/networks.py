@@ -10,7 +10,8 @@ The policy runs in collectors and in a user's hands, the critic in the learner o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
@@ -54,6 +55,11 @@ class GroupedHead(nn.Module):
         sizes = [inputs, *[width] * layers]
         self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in itertools.pairwise(sizes))
         self.output = GroupedLinear(tasks, sizes[-1], outputs, scale=0.1)
+
+    @property
+    def layers(self) -> list[GroupedLinear]:
+        """The hidden layers and the output layer."""
+        return [*cast("Iterable[GroupedLinear]", self.hidden), self.output]
 
     def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
         """Map [n, B, in] to [n, B, out]."""
