@@ -239,3 +239,40 @@ def test_projected_probability_is_never_negative(atoms, limit, value):
     # This pair of limit and clipped value rounds above the last atom.
     support = losses.support(101, 13.25)
     assert (losses.project(torch.eye(1, 101)[0], torch.full((101,), 20.0), support) >= 0).all()
+
+
+# Gradients in closed form
+
+
+def test_cross_entropy_and_its_gradient_by_hand():
+    # softmax(0, ln 3) is (1/4, 3/4); to (1/2, 1/2): -(ln 1/4 + ln 3/4) / 2.
+    loss, gradient = losses.cross_entropy_gradient(torch.tensor([0.0, math.log(3)]), torch.tensor([0.5, 0.5]))
+    close(loss, -(math.log(0.25) + math.log(0.75)) / 2)
+    close(gradient, [-0.25, 0.25])
+
+
+def test_expected_value_and_its_gradient_by_hand():
+    # Mean of (-2, 2) under (1/4, 3/4) is 1; the gradient p * (z - 1) is (-3/4, 3/4).
+    value, gradient = losses.expected_value_gradient(torch.tensor([0.0, math.log(3)]), torch.tensor([-2.0, 2.0]))
+    close(value, 1.0)
+    close(gradient, [-0.75, 0.75])
+
+
+def test_closed_gradients_are_those_of_autograd():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    target = torch.softmax(torch.randn(3, 4, 5), -1)
+    for plain, closed in (
+        (losses.cross_entropy(logits, target), losses.cross_entropy_gradient(logits.detach(), target)),
+        (losses.expected_value(logits, ATOMS), losses.expected_value_gradient(logits.detach(), ATOMS)),
+    ):
+        assert_close(closed[0], plain.detach())
+        assert_close(closed[1], torch.autograd.grad(plain.sum(), logits)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_temperatures_gradient_is_that_of_its_loss():
+    log_temperature = torch.tensor([0.1, -2.0], requires_grad=True)
+    log_density, wanted = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([-1.0, -0.5])
+    loss = losses.temperature_loss(log_temperature, log_density, wanted).sum()
+    found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), wanted)
+    assert_close(found, torch.autograd.grad(loss, log_temperature)[0])

@@ -8,7 +8,7 @@ from tensordict.nn import InteractionType, set_interaction_type
 from mtray.config import NetworkConfig
 from mtray.envs import TaskEnv
 from mtray.errors import SchemaError
-from mtray.networks import MultiTaskCritic, MultiTaskPolicy
+from mtray.networks import Backbone, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec, observation_width
 from tests.oracles import sequential_policy
 
@@ -218,3 +218,17 @@ def test_values_behind_a_tasks_width_do_not_matter_to_its_normalisation():
     normalised = policy.normalise(torch.zeros(3, 2, 7))
     assert not normalised[0, :, 3:].any()
     assert normalised[0, :, :3].any()
+
+
+def test_an_embedding_given_apart_is_one_given_with_every_row():
+    torch.manual_seed(0)
+    backbone = Backbone(7 + 3, 16, 1)
+    inputs, embedding = torch.randn(4, 5, 7), torch.randn(4, 3)
+    whole = torch.cat([inputs, embedding.unsqueeze(1).expand(-1, 5, -1)], -1)
+    torch.testing.assert_close(backbone(inputs, embedding), backbone(whole))
+    parts = [
+        torch.autograd.grad(backbone(*given).square().sum(), backbone.parameters())
+        for given in ((whole,), (inputs, embedding))
+    ]
+    for expected, found in zip(*parts, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
