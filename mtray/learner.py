@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.errors import RunError
 from mtray.messages import TaskStatistics
-from mtray.networks import GroupedLinear, MultiTaskCritic, MultiTaskPolicy
+from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec
 from mtray.weights import Weights
 
@@ -67,16 +67,21 @@ def _flatten(parameters: Sequence[Tensor]) -> Tensor:
     return values
 
 
-class _Flat:
-    """Parameters as one vector with its AdamW: one kernel per update instead of one per parameter."""
+class _Part:
+    """One network's parameters and their AdamW: those shared by all tasks as one vector, the heads' as they are.
 
-    def __init__(self, parameters: Sequence[nn.Parameter], config: LearnerConfig) -> None:
-        self.parameters = list(parameters)
-        self.values = nn.Parameter(_flatten(self.parameters))
-        self.gradient = torch.zeros_like(self.values)
-        self.values.grad = self.gradient
+    A vector takes one kernel where its parts take one each; the heads grow with the tasks and are large enough alone.
+    """
+
+    def __init__(self, shared: Sequence[nn.Parameter], heads: GroupedHead, config: LearnerConfig) -> None:
+        self.heads = [(layer.weight, layer.bias) for layer in heads.layers]
+        self.parameters = [*shared, *itertools.chain.from_iterable(self.heads)]
+        self.values = nn.Parameter(_flatten(shared))
+        self.values.grad = torch.zeros_like(self.values)
+        own = self.parameters[len(shared) :]
         rate, decay = config.learning_rate, config.weight_decay
-        self.optimiser = torch.optim.AdamW([self.values], lr=rate, weight_decay=decay, fused=True)
+        self.optimiser = torch.optim.AdamW([self.values, *own], lr=rate, weight_decay=decay, fused=True)
+        self.tensors = [self.values.detach(), *(parameter.detach() for parameter in own)]
 
     def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor) -> None:
         """Descend, given the loss's gradient by each of the outputs; nothing else is differentiated.
@@ -85,22 +90,21 @@ class _Flat:
             _NotFiniteError: the loss or its gradient is not finite; the parameters stay as they are.
         """
         parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
-        torch.cat([part.reshape(-1) for part in parts], out=self.gradient)
-        # One number and one wait for the device: infinite or no number as soon as one of them is.
-        if not math.isfinite((torch.linalg.vector_norm(self.gradient) + loss.sum()).item()):
+        own = len(self.tensors) - 1
+        for parameter, part in zip(self.parameters[-own:], parts[-own:], strict=True):
+            parameter.grad = part
+        assert self.values.grad is not None
+        torch.cat([part.reshape(-1) for part in parts[:-own]], out=self.values.grad)
+        # One number and one wait for the device. Every task's gradient passes through the shared layers.
+        if not math.isfinite((torch.linalg.vector_norm(self.values.grad) + loss.sum()).item()):
             raise _NotFiniteError(loss)
         self.optimiser.step()
 
-    def norms(self, layers: Iterable[GroupedLinear]) -> Tensor:
-        """[T] norm of the last gradient of each task's head, whose parameters are some of these."""
-        starts = itertools.accumulate((parameter.numel() for parameter in self.parameters), initial=0)
-        place = {id(parameter): start for parameter, start in zip(self.parameters, starts, strict=False)}
-        squares = [
-            self.gradient[place[id(part)] :][: part.numel()].view(len(part), -1).square().sum(-1)
-            for layer in layers
-            for part in (layer.weight, layer.bias)
-        ]
-        return torch.stack(squares).sum(0).sqrt()
+    def norms(self) -> Tensor:
+        """[T] norm of the last gradient of each task's head."""
+        gradients = [part.grad.flatten(1) for layer in self.heads for part in layer if part.grad is not None]
+        norms: Tensor = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
+        return norms
 
 
 class _NotFiniteError(Exception):
@@ -142,10 +146,10 @@ class Learner:
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.largest_return = torch.zeros(tasks, device=self.device)
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
-        actor = [*self.policy.backbone.parameters(), *self.policy.heads.parameters()]
-        self._critic_flat = _Flat(list(self.critic.parameters()), config)
-        self._actor_flat = _Flat(actor, config)
-        self._target_values = _flatten(list(self.target.parameters()))
+        self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
+        self._actor_part = _Part(list(self.policy.backbone.parameters()), self.policy.heads, config)
+        heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
+        self._target_tensors = [_flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
         self._temperature_optimiser = torch.optim.Adam(
             [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999), fused=True
         )
@@ -192,21 +196,21 @@ class Learner:
         ids = self._ids(batch.tasks)
         observation = self.policy.normalise(batch.observation, ids)
         scales = _Scales(self._rows(self.reward_scale(), ids), self._rows(self.log_temperature.detach().exp(), ids))
-        part, flat, heads = "critic", self._critic_flat, self.critic.heads
+        name, part = "critic", self._critic_part
         try:
             self._update_critic(batch, observation, ids, scales)
             if self.updates % self.config.actor_period == 0:
-                part, flat, heads = "actor", self._actor_flat, self.policy.heads
+                name, part = "actor", self._actor_part
                 self._update_actor(observation, ids, scales)
         except _NotFiniteError as error:
-            good = flat.norms(heads.layers).isfinite()
+            good = part.norms().isfinite()
             good = (good if ids is None else good[ids]) & error.loss.isfinite()
             bad = [task for task, fine in zip(batch.tasks, good.tolist(), strict=True) if not fine] or batch.tasks
             raise RunError(
-                f"the {part}'s loss of {', '.join(bad)} or its gradient is not finite at update {self.updates}: "
-                f"the {part}'s weights stay as they were"
+                f"the {name}'s loss of {', '.join(bad)} or its gradient is not finite at update {self.updates}: "
+                f"the {name}'s weights stay as they were"
             ) from None
-        self._target_values.lerp_(self._critic_flat.values.detach(), self.config.polyak)
+        torch._foreach_lerp_(self._target_tensors, self._critic_part.tensors, self.config.polyak)
         self._task_updates += 1 if ids is None else self._task_updates.new_zeros(len(self.specs)).index_fill(0, ids, 1)
         self.updates += 1
 
@@ -239,7 +243,7 @@ class Learner:
         logits = self.critic(observation, action, ids)
         loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
         gradient, loss = gradient.div_(loss.numel()), loss.mean(-1)
-        self._critic_flat.step([logits], [gradient], loss)
+        self._critic_part.step([logits], [gradient], loss)
         self._share_embedding()
         self._note(ids, critic_loss=loss)
 
@@ -249,7 +253,7 @@ class Learner:
         value, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
         entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
         count, loss = value.numel(), (entropy_weight * log_density.detach() - value).mean(-1)
-        self._actor_flat.step([logits, log_density], [gradient.div_(-count), entropy_weight / count], loss)
+        self._actor_part.step([logits, log_density], [gradient.div_(-count), entropy_weight / count], loss)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]
@@ -287,8 +291,8 @@ class Learner:
         columns["reward_scale"] = self.reward_scale()
         columns["update_share"] = self._task_updates / max(1, self.updates)
         if self.updates:
-            columns["critic_gradient"] = self._critic_flat.norms(self.critic.heads.layers)
-            columns["actor_gradient"] = self._actor_flat.norms(self.policy.heads.layers)
+            columns["critic_gradient"] = self._critic_part.norms()
+            columns["actor_gradient"] = self._actor_part.norms()
         rows = torch.stack(list(columns.values()), 1).tolist()
         return {
             spec.name: {name: value for name, value in zip(columns, row, strict=True) if math.isfinite(value)}
@@ -314,8 +318,8 @@ class Learner:
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach(),
             "largest_return": self.largest_return,
-            "critic_optimiser": self._critic_flat.optimiser.state_dict(),
-            "actor_optimiser": self._actor_flat.optimiser.state_dict(),
+            "critic_optimiser": self._critic_part.optimiser.state_dict(),
+            "actor_optimiser": self._actor_part.optimiser.state_dict(),
             "temperature_optimiser": self._temperature_optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "updates": self.updates,
@@ -330,8 +334,8 @@ class Learner:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self.largest_return = state["largest_return"].to(self.device)
-        self._critic_flat.optimiser.load_state_dict(state["critic_optimiser"])
-        self._actor_flat.optimiser.load_state_dict(state["actor_optimiser"])
+        self._critic_part.optimiser.load_state_dict(state["critic_optimiser"])
+        self._actor_part.optimiser.load_state_dict(state["actor_optimiser"])
         self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
         self._generator.set_state(state["generator"].cpu())
         self.updates, self.version = state["updates"], state["version"]

@@ -263,6 +263,10 @@ class MultiTaskCritic(nn.Module):
         head_inputs = config.critic_width + (obs if self.reads_observation else 0)
         self.heads = GroupedHead(tasks, head_inputs, config.critic_width, atoms, config.head_layers)
 
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """All parameters but those of the heads."""
+        return [self.raw_embedding, *self.backbone.parameters()]
+
     @property
     def embedding(self) -> Tensor:
         """[T, embedding] of length one each."""
