@@ -31,6 +31,8 @@ class CollectorConfig:
     """Steps of every copy in one rollout, which is one push."""
     pushes_in_flight: int = 1
     """Pushes under way to the replay while the next rollout is stepped."""
+    noise_steps: int = 16
+    """Most steps that exploration noise is held before it is drawn anew; 1 for fresh noise at every step."""
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
     max_restarts: int = 3
@@ -40,6 +42,7 @@ class CollectorConfig:
         """Validate."""
         _require(self.rollout_steps >= 1, f"--collector.rollout-steps {self.rollout_steps}: at least 1 is needed")
         _require(self.pushes_in_flight >= 1, f"--collector.pushes-in-flight {self.pushes_in_flight}: at least 1")
+        _require(self.noise_steps >= 1, f"--collector.noise-steps {self.noise_steps}: at least 1 is needed")
         _require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
         _require(self.max_restarts >= 0, "--collector.max-restarts can't be negative")
 
@@ -100,7 +103,9 @@ class LearnerConfig:
     """Steps of every task that collectors may be ahead of the learner; by default 1000, or more if that many are under
     way at once."""
     learning_rate: float = 3e-4
-    """Of actor and critic (AdamW) and of the temperatures (Adam)."""
+    """Of actor and critic (AdamW)."""
+    temperature_learning_rate: float = 3e-4
+    """Of the temperatures (Adam)."""
     weight_decay: float = 1e-2
     """AdamW's."""
     polyak: float = 0.005
@@ -126,7 +131,13 @@ class LearnerConfig:
         """Validate."""
         for name in ("batch_rows", "actor_period", "batches_per_call", "calls_ahead", "threads"):
             _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
-        for name in ("learning_rate", "value_limit", "initial_temperature", "slice_seconds"):
+        for name in (
+            "learning_rate",
+            "temperature_learning_rate",
+            "value_limit",
+            "initial_temperature",
+            "slice_seconds",
+        ):
             _require(getattr(self, name) > 0, f"--learner.{name.replace('_', '-')} must be above 0")
         _require(self.slack_steps is None or self.slack_steps >= 0, "--learner.slack-steps can't be negative")
         for name in ("updates_per_step", "warmup_steps", "weight_decay"):

@@ -151,7 +151,7 @@ class Learner:
         heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
         self._target_tensors = [_flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
         self._temperature_optimiser = torch.optim.Adam(
-            [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999), fused=True
+            [self.log_temperature], lr=config.temperature_learning_rate, betas=(0.5, 0.999), fused=True
         )
         self.updates = 0
         self.version = 0

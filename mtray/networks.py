@@ -181,11 +181,16 @@ class MultiTaskPolicy(TensorDictModuleBase):
         *,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Actions [n, B, act] in the tasks' own bounds, for raw observations [n, B, obs] of tasks ``ids``."""
+        """Actions [n, B, act] in the tasks' own bounds, for raw observations [n, B, obs] of tasks ``ids``.
+
+        Unless deterministic they are drawn with standard normal ``noise`` [n, B, act], or with fresh noise.
+        """
         mean, log_std = self.distribution(self.normalise(observation, ids), ids)
         if not deterministic:
-            noise = torch.empty_like(mean).normal_(generator=generator)
+            if noise is None:
+                noise = torch.empty_like(mean).normal_(generator=generator)
             mean = mean + noise * log_std.exp()
         return self.to_bounds(torch.tanh(mean), ids)
 

@@ -15,7 +15,7 @@ FLOORS = {
     0: "__init__ batches config errors messages metrics pacing processes rows schema specs weights",
     # Parts; `testing` is for users' tests too.
     1: "checkpoint collector engines engines.dm_control engines.envpool engines.torchrl envs hosts learner losses "
-    "networks replay tasks testing",
+    "networks noise replay tasks testing",
     # The cluster.
     2: "actors crew supervisor",
     # Programs.

@@ -41,14 +41,17 @@ CHANGED = Config(
     deterministic=True,
     address="auto",
     device="cuda:1",
-    collector=CollectorConfig(rollout_steps=3, pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0),
+    collector=CollectorConfig(
+        rollout_steps=3, noise_steps=1, pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0,
+    ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
         actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, embedding_size=0, head_layers=4,
         head_reads_observation=True,
     ),
     learner=LearnerConfig(
-        batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5, weight_decay=0.0,
+        batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5,
+        temperature_learning_rate=1e-5, weight_decay=0.0,
         polyak=1.0, actor_period=1, atoms=2, value_limit=1 / 3, initial_temperature=2.0, batches_per_call=3,
         calls_ahead=1, slice_seconds=0.25, threads=2,
     ),
@@ -91,7 +94,7 @@ def test_plain_values_are_named_as_the_fields():
     assert plain["tasks"] == ["cartpole-balance", "package.module:maker"]
     assert plain["run_dir"] == "runs/a"
     assert plain["collector"] == {
-        "rollout_steps": 3, "pushes_in_flight": 2, "push_timeout_seconds": 1.5, "max_restarts": 0
+        "rollout_steps": 3, "noise_steps": 1, "pushes_in_flight": 2, "push_timeout_seconds": 1.5, "max_restarts": 0
     }  # fmt: skip
 
 
@@ -156,6 +159,7 @@ def test_every_group_of_the_config_is_tested_here():
         (None, "seed", -1),
         (None, "seed", 2**32),
         ("collector", "rollout_steps", 0),
+        ("collector", "noise_steps", 0),
         ("collector", "pushes_in_flight", 0),
         ("collector", "push_timeout_seconds", 0.0),
         ("collector", "max_restarts", -1),
@@ -171,6 +175,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("learner", "warmup_steps", -1),
         ("learner", "slack_steps", -1),
         ("learner", "learning_rate", 0.0),
+        ("learner", "temperature_learning_rate", 0.0),
         ("learner", "weight_decay", -1e-9),
         ("learner", "polyak", 0.0),
         ("learner", "polyak", 1.01),
@@ -198,7 +203,9 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
 @pytest.mark.parametrize(
     "config",
     [
-        lambda: CollectorConfig(rollout_steps=1, pushes_in_flight=1, push_timeout_seconds=1e-3, max_restarts=0),
+        lambda: CollectorConfig(
+            rollout_steps=1, noise_steps=1, pushes_in_flight=1, push_timeout_seconds=1e-3, max_restarts=0
+        ),
         lambda: ReplayConfig(capacity_rows=2),
         lambda: NetworkConfig(actor_width=1, actor_blocks=0, embedding_size=0, head_layers=0),
         lambda: LearnerConfig(batch_rows=1, updates_per_step=0, warmup_steps=0, slack_steps=0, polyak=1.0, atoms=2),

@@ -248,7 +248,9 @@ def plain_update(learner, batch):
     actor_parameters = [*policy.backbone.parameters(), *policy.heads.parameters()]
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
     actor_optimiser = torch.optim.AdamW(actor_parameters, lr=rate, weight_decay=decay)
-    temperature_optimiser = torch.optim.Adam([log_temperature], lr=rate, betas=(0.5, 0.999))
+    temperature_optimiser = torch.optim.Adam(
+        [log_temperature], lr=learner.config.temperature_learning_rate, betas=(0.5, 0.999)
+    )
     scale, atoms = learner.reward_scale().unsqueeze(-1), learner.atoms
     temperature = log_temperature.detach().exp().unsqueeze(-1)
 
