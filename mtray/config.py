@@ -74,6 +74,8 @@ class NetworkConfig:
     """Width of the critic's backbone."""
     critic_blocks: int = 1
     """Residual blocks of the critic's backbone."""
+    critics: int = 1
+    """Critics, each with a backbone and heads of its own; of several the most pessimistic counts, row by row."""
     embedding_size: int = 32
     """Width of the learned task embedding that conditions the backbones; 0 for none."""
     head_layers: int = 0
@@ -83,7 +85,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name in ("actor_width", "critic_width"):
+        for name in ("actor_width", "critic_width", "critics"):
             _require(getattr(self, name) >= 1, f"--network.{name.replace('_', '-')} must be at least 1")
         for name in ("actor_blocks", "critic_blocks", "embedding_size", "head_layers"):
             _require(getattr(self, name) >= 0, f"--network.{name.replace('_', '-')} can't be negative")

@@ -100,10 +100,12 @@ class _Part:
             raise _NotFiniteError(loss)
         self.optimiser.step()
 
-    def norms(self) -> Tensor:
-        """[T] norm of the last gradient of each task's head."""
+    def norms(self, tasks: int) -> Tensor:
+        """[T] norm of the last gradient of each task's heads."""
         gradients = [part.grad.flatten(1) for layer in self.heads for part in layer if part.grad is not None]
         norms: Tensor = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
+        # Heads lie critic after critic.
+        norms = torch.linalg.vector_norm(norms.view(-1, tasks), dim=0)
         return norms
 
 
@@ -203,7 +205,7 @@ class Learner:
                 name, part = "actor", self._actor_part
                 self._update_actor(observation, ids, scales)
         except _NotFiniteError as error:
-            good = part.norms().isfinite()
+            good = part.norms(len(self.specs)).isfinite()
             good = (good if ids is None else good[ids]) & error.loss.isfinite()
             bad = [task for task, fine in zip(batch.tasks, good.tolist(), strict=True) if not fine] or batch.tasks
             raise RunError(
@@ -231,8 +233,10 @@ class Learner:
         with torch.no_grad():
             reached = self.policy.normalise(batch.next_observation, ids)
             action_tp1, log_density_tp1 = self._sample(reached, ids)
+            probabilities = self.target(reached, action_tp1, ids).softmax(-1)
+            _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
             target = losses.soft_target(
-                self.target(reached, action_tp1, ids).softmax(-1),
+                probabilities_tp1,
                 batch.reward / scales.reward,
                 batch.flag("terminated"),
                 self._rows(self.discount, ids),
@@ -242,7 +246,7 @@ class Learner:
             action = self.policy.from_bounds(batch.action, ids)
         logits = self.critic(observation, action, ids)
         loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
-        gradient, loss = gradient.div_(loss.numel()), loss.mean(-1)
+        gradient, loss = gradient.div_(target[..., 0].numel()), loss.sum(0).mean(-1)
         self._critic_part.step([logits], [gradient], loss)
         self._share_embedding()
         self._note(ids, critic_loss=loss)
@@ -250,7 +254,11 @@ class Learner:
     def _update_actor(self, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
         action, log_density = self._sample(observation, ids)
         logits = self.critic(observation, action, ids)
-        value, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
+        values, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
+        value = values[0] if len(values) == 1 else values.amin(0)
+        if len(values) > 1:
+            # Ties are as good as never: each row's gradient goes through the critic that counts.
+            gradient.mul_((values == value).unsqueeze(-1))
         entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
         count, loss = value.numel(), (entropy_weight * log_density.detach() - value).mean(-1)
         self._actor_part.step([logits, log_density], [gradient.div_(-count), entropy_weight / count], loss)
@@ -290,9 +298,9 @@ class Learner:
         columns["temperature"] = self.log_temperature.detach().exp()
         columns["reward_scale"] = self.reward_scale()
         columns["update_share"] = self._task_updates / max(1, self.updates)
-        if self.updates:
-            columns["critic_gradient"] = self._critic_part.norms()
-            columns["actor_gradient"] = self._actor_part.norms()
+        for name, part in (("critic_gradient", self._critic_part), ("actor_gradient", self._actor_part)):
+            if part.heads[0][0].grad is not None:
+                columns[name] = part.norms(len(self.specs))
         rows = torch.stack(list(columns.values()), 1).tolist()
         return {
             spec.name: {name: value for name, value in zip(columns, row, strict=True) if math.isfinite(value)}

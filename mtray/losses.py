@@ -131,6 +131,25 @@ def expected_value(logits: Tensor, atoms: Tensor) -> Tensor:
     return (functional.softmax(logits, -1) * atoms).sum(-1)
 
 
+def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """Of C critics the one of least value, row by row.
+
+    Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods" (clipped double
+    Q-learning), for distributions: the whole distribution of least mean.
+
+    Args:
+        value: [C, ...].
+        tables: [C, ..., n] each.
+
+    Returns:
+        value [...], and the same critic's rows of each table [..., n].
+    """
+    if len(value) == 1:
+        return value[0], *(table[0] for table in tables)
+    least, index = value.min(0)
+    return least, *(table.gather(0, index[None, ..., None].expand(1, *table.shape[1:])).squeeze(0) for table in tables)
+
+
 def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entropy: Tensor) -> Tensor:
     """[T] loss whose descent brings each task's entropy to its target.
 

@@ -256,21 +256,28 @@ def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tenso
 
 
 class MultiTaskCritic(nn.Module):
-    """A categorical action-value function over many tasks: one backbone, a head of atoms per task (C51)."""
+    """Categorical action-value functions over many tasks (C51): C backbones, a head of atoms per task on each.
+
+    The critics share the task embedding and nothing else. Their heads are one grouped product, critic after critic.
+    """
 
     def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, atoms: int) -> None:
-        """Build the critic of these tasks; their order is that of the heads."""
+        """Build the critics of these tasks; their order is that of the heads."""
         super().__init__()
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        self.tasks, self.critics = tasks, config.critics
         self.raw_embedding = nn.Parameter(torch.randn(tasks, config.embedding_size))
         self.reads_observation = config.head_reads_observation
-        self.backbone = Backbone(obs + act + config.embedding_size, config.critic_width, config.critic_blocks)
+        inputs = obs + act + config.embedding_size
+        self.backbones = nn.ModuleList(
+            Backbone(inputs, config.critic_width, config.critic_blocks) for _ in range(config.critics)
+        )
         head_inputs = config.critic_width + (obs if self.reads_observation else 0)
-        self.heads = GroupedHead(tasks, head_inputs, config.critic_width, atoms, config.head_layers)
+        self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, atoms, config.head_layers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """All parameters but those of the heads."""
-        return [self.raw_embedding, *self.backbone.parameters()]
+        return [self.raw_embedding, *self.backbones.parameters()]
 
     @property
     def embedding(self) -> Tensor:
@@ -278,10 +285,13 @@ class MultiTaskCritic(nn.Module):
         return functional.normalize(self.raw_embedding, dim=-1)
 
     def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Logits [n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
+        """Logits [C, n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
         embedding = self.embedding if ids is None else self.embedding[ids]
-        hidden = self.backbone(torch.cat([observation, action], -1), embedding)
+        inputs = torch.cat([observation, action], -1)
+        parts = [backbone(inputs, embedding) for backbone in self.backbones]
         if self.reads_observation:
-            hidden = torch.cat([observation, hidden], -1)
-        logits: Tensor = self.heads(hidden, ids)
-        return logits
+            parts = [torch.cat([observation, part], -1) for part in parts]
+        if ids is not None:
+            ids = (ids + self.tasks * torch.arange(self.critics, device=ids.device).unsqueeze(-1)).view(-1)
+        logits: Tensor = self.heads(parts[0] if len(parts) == 1 else torch.cat(parts), ids)
+        return logits.view(self.critics, *observation.shape[:2], -1)

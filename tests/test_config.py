@@ -46,7 +46,7 @@ CHANGED = Config(
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
-        actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, embedding_size=0, head_layers=4,
+        actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, critics=2, embedding_size=0, head_layers=4,
         head_reads_observation=True,
     ),
     learner=LearnerConfig(
@@ -166,6 +166,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("replay", "capacity_rows", 1),
         ("network", "actor_width", 0),
         ("network", "critic_width", 0),
+        ("network", "critics", 0),
         ("network", "actor_blocks", -1),
         ("network", "critic_blocks", -1),
         ("network", "embedding_size", -1),

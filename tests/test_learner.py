@@ -1,6 +1,7 @@
 """The learner: what an update may touch, what it refuses, and that it learns."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -259,11 +260,17 @@ def plain_update(learner, batch):
         noise = torch.empty_like(mean).normal_(generator=generator)
         return losses.tanh_gaussian_sample(mean, log_std, noise, policy.action_mask.unsqueeze(1))
 
+    def least(logits):
+        index = losses.expected_value(logits, atoms).argmin(0)
+        return torch.stack([logits[index[t, b], t, b] for t in range(len(index)) for b in range(index.shape[1])]).view(
+            logits.shape[1:]
+        )
+
     observation, reached = policy.normalise(batch.observation), policy.normalise(batch.next_observation)
     with torch.no_grad():
         action_tp1, log_density_tp1 = sample(reached)
         wanted = losses.soft_target(
-            target(reached, action_tp1).softmax(-1),
+            least(target(reached, action_tp1)).softmax(-1),
             batch.reward / scale,
             batch.flag("terminated"),
             learner.discount.unsqueeze(-1),
@@ -271,11 +278,11 @@ def plain_update(learner, batch):
             atoms,
         )
     logits = critic(observation, policy.from_bounds(batch.action))
-    losses.cross_entropy(logits, wanted).mean().backward()
+    losses.cross_entropy(logits, wanted).mean((1, 2)).sum().backward()
     critic_optimiser.step()
     policy.embedding.copy_(critic.embedding.detach())
     action, log_density = sample(observation)
-    value = losses.expected_value(critic(observation, action), atoms)
+    value = losses.expected_value(critic(observation, action), atoms).amin(0)
     (temperature * log_density / scale - value).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
     losses.temperature_loss(log_temperature, log_density, learner.target_entropy).sum().backward()
@@ -286,9 +293,11 @@ def plain_update(learner, batch):
     return policy, critic, target, log_temperature.detach()
 
 
-def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks):
+@pytest.mark.parametrize("critics", [1, 2])
+def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics):
     replay, _ = filled_replay(tasks, rollouts=3)
-    learner = learner_of(tasks, initial_temperature=0.3, learning_rate=3e-4)
+    config = LearnerConfig(atoms=21, initial_temperature=0.3)
+    learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
     learner.largest_return[:] = torch.tensor([3.0, 8.0])
     batch = batch_of(replay)

@@ -276,3 +276,14 @@ def test_the_temperatures_gradient_is_that_of_its_loss():
     loss = losses.temperature_loss(log_temperature, log_density, wanted).sum()
     found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), wanted)
     assert_close(found, torch.autograd.grad(loss, log_temperature)[0])
+
+
+def test_the_most_pessimistic_critic_counts_row_by_row():
+    value = torch.tensor([[1.0, 5.0], [2.0, 4.0]])
+    table = torch.tensor([[[0.1, 0.9], [0.2, 0.8]], [[0.3, 0.7], [0.4, 0.6]]])
+    least, rows = losses.most_pessimistic(value, table)
+    close(least, [1.0, 4.0])
+    close(rows, [[0.1, 0.9], [0.4, 0.6]])
+    least, rows = losses.most_pessimistic(value[:1], table[:1])
+    close(least, [1.0, 5.0])
+    close(rows, [[0.1, 0.9], [0.2, 0.8]])
