@@ -59,17 +59,15 @@ def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tenso
     Returns:
         [..., atoms], probabilities of ``atoms``.
     """
-    low, high = atoms[0], atoms[-1]
     last = atoms.numel() - 1
-    # Rounding may put the highest value a little above the last atom.
-    position = ((target_atoms.clamp(low, high) - low) / ((high - low) / last)).clamp(max=last)
-    lower = position.floor().clamp(0, last - 1)
-    share = position - lower
-    index = lower.long()
-    projected = torch.zeros_like(probabilities)
-    projected.scatter_add_(-1, index, probabilities * (1 - share))
-    projected.scatter_add_(-1, index + 1, probabilities * share)
-    return projected
+    step = (atoms[-1] - atoms[0]) / last
+    # Rounding may put a value a little outside the support.
+    position = ((target_atoms - atoms[0]) / step).clamp_(0, last)
+    # Clamped as integers: what is no number must not become an index, and stays none in the shares.
+    index = position.long().clamp_(0, last - 1)
+    upper_share = position.sub_(index).mul_(probabilities)
+    projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
+    return projected.scatter_add_(-1, index.add_(1), upper_share)
 
 
 def soft_target(

@@ -43,6 +43,11 @@ def test_project_clips_to_both_ends():
     close(found, [0.3, 0.0, 0.0, 0.0, 0.7])
 
 
+def test_project_of_what_is_no_number_is_none():
+    found = losses.project(torch.full((5,), 0.2), torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0]), ATOMS)
+    assert found.isnan().any()
+
+
 def test_project_treats_every_row_alone():
     probabilities = torch.tensor([[[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]]])
     values = torch.tensor([[[0.5, 9, 9, 9, 9], [9, 9, 9, 9, -1.25]]])
