@@ -95,9 +95,9 @@ class NetworkConfig:
 class LearnerConfig:
     """Multi-task soft actor-critic with a categorical critic."""
 
-    batch_rows: int = 256
+    batch_rows: int = 384
     """Rows of one update, equally many of every task."""
-    updates_per_step: float = 1.0
+    updates_per_step: float = 2.0
     """Updates per agent step of every task; 0 collects without learning."""
     warmup_steps: int = 1000
     """Steps of every task before the first update; their actions are uniformly random."""
@@ -106,11 +106,11 @@ class LearnerConfig:
     way at once."""
     learning_rate: float = 3e-4
     """Of actor and critic (AdamW)."""
-    temperature_learning_rate: float = 3e-4
+    temperature_learning_rate: float = 1e-3
     """Of the temperatures (Adam)."""
     weight_decay: float = 1e-2
     """AdamW's."""
-    polyak: float = 0.005
+    polyak: float = 0.01
     """Share of the critic that enters its target with every update."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""

@@ -125,7 +125,7 @@ def test_defaults_are_the_documented_ones():
     assert (config.run_dir, config.resume, config.address, config.envs_per_task) == (None, None, None, None)
     assert (config.total_frames, config.seed, config.deterministic, config.device) == (1_000_000, 0, False, "cpu")
     learner = config.learner
-    assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.005, 2)
+    assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.01, 2)
     assert (learner.atoms, learner.value_limit) == (101, 10.0)
     assert (config.network.embedding_size, config.network.actor_width, config.network.critic_width) == (32, 128, 256)
 
