@@ -128,6 +128,7 @@ class Collector:
             policy,
             rollout_steps=config.collector.rollout_steps,
             discounts={spec.name: discount_of(spec) for spec in specs},
+            noise_steps=config.collector.noise_steps,
             seed=seeds[-1],
         )
         limits = config.collector

@@ -21,6 +21,7 @@ from mtray.hosts import Host
 from mtray.messages import Episode
 from mtray.metrics import Clock
 from mtray.networks import MultiTaskPolicy
+from mtray.noise import RepeatedNoise
 from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, observation_width
 from mtray.weights import Weights
 
@@ -53,6 +54,7 @@ class Collector:
         *,
         rollout_steps: int,
         discounts: Mapping[str, float],
+        noise_steps: int = 1,
         seed: int = 0,
     ) -> None:
         """Take a host whose copies all stand at an episode's start.
@@ -62,6 +64,7 @@ class Collector:
             policy: this collector's own copy.
             rollout_steps: L.
             discounts: task to the discount of `Rollout.largest_returns`.
+            noise_steps: most steps that a copy's noise is held (see `mtray.noise`).
             seed: of the actions.
         """
         self.host = host
@@ -76,6 +79,9 @@ class Collector:
         # Tasks may have different numbers of copies; the policy acts on as many rows of each.
         copies = [len(slot.reward) for slot in host.slots]
         self._observation = torch.zeros(len(names), max(copies), width)
+        self._ended = torch.zeros(len(names), max(copies), dtype=torch.bool)
+        act = self.policy.action_mask.shape[-1]
+        self._noise = RepeatedNoise(len(names), max(copies), act, longest=noise_steps, generator=self._generator)
         self._buffers = [
             _buffer(spec, count, rollout_steps, width) for spec, count in zip(host.specs, copies, strict=True)
         ]
@@ -101,8 +107,11 @@ class Collector:
             clock.lap("copy")
             self.host.step()
             clock.lap("simulate")
-            for slot, arrays in zip(self.host.slots, self._arrays, strict=True):
+            ended = self._ended.numpy()
+            for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 arrays.write_end(step, slot.next_observation, slot.reward, slot.terminated, slot.truncated)
+                np.logical_or(slot.terminated, slot.truncated, out=ended[index, : len(slot.reward)])
+            self._noise.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
         for track, arrays in zip(self._tracks, self._arrays, strict=True):
@@ -123,7 +132,7 @@ class Collector:
         padded = self._observation.numpy()
         for index, slot in enumerate(self.host.slots):
             padded[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
-        return self.policy.act(self._observation, self._ids, generator=self._generator)
+        return self.policy.act(self._observation, self._ids, noise=self._noise.draw())
 
 
 def _buffer(spec: TaskSpec, copies: int, steps: int, width: int) -> TensorDict:

@@ -37,6 +37,8 @@ class CollectorConfig:
     collectors step them themselves (host inline)."""
     pushes_in_flight: int = 1
     """Pushes under way to the replay while the next rollout is stepped."""
+    noise_steps: int = 16
+    """Most steps that exploration noise is held before it is drawn anew; 1 for fresh noise at every step."""
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
     max_restarts: int = 3
@@ -48,6 +50,7 @@ class CollectorConfig:
         _require(self.tasks_each >= 1, f"--collector.tasks-each {self.tasks_each}: at least 1 is needed")
         _require(self.rollout_steps >= 1, f"--collector.rollout-steps {self.rollout_steps}: at least 1 is needed")
         _require(self.pushes_in_flight >= 1, f"--collector.pushes-in-flight {self.pushes_in_flight}: at least 1")
+        _require(self.noise_steps >= 1, f"--collector.noise-steps {self.noise_steps}: at least 1 is needed")
         _require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
         _require(self.max_restarts >= 0, "--collector.max-restarts can't be negative")
 
@@ -79,6 +82,8 @@ class NetworkConfig:
     """Width of the critic's backbone."""
     critic_blocks: int = 1
     """Residual blocks of the critic's backbone."""
+    critics: int = 1
+    """Critics, each with a backbone and heads of its own; of several the most pessimistic counts, row by row."""
     embedding_size: int = 32
     """Width of the learned task embedding that conditions the backbones; 0 for none."""
     head_layers: int = 0
@@ -88,7 +93,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name in ("actor_width", "critic_width"):
+        for name in ("actor_width", "critic_width", "critics"):
             _require(getattr(self, name) >= 1, f"--network.{name.replace('_', '-')} must be at least 1")
         for name in ("actor_blocks", "critic_blocks", "embedding_size", "head_layers"):
             _require(getattr(self, name) >= 0, f"--network.{name.replace('_', '-')} can't be negative")
@@ -98,9 +103,9 @@ class NetworkConfig:
 class LearnerConfig:
     """Multi-task soft actor-critic with a categorical critic."""
 
-    batch_rows: int = 256
+    batch_rows: int = 384
     """Rows of one update, equally many of every task."""
-    updates_per_step: float = 1.0
+    updates_per_step: float = 2.0
     """Updates per agent step of every task; 0 collects without learning."""
     warmup_steps: int = 1000
     """Agent steps of every task before the first update; their actions are uniformly random."""
@@ -108,10 +113,12 @@ class LearnerConfig:
     """Agent steps of every task that collectors may be ahead of the learner; by default 1000, or more if that many are
     under way at once."""
     learning_rate: float = 3e-4
-    """Of actor and critic (AdamW) and of the temperatures (Adam)."""
+    """Of actor and critic (AdamW)."""
+    temperature_learning_rate: float = 1e-3
+    """Of the temperatures (Adam)."""
     weight_decay: float = 1e-2
     """AdamW's."""
-    polyak: float = 0.005
+    polyak: float = 0.01
     """Share of the critic that enters its target with every update."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
@@ -134,7 +141,13 @@ class LearnerConfig:
         """Validate."""
         for name in ("batch_rows", "actor_period", "batches_per_call", "calls_ahead", "threads"):
             _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
-        for name in ("learning_rate", "value_limit", "initial_temperature", "slice_seconds"):
+        for name in (
+            "learning_rate",
+            "temperature_learning_rate",
+            "value_limit",
+            "initial_temperature",
+            "slice_seconds",
+        ):
             _require(getattr(self, name) > 0, f"--learner.{name.replace('_', '-')} must be above 0")
         _require(self.slack_steps is None or self.slack_steps >= 0, "--learner.slack-steps can't be negative")
         for name in ("updates_per_step", "warmup_steps", "weight_decay"):

@@ -8,7 +8,10 @@ divided by the scale when a batch is used, so old rows never go stale.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.errors import RunError
 from mtray.messages import TaskStatistics
-from mtray.networks import MultiTaskCritic, MultiTaskPolicy
+from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec
 from mtray.weights import Weights
 
@@ -44,6 +47,74 @@ def _check_finite(batch: Batch) -> None:
     if not bool(sums.isfinite().all()):
         bad = [task for task, good in zip(batch.tasks, sums.isfinite().all(0).tolist(), strict=True) if not good]
         raise RunError(f"data of {', '.join(bad)} is not finite: no update is made with it")
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """What an update scales by, each [n, 1]."""
+
+    reward: Tensor
+    temperature: Tensor
+
+
+@torch.no_grad()
+def _flatten(parameters: Sequence[Tensor]) -> Tensor:
+    """Move parameters into one vector, of which each becomes a view; gives the vector."""
+    values = torch.cat([parameter.reshape(-1) for parameter in parameters])
+    parts = values.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.data = part.view_as(parameter)
+    return values
+
+
+class _Part:
+    """One network's parameters and their AdamW: those shared by all tasks as one vector, the heads' as they are.
+
+    A vector takes one kernel where its parts take one each; the heads grow with the tasks and are large enough alone.
+    """
+
+    def __init__(self, shared: Sequence[nn.Parameter], heads: GroupedHead, config: LearnerConfig) -> None:
+        self.heads = [(layer.weight, layer.bias) for layer in heads.layers]
+        self.parameters = [*shared, *itertools.chain.from_iterable(self.heads)]
+        self.values = nn.Parameter(_flatten(shared))
+        self.values.grad = torch.zeros_like(self.values)
+        own = self.parameters[len(shared) :]
+        rate, decay = config.learning_rate, config.weight_decay
+        self.optimiser = torch.optim.AdamW([self.values, *own], lr=rate, weight_decay=decay, fused=True)
+        self.tensors = [self.values.detach(), *(parameter.detach() for parameter in own)]
+
+    def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor) -> None:
+        """Descend, given the loss's gradient by each of the outputs; nothing else is differentiated.
+
+        Raises:
+            _NotFiniteError: the loss or its gradient is not finite; the parameters stay as they are.
+        """
+        parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
+        own = len(self.tensors) - 1
+        for parameter, part in zip(self.parameters[-own:], parts[-own:], strict=True):
+            parameter.grad = part
+        assert self.values.grad is not None
+        torch.cat([part.reshape(-1) for part in parts[:-own]], out=self.values.grad)
+        # One number and one wait for the device. Every task's gradient passes through the shared layers.
+        if not math.isfinite((torch.linalg.vector_norm(self.values.grad) + loss.sum()).item()):
+            raise _NotFiniteError(loss)
+        self.optimiser.step()
+
+    def norms(self, tasks: int) -> Tensor:
+        """[T] norm of the last gradient of each task's heads."""
+        gradients = [part.grad.flatten(1) for layer in self.heads for part in layer if part.grad is not None]
+        norms: Tensor = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
+        # Heads lie critic after critic.
+        norms = torch.linalg.vector_norm(norms.view(-1, tasks), dim=0)
+        return norms
+
+
+class _NotFiniteError(Exception):
+    """A loss [n], one per task, or its gradient is not finite."""
+
+    def __init__(self, loss: Tensor) -> None:
+        super().__init__()
+        self.loss = loss
 
 
 class Learner:
@@ -77,20 +148,18 @@ class Learner:
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.largest_return = torch.zeros(tasks, device=self.device)
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
-        self._actor_parameters = [*self.policy.backbone.parameters(), *self.policy.heads.parameters()]
-        self._critic_optimiser = self._adamw(self.critic.parameters())
-        self._actor_optimiser = self._adamw(self._actor_parameters)
+        self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
+        self._actor_part = _Part(list(self.policy.backbone.parameters()), self.policy.heads, config)
+        heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
+        self._target_tensors = [_flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
         self._temperature_optimiser = torch.optim.Adam(
-            [self.log_temperature], lr=config.learning_rate, betas=(0.5, 0.999)
+            [self.log_temperature], lr=config.temperature_learning_rate, betas=(0.5, 0.999), fused=True
         )
         self.updates = 0
         self.version = 0
+        self._task_updates = torch.zeros(tasks, device=self.device, dtype=torch.float64)
         self._last: dict[str, Tensor] = {}
         self._share_embedding()
-
-    def _adamw(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        rate, decay = self.config.learning_rate, self.config.weight_decay
-        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, fused=True)
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
         """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return."""
@@ -119,7 +188,8 @@ class Learner:
 
         Raises:
             SchemaError: the batch does not fit its tasks.
-            RunError: a task's data is not finite; nothing was changed.
+            RunError: a task's data is not finite, and nothing was changed; or the loss or gradient of the critic or the
+            actor is not, and no weights were changed with it.
         """
         if not isinstance(batch, Batch):
             batch = Batch.from_stack(batch, self.specs)
@@ -127,13 +197,23 @@ class Learner:
         _check_finite(batch)
         ids = self._ids(batch.tasks)
         observation = self.policy.normalise(batch.observation, ids)
-        self._update_critic(batch, observation, ids)
-        if self.updates % self.config.actor_period == 0:
-            self._update_actor(observation, ids)
-        with torch.no_grad():
-            source: list[Tensor] = list(self.critic.parameters())
-            target: list[Tensor] = list(self.target.parameters())
-            torch._foreach_lerp_(target, source, self.config.polyak)
+        scales = _Scales(self._rows(self.reward_scale(), ids), self._rows(self.log_temperature.detach().exp(), ids))
+        name, part = "critic", self._critic_part
+        try:
+            self._update_critic(batch, observation, ids, scales)
+            if self.updates % self.config.actor_period == 0:
+                name, part = "actor", self._actor_part
+                self._update_actor(observation, ids, scales)
+        except _NotFiniteError as error:
+            good = part.norms(len(self.specs)).isfinite()
+            good = (good if ids is None else good[ids]) & error.loss.isfinite()
+            bad = [task for task, fine in zip(batch.tasks, good.tolist(), strict=True) if not fine] or batch.tasks
+            raise RunError(
+                f"the {name}'s loss of {', '.join(bad)} or its gradient is not finite at update {self.updates}: "
+                f"the {name}'s weights stay as they were"
+            ) from None
+        torch._foreach_lerp_(self._target_tensors, self._critic_part.tensors, self.config.polyak)
+        self._task_updates += 1 if ids is None else self._task_updates.new_zeros(len(self.specs)).index_fill(0, ids, 1)
         self.updates += 1
 
     def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
@@ -149,61 +229,82 @@ class Learner:
         mask = self.policy.pick(self.policy.action_mask, ids)
         return losses.tanh_gaussian_sample(mean, log_std, noise, mask)
 
-    def _update_critic(self, batch: Batch, observation: Tensor, ids: Tensor | None) -> None:
-        scale = self._rows(self.reward_scale(), ids)
-        temperature = self._rows(self.log_temperature.detach().exp(), ids)
+    def _update_critic(self, batch: Batch, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
         with torch.no_grad():
             reached = self.policy.normalise(batch.next_observation, ids)
             action_tp1, log_density_tp1 = self._sample(reached, ids)
+            probabilities = self.target(reached, action_tp1, ids).softmax(-1)
+            _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
             target = losses.soft_target(
-                self.target(reached, action_tp1, ids).softmax(-1),
-                batch.reward / scale,
+                probabilities_tp1,
+                batch.reward / scales.reward,
                 batch.flag("terminated"),
                 self._rows(self.discount, ids),
-                -temperature * log_density_tp1 / scale,
+                -scales.temperature / scales.reward * log_density_tp1,
                 self.atoms,
             )
-        logits = self.critic(observation, self.policy.from_bounds(batch.action, ids), ids)
-        loss = losses.cross_entropy(logits, target).mean(-1)
-        self._critic_optimiser.zero_grad(set_to_none=True)
-        loss.mean().backward()
-        self._critic_optimiser.step()
+            action = self.policy.from_bounds(batch.action, ids)
+        logits = self.critic(observation, action, ids)
+        loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
+        gradient, loss = gradient.div_(target[..., 0].numel()), loss.sum(0).mean(-1)
+        self._critic_part.step([logits], [gradient], loss)
         self._share_embedding()
-        self._last["critic_loss"] = loss.detach()
+        self._note(ids, critic_loss=loss)
 
-    def _update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        scale = self._rows(self.reward_scale(), ids)
+    def _update_actor(self, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
         action, log_density = self._sample(observation, ids)
-        self.critic.requires_grad_(False)
-        value = losses.expected_value(self.critic(observation, action, ids), self.atoms)
-        self.critic.requires_grad_(True)
-        temperature = self._rows(self.log_temperature.detach().exp(), ids)
-        loss = (temperature * log_density / scale - value).mean(-1)
-        self._actor_optimiser.zero_grad(set_to_none=True)
-        loss.mean().backward()
-        self._actor_optimiser.step()
-        entropy = self.target_entropy if ids is None else self.target_entropy[ids]
-        log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
-        self._temperature_optimiser.zero_grad(set_to_none=True)
-        losses.temperature_loss(log_temperature, log_density, entropy).sum().backward()
+        logits = self.critic(observation, action, ids)
+        values, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
+        value = values[0] if len(values) == 1 else values.amin(0)
+        if len(values) > 1:
+            # Ties are as good as never: each row's gradient goes through the critic that counts.
+            gradient.mul_((values == value).unsqueeze(-1))
+        entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
+        count, loss = value.numel(), (entropy_weight * log_density.detach() - value).mean(-1)
+        self._actor_part.step([logits, log_density], [gradient.div_(-count), entropy_weight / count], loss)
+        with torch.no_grad():
+            entropy = -log_density.mean(-1)
+            target = self.target_entropy if ids is None else self.target_entropy[ids]
+            log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
+            gradient = losses.temperature_gradient(log_temperature, entropy, target)
+            self.log_temperature.grad = (
+                gradient if ids is None else torch.zeros_like(self.log_temperature).index_copy_(0, ids, gradient)
+            )
         self._temperature_optimiser.step()
-        self._last.update(
-            actor_loss=loss.detach(), value=value.detach().mean(-1), entropy=-log_density.detach().mean(-1)
-        )
+        value = value.mean(-1)
+        self._note(ids, actor_loss=loss, value=value, return_estimate=value * scales.reward[:, 0], entropy=entropy)
 
     @torch.no_grad()
     def _share_embedding(self) -> None:
         # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
         self.policy.embedding.copy_(self.critic.embedding)
 
+    def _note(self, ids: Tensor | None, **columns: Tensor) -> None:
+        for name, values in columns.items():
+            if ids is None:
+                self._last[name] = values
+            else:
+                known = self._last.get(name, torch.full_like(self.discount, math.nan))
+                self._last[name] = known.index_copy(0, ids, values)
+
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Task to what the last update saw of it: losses, value (scaled), entropy, temperature, reward scale."""
-        columns = {name: values.tolist() for name, values in self._last.items() if len(values) == len(self.specs)}
-        columns["temperature"] = self.log_temperature.detach().exp().tolist()
-        columns["reward_scale"] = self.reward_scale().tolist()
+        """Task to what the last update that it was in saw of it; what was never seen is left out.
+
+        critic_loss, actor_loss; value (scaled), return_estimate (the same, in rewards); entropy, temperature,
+        reward_scale; critic_gradient and actor_gradient, the norms of its heads' gradients in the last update;
+        update_share, of all updates those that it was in.
+        """
+        columns = dict(self._last)
+        columns["temperature"] = self.log_temperature.detach().exp()
+        columns["reward_scale"] = self.reward_scale()
+        columns["update_share"] = self._task_updates / max(1, self.updates)
+        for name, part in (("critic_gradient", self._critic_part), ("actor_gradient", self._actor_part)):
+            if part.heads[0][0].grad is not None:
+                columns[name] = part.norms(len(self.specs))
+        rows = torch.stack(list(columns.values()), 1).tolist()
         return {
-            spec.name: {name: values[index] for name, values in columns.items()}
-            for index, spec in enumerate(self.specs)
+            spec.name: {name: value for name, value in zip(columns, row, strict=True) if math.isfinite(value)}
+            for spec, row in zip(self.specs, rows, strict=True)
         }
 
     def weights(self) -> Weights:
@@ -225,11 +326,12 @@ class Learner:
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach(),
             "largest_return": self.largest_return,
-            "critic_optimiser": self._critic_optimiser.state_dict(),
-            "actor_optimiser": self._actor_optimiser.state_dict(),
+            "critic_optimiser": self._critic_part.optimiser.state_dict(),
+            "actor_optimiser": self._actor_part.optimiser.state_dict(),
             "temperature_optimiser": self._temperature_optimiser.state_dict(),
             "generator": self._generator.get_state(),
             "updates": self.updates,
+            "task_updates": self._task_updates,
             "version": self.version,
         }
 
@@ -240,7 +342,9 @@ class Learner:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self.largest_return = state["largest_return"].to(self.device)
-        for name in ("critic", "actor", "temperature"):
-            getattr(self, f"_{name}_optimiser").load_state_dict(state[f"{name}_optimiser"])
+        self._critic_part.optimiser.load_state_dict(state["critic_optimiser"])
+        self._actor_part.optimiser.load_state_dict(state["actor_optimiser"])
+        self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
         self._generator.set_state(state["generator"].cpu())
         self.updates, self.version = state["updates"], state["version"]
+        self._task_updates = state["task_updates"].to(self.device)

@@ -59,17 +59,15 @@ def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tenso
     Returns:
         [..., atoms], probabilities of ``atoms``.
     """
-    low, high = atoms[0], atoms[-1]
     last = atoms.numel() - 1
-    # Rounding may put the highest value a little above the last atom.
-    position = ((target_atoms.clamp(low, high) - low) / ((high - low) / last)).clamp(max=last)
-    lower = position.floor().clamp(0, last - 1)
-    share = position - lower
-    index = lower.long()
-    projected = torch.zeros_like(probabilities)
-    projected.scatter_add_(-1, index, probabilities * (1 - share))
-    projected.scatter_add_(-1, index + 1, probabilities * share)
-    return projected
+    step = (atoms[-1] - atoms[0]) / last
+    # Rounding may put a value a little outside the support.
+    position = ((target_atoms - atoms[0]) / step).clamp_(0, last)
+    # Clamped as integers: what is no number must not become an index, and stays none in the shares.
+    index = position.long().clamp_(0, last - 1)
+    upper_share = position.sub_(index).mul_(probabilities)
+    projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
+    return projected.scatter_add_(-1, index.add_(1), upper_share)
 
 
 def soft_target(
@@ -106,9 +104,48 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * functional.log_softmax(logits, -1)).sum(-1)
 
 
+def cross_entropy_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """[...] cross-entropy of logits [..., atoms] to target [..., atoms], and its gradient by the logits.
+
+    The gradient of a row is softmax(logits) - target, where the target sums to one.
+    """
+    log_probabilities = functional.log_softmax(logits, -1)
+    loss = -torch.linalg.vecdot(target, log_probabilities)
+    return loss, log_probabilities.exp_().sub_(target)
+
+
+def expected_value_gradient(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """[...] mean of the distribution of logits [..., atoms], and its gradient by the logits.
+
+    The gradient of a row is softmax(logits) * (atoms - mean).
+    """
+    probabilities = functional.softmax(logits, -1)
+    value = probabilities @ atoms
+    return value, probabilities.mul_(atoms - value.unsqueeze(-1))
+
+
 def expected_value(logits: Tensor, atoms: Tensor) -> Tensor:
     """[...] mean of the distribution of logits [..., atoms]."""
     return (functional.softmax(logits, -1) * atoms).sum(-1)
+
+
+def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """Of C critics the one of least value, row by row.
+
+    Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods" (clipped double
+    Q-learning), for distributions: the whole distribution of least mean.
+
+    Args:
+        value: [C, ...].
+        tables: [C, ..., n] each.
+
+    Returns:
+        value [...], and the same critic's rows of each table [..., n].
+    """
+    if len(value) == 1:
+        return value[0], *(table[0] for table in tables)
+    least, index = value.min(0)
+    return least, *(table.gather(0, index[None, ..., None].expand(1, *table.shape[1:])).squeeze(0) for table in tables)
 
 
 def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entropy: Tensor) -> Tensor:
@@ -122,6 +159,11 @@ def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entrop
         target_entropy: [T].
     """
     return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
+
+
+def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entropy: Tensor) -> Tensor:
+    """[T] gradient of `temperature_loss` by the log temperature, of each task's mean entropy, all [T]."""
+    return log_temperature.exp() * (entropy - target_entropy)
 
 
 def reward_scale(

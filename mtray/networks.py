@@ -10,7 +10,8 @@ The policy runs in collectors and in a user's hands, the critic in the learner o
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
@@ -55,6 +56,11 @@ class GroupedHead(nn.Module):
         self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in itertools.pairwise(sizes))
         self.output = GroupedLinear(tasks, sizes[-1], outputs, scale=0.1)
 
+    @property
+    def layers(self) -> list[GroupedLinear]:
+        """The hidden layers and the output layer."""
+        return [*cast("Iterable[GroupedLinear]", self.hidden), self.output]
+
     def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
         """Map [n, B, in] to [n, B, out]."""
         for layer in self.hidden:
@@ -70,20 +76,43 @@ class ResidualBlock(nn.Module):
         """Build it."""
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.LayerNorm(width)
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., width] to [..., width]."""
-        outputs: Tensor = inputs + self.layers(inputs)
-        return outputs
+        outputs: Tensor = self.layers(inputs)
+        return outputs.add_(inputs)  # In place: a LayerNorm's gradient does not read its output.
 
 
-def make_backbone(inputs: int, width: int, blocks: int) -> nn.Sequential:
+class Backbone(nn.Sequential):
     """Linear-LayerNorm-ReLU, then residual blocks."""
-    return nn.Sequential(
-        nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(), *[ResidualBlock(width) for _ in range(blocks)]
-    )
+
+    def __init__(self, inputs: int, width: int, blocks: int) -> None:
+        """Build it; ``inputs`` counts the task embedding, whose columns come last."""
+        first = nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
+        super().__init__(*first, *[ResidualBlock(width) for _ in range(blocks)])
+
+    def forward(self, inputs: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [n, B, in] and embedding [n, e] to [n, B, width], or [..., in + e] to [..., width].
+
+        An embedding is the same for all rows of a task, so its part of the first product is made once per task.
+        """
+        first, *rest = self
+        assert isinstance(first, nn.Linear)
+        if embedding is None or not embedding.shape[-1]:
+            inputs = first(inputs)
+        else:
+            own, shared = first.weight.tensor_split([inputs.shape[-1]], 1)
+            offset = torch.addmm(first.bias, embedding, shared.T)
+            inputs = functional.linear(inputs, own).add_(offset.unsqueeze(1))
+        for layer in rest:
+            inputs = layer(inputs)
+        return inputs
 
 
 class MultiTaskPolicy(TensorDictModuleBase):
@@ -113,7 +142,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.register_buffer("action_middle", middle)
         self.register_buffer("action_reach", reach)
         self.register_buffer("action_mask", mask)
-        self.backbone = make_backbone(obs + config.embedding_size, config.actor_width, config.actor_blocks)
+        self.backbone = Backbone(obs + config.embedding_size, config.actor_width, config.actor_blocks)
         head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
         self.heads = GroupedHead(tasks, head_inputs, config.actor_width, 2 * act, config.head_layers)
 
@@ -152,11 +181,16 @@ class MultiTaskPolicy(TensorDictModuleBase):
         *,
         deterministic: bool = False,
         generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Actions [n, B, act] in the tasks' own bounds, for raw observations [n, B, obs] of tasks ``ids``."""
+        """Actions [n, B, act] in the tasks' own bounds, for raw observations [n, B, obs] of tasks ``ids``.
+
+        Unless deterministic they are drawn with standard normal ``noise`` [n, B, act], or with fresh noise.
+        """
         mean, log_std = self.distribution(self.normalise(observation, ids), ids)
         if not deterministic:
-            noise = torch.empty_like(mean).normal_(generator=generator)
+            if noise is None:
+                noise = torch.empty_like(mean).normal_(generator=generator)
             mean = mean + noise * log_std.exp()
         return self.to_bounds(torch.tanh(mean), ids)
 
@@ -222,17 +256,28 @@ def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tenso
 
 
 class MultiTaskCritic(nn.Module):
-    """A categorical action-value function over many tasks: one backbone, a head of atoms per task (C51)."""
+    """Categorical action-value functions over many tasks (C51): C backbones, a head of atoms per task on each.
+
+    The critics share the task embedding and nothing else. Their heads are one grouped product, critic after critic.
+    """
 
     def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, atoms: int) -> None:
-        """Build the critic of these tasks; their order is that of the heads."""
+        """Build the critics of these tasks; their order is that of the heads."""
         super().__init__()
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        self.tasks, self.critics = tasks, config.critics
         self.raw_embedding = nn.Parameter(torch.randn(tasks, config.embedding_size))
         self.reads_observation = config.head_reads_observation
-        self.backbone = make_backbone(obs + act + config.embedding_size, config.critic_width, config.critic_blocks)
+        inputs = obs + act + config.embedding_size
+        self.backbones = nn.ModuleList(
+            Backbone(inputs, config.critic_width, config.critic_blocks) for _ in range(config.critics)
+        )
         head_inputs = config.critic_width + (obs if self.reads_observation else 0)
-        self.heads = GroupedHead(tasks, head_inputs, config.critic_width, atoms, config.head_layers)
+        self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, atoms, config.head_layers)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """All parameters but those of the heads."""
+        return [self.raw_embedding, *self.backbones.parameters()]
 
     @property
     def embedding(self) -> Tensor:
@@ -240,10 +285,13 @@ class MultiTaskCritic(nn.Module):
         return functional.normalize(self.raw_embedding, dim=-1)
 
     def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Logits [n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
-        embedding = MultiTaskPolicy.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
-        hidden = self.backbone(torch.cat([observation, action, embedding], -1))
+        """Logits [C, n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
+        embedding = self.embedding if ids is None else self.embedding[ids]
+        inputs = torch.cat([observation, action], -1)
+        parts = [backbone(inputs, embedding) for backbone in self.backbones]
         if self.reads_observation:
-            hidden = torch.cat([observation, hidden], -1)
-        logits: Tensor = self.heads(hidden, ids)
-        return logits
+            parts = [torch.cat([observation, part], -1) for part in parts]
+        if ids is not None:
+            ids = (ids + self.tasks * torch.arange(self.critics, device=ids.device).unsqueeze(-1)).view(-1)
+        logits: Tensor = self.heads(parts[0] if len(parts) == 1 else torch.cat(parts), ids)
+        return logits.view(self.critics, *observation.shape[:2], -1)

@@ -22,10 +22,10 @@ TASKS = [
 SPECS = [task.spec for task in TASKS]
 
 
-def make_collector(steps=8, seed=0):
+def make_collector(steps=8, seed=0, **settings):
     host = make_host("inline", make_makers(TASKS, 2, [0, 1]))
     policy = MultiTaskPolicy(SPECS, NETWORK).requires_grad_(False)
-    return Collector(host, policy, rollout_steps=steps, discounts={"short": 0.9, "long": 0.5}, seed=seed)
+    return Collector(host, policy, rollout_steps=steps, discounts={"short": 0.9, "long": 0.5}, seed=seed, **settings)
 
 
 @pytest.mark.parametrize("discount", [0.5, 0.95, 0.995])
@@ -97,3 +97,23 @@ def test_same_seed_same_rollout():
     first, second, third = (make_collector(seed=seed).collect().data for seed in (3, 3, 4))
     assert (first[1] == second[1]).all()
     assert not torch.equal(first[1]["action"], third[1]["action"])
+
+
+def test_noise_is_held_within_an_episode_and_drawn_anew_with_the_next(monkeypatch):
+    collector = make_collector(noise_steps=1000)
+    drawn, ended = [], []
+
+    def act(observation, ids, noise):
+        drawn.append(noise.clone())
+        return torch.zeros_like(noise)
+
+    collector.load(snapshot(collector.policy, 1))
+    monkeypatch.setattr(collector.policy, "act", act)
+    for _ in range(4):
+        ended += collector.collect().data.tensordicts[0]["next", "done"][..., 0].clone().unbind(1)
+    steps = list(zip(drawn[:-1], drawn[1:], ended, strict=False))
+    assert sum(int(over.sum()) for *_, over in steps) >= 10
+    for before, after, over in steps:
+        assert (before[0] != after[0]).any(-1)[over].all()
+    held = [bool((before == after).all(-1).any()) for before, after, _ in steps]
+    assert sum(held) > len(held) / 4

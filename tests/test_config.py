@@ -42,15 +42,17 @@ CHANGED = Config(
     address="auto",
     device="cuda:1",
     collector=CollectorConfig(
-        rollout_steps=3, action_repeat=4, tasks_each=5, pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0
+        rollout_steps=3, action_repeat=4, tasks_each=5, noise_steps=1, pushes_in_flight=2, push_timeout_seconds=1.5,
+        max_restarts=0,
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
-        actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, embedding_size=0, head_layers=4,
+        actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, critics=2, embedding_size=0, head_layers=4,
         head_reads_observation=True,
     ),
     learner=LearnerConfig(
-        batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5, weight_decay=0.0,
+        batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5,
+        temperature_learning_rate=1e-5, weight_decay=0.0,
         polyak=1.0, actor_period=1, atoms=2, value_limit=1 / 3, initial_temperature=2.0, batches_per_call=3,
         calls_ahead=1, slice_seconds=0.25, threads=2,
     ),
@@ -93,8 +95,8 @@ def test_plain_values_are_named_as_the_fields():
     assert plain["tasks"] == ["cartpole-balance", "package.module:maker"]
     assert plain["run_dir"] == "runs/a"
     assert plain["collector"] == {
-        "rollout_steps": 3, "action_repeat": 4, "tasks_each": 5, "pushes_in_flight": 2, "push_timeout_seconds": 1.5,
-        "max_restarts": 0,
+        "rollout_steps": 3, "action_repeat": 4, "tasks_each": 5, "pushes_in_flight": 2, "noise_steps": 1,
+        "push_timeout_seconds": 1.5, "max_restarts": 0,
     }  # fmt: skip
 
 
@@ -125,7 +127,7 @@ def test_defaults_are_the_documented_ones():
     assert (config.run_dir, config.resume, config.address, config.envs_per_task) == (None, None, None, None)
     assert (config.total_frames, config.seed, config.deterministic, config.device) == (1_000_000, 0, False, "cpu")
     learner = config.learner
-    assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.005, 2)
+    assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.01, 2)
     assert (learner.atoms, learner.value_limit) == (101, 10.0)
     assert (config.network.embedding_size, config.network.actor_width, config.network.critic_width) == (32, 128, 256)
 
@@ -159,12 +161,14 @@ def test_every_group_of_the_config_is_tested_here():
         (None, "seed", -1),
         (None, "seed", 2**32),
         ("collector", "rollout_steps", 0),
+        ("collector", "noise_steps", 0),
         ("collector", "pushes_in_flight", 0),
         ("collector", "push_timeout_seconds", 0.0),
         ("collector", "max_restarts", -1),
         ("replay", "capacity_rows", 1),
         ("network", "actor_width", 0),
         ("network", "critic_width", 0),
+        ("network", "critics", 0),
         ("network", "actor_blocks", -1),
         ("network", "critic_blocks", -1),
         ("network", "embedding_size", -1),
@@ -174,6 +178,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("learner", "warmup_steps", -1),
         ("learner", "slack_steps", -1),
         ("learner", "learning_rate", 0.0),
+        ("learner", "temperature_learning_rate", 0.0),
         ("learner", "weight_decay", -1e-9),
         ("learner", "polyak", 0.0),
         ("learner", "polyak", 1.01),
@@ -201,7 +206,9 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
 @pytest.mark.parametrize(
     "config",
     [
-        lambda: CollectorConfig(rollout_steps=1, pushes_in_flight=1, push_timeout_seconds=1e-3, max_restarts=0),
+        lambda: CollectorConfig(
+            rollout_steps=1, noise_steps=1, pushes_in_flight=1, push_timeout_seconds=1e-3, max_restarts=0
+        ),
         lambda: ReplayConfig(capacity_rows=2),
         lambda: NetworkConfig(actor_width=1, actor_blocks=0, embedding_size=0, head_layers=0),
         lambda: LearnerConfig(batch_rows=1, updates_per_step=0, warmup_steps=0, slack_steps=0, polyak=1.0, atoms=2),

@@ -14,6 +14,7 @@ from mtray.envs import TaskEnv, make_makers
 from mtray.hosts import make_host
 from mtray.learner import discount_of
 from mtray.networks import MultiTaskPolicy
+from mtray.noise import RepeatedNoise
 from mtray.replay import Replay
 from mtray.schema import by_task, validate
 from mtray.weights import snapshot
@@ -79,12 +80,13 @@ def test_law_1_an_observation_is_the_one_reached_before_unless_an_episode_ended(
 
 def test_law_1_actions_are_computed_from_the_state_beside_them(made):
     # With the stochastic policy's noise replayed from its seed, every action follows from its own observation.
-    generator = torch.Generator().manual_seed(9)
     policy = made.collector.policy
+    width = policy.action_mask.shape[-1]
+    noise = RepeatedNoise(3, COPIES, width, longest=1, generator=torch.Generator().manual_seed(9))
     for data in made.rollouts[:3]:
         for step in range(STEPS):
             observation = torch.stack([part["observation"][:, step] for part in data.tensordicts])
-            action = policy.act(observation, generator=generator)
+            action = policy.act(observation, noise=noise.draw())
             for index, part in enumerate(data.tensordicts):
                 size = part["action"].shape[-1]
                 torch.testing.assert_close(part["action"][:, step], action[index, :, :size], atol=1e-6, rtol=0)

@@ -1,9 +1,13 @@
 """The learner: what an update may touch, what it refuses, and that it learns."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from mtray import losses
 from mtray.batches import Batch, unpack_batches
 from mtray.collector import Collector
 from mtray.config import LearnerConfig, NetworkConfig, ReplayConfig
@@ -233,3 +237,104 @@ def test_updates_run_on_a_gpu(tasks):
     learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(atoms=21), device="cuda")
     learner.update(batch_of(replay))
     assert np.isfinite(learner.weights().values).all()
+
+
+def plain_update(learner, batch):
+    """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
+    policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
+    log_temperature = learner.log_temperature.detach().clone().requires_grad_()
+    generator = torch.Generator()
+    generator.set_state(learner._generator.get_state())
+    rate, decay = learner.config.learning_rate, learner.config.weight_decay
+    actor_parameters = [*policy.backbone.parameters(), *policy.heads.parameters()]
+    critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
+    actor_optimiser = torch.optim.AdamW(actor_parameters, lr=rate, weight_decay=decay)
+    temperature_optimiser = torch.optim.Adam(
+        [log_temperature], lr=learner.config.temperature_learning_rate, betas=(0.5, 0.999)
+    )
+    scale, atoms = learner.reward_scale().unsqueeze(-1), learner.atoms
+    temperature = log_temperature.detach().exp().unsqueeze(-1)
+
+    def sample(observation):
+        mean, log_std = policy.distribution(observation)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return losses.tanh_gaussian_sample(mean, log_std, noise, policy.action_mask.unsqueeze(1))
+
+    def least(logits):
+        index = losses.expected_value(logits, atoms).argmin(0)
+        return torch.stack([logits[index[t, b], t, b] for t in range(len(index)) for b in range(index.shape[1])]).view(
+            logits.shape[1:]
+        )
+
+    observation, reached = policy.normalise(batch.observation), policy.normalise(batch.next_observation)
+    with torch.no_grad():
+        action_tp1, log_density_tp1 = sample(reached)
+        wanted = losses.soft_target(
+            least(target(reached, action_tp1)).softmax(-1),
+            batch.reward / scale,
+            batch.flag("terminated"),
+            learner.discount.unsqueeze(-1),
+            -temperature * log_density_tp1 / scale,
+            atoms,
+        )
+    logits = critic(observation, policy.from_bounds(batch.action))
+    losses.cross_entropy(logits, wanted).mean((1, 2)).sum().backward()
+    critic_optimiser.step()
+    policy.embedding.copy_(critic.embedding.detach())
+    action, log_density = sample(observation)
+    value = losses.expected_value(critic(observation, action), atoms).amin(0)
+    (temperature * log_density / scale - value).mean().backward(inputs=actor_parameters)
+    actor_optimiser.step()
+    losses.temperature_loss(log_temperature, log_density, learner.target_entropy).sum().backward()
+    temperature_optimiser.step()
+    with torch.no_grad():
+        for old, new in zip(target.parameters(), critic.parameters(), strict=True):
+            old.lerp_(new, learner.config.polyak)
+    return policy, critic, target, log_temperature.detach()
+
+
+@pytest.mark.parametrize("critics", [1, 2])
+def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    config = LearnerConfig(atoms=21, initial_temperature=0.3)
+    learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
+    learner.set_statistics(replay.sample_rows(4).statistics)
+    learner.largest_return[:] = torch.tensor([3.0, 8.0])
+    batch = batch_of(replay)
+    policy, critic, target, log_temperature = plain_update(learner, batch)
+    learner.update(batch)
+    for found, expected in ((learner.policy, policy), (learner.critic, critic), (learner.target, target)):
+        torch.testing.assert_close(parameters(found), parameters(expected), rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(learner.log_temperature.detach(), log_temperature)
+
+
+@pytest.mark.parametrize(("part", "name"), [("critic", "raw_embedding"), ("policy", "heads.output.bias")])
+def test_a_loss_that_is_not_finite_stops_the_update_and_names_the_task(tasks, part, name):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = learner_of(tasks)
+    learner.update(batch_of(replay))
+    learner.update(batch_of(replay))
+    with torch.no_grad():
+        getattr(learner, part).get_parameter(name)[1] = float("inf")
+    before = parameters(learner.policy)
+    with pytest.raises(RunError, match=r"loss of right or its gradient is not finite at update 2"):
+        learner.update(batch_of(replay))
+    assert torch.equal(before, parameters(learner.policy))
+    assert learner.updates == 2
+
+
+def test_metrics_tell_each_task_what_the_last_update_saw_of_it(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = learner_of(tasks)
+    assert learner.metrics()["left"].keys() == {"temperature", "reward_scale", "update_share"}
+    learner.update(unpack_batches(replay.sample_rows(32, 1, ("right",)).rows, replay.specs)[0])
+    assert "critic_loss" not in learner.metrics()["left"]
+    learner.update(batch_of(replay))
+    assert learner.metrics()["left"]["update_share"] == 0.5
+    learner.update(batch_of(replay))
+    figures = learner.metrics()
+    assert figures["right"]["update_share"] == 1
+    for task in figures.values():
+        assert task.keys() >= {"critic_loss", "actor_loss", "value", "entropy", "critic_gradient", "actor_gradient"}
+        assert task["return_estimate"] == pytest.approx(task["value"] * task["reward_scale"], rel=0.05)
+        assert task["critic_gradient"] > 0

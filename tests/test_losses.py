@@ -43,6 +43,11 @@ def test_project_clips_to_both_ends():
     close(found, [0.3, 0.0, 0.0, 0.0, 0.7])
 
 
+def test_project_of_what_is_no_number_is_none():
+    found = losses.project(torch.full((5,), 0.2), torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0]), ATOMS)
+    assert found.isnan().any()
+
+
 def test_project_treats_every_row_alone():
     probabilities = torch.tensor([[[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]]])
     values = torch.tensor([[[0.5, 9, 9, 9, 9], [9, 9, 9, 9, -1.25]]])
@@ -239,3 +244,51 @@ def test_projected_probability_is_never_negative(atoms, limit, value):
     # This pair of limit and clipped value rounds above the last atom.
     support = losses.support(101, 13.25)
     assert (losses.project(torch.eye(1, 101)[0], torch.full((101,), 20.0), support) >= 0).all()
+
+
+# Gradients in closed form
+
+
+def test_cross_entropy_and_its_gradient_by_hand():
+    # softmax(0, ln 3) is (1/4, 3/4); to (1/2, 1/2): -(ln 1/4 + ln 3/4) / 2.
+    loss, gradient = losses.cross_entropy_gradient(torch.tensor([0.0, math.log(3)]), torch.tensor([0.5, 0.5]))
+    close(loss, -(math.log(0.25) + math.log(0.75)) / 2)
+    close(gradient, [-0.25, 0.25])
+
+
+def test_expected_value_and_its_gradient_by_hand():
+    # Mean of (-2, 2) under (1/4, 3/4) is 1; the gradient p * (z - 1) is (-3/4, 3/4).
+    value, gradient = losses.expected_value_gradient(torch.tensor([0.0, math.log(3)]), torch.tensor([-2.0, 2.0]))
+    close(value, 1.0)
+    close(gradient, [-0.75, 0.75])
+
+
+def test_closed_gradients_are_those_of_autograd():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    target = torch.softmax(torch.randn(3, 4, 5), -1)
+    for plain, closed in (
+        (losses.cross_entropy(logits, target), losses.cross_entropy_gradient(logits.detach(), target)),
+        (losses.expected_value(logits, ATOMS), losses.expected_value_gradient(logits.detach(), ATOMS)),
+    ):
+        assert_close(closed[0], plain.detach())
+        assert_close(closed[1], torch.autograd.grad(plain.sum(), logits)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_temperatures_gradient_is_that_of_its_loss():
+    log_temperature = torch.tensor([0.1, -2.0], requires_grad=True)
+    log_density, wanted = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([-1.0, -0.5])
+    loss = losses.temperature_loss(log_temperature, log_density, wanted).sum()
+    found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), wanted)
+    assert_close(found, torch.autograd.grad(loss, log_temperature)[0])
+
+
+def test_the_most_pessimistic_critic_counts_row_by_row():
+    value = torch.tensor([[1.0, 5.0], [2.0, 4.0]])
+    table = torch.tensor([[[0.1, 0.9], [0.2, 0.8]], [[0.3, 0.7], [0.4, 0.6]]])
+    least, rows = losses.most_pessimistic(value, table)
+    close(least, [1.0, 4.0])
+    close(rows, [[0.1, 0.9], [0.4, 0.6]])
+    least, rows = losses.most_pessimistic(value[:1], table[:1])
+    close(least, [1.0, 5.0])
+    close(rows, [[0.1, 0.9], [0.2, 0.8]])

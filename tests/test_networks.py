@@ -1,5 +1,7 @@
 """The policy's laws: one backbone call, grouped heads equal to the plain way, zero gradient across tasks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict
@@ -8,7 +10,7 @@ from tensordict.nn import InteractionType, set_interaction_type
 from mtray.config import NetworkConfig
 from mtray.envs import TaskEnv
 from mtray.errors import SchemaError
-from mtray.networks import MultiTaskCritic, MultiTaskPolicy
+from mtray.networks import Backbone, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec, observation_width
 from tests.oracles import sequential_policy
 
@@ -195,7 +197,7 @@ def test_gradients_of_other_tasks_heads_are_exactly_zero(network):
         policy.zero_grad()
         critic.zero_grad()
         policy.distribution(observation)[0][task].square().sum().backward()
-        critic(observation, action)[task].square().sum().backward()
+        critic(observation, action)[:, task].square().sum().backward()
         for heads in (policy.heads, critic.heads):
             for parameter in heads.parameters():
                 own = parameter.grad[task]
@@ -210,7 +212,23 @@ def test_a_subset_of_tasks_gives_the_same_numbers_as_all():
     observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
     ids = torch.tensor([2, 0])
     torch.testing.assert_close(policy.distribution(observation)[0][ids], policy.distribution(observation[ids], ids)[0])
-    torch.testing.assert_close(critic(observation, action)[ids], critic(observation[ids], action[ids], ids))
+    torch.testing.assert_close(critic(observation, action)[:, ids], critic(observation[ids], action[ids], ids))
+
+
+def test_several_critics_are_each_a_critic_of_its_own():
+    torch.manual_seed(0)
+    pair = MultiTaskCritic(SPECS, replace(NETWORKS[1], critics=2), atoms=11)
+    observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
+    logits = pair(observation, action)
+    assert logits.shape == (2, 3, 6, 11)
+    for index in range(2):
+        one = MultiTaskCritic(SPECS, NETWORKS[1], atoms=11)
+        one.raw_embedding.data = pair.raw_embedding.data
+        one.backbones[0].load_state_dict(pair.backbones[index].state_dict())
+        one.heads.load_state_dict({name: part.chunk(2)[index] for name, part in pair.heads.state_dict().items()})
+        torch.testing.assert_close(one(observation, action)[0], logits[index])
+    ids = torch.tensor([2, 0])
+    torch.testing.assert_close(logits[:, ids], pair(observation[ids], action[ids], ids))
 
 
 def test_values_behind_a_tasks_width_do_not_matter_to_its_normalisation():
@@ -218,3 +236,17 @@ def test_values_behind_a_tasks_width_do_not_matter_to_its_normalisation():
     normalised = policy.normalise(torch.zeros(3, 2, 7))
     assert not normalised[0, :, 3:].any()
     assert normalised[0, :, :3].any()
+
+
+def test_an_embedding_given_apart_is_one_given_with_every_row():
+    torch.manual_seed(0)
+    backbone = Backbone(7 + 3, 16, 1)
+    inputs, embedding = torch.randn(4, 5, 7), torch.randn(4, 3)
+    whole = torch.cat([inputs, embedding.unsqueeze(1).expand(-1, 5, -1)], -1)
+    torch.testing.assert_close(backbone(inputs, embedding), backbone(whole))
+    parts = [
+        torch.autograd.grad(backbone(*given).square().sum(), backbone.parameters())
+        for given in ((whole,), (inputs, embedding))
+    ]
+    for expected, found in zip(*parts, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

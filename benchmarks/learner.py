@@ -1,0 +1,164 @@
+"""What an update costs on one core: against its own matrix products alone, and as tasks grow at a constant batch.
+
+    python benchmarks/learner.py --json learner.json
+
+The bound is the time of the update's matrix products, recorded as they run and run again without anything else. The
+loop is the same learner with its heads one after another. All in one thread, of CPU time.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import harness
+
+# Observation and action widths, in turns: those of cheetah-run, walker-walk, reacher-easy, cartpole-swingup.
+WIDTHS = ((17, 6), (24, 6), (6, 2), (5, 1))
+ROWS = 512
+TASKS = (2, 6, 50)
+BOUND, LOOP = "matrix products of {} tasks", "loop over heads, {} tasks"
+
+
+def build(tasks: int) -> tuple[Any, Any]:
+    """A learner of so many tasks, and a batch for it."""
+    import torch
+
+    from mtray.batches import Batch
+    from mtray.config import LearnerConfig, NetworkConfig
+    from mtray.learner import Learner
+    from mtray.specs import TaskSpec, action_width, observation_width
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    specs = []
+    for index in range(tasks):
+        obs, act = WIDTHS[index % len(WIDTHS)]
+        specs.append(
+            TaskSpec(
+                name=f"task{index}",
+                engine="benchmark",
+                observation=(("x", obs),),
+                action_low=(-1.0,) * act,
+                action_high=(1.0,) * act,
+                horizon=500,
+                time_step_seconds=0.02,
+            )
+        )
+    rows, obs, act = ROWS // tasks, observation_width(specs), action_width(specs)
+    batch = Batch(
+        tuple(spec.name for spec in specs),
+        torch.randn(tasks, rows, obs),
+        torch.rand(tasks, rows, act) * 2 - 1,
+        torch.rand(tasks, rows),
+        torch.randn(tasks, rows, obs),
+        torch.ones(tasks, rows, dtype=torch.int32),
+    )
+    learner = Learner(specs, NetworkConfig(), LearnerConfig(batch_rows=ROWS))
+    learner.largest_return.fill_(100.0)
+    return learner, batch
+
+
+def loop_over_heads() -> None:
+    """Make every grouped layer one product per task, one after another."""
+    import torch
+
+    from mtray.networks import GroupedLinear
+
+    def forward(self: Any, inputs: Any, ids: Any) -> Any:
+        assert ids is None
+        parts = zip(self.bias.unbind(0), inputs.unbind(0), self.weight.unbind(0), strict=True)
+        return torch.stack([torch.addmm(bias, rows, weight) for bias, rows, weight in parts])
+
+    GroupedLinear.forward = forward  # type: ignore[method-assign]
+
+
+def products(learner: Any, batch: Any) -> tuple[list[Callable[[], Any]], int]:
+    """The matrix products of one period of updates, to be run alone, and their multiply-adds."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    aten = torch.ops.aten
+    kinds = {aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1}
+    calls: list[Callable[[], Any]] = []
+    count = 0
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal count
+            if func in kinds:
+                left, right = args[kinds[func] : kinds[func] + 2]
+                count += left.numel() * right.shape[-1]
+                same = [torch.empty_strided(part.shape, part.stride()).normal_() for part in args]
+                calls.append(functools.partial(func, *same))
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        for _ in range(learner.config.actor_period):
+            learner.update(batch)
+    return calls, count
+
+
+def measure(tasks: int, what: str, seconds: float) -> float:
+    """Updates per second of CPU time: of the learner, of its matrix products alone, or of the loop over heads."""
+    import torch
+
+    if what == "loop":
+        loop_over_heads()
+    learner, batch = build(tasks)
+    period = learner.config.actor_period
+    for _ in range(5 * period):
+        learner.update(batch)
+    if what == "bound":
+        calls, count = products(learner, batch)
+
+        def run() -> None:
+            for call in calls:
+                call()
+    else:
+
+        def run() -> None:
+            for _ in range(period):
+                learner.update(batch)
+
+    with torch.inference_mode(what == "bound"):
+        run()
+        begin, made = time.process_time(), 0
+        while (now := time.process_time()) < begin + seconds:
+            run()
+            made += period
+    rate = made / (now - begin)
+    if what == "bound":
+        sys.stderr.write(f"{tasks} tasks: {2 * count / period * rate / 1e9:.0f} GFLOP/s in matrix products\n")
+    return rate
+
+
+def main() -> None:
+    """Measure and report."""
+    options = harness.make_parser(__doc__).parse_args()
+    seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
+
+    def contender(tasks: int, what: str) -> Callable[[], float]:
+        return lambda: float(harness.in_own_processes(measure, [(tasks, what, seconds)])[0])
+
+    contenders = {f"{tasks} tasks": contender(tasks, "learner") for tasks in TASKS}
+    contenders |= {BOUND.format(tasks): contender(tasks, "bound") for tasks in TASKS}
+    contenders |= {LOOP.format(tasks): contender(tasks, "loop") for tasks in (TASKS[0], TASKS[-1])}
+    budget = harness.QUICK_SECONDS if options.quick else float("inf")
+    rates = harness.interleave(contenders, repeats, budget)
+    unit = f"updates/s of {ROWS} rows on one core"
+    first, last = TASKS[0], TASKS[-1]
+    rows = []
+    for tasks in TASKS:
+        rows += harness.compare(rates, BOUND.format(tasks), [f"{tasks} tasks"], unit)
+    rows += harness.compare(rates, f"{first} tasks", [f"{last} tasks", BOUND.format(last)], unit)
+    rows += harness.compare(rates, LOOP.format(first), [LOOP.format(last)], unit)
+    rows += harness.compare(rates, LOOP.format(last), [f"{last} tasks"], unit)
+    harness.report(rows, min(map(len, rates.values())), options.json)
+
+
+if __name__ == "__main__":
+    main()
