@@ -248,3 +248,22 @@ def test_the_same_seed_gives_the_same_run_in_lockstep(tmp_path):
     for task, rows in first[1].items():
         assert np.array_equal(rows.view(np.int32), second[1][task].view(np.int32))
     assert not torch.equal(first[0], third[0])
+
+
+@pytest.mark.cluster
+def test_many_tasks_are_spread_and_bring_equal_frames(tmp_path):
+    # From 6 to 70 us a step: cheap and dear tasks of a few domains.
+    tasks = ("pendulum-swingup", "reacher", "cartpole", "walker", "finger", "hopper")
+    run_dir = tmp_path / "a"
+    with Run(
+        *("--tasks", *tasks, "--workers", 2, "--envs-per-task", 2, "--host", "inline", "--learner.updates-per-step", 0),
+        *("--total-frames", 200_000, "--replay.capacity-rows", 20000, "--run-dir", run_dir),
+        cwd=tmp_path,
+    ) as run:
+        assert run.wait() == 0, run.output
+    frames = [task["frames"] for task in summary_of(run_dir)["tasks"].values()]
+    assert len(frames) == 17
+    mean = sum(frames) / len(frames)
+    assert max(abs(count - mean) for count in frames) < 0.05 * mean
+    spent = lines_of(run_dir)[-1]["collector_seconds"]
+    assert spent.keys() >= {"simulate", "policy", "copy", "push", "receipt", "idle"}
