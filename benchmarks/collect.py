@@ -49,7 +49,7 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
     return found, left_out
 
 
-def sweep(window: tuple[float, float], repeats: int, file: Path | None) -> None:
+def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture: Path | None) -> None:
     """Mtray's rate by its settings, and what a frame's time goes into."""
     cores = harness.cores()
     start = {"tasks": HUMANOID, "engine": "mujoco", "host": "inline", "workers": cores, "copies": 32}
@@ -74,6 +74,8 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None) -> None:
         whole = {"sum": [sum(values) for values in zip(*parts.values(), strict=True)]}
         rows += harness.compare({**parts, **whole}, "sum", list(parts), "us/frame")
     harness.report(rows, repeats, file)
+    if picture:
+        harness.plot(rows, picture, "mtray by its settings, and what a frame's time goes into")
 
 
 def main() -> None:
@@ -95,7 +97,7 @@ def main() -> None:
         return lambda: harness.in_own_processes(function, [(*args, *window)])[0]
 
     if options.sweep:
-        sweep(window, repeats, options.json)
+        sweep(window, repeats, options.json, options.plot)
         return
 
     def ours(tasks: Sequence[str], engine: str, host: str) -> Callable[[], float]:
@@ -133,7 +135,8 @@ def main() -> None:
     versions = {name: version for peer in others for name, version in peer.version.items()}
     harness.report(rows, len(rates[BARE]), options.json, versions)
     if options.plot:
-        harness.plot(rows, options.plot, "Frames per second of all cores")
+        kept = [row for row in rows if row.baseline in baselines]
+        harness.plot(kept, options.plot, f"Frames per second on {cores} cores")
     if left_out:
         print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()))
 

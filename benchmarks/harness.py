@@ -31,6 +31,8 @@ _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mu
 # Processes are counted per core, so each does its maths in one thread. Nothing is drawn.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled", "RL_LOGGING_LEVEL": "ERROR"}
 _CLOSE_SECONDS = 20.0
+# How the names of others' rows begin.
+_PEERS = ("torchrl", "TorchRL", "RayCollector", "RLlib", "Sample Factory")
 _LOG_CHARACTERS = 4000
 # What --quick may take, with a margin for the imports before and the table after.
 QUICK_SECONDS = 110.0
@@ -234,10 +236,15 @@ def report(rows: Sequence[Row], repeats: int, file: Path | None, versions: Mappi
     width = max(24, *(len(row.name) + 2 for row in rows))
     print(f"{'':{width}}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
     for row in rows:
-        print(f"{row.name:{width}}{row.value:10,.0f}{row.min:10,.0f}{row.max:10,.0f}{row.ratio:8.2f}  {row.baseline}")
+        figures = "".join(f"{_short(value):>10}" for value in (row.value, row.min, row.max))
+        print(f"{row.name:{width}}{figures}{row.ratio:8.2f}  {row.baseline}")
     if file is not None:
         data = {"machine": found, "versions": versions, "command": _command(), "rows": [asdict(row) for row in rows]}
         file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plot(rows: Sequence[Row], file: Path, title: str) -> None:
@@ -257,7 +264,7 @@ def plot(rows: Sequence[Row], file: Path, title: str) -> None:
         # The baseline's own spread is not in the whisker.
         low = [row.ratio * (1 - row.min / row.value) for row in group]
         high = [row.ratio * (row.max / row.value - 1) for row in group]
-        ours = ["tab:blue" if "torchrl" not in row.name.lower() else "tab:gray" for row in group]
+        ours = ["tab:gray" if row.name.startswith(_PEERS) else "tab:blue" for row in group]
         axis.barh([row.name for row in group], ratios, xerr=(low, high), color=ours, ecolor="black", capsize=2)
         for index, row in enumerate(group):
             axis.annotate(

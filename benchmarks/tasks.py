@@ -119,6 +119,8 @@ def main() -> None:
         shares[few] = [a / b for a, b in zip(rates[f"{few}, mtray"], rates[f"{few}, simulators alone"], strict=True)]
         rows += harness.compare(shares, few, [name], "of the simulators' speed")
     harness.report(rows, repeats, options.json)
+    if options.plot:
+        harness.plot(rows, options.plot, "Many tasks against few")
     costs = harness.in_own_processes(step_costs, [(chosen(50),)])[0]
     print("\nCPU time of one step of one copy, us: " + ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in costs))
 
