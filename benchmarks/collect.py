@@ -23,6 +23,7 @@ from typing import Any
 
 import collecting
 import harness
+import launches
 from peers import bare, torchrl
 from peers.venvs import PEERS, Peer
 
@@ -47,6 +48,16 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
             sys.stderr.write(f"{peer.name}: {error}\n")
             left_out[peer.name] = "can't be made, as told above"
     return found, left_out
+
+
+def whole_runs(cores: int) -> list[harness.Row]:
+    """How long the real command takes until the first frame, and the memory of a run over the whole suite."""
+    starts = [launches.start_seconds(workers=cores) for _ in range(3)]
+    first = {"first frame": [up + after for up, after in starts], "12 s": [12.0]}
+    first["  until Ray is up"], first["  from there on"] = ([start[part] for start in starts] for part in (0, 1))
+    rows = harness.compare(first, "12 s", [name for name in first if name != "12 s"], "s")
+    memory = {"memory, whole suite": [launches.suite_gib(workers=cores)], "8 GiB": [8.0]}
+    return rows + harness.compare(memory, "8 GiB", ["memory, whole suite"], "GiB")
 
 
 def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture: Path | None) -> None:
@@ -132,6 +143,8 @@ def main() -> None:
     rows += harness.compare(rates, "mtray dm_control inline", ["mtray dm_control parallel"], "frames/s")
     for peer in theirs:
         rows += harness.compare(rates, peer, list(humanoid), "frames/s")
+    if not options.quick:
+        rows += whole_runs(cores)
     versions = {name: version for peer in others for name, version in peer.version.items()}
     harness.report(rows, len(rates[BARE]), options.json, versions)
     if options.plot:
