@@ -171,7 +171,7 @@ def main() -> None:
         rows += harness.compare(rates, peer, list(ours), "frames/s")
     harness.report(rows, len(rates[BARE]), options.json)
     if options.plot:
-        harness.plot(rows, options.plot, "Frames per second of two humanoid tasks")
+        harness.plot(rows, options.plot, "Frames per second of two humanoid tasks", grey=theirs)
     print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in LEFT_OUT.items()))
 
 

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -191,8 +191,15 @@ def report(rows: Sequence[Row], repeats: int, file: Path | None) -> None:
         file.write_text(json.dumps(data, indent=1) + "\n")
 
 
-def plot(rows: Sequence[Row], file: Path, title: str) -> None:
-    """Draw each row's ratio as a bar, its repeats' range as a whisker, rows of one baseline under its name."""
+def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()) -> None:
+    """Draw each row's ratio as a bar, its repeats' range as a whisker, rows of one baseline under its name.
+
+    Args:
+        rows: as `compare` gives them; a baseline's own row is left out.
+        file: what to write, in the format that its ending names.
+        title: above all.
+        grey: names of rows that are there to be compared with.
+    """
     from matplotlib.figure import Figure
 
     groups: dict[str, list[Row]] = {}
@@ -208,8 +215,8 @@ def plot(rows: Sequence[Row], file: Path, title: str) -> None:
         # The baseline's own spread is not in the whisker.
         low = [row.ratio * (1 - row.min / row.value) for row in group]
         high = [row.ratio * (row.max / row.value - 1) for row in group]
-        ours = ["tab:blue" if "torchrl" not in row.name.lower() else "tab:gray" for row in group]
-        axis.barh([row.name for row in group], ratios, xerr=(low, high), color=ours, ecolor="black", capsize=2)
+        colors = ["silver" if row.name in grey else "tab:blue" for row in group]
+        axis.barh([row.name for row in group], ratios, xerr=(low, high), color=colors, ecolor="black", capsize=2)
         for index, row in enumerate(group):
             axis.annotate(
                 f"{row.ratio:.2f}", (row.ratio + high[index], index), (4, 0), textcoords="offset points", va="center"
