@@ -206,10 +206,9 @@ def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()
     for row in rows:
         if row.name != row.baseline:
             groups.setdefault(row.baseline, []).append(row)
-    figure = Figure(figsize=(8, 0.9 + sum(0.3 * len(group) + 0.5 for group in groups.values())), layout="constrained")
-    axes = figure.subplots(
-        len(groups), sharex=True, squeeze=False, height_ratios=[len(group) + 0.4 for group in groups.values()]
-    )[:, 0]
+    heights = [0.3 * len(group) + 0.7 for group in groups.values()]
+    figure = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
     for axis, (baseline, group) in zip(axes, groups.items(), strict=True):
         ratios = [row.ratio for row in group]
         # The baseline's own spread is not in the whisker.
@@ -219,14 +218,19 @@ def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()
         axis.barh([row.name for row in group], ratios, xerr=(low, high), color=colors, ecolor="black", capsize=2)
         for index, row in enumerate(group):
             axis.annotate(
-                f"{row.ratio:.2f}", (row.ratio + high[index], index), (4, 0), textcoords="offset points", va="center"
+                f"{row.ratio:.2f}",
+                (row.ratio + high[index], index),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
-        axis.axvline(1.0, color="black", linewidth=1)
+        axis.axvline(1.0, color="black", linewidth=1, zorder=0)
+        axis.set_xlim(0, 1.1 * max(1.0, *(ratio + more for ratio, more in zip(ratios, high, strict=True))))
         axis.invert_yaxis()
         axis.set_title(f"of {baseline}", loc="left", fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("ratio of medians, with the range of the repeats")
-    axes[-1].set_xlim(left=0)
     figure.suptitle(title)
     figure.savefig(file, dpi=120)
 
