@@ -149,7 +149,7 @@ def main() -> None:
     harness.report(rows, len(rates[BARE]), options.json, versions)
     if options.plot:
         kept = [row for row in rows if row.baseline in baselines]
-        harness.plot(kept, options.plot, f"Frames per second on {cores} cores")
+        harness.plot(kept, options.plot, f"Frames per second on {cores} cores", grey=theirs)
     if left_out:
         print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()))
 

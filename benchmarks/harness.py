@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -31,8 +31,6 @@ _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mu
 # Processes are counted per core, so each does its maths in one thread. Nothing is drawn.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled", "RL_LOGGING_LEVEL": "ERROR"}
 _CLOSE_SECONDS = 20.0
-# How the names of others' rows begin.
-_PEERS = ("torchrl", "TorchRL", "RayCollector", "RLlib", "Sample Factory")
 _LOG_CHARACTERS = 4000
 # What --quick may take, with a margin for the imports before and the table after.
 QUICK_SECONDS = 110.0
@@ -247,35 +245,46 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def plot(rows: Sequence[Row], file: Path, title: str) -> None:
-    """Draw each row's ratio as a bar, its repeats' range as a whisker, rows of one baseline under its name."""
+def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()) -> None:
+    """Draw each row's ratio as a bar, its repeats' range as a whisker, rows of one baseline under its name.
+
+    Args:
+        rows: as `compare` gives them; a baseline's own row is left out.
+        file: what to write, in the format that its ending names.
+        title: above all.
+        grey: names of rows that are there to be compared with.
+    """
     from matplotlib.figure import Figure
 
     groups: dict[str, list[Row]] = {}
     for row in rows:
         if row.name != row.baseline:
             groups.setdefault(row.baseline, []).append(row)
-    figure = Figure(figsize=(8, 0.9 + sum(0.3 * len(group) + 0.5 for group in groups.values())), layout="constrained")
-    axes = figure.subplots(
-        len(groups), sharex=True, squeeze=False, height_ratios=[len(group) + 0.4 for group in groups.values()]
-    )[:, 0]
+    heights = [0.3 * len(group) + 0.7 for group in groups.values()]
+    figure = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
+    axes = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
     for axis, (baseline, group) in zip(axes, groups.items(), strict=True):
         ratios = [row.ratio for row in group]
         # The baseline's own spread is not in the whisker.
         low = [row.ratio * (1 - row.min / row.value) for row in group]
         high = [row.ratio * (row.max / row.value - 1) for row in group]
-        ours = ["tab:gray" if row.name.startswith(_PEERS) else "tab:blue" for row in group]
-        axis.barh([row.name for row in group], ratios, xerr=(low, high), color=ours, ecolor="black", capsize=2)
+        colors = ["silver" if row.name in grey else "tab:blue" for row in group]
+        axis.barh([row.name for row in group], ratios, xerr=(low, high), color=colors, ecolor="black", capsize=2)
         for index, row in enumerate(group):
             axis.annotate(
-                f"{row.ratio:.2f}", (row.ratio + high[index], index), (4, 0), textcoords="offset points", va="center"
+                f"{row.ratio:.2f}",
+                (row.ratio + high[index], index),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )
-        axis.axvline(1.0, color="black", linewidth=1)
+        axis.axvline(1.0, color="black", linewidth=1, zorder=0)
+        axis.set_xlim(0, 1.1 * max(1.0, *(ratio + more for ratio, more in zip(ratios, high, strict=True))))
         axis.invert_yaxis()
         axis.set_title(f"of {baseline}", loc="left", fontsize="medium")
         axis.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("ratio of medians, with the range of the repeats")
-    axes[-1].set_xlim(left=0)
     figure.suptitle(title)
     figure.savefig(file, dpi=120)
 

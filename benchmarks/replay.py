@@ -293,7 +293,7 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
         group = groups[baseline] = {baseline: rate(caller.copy, nbytes)}
         for limit, manner in ((1, "one at a time"), (4, "4 under way")):
             group[f"{push}, {manner}"] = rate(caller.insert, copies, limit)
-            group[f"{push}, {manner}: Ray's empty call"] = rate(caller.empty_calls, nbytes, limit)
+            group[f"empty call for {copies} x {STEPS}, {manner}"] = rate(caller.empty_calls, nbytes, limit)
     group[f"{push}, 4 under way, statistics taken too"] = rate(caller.insert, copies, 4, True)
     group[f"{push}, 4 under way, by Ray's store"] = rate(caller.insert_by_store, copies, 4)
     group[f"{push}, torchrl ensemble in-process"] = rate(ensemble.insert)
@@ -304,7 +304,7 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
         f"{draw}, one at a time": rate(caller.sample, 1),
         f"{draw}, 2 ahead": rate(caller.sample, 2),
         f"{draw}, 2 ahead, unpacked": rate(caller.sample, 2, True),
-        f"{draw}, 2 ahead: Ray's empty call": rate(caller.empty_calls, nbytes, 2),
+        f"empty call for {BATCHES} x {BATCH_ROWS}, 2 ahead": rate(caller.empty_calls, nbytes, 2),
         f"{draw}, 2 ahead, by Ray's store": rate(caller.sample_by_store, 2),
         f"{draw}, torchrl ensemble in-process": rate(ensemble.sample),
     }
@@ -325,7 +325,8 @@ def main() -> None:
     rows = [row for baseline, rates in groups.items() for row in harness.compare(rates, baseline, list(rates), "MB/s")]
     harness.report(rows, len(next(iter(next(iter(groups.values())).values()))), options.json)
     if options.plot:
-        harness.plot(rows, options.plot, "The replay through Ray, bytes per second, two humanoid tasks")
+        grey = [row.name for row in rows if row.name.startswith("empty call") or "torchrl" in row.name]
+        harness.plot(rows, options.plot, "Bytes per second into and out of the replay", grey)
 
 
 if __name__ == "__main__":
