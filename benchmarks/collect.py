@@ -92,15 +92,15 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture:
 def main() -> None:
     parser = harness.add_peers(harness.make_parser(__doc__))
     parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task in each mtray collector")
-    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 4 with --quick)")
+    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
     parser.add_argument("--sweep", action="store_true", help="mtray alone: by collectors, copies, host, learner")
     options = parser.parse_args()
-    seconds = options.seconds or (4.0 if options.quick else 10.0)
+    seconds = options.seconds or (3.0 if options.quick else 10.0)
     repeats = options.repeats or (2 if options.quick else 5)
     budget = harness.QUICK_SECONDS if options.quick else float("inf")
     # Long enough that the first, cheap steps of an episode, before a humanoid lies on the floor, are over.
-    window = (2.0 if options.quick else 4.0, seconds)
+    window = (1.0 if options.quick else 4.0, seconds)
     cores, copies = harness.cores(), options.envs_per_task
     pairs = max(1, cores // len(HUMANOID))
 
@@ -136,11 +136,19 @@ def main() -> None:
         POOL: lambda: bare.envpool(HUMANOID, pairs, copies, *window),
         POOL_LIGHT: lambda: bare.envpool(LIGHT, pairs, copies, *window),
     }
+    if options.quick:
+        # A contender costs more to start than to measure.
+        for group, left in ((humanoid, "mtray dm_control inline"), (light, "mtray mujoco, light tasks")):
+            del group[left]
+        for group in (pooled, theirs):
+            group.clear()
+        del baselines[POOL]
     rates = harness.interleave({**baselines, **humanoid, **pooled, **light, **theirs}, repeats, budget)
     rows = harness.compare(rates, BARE, [BARE, *humanoid, *theirs], "frames/s")
-    rows += harness.compare(rates, POOL, [POOL, *pooled], "frames/s")
     rows += harness.compare(rates, POOL_LIGHT, [POOL_LIGHT, *light], "frames/s")
-    rows += harness.compare(rates, "mtray dm_control inline", ["mtray dm_control parallel"], "frames/s")
+    if not options.quick:
+        rows += harness.compare(rates, POOL, [POOL, *pooled], "frames/s")
+        rows += harness.compare(rates, "mtray dm_control inline", ["mtray dm_control parallel"], "frames/s")
     for peer in theirs:
         rows += harness.compare(rates, peer, list(humanoid), "frames/s")
     if not options.quick:

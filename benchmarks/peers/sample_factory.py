@@ -81,6 +81,8 @@ def main() -> None:
             "rollout": options.rollout,
             # Nobody learns, but the size of the buffers follows from it.
             "batch_size": copies * options.rollout,
+            # Rollout workers run at 10 more than this, and starve on a machine that has anything else to do.
+            "default_niceness": -10,
             # A plain network, which costs less to act with.
             "use_rnn": False,
             "normalize_input": False,
