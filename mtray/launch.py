@@ -167,6 +167,8 @@ def ray_session(config: Config) -> Iterator[float]:
     import ray
 
     actors = config.workers + 2
+    # Ray's own 15 lets any other program of the machine outrun a run.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if config.address is None:
         # Ray's CPUs are logical: a Ray of the run's own has as many as actors, so that none waits for ever.
