@@ -91,7 +91,7 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture:
 
 def main() -> None:
     parser = harness.add_peers(harness.make_parser(__doc__))
-    parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task in each mtray collector")
+    parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task per collector")
     parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
     parser.add_argument("--sweep", action="store_true", help="mtray alone: by collectors, copies, host, learner")
@@ -111,7 +111,10 @@ def main() -> None:
         sweep(window, repeats, options.json, options.plot)
         return
 
-    def ours(tasks: Sequence[str], engine: str, host: str) -> Callable[[], float]:
+    # What a step costs beside the simulators is shared by its copies: the cheaper they are, the more are needed.
+    many = 4 * copies
+
+    def ours(tasks: Sequence[str], engine: str, host: str, copies: int = copies) -> Callable[[], float]:
         return alone(collecting.rate, tasks, engine, host, pairs if host == "parallel" else cores, copies)
 
     humanoid = {
@@ -119,10 +122,10 @@ def main() -> None:
         "mtray dm_control inline": ours(HUMANOID, "dm_control", "inline"),
         "mtray dm_control parallel": ours(HUMANOID, "dm_control", "parallel"),
     }
-    pooled = {"mtray envpool inline": ours(HUMANOID, "envpool", "inline")}
+    pooled = {"mtray envpool inline": ours(HUMANOID, "envpool", "inline", many)}
     light = {
-        "mtray envpool, light tasks": ours(LIGHT, "envpool", "inline"),
-        "mtray mujoco, light tasks": ours(LIGHT, "mujoco", "inline"),
+        "mtray envpool, light tasks": ours(LIGHT, "envpool", "inline", many),
+        "mtray mujoco, light tasks": ours(LIGHT, "mujoco", "inline", many),
     }
     others, left_out = ready(options.peers)
     theirs = {
@@ -133,8 +136,8 @@ def main() -> None:
     }
     baselines = {
         BARE: lambda: bare.dm_control(HUMANOID, cores, *window),
-        POOL: lambda: bare.envpool(HUMANOID, pairs, copies, *window),
-        POOL_LIGHT: lambda: bare.envpool(LIGHT, pairs, copies, *window),
+        POOL: lambda: bare.envpool(HUMANOID, pairs, many, *window),
+        POOL_LIGHT: lambda: bare.envpool(LIGHT, pairs, many, *window),
     }
     if options.quick:
         # A contender costs more to start than to measure.
