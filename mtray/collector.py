@@ -17,6 +17,7 @@ from tensordict import LazyStackedTensorDict, TensorDict
 from torch import Tensor
 
 from mtray import weights as weights_module
+from mtray.acting import Acting
 from mtray.hosts import Host
 from mtray.messages import Episode
 from mtray.metrics import Clock
@@ -93,6 +94,7 @@ class Collector:
     def load(self, weights: Weights) -> None:
         """Act with these weights from now on."""
         weights_module.load(self.policy, weights)
+        self._acting = Acting(self.policy, self._ids)
         self.weights_version = weights.version
 
     def collect(self) -> Rollout:
@@ -132,7 +134,7 @@ class Collector:
         padded = self._observation.numpy()
         for index, slot in enumerate(self.host.slots):
             padded[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
-        return self.policy.act(self._observation, self._ids, noise=self._noise.draw())
+        return self._acting(self._observation, self._noise.draw())
 
 
 def _buffer(spec: TaskSpec, copies: int, steps: int, width: int) -> TensorDict:

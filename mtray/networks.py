@@ -27,7 +27,8 @@ from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation
 
 # Bounds wider than this mean that a simulator has none (lqr's are 1e10): such an action is learned on [-1, 1].
 _UNBOUNDED = 1e6
-_INPUT_LIMIT = 10.0
+# Of normalised observations.
+INPUT_LIMIT = 10.0
 
 
 class GroupedLinear(nn.Module):
@@ -156,7 +157,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
     def normalise(self, observation: Tensor, ids: Tensor | None = None) -> Tensor:
         """[n, B, obs] raw to [n, B, obs] normalised per task and clipped; padding stays zero."""
         mean, scale = self.pick(self.mean, ids), self.pick(self.scale, ids)
-        return ((observation - mean) * scale).clamp(-_INPUT_LIMIT, _INPUT_LIMIT)
+        return ((observation - mean) * scale).clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
     @staticmethod
     def pick(table: Tensor, ids: Tensor | None) -> Tensor:

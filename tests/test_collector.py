@@ -103,12 +103,12 @@ def test_noise_is_held_within_an_episode_and_drawn_anew_with_the_next(monkeypatc
     collector = make_collector(noise_steps=1000)
     drawn, ended = [], []
 
-    def act(observation, ids, noise):
+    def act(observation, noise):
         drawn.append(noise.clone())
         return torch.zeros_like(noise)
 
     collector.load(snapshot(collector.policy, 1))
-    monkeypatch.setattr(collector.policy, "act", act)
+    monkeypatch.setattr(collector, "_acting", act)
     for _ in range(4):
         ended += collector.collect().data.tensordicts[0]["next", "done"][..., 0].clone().unbind(1)
     steps = list(zip(drawn[:-1], drawn[1:], ended, strict=False))
