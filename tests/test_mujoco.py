@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from dm_control.rl.control import PhysicsError
 
 from mtray.engines import StepArrays, mujoco
 from mtray.engines.dm_control import DmControlSim, task_names
@@ -96,10 +95,26 @@ def test_all_but_three_tasks_have_views():
     assert sorted(set(task_names()) - set(VIEWED)) == ["lqr-lqr_2_1", "lqr-lqr_6_2", "quadruped-escape"]
 
 
-def test_a_simulation_that_diverges_is_told_by_its_task():
-    sim = Task("cheetah-run", "mujoco").make_sim(2)
-    out = StepArrays.empty(2, sim.spec)
-    sim.reset(np.ones(2, bool), out.observation)
-    sim._sims.bind("qvel")[1] = 1e12
-    with pytest.raises(PhysicsError, match=r"cheetah-run.*mjWARN_BAD"):
-        sim.step(np.zeros((2, 6), np.float32), out)
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_a_copy_whose_physics_diverges_is_truncated_where_it_was(repeat, caplog):
+    pair = Pair("cheetah-run", copies=3, repeat=repeat)
+    pair.step()
+    before = pair.outs[0].observation.copy()
+    pair.sims[0]._sims.bind("qvel")[1] = 1e12
+    pair.sims[1]._envs[1].physics.data.qvel[:] = 1e12
+    for _ in range(2):
+        # Twice, as MuJoCo itself counts a simulation's warnings from its reset on.
+        pair.step()
+        ours = pair.outs[0]
+        assert ours.truncated.tolist() == [False, True, False]
+        assert not ours.terminated.any()
+        assert (ours.observation[1] == before[1]).all()
+        assert ours.reward[1] == 0
+        pair.reset(np.array([False, True, False]))
+        pair.step()
+        assert not pair.outs[0].truncated.any()
+        before = pair.outs[0].observation.copy()
+        pair.sims[0]._sims.bind("qvel")[1] = 1e12
+        pair.sims[1]._envs[1].physics.data.qvel[:] = 1e12
+    assert "cheetah-run', copy 1" in caplog.text
+    assert "mjWARN_BAD" in caplog.text

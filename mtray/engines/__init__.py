@@ -7,6 +7,7 @@ names the files and loads one when a task of it is asked for.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from mtray.specs import FloatArray, TaskSpec
 
 BoolArray = npt.NDArray[np.bool_]
+LOGGER = logging.getLogger("mtray")
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,18 @@ class BatchSim(ABC):
         """End the step that `send` began and write its outcome into ``out``.
 
         At an episode's end ``out.observation`` holds the true last observation. A time limit is ``truncated``,
-        the task's own end is ``terminated``.
+        the task's own end is ``terminated``. Where the physics diverged the episode is ``truncated`` at the last
+        observation that is one, and the step gives the rewards up to there.
         """
 
     def step(self, action: FloatArray, out: StepArrays) -> None:
         """One whole agent step."""
         self.send(action)
         self.recv(out)
+
+    def warn_diverged(self, copy: int, why: str) -> None:
+        """Say that a copy's physics gave up."""
+        LOGGER.warning("task %r, copy %d: the physics diverged (%s), so its episode is cut", self.spec.name, copy, why)
 
     def close(self) -> None:  # noqa: B027  (most simulators have nothing to close)
         """Free what the simulator holds."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from dm_control import suite
 from dm_control.mujoco import Physics, wrapper
-from dm_control.rl.control import Environment
+from dm_control.rl.control import Environment, PhysicsError
 
 from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
 from mtray.specs import FloatArray, TaskSpec
@@ -76,6 +76,7 @@ class DmControlSim(BatchSim):
         for env in self._envs:
             drop_renderer(env.physics)
         self._slices = self.spec.slices
+        self._reached = np.zeros((num_envs, spec.observation_size), np.float32)
 
     def seed(self, seed: int) -> None:
         """As torchrl's DMControlEnv does: a new random state for the task, then one reset."""
@@ -87,6 +88,7 @@ class DmControlSim(BatchSim):
         """Start new episodes where ``mask`` is true."""
         for copy in np.flatnonzero(mask):
             self._write(self._envs[copy].reset().observation, observation[copy])
+            self._reached[copy] = observation[copy]
 
     def send(self, action: FloatArray) -> None:
         """Take the actions."""
@@ -97,11 +99,17 @@ class DmControlSim(BatchSim):
         actions = self._action
         for copy, env in enumerate(self._envs):
             reward = 0.0
-            for _ in range(self.spec.action_repeat):
-                time_step = env.step(actions[copy])
-                reward += time_step.reward
-                if time_step.last():
-                    break
+            try:
+                for _ in range(self.spec.action_repeat):
+                    time_step = env.step(actions[copy])
+                    reward += time_step.reward
+                    if time_step.last():
+                        break
+            except PhysicsError as error:
+                self.warn_diverged(copy, str(error))
+                out.observation[copy] = self._reached[copy]
+                out.reward[copy], out.terminated[copy], out.truncated[copy] = reward, False, True
+                continue
             self._write(time_step.observation, out.observation[copy])
             out.reward[copy] = reward
             last = time_step.last()
@@ -109,6 +117,7 @@ class DmControlSim(BatchSim):
             limit = last and bool(np.isclose(time_step.discount, 1.0))
             out.truncated[copy] = limit
             out.terminated[copy] = last and not limit
+        self._reached[:] = out.observation
 
     def _write(self, observation: Mapping[str, Any], row: FloatArray) -> None:
         for entry, where in self._slices:

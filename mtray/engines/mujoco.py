@@ -17,7 +17,6 @@ from typing import Any
 import mujoco
 import numpy as np
 from dm_control import suite
-from dm_control.rl.control import PhysicsError
 from mujoco.batch import Batch
 
 from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
@@ -98,6 +97,7 @@ class MujocoSim(BatchSim):
         self._ctrl = self._sims.bind("ctrl")
         # [n, kinds of warning], counts. Their other column is what each warned of last.
         self._warnings = self._sims.warning[..., 1]
+        self._reached = np.zeros((num_envs, spec.observation_size), np.float32)
         self._view = _view_of(domain)(self._sims, env.task)
         self._fields = {name: self._sims.expand(name) for name in self._view.model_fields}
         self._steps = np.zeros(num_envs, np.int64)
@@ -127,6 +127,8 @@ class MujocoSim(BatchSim):
             mujoco.mj_getState(physics.model.ptr, physics.data.ptr, self._sims.state[copy], _STATE)
             for name, values in self._fields.items():
                 values[copy] = getattr(physics.model, name)
+        self._warnings[copies] = 0
+        self._reached[copies] = observation[copies]
         self._steps[copies] = 0
         self._sims.forward(copies, _UP_TO_VELOCITY)
 
@@ -139,11 +141,18 @@ class MujocoSim(BatchSim):
         reward = np.zeros(self.num_envs)
         copies: Any = None
         for _ in range(self.spec.action_repeat):
-            self._step(copies)
+            self._sims.step(copies, self._substeps, _UP_TO_VELOCITY)
             where = slice(None) if copies is None else copies
-            reward[where] += self._view.reward()[where]
+            gain = self._view.reward()
+            # As in dm_control any warning of MuJoCo's is the end of a valid simulation.
+            diverged = self._warnings.any(-1) if self._warnings.any() else None
+            if diverged is not None:
+                gain = np.where(diverged, 0.0, gain)
+            reward[where] += gain[where]
             self._steps[where] += 1
             going = self._steps < self._limit
+            if diverged is not None:
+                going &= ~diverged
             if not going.all():
                 copies = np.flatnonzero(going)
                 if not len(copies):
@@ -155,14 +164,15 @@ class MujocoSim(BatchSim):
         # No task that has a view ends its episodes itself.
         out.terminated[:] = False
         np.greater_equal(self._steps, self._limit, out=out.truncated)
+        if diverged is not None:
+            self._cut(np.flatnonzero(diverged), out)
+        self._reached[:] = out.observation
 
-    def _step(self, copies: Any) -> None:
-        before = self._warnings.sum(0)
-        self._sims.step(copies, self._substeps, _UP_TO_VELOCITY)
-        rise = self._warnings.sum(0) - before
-        if rise.any():
-            names = [name for name, count in zip(_WARNINGS, rise, strict=True) if count]
-            raise PhysicsError(f"task {self.spec.name!r}: the simulation is no longer valid: {', '.join(names)}")
+    def _cut(self, copies: Any, out: StepArrays) -> None:
+        for copy in copies:
+            names = [name for name, count in zip(_WARNINGS, self._warnings[copy], strict=True) if count]
+            self.warn_diverged(copy, ", ".join(names))
+            out.observation[copy], out.truncated[copy] = self._reached[copy], True
 
     def close(self) -> None:
         """Free the simulators' memory."""
