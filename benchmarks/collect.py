@@ -4,8 +4,9 @@
 
 Humanoid-stand and humanoid-walk against dm_control's own loop, a process per core with random actions, and against
 EnvPool's own loop; cartpole-swingup and cheetah-run, whose simulators cost next to nothing, against EnvPool's. mtray's
-rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame; an action
-is held for one control step. A network acts in RayCollector's rows too, not in ParallelEnv's.
+rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame. An action
+is held for one control step, but in the rows that say otherwise: two is mtray's default, and costs less per frame. A
+network acts in RayCollector's rows too, not in ParallelEnv's.
 
     python benchmarks/collect.py --peers DIR --json collect.json
 
@@ -29,10 +30,13 @@ from peers.venvs import PEERS, Peer
 
 HUMANOID = ("humanoid-stand", "humanoid-walk")
 LIGHT = ("cartpole-swingup", "cheetah-run")
+# Of one width, as RayCollector's one network needs them, and of little cost.
+WALKERS = ("walker-stand", "walker-walk")
 PARTS = ("simulate", "policy", "copy", "push", "receipt", "idle")
 BARE = "dm_control bare"
 POOL = "EnvPool bare"
 POOL_LIGHT = "EnvPool bare, light tasks"
+RAY_WALKERS = "RayCollector, walkers, a task each"
 
 
 def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
@@ -114,14 +118,28 @@ def main() -> None:
     # What a step costs beside the simulators is shared by its copies: the cheaper they are, the more are needed.
     many = 4 * copies
 
-    def ours(tasks: Sequence[str], engine: str, host: str, copies: int = copies) -> Callable[[], float]:
-        return alone(collecting.rate, tasks, engine, host, pairs if host == "parallel" else cores, copies)
+    # dm_control's environments miss the caches more, the more there are.
+    few = max(1, copies // 2)
+
+    def ours(tasks: Sequence[str], engine: str, host: str, copies: int, repeat: int = 1) -> Callable[[], float]:
+        workers = pairs if host == "parallel" else cores
+        return lambda: harness.in_own_processes(
+            collecting.rate, [(tasks, engine, host, workers, copies, *window, False, repeat)]
+        )[0]
 
     humanoid = {
-        "mtray mujoco inline": ours(HUMANOID, "mujoco", "inline"),
-        "mtray dm_control inline": ours(HUMANOID, "dm_control", "inline"),
-        "mtray dm_control parallel": ours(HUMANOID, "dm_control", "parallel"),
+        "mtray mujoco inline": ours(HUMANOID, "mujoco", "inline", copies),
+        "mtray dm_control inline": ours(HUMANOID, "dm_control", "inline", few),
+        "mtray dm_control parallel": ours(HUMANOID, "dm_control", "parallel", few),
     }
+    repeated = {
+        f"{name}, actions held for 2": ours(HUMANOID, engine, "inline", count, 2)
+        for name, engine, count in (
+            ("mtray mujoco inline", "mujoco", copies),
+            ("mtray dm_control inline", "dm_control", few),
+        )
+    }
+    walkers = {"mtray mujoco, walkers": ours(WALKERS, "mujoco", "inline", many)}
     pooled = {"mtray envpool inline": ours(HUMANOID, "envpool", "inline", many)}
     light = {
         "mtray envpool, light tasks": ours(LIGHT, "envpool", "inline", many),
@@ -132,6 +150,7 @@ def main() -> None:
         "torchrl ParallelEnv": alone(torchrl.parallel_env, HUMANOID, max(len(HUMANOID), cores)),
         "RayCollector, tasks together": alone(torchrl.ray_collector_together, HUMANOID, cores),
         "RayCollector, a task each": alone(torchrl.ray_collector_apart, HUMANOID),
+        RAY_WALKERS: alone(torchrl.ray_collector_apart, WALKERS),
         **{peer.name: functools.partial(peer.measure, options.peers, *window) for peer in others},
     }
     baselines = {
@@ -143,18 +162,21 @@ def main() -> None:
         # A contender costs more to start than to measure.
         for group, left in ((humanoid, "mtray dm_control inline"), (light, "mtray mujoco, light tasks")):
             del group[left]
-        for group in (pooled, theirs):
+        for group in (pooled, repeated, walkers, theirs):
             group.clear()
         del baselines[POOL]
-    rates = harness.interleave({**baselines, **humanoid, **pooled, **light, **theirs}, repeats, budget)
-    rows = harness.compare(rates, BARE, [BARE, *humanoid, *theirs], "frames/s")
+    mine = {**humanoid, **repeated, **pooled, **light, **walkers}
+    rates = harness.interleave({**baselines, **mine, **theirs}, repeats, budget)
+    same = [name for name in theirs if name != RAY_WALKERS]
+    rows = harness.compare(rates, BARE, [BARE, *humanoid, *repeated, *same], "frames/s")
     rows += harness.compare(rates, POOL_LIGHT, [POOL_LIGHT, *light], "frames/s")
     if not options.quick:
         rows += harness.compare(rates, POOL, [POOL, *pooled], "frames/s")
         rows += harness.compare(rates, "mtray dm_control inline", ["mtray dm_control parallel"], "frames/s")
-    for peer in theirs:
+    for peer in same:
         rows += harness.compare(rates, peer, list(humanoid), "frames/s")
     if not options.quick:
+        rows += harness.compare(rates, RAY_WALKERS, [RAY_WALKERS, *walkers], "frames/s")
         rows += whole_runs(cores)
     versions = {name: version for peer in others for name, version in peer.version.items()}
     harness.report(rows, len(rates[BARE]), options.json, versions)

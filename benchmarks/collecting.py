@@ -40,6 +40,7 @@ def measure(
     warmup_seconds: float,
     seconds: float,
     learner: bool = False,
+    action_repeat: int = 1,
 ) -> Measured:
     """Collect in a window of time, with a learner that makes updates beside it if told to.
 
@@ -61,9 +62,9 @@ def measure(
         host=host,
         workers=workers,
         envs_per_task=copies,
-        collector=CollectorConfig(action_repeat=1),
+        collector=CollectorConfig(action_repeat=action_repeat),
     )
-    built = resolve(config.tasks, config.engine)
+    built = resolve(config.tasks, config.engine, action_repeat)
     specs = tuple(task.spec for task in built)
     policy = MultiTaskPolicy(specs, config.network)
     # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
@@ -97,7 +98,7 @@ def measure(
         finally:
             # A collector that is killed leaves its simulators' processes to find out for themselves.
             ray.wait([collector.close.remote() for collector in collectors], num_returns=workers, timeout=10)
-    sizes = [sum(share.values()) * config.collector.rollout_steps for share in shares]
+    sizes = [sum(share.values()) * config.collector.rollout_steps * action_repeat for share in shares]
     first = sum(sizes) if learner else 0
     collected = first + sum(size * len(times) for size, times in zip(sizes, ends, strict=True))
     if stored != collected:

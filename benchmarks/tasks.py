@@ -46,9 +46,8 @@ def chosen(count: int) -> tuple[str, ...]:
     """So many tasks of the suite, spread evenly over it."""
     from mtray.tasks import task_names
 
-    # lqr and quadruped-escape are stepped by dm_control's own loop.
-    names = [name for name in task_names("mujoco") if not name.startswith("lqr") and name != "quadruped-escape"]
-    return tuple(names[index * len(names) // count] for index in range(min(count, len(names))))
+    names = task_names("mujoco")
+    return tuple(names[index * len(names) // count] for index in range(count))
 
 
 def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: float, seconds: float) -> float:

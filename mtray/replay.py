@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push, Receipt, Sampled, TaskStatistics
-from mtray.rows import TRANSITION, holds_transition, row_flags, sampled_shape
+from mtray.rows import TRANSITION, holds_transition, is_finite, row_flags, sampled_shape
 from mtray.specs import FloatArray, TaskSpec, observation_width
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Replay:
         for task, rows in push.rows.items():
             self._check(task, rows)
             # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
-            if not np.isfinite(rows).all():
+            if not is_finite(rows):
                 raise RunError(
                     f"push {push.number} of {push.source}: data of task {task!r} is not finite; nothing of it is stored"
                 )

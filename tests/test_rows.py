@@ -10,7 +10,7 @@ from tensordict import LazyStackedTensorDict
 
 from mtray.batches import Batch, pack, unpack_batches
 from mtray.errors import SchemaError
-from mtray.rows import TRANSITION, holds_transition, row_flags
+from mtray.rows import TRANSITION, holds_transition, is_finite, row_flags
 from mtray.schema import validate
 from mtray.specs import observation_width
 from tests.makers import assert_same_bits, bits, make_spec, numbered_rollout, random_rollout, random_transitions
@@ -324,3 +324,20 @@ def test_a_stack_of_unequal_rows_or_of_rollouts_is_no_batch():
     rollout = random_transitions(left, 3, 6, default_rng(0)).reshape(2, 3)
     with pytest.raises(SchemaError, match="equally many rows"):
         Batch.from_stack(LazyStackedTensorDict.lazy_stack([rollout], 0), [left])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [(0, 0), (49, 6), (23, 3)])
+def test_one_number_that_is_not_finite_is_found(bad, at):
+    rows = default_rng(0).standard_normal((50, 7)).astype(np.float32)
+    assert is_finite(rows)
+    rows[at] = bad
+    assert not is_finite(rows)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_whose_squares_overflow_are_finite_still():
+    rows = np.full((50, 7), 3e38, np.float32)
+    assert is_finite(rows)
+    rows[1] = np.nan
+    assert not is_finite(rows)
