@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# The default is shorter, for the learner's sake.
+ROLLOUT_STEPS = 32
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -62,7 +65,7 @@ def measure(
         host=host,
         workers=workers,
         envs_per_task=copies,
-        collector=CollectorConfig(action_repeat=action_repeat),
+        collector=CollectorConfig(action_repeat=action_repeat, rollout_steps=ROLLOUT_STEPS),
     )
     built = resolve(config.tasks, config.engine, action_repeat)
     specs = tuple(task.spec for task in built)

@@ -227,9 +227,7 @@ def report(rows: Sequence[Row], repeats: int, file: Path | None, versions: Mappi
         file: for JSON.
         versions: of packages that live elsewhere.
     """
-    found, versions = _machine(), {**_versions(), **(versions or {})}
-    print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    origin = introduce(versions)
     print(f"medians of {repeats} interleaved repeats, {rows[0].unit}\n")
     width = max(24, *(len(row.name) + 2 for row in rows))
     print(f"{'':{width}}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
@@ -237,8 +235,20 @@ def report(rows: Sequence[Row], repeats: int, file: Path | None, versions: Mappi
         figures = "".join(f"{_short(value):>10}" for value in (row.value, row.min, row.max))
         print(f"{row.name:{width}}{figures}{row.ratio:8.2f}  {row.baseline}")
     if file is not None:
-        data = {"machine": found, "versions": versions, "command": _command(), "rows": [asdict(row) for row in rows]}
-        file.write_text(json.dumps(data, indent=1) + "\n")
+        write(file, {**origin, "rows": [asdict(row) for row in rows]})
+
+
+def introduce(versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Print the machine and the versions; give them and the command, as a file of results begins."""
+    found, versions = _machine(), {**_versions(), **(versions or {})}
+    print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
+    print(", ".join(f"{name} {version}" for name, version in versions.items()))
+    return {"machine": found, "versions": versions, "command": _command()}
+
+
+def write(file: Path, data: Mapping[str, Any]) -> None:
+    """Write results as JSON."""
+    file.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def _short(value: float) -> str:

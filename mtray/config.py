@@ -27,7 +27,7 @@ def _require(condition: bool, message: str) -> None:
 class CollectorConfig:
     """What a collector does between two pushes."""
 
-    rollout_steps: int = 32
+    rollout_steps: int = 16
     """Steps of every copy in one rollout, which is one push."""
     action_repeat: int = 2
     """Control steps (frames) per agent step, with the same action; the rewards are summed. It holds for the tasks of
@@ -110,8 +110,8 @@ class LearnerConfig:
     warmup_steps: int = 1000
     """Agent steps of every task before the first update; their actions are uniformly random."""
     slack_steps: int | None = None
-    """Agent steps of every task that collectors may be ahead of the learner; by default 1000, or more if that many are
-    under way at once."""
+    """Agent steps of every task that collectors may be ahead of the learner; by default a quarter more than are under
+    way at once."""
     learning_rate: float = 3e-4
     """Of actor and critic (AdamW)."""
     temperature_learning_rate: float = 1e-3

@@ -10,6 +10,7 @@ each and by `Pacing`, so neither collectors nor learner run away from the other.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,14 +45,18 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     # What is asked and not yet counted: two calls and the pushes under way of each collector.
     calls = CALLS + config.collector.pushes_in_flight
     round_frames = step_frames * config.copies(len(specs)) * config.workers * config.collector.rollout_steps * calls
-    slack = settings.slack_steps
-    if slack is None:
-        slack = max(1000, 2 * round_frames // step_frames)
+    if settings.slack_steps is not None:
+        slack_frames = settings.slack_steps * step_frames
+    else:
+        # Where the learner is the slower side, collectors are this far ahead all the time, and what they bring was
+        # chosen by weights as old: no more than keeps both sides from waiting.
+        update_frames = step_frames / settings.updates_per_step if settings.updates_per_step else 0.0
+        slack_frames = math.ceil(1.25 * round_frames + 2 * update_frames)
     return Pacing(
         updates_per_step=settings.updates_per_step,
         step_frames=step_frames,
         warmup_frames=settings.warmup_steps * step_frames,
-        slack_frames=slack * step_frames,
+        slack_frames=slack_frames,
         round_frames=round_frames,
     )
 

@@ -1,0 +1,232 @@
+"""What one agent learns of many tasks, beside published agents that learn one task each.
+
+    python benchmarks/learning.py --json learning.json --plot learning.png
+
+Runs `python -m mtray.launch` with its default settings once per seed, one after another, evaluates every checkpoint
+with the deterministic policy, and compares with the curves in benchmarks/reference/dmc_returns.csv at equal frames per
+task. What follows ``--`` goes to mtray.launch.
+
+Runs stay in ``--run-dir``. When the script is started again, those that are finished are read, one that is not is
+resumed. ``--single`` trains an agent per task as well, with the same settings, and compares the many with the one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import harness
+
+SIX = ("cartpole-balance", "cartpole-swingup", "reacher-easy", "walker-stand", "walker-walk", "cheetah-run")
+REFERENCE = Path(__file__).parent / "reference" / "dmc_returns.csv"
+AGENTS = ("SAC", "SimBa", "XQC")
+_RUN_SECONDS = 12 * 3600.0
+_EVALUATION_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """One checkpoint of one run.
+
+    Attributes:
+        frames: per task.
+        minutes: of wall clock that the run had taken, without those of evaluation.
+        returns: task to the mean undiscounted return of the evaluation's episodes.
+    """
+
+    frames: float
+    minutes: float
+    returns: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Over the tasks."""
+        return statistics.fmean(self.returns.values())
+
+
+def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int, settings: Sequence[str]) -> None:
+    """One run, from where it stands."""
+    summary = folder / "summary.json"
+    if summary.is_file() and json.loads(summary.read_text())["exit_reason"] == "finished":
+        return
+    command = [sys.executable, "-m", "mtray.launch"]
+    if (folder / "checkpoints" / "latest").is_file():
+        command += ["--resume", str(folder)]
+    else:
+        # A run that ended before its first checkpoint has nothing to go on from.
+        shutil.rmtree(folder, ignore_errors=True)
+        command += ["--tasks", *tasks, "--total-frames", str(frames * len(tasks)), "--seed", str(seed)]
+        command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.keep-checkpoints", "1000"]
+        command += ["--run-dir", str(folder), *settings]
+    harness.run_program(command, _RUN_SECONDS)
+
+
+def evaluate(folder: Path, tasks: Sequence[str], episodes: int) -> list[Point]:
+    """A run's checkpoints, in order; what was evaluated before is read."""
+    points = []
+    for checkpoint in sorted(path for path in (folder / "checkpoints").iterdir() if path.is_dir()):
+        file = checkpoint / f"returns_{episodes}.json"
+        if not file.is_file():
+            program = [sys.executable, "-m", "mtray.evaluate", str(checkpoint)]
+            harness.run_program(
+                [*program, "--episodes", str(episodes), "--json", str(file.absolute())], _EVALUATION_SECONDS
+            )
+        meta, found = (json.loads(path.read_text()) for path in (checkpoint / "meta.json", file))
+        returns = {task: found[task]["return_mean"] for task in tasks}
+        points.append(Point(meta["frames"] / len(tasks), meta["metrics"]["seconds"] / 60, returns))
+    return points
+
+
+def joined(parts: Sequence[Point]) -> Point:
+    """Agents of one task each as if they were one."""
+    returns = {task: value for part in parts for task, value in part.returns.items()}
+    return Point(parts[0].frames, sum(part.minutes for part in parts), returns)
+
+
+def published(tasks: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
+    """Agent to frames to task to return, where an agent was measured on all of the tasks."""
+    found: dict[str, dict[int, dict[str, float]]] = {agent: {} for agent in AGENTS}
+    with REFERENCE.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["agent"] in found and row["task"] in tasks:
+                found[row["agent"]].setdefault(int(row["frames"]), {})[row["task"]] = float(row["return_mean"])
+    whole = {
+        agent: {frames: returns for frames, returns in sorted(curve.items()) if set(returns) == set(tasks)}
+        for agent, curve in found.items()
+    }
+    return {agent: curve for agent, curve in whole.items() if curve}
+
+
+def at(points: Sequence[Point], frames: float) -> Point:
+    """The checkpoint nearest to so many frames per task."""
+    return min(points, key=lambda point: abs(point.frames - frames))
+
+
+def table(
+    runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], moments: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Print agents, ours first, at some moments, task by task; give the same as rows."""
+    rows = []
+    width = max(map(len, tasks)) + 2
+    known = published(tasks)
+    for frames in moments:
+        columns: dict[str, dict[str, list[float]]] = {}
+        for name, seeds in runs.items():
+            found = [at(points, frames) for points in seeds]
+            columns[name] = {task: [point.returns[task] for point in found] for task in tasks}
+            columns[name]["mean"] = [point.mean for point in found]
+        for agent, curve in known.items():
+            if frames in curve:
+                columns[agent] = {task: [curve[frames][task]] for task in tasks}
+                columns[agent]["mean"] = [statistics.fmean(curve[frames].values())]
+        print(f"\nreturns at {frames:,} frames per task" + "".join(f"{name:>26}" for name in columns))
+        for task in (*tasks, "mean"):
+            cells = []
+            for name, values in columns.items():
+                value, low, high = statistics.fmean(values[task]), min(values[task]), max(values[task])
+                cells.append(f"{value:.0f}" + (f" ({low:.0f} to {high:.0f})" if name in runs else ""))
+                row = {"agent": name, "frames": frames, "task": task, "return": value, "min": low, "max": high}
+                rows.append({**row, "seeds": len(values[task]) if name in runs else None})
+            print(f"{task:{width}}" + " " * max(0, 23 - width) + "".join(f"{cell:>26}" for cell in cells))
+    return rows
+
+
+def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], frames: int, file: Path) -> None:
+    """A panel per task and one of their mean: each seed thin, their mean thick, published agents dashed."""
+    from matplotlib.figure import Figure
+
+    panels = ["mean", *tasks]
+    columns = min(4, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flat
+
+    def of(point: Point, panel: str) -> float:
+        return point.mean if panel == "mean" else point.returns[panel]
+
+    for axis, panel in zip(axes, panels, strict=False):
+        for color, (name, seeds) in zip(("tab:blue", "tab:orange"), runs.items(), strict=False):
+            for points in seeds:
+                axis.plot([p.frames for p in points], [of(p, panel) for p in points], color=color, alpha=0.35, lw=1)
+            shared = list(zip(*seeds, strict=False))
+            middle = [statistics.fmean(of(point, panel) for point in moment) for moment in shared]
+            axis.plot([moment[0].frames for moment in shared], middle, color=color, lw=2, label=name)
+        for shade, (agent, curve) in zip(("0.6", "0.4", "0.1"), published(tasks).items(), strict=False):
+            shown = {at_frames: returns for at_frames, returns in curve.items() if at_frames <= 1.01 * frames}
+            heights = [statistics.fmean(r.values()) if panel == "mean" else r[panel] for r in shown.values()]
+            axis.plot(list(shown), heights, color=shade, ls="--", marker="o", ms=3, lw=1, label=agent)
+        axis.set_title(panel, fontsize="medium")
+        axis.set_ylim(0, 1020)
+        axis.set_xlim(0, 1.03 * frames)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in list(axes)[len(panels) :]:
+        axis.set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.supxlabel("frames per task", fontsize="medium")
+    figure.suptitle("Return of one agent on all tasks; published agents learn one task each")
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--tasks", nargs="+", default=SIX, help="of the one agent")
+    parser.add_argument("--frames", type=int, help="per task (100,000, or 3,000 with --quick)")
+    parser.add_argument("--every", type=int, help="frames per task between checkpoints (an eighth of all)")
+    parser.add_argument("--seeds", type=int, help="how many: 0, 1, ... (3, or 1 with --quick)")
+    parser.add_argument("--episodes", type=int, help="of each evaluation (10, or 1 with --quick)")
+    parser.add_argument("--run-dir", type=Path, help="where the runs stay (runs/learning, or nowhere with --quick)")
+    parser.add_argument("--single", action="store_true", help="an agent per task as well")
+    parser.add_argument("settings", nargs="*", metavar="-- SETTINGS", help="for mtray.launch")
+    options = parser.parse_args()
+    tasks = tuple(SIX[:2] if options.quick and options.tasks is SIX else options.tasks)
+    frames = options.frames or (3_000 if options.quick else 100_000)
+    every, episodes = options.every or frames // 8, options.episodes or (1 if options.quick else 10)
+    seeds = range(options.seeds or (1 if options.quick else 3))
+    settings = [*options.settings, *(["--learner.warmup-steps", "500"] if options.quick else [])]
+
+    def all_runs(folder: Path) -> dict[str, list[list[Point]]]:
+        together, apart = f"mtray, {len(tasks)} tasks", f"mtray, {len(tasks)} agents"
+        runs: dict[str, list[list[Point]]] = {together: []}
+        for seed in seeds:
+            here = folder / f"seed_{seed}"
+            train(here, tasks, frames, every, seed, settings)
+            runs[together].append(evaluate(here, tasks, episodes))
+            print(f"seed {seed}: {runs[together][-1][-1].mean:.0f} after {runs[together][-1][-1].minutes:.1f} min")
+        for seed in seeds if options.single else ():
+            parts = []
+            for task in tasks:
+                here = folder / f"seed_{seed}_{task}"
+                train(here, [task], frames, every, seed, settings)
+                parts.append(evaluate(here, [task], episodes))
+            runs.setdefault(apart, []).append([joined(moment) for moment in zip(*parts, strict=False)])
+        return runs
+
+    if options.quick and options.run_dir is None:
+        with tempfile.TemporaryDirectory() as folder:
+            runs = all_runs(Path(folder))
+    else:
+        runs = all_runs(options.run_dir or Path("runs") / "learning")
+    origin = harness.introduce()
+    minutes = {name: [points[-1].minutes for points in points_of] for name, points_of in runs.items()}
+    for name, spent in minutes.items():
+        print(f"{name}: {', '.join(f'{value:.1f}' for value in spent)} minutes a seed")
+    rows = table(runs, tasks, (frames // 2, frames))
+    if options.json:
+        curves = {name: [[asdict(point) for point in points] for points in seeds_] for name, seeds_ in runs.items()}
+        harness.write(options.json, {**origin, "minutes": minutes, "rows": rows, "curves": curves})
+    if options.plot:
+        plot(runs, tasks, frames, options.plot)
+
+
+if __name__ == "__main__":
+    main()
