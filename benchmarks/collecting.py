@@ -6,6 +6,7 @@ Runs in a process of its own (`harness.in_own_processes`).
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 
 # The default is shorter, for the learner's sake.
 ROLLOUT_STEPS = 32
+# Of the actions before the tanh.
+DEVIATION = 0.83
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def measure(
     from mtray import actors, weights
     from mtray.config import CollectorConfig, Config
     from mtray.launch import ray_session
+    from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
     from mtray.networks import MultiTaskPolicy
     from mtray.supervisor import make_shares
     from mtray.tasks import resolve
@@ -72,7 +76,8 @@ def measure(
     policy = MultiTaskPolicy(specs, config.network)
     # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
     # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
-    policy.heads.output.bias.data.chunk(2, -1)[1].fill_(0.75)
+    bias = math.atanh((math.log(DEVIATION) - (LOG_STD_HIGH + LOG_STD_LOW) / 2) / ((LOG_STD_HIGH - LOG_STD_LOW) / 2))
+    policy.heads.output.bias.data.chunk(2, -1)[1].fill_(bias)
     # From version 1 on the network acts; before that, random actions cost less to choose.
     snapshot = weights.snapshot(policy, version=1)
     shares = make_shares(config, built)
@@ -94,7 +99,7 @@ def measure(
                 trained = [trainer.train.remote(10**9, 1.5 * warmup_seconds + seconds)]
             begin = time.perf_counter() + warmup_seconds
             asks = [functools.partial(collector.collect.remote, snapshot.version, box) for collector in collectors]
-            ends = drive(asks, begin + seconds)
+            ends = drive(asks, begin + seconds, together=any(share != shares[0] for share in shares))
             ray.get([collector.flush.remote() for collector in collectors])
             stored = sum(ray.get(replay.stats.remote())["frames"].values())
             ray.get(trained)
@@ -124,22 +129,28 @@ def measure(
     return Measured(sum(rates), spent)
 
 
-def drive(asks: Sequence[Callable[[], Any]], until: float) -> list[list[tuple[float, Any]]]:
-    """Keep every collector busy until a time; give when each one's rollouts ended, and its reports."""
+def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> list[list[tuple[float, Any]]]:
+    """Keep every collector busy until a time; give when each one's rollouts ended, and its reports.
+
+    As a run's crew does: where collectors step different tasks, one that is ahead of the slowest waits for it.
+    """
     import ray
 
     from mtray.crew import CALLS
 
-    calls = [deque(ask() for _ in range(CALLS)) for ask in asks]
+    calls: list[deque[Any]] = [deque() for _ in asks]
     ends: list[list[tuple[float, Any]]] = [[] for _ in asks]
-    while heads := {queue[0]: index for index, queue in enumerate(calls) if queue}:
+    while (now := time.perf_counter()) < until or any(calls):
+        fewest = min(map(len, ends))
+        for ask, queue, ended in zip(asks, calls, ends, strict=True):
+            while now < until and len(queue) < CALLS and not (together and len(ended) > fewest + CALLS):
+                queue.append(ask())
+        heads = {queue[0]: index for index, queue in enumerate(calls) if queue}
         ready, _ = ray.wait(list(heads))
         now = time.perf_counter()
         for call in ready:
             index = heads[call]
             ends[index].append((now, ray.get(calls[index].popleft())))
-            if now < until:
-                calls[index].append(asks[index]())
     return ends
 
 

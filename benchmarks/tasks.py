@@ -20,6 +20,8 @@ import collecting
 import harness
 
 COPIES = 8
+# Of actions that are drawn beforehand.
+STEPS = 512
 # Their step costs less than 20 us.
 LIGHT = (
     "cartpole-swingup",
@@ -57,10 +59,10 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
     from mtray.engines import StepArrays
     from mtray.tasks import Task
 
+    # What a simulator costs depends on where its actions take it, so they are spread and held as a collector's are.
     sims = [Task(task, "mujoco").make_sim(COPIES, seed) for task in tasks]
     outs = [StepArrays.empty(COPIES, sim.spec) for sim in sims]
-    random = np.random.default_rng(seed)
-    actions = [random.uniform(-1, 1, (16, COPIES, sim.spec.action_size)).astype(np.float32) for sim in sims]
+    actions = [held_actions(sim.spec, seed) for sim in sims]
     for sim, out in zip(sims, outs, strict=True):
         sim.reset(np.ones(COPIES, bool), out.observation)
 
@@ -68,7 +70,7 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
         steps, begin = 0, time.perf_counter()
         while (now := time.perf_counter()) < begin + seconds:
             for sim, out, drawn in zip(sims, outs, actions, strict=True):
-                sim.step(drawn[steps % 16], out)
+                sim.step(drawn[steps % STEPS], out)
                 if (ended := out.terminated | out.truncated).any():
                     sim.reset(ended, out.observation)
             steps += 1
@@ -79,6 +81,24 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
     rate = step_for(seconds)
     step_for(warmup_seconds / 2)
     return rate
+
+
+def held_actions(spec: Any, seed: int) -> Any:
+    """[STEPS, COPIES, act] actions as `collecting.measure` has them: noise of its deviation, held as long."""
+    import torch
+
+    from mtray.config import CollectorConfig
+    from mtray.noise import RepeatedNoise
+
+    generator = torch.Generator().manual_seed(seed)
+    longest = CollectorConfig().noise_steps
+    noise = RepeatedNoise(1, COPIES, spec.action_size, longest=longest, generator=generator)
+    drawn = torch.stack([noise.draw()[0].clone() for _ in range(STEPS)])
+    low, high = (torch.tensor(bound).clamp(-1e6, 1e6) for bound in (spec.action_low, spec.action_high))
+    unbounded = high >= 1e6
+    low, high = torch.where(unbounded, -1.0, low), torch.where(unbounded, 1.0, high)
+    actions = (low + high) / 2 + (high - low) / 2 * torch.tanh(collecting.DEVIATION * drawn)
+    return actions.float().numpy()
 
 
 def alone(tasks: Sequence[str], window: tuple[float, float]) -> float:

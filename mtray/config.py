@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -21,6 +21,13 @@ from mtray.errors import UsageError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UsageError(message)
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +135,8 @@ class LearnerConfig:
     """The atoms span [-value_limit, value_limit], in scaled returns."""
     initial_temperature: float = 0.1
     """Of every task, in units of its raw reward."""
+    loss_weights: tuple[str, ...] = ()
+    """Tasks whose losses count more or less than the others', whose weight is 1: cheetah-run=2 walker-walk=0.5."""
     batches_per_call: int = 16
     """Batches fetched from the replay in one call."""
     calls_ahead: int = 2
@@ -155,6 +164,22 @@ class LearnerConfig:
         _require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")
         _require(self.atoms >= 2, f"--learner.atoms {self.atoms}: at least 2 are needed")
         _require(0 < self.polyak <= 1, f"--learner.polyak {self.polyak}: must be in (0, 1]")
+        for text in self.loss_weights:
+            _require(
+                _positive(text.rpartition("=")[2]) and "=" in text,
+                f"--learner.loss-weights {text}: give a task and a number above 0, for example cheetah-run=2",
+            )
+
+    def weight_of_losses(self, tasks: Sequence[str]) -> tuple[float, ...]:
+        """Each task's weight.
+
+        Raises:
+            UsageError: a weight is given for what is none of these tasks.
+        """
+        given = {name: float(value) for name, _, value in (text.rpartition("=") for text in self.loss_weights)}
+        for name in given:
+            _require(name in tasks, f"--learner.loss-weights {name}: the run's tasks are {', '.join(tasks)}")
+        return tuple(given.get(task, 1.0) for task in tasks)
 
 
 @dataclass(frozen=True, kw_only=True)

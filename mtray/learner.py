@@ -146,6 +146,7 @@ class Learner:
         )
         self.discount = torch.tensor([discount_of(spec) for spec in specs], device=self.device)
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
+        self.loss_weight = torch.tensor(config.weight_of_losses([spec.name for spec in specs]), device=self.device)
         self.largest_return = torch.zeros(tasks, device=self.device)
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
         self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
@@ -246,7 +247,8 @@ class Learner:
             action = self.policy.from_bounds(batch.action, ids)
         logits = self.critic(observation, action, ids)
         loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
-        gradient, loss = gradient.div_(target[..., 0].numel()), loss.sum(0).mean(-1)
+        gradient.mul_((self._rows(self.loss_weight, ids) / target[..., 0].numel()).unsqueeze(-1))
+        loss = loss.sum(0).mean(-1)
         self._critic_part.step([logits], [gradient], loss)
         self._share_embedding()
         self._note(ids, critic_loss=loss)
@@ -260,8 +262,10 @@ class Learner:
             # Ties are as good as never: each row's gradient goes through the critic that counts.
             gradient.mul_((values == value).unsqueeze(-1))
         entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
-        count, loss = value.numel(), (entropy_weight * log_density.detach() - value).mean(-1)
-        self._actor_part.step([logits, log_density], [gradient.div_(-count), entropy_weight / count], loss)
+        loss = (entropy_weight * log_density.detach() - value).mean(-1)
+        share = self._rows(self.loss_weight, ids) / value.numel()
+        gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
+        self._actor_part.step([logits, log_density], gradients, loss)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]

@@ -241,6 +241,7 @@ def test_updates_run_on_a_gpu(tasks):
 
 def plain_update(learner, batch):
     """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
+    weight = learner.loss_weight
     policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
     log_temperature = learner.log_temperature.detach().clone().requires_grad_()
     generator = torch.Generator()
@@ -278,12 +279,12 @@ def plain_update(learner, batch):
             atoms,
         )
     logits = critic(observation, policy.from_bounds(batch.action))
-    losses.cross_entropy(logits, wanted).mean((1, 2)).sum().backward()
+    (weight * losses.cross_entropy(logits, wanted).mean(2)).mean(1).sum().backward()
     critic_optimiser.step()
     policy.embedding.copy_(critic.embedding.detach())
     action, log_density = sample(observation)
     value = losses.expected_value(critic(observation, action), atoms).amin(0)
-    (temperature * log_density / scale - value).mean().backward(inputs=actor_parameters)
+    (weight * (temperature * log_density / scale - value).mean(1)).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
     losses.temperature_loss(log_temperature, log_density, learner.target_entropy).sum().backward()
     temperature_optimiser.step()
@@ -293,10 +294,10 @@ def plain_update(learner, batch):
     return policy, critic, target, log_temperature.detach()
 
 
-@pytest.mark.parametrize("critics", [1, 2])
-def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics):
+@pytest.mark.parametrize(("critics", "weights"), [(1, ()), (2, ()), (1, ("right=5",))])
+def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, weights):
     replay, _ = filled_replay(tasks, rollouts=3)
-    config = LearnerConfig(atoms=21, initial_temperature=0.3)
+    config = LearnerConfig(atoms=21, initial_temperature=0.3, loss_weights=weights)
     learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
     learner.largest_return[:] = torch.tensor([3.0, 8.0])

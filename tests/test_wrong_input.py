@@ -129,6 +129,15 @@ def test_a_slack_that_would_stop_both_sides(fail):
     assert "slack" in fail("--workers", 2, "--learner.slack-steps", 10)
 
 
+@pytest.mark.parametrize("weight", ["humanoid-walk", "humanoid-walk=", "humanoid-walk=0", "humanoid-walk=nan"])
+def test_a_loss_weight_that_is_none(fail, weight):
+    assert f"--learner.loss-weights {weight}" in fail("--learner.loss-weights", weight)
+
+
+def test_a_loss_weight_of_a_task_that_the_run_has_not(fail):
+    assert "humanoid-stand, humanoid-walk" in fail("--learner.loss-weights", "cheetah-run=2")
+
+
 def test_a_push_that_no_ring_can_hold(fail):
     assert "--replay.capacity-rows" in fail("--replay.capacity-rows", 100, "--workers", 1)
 
