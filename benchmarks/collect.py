@@ -130,7 +130,7 @@ def main() -> None:
     humanoid = {
         "mtray mujoco inline": ours(HUMANOID, "mujoco", "inline", copies),
         "mtray dm_control inline": ours(HUMANOID, "dm_control", "inline", few),
-        "mtray dm_control parallel": ours(HUMANOID, "dm_control", "parallel", few),
+        "mtray dm_control parallel": ours(HUMANOID, "dm_control", "parallel", copies),
     }
     repeated = {
         f"{name}, actions held for 2": ours(HUMANOID, engine, "inline", count, 2)
