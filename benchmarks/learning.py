@@ -147,7 +147,7 @@ def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], fr
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.4), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flat
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
 
     def of(point: Point, panel: str) -> float:
         return point.mean if panel == "mean" else point.returns[panel]
@@ -168,11 +168,12 @@ def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], fr
         axis.set_xlim(0, 1.03 * frames)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.supxlabel("frames per task", fontsize="medium")
+    for axis in axes[max(0, len(panels) - columns) : len(panels)]:
+        axis.set_xlabel("frames per task")
     figure.suptitle("Return of one agent on all tasks; published agents learn one task each")
     figure.savefig(file, dpi=120)
 
