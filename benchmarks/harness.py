@@ -325,6 +325,7 @@ def _versions() -> dict[str, str]:
 def _command() -> str:
     # Without paths of this machine, and where the file went changes nothing.
     paths_only = add_peers(_add_files(argparse.ArgumentParser(add_help=False, allow_abbrev=False)))
+    paths_only.add_argument("--run-dir")
     paths, rest = paths_only.parse_known_args()
     rest += ["--peers", "DIR"] if paths.peers else []
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *rest])
