@@ -87,20 +87,20 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
 
 def held_actions(spec: Any, seed: int) -> Any:
     """[STEPS, COPIES, act] actions as `collecting.measure` has them: noise of its deviation, held as long."""
-    import torch
+    import numpy as np
 
     from mtray.config import CollectorConfig
     from mtray.noise import RepeatedNoise
 
-    generator = torch.Generator().manual_seed(seed)
-    longest = CollectorConfig().noise_steps
-    noise = RepeatedNoise(1, COPIES, spec.action_size, longest=longest, generator=generator)
-    drawn = torch.stack([noise.draw()[0].clone() for _ in range(STEPS)])
-    low, high = (torch.tensor(bound).clamp(-1e6, 1e6) for bound in (spec.action_low, spec.action_high))
-    unbounded = high >= 1e6
-    low, high = torch.where(unbounded, -1.0, low), torch.where(unbounded, 1.0, high)
-    actions = (low + high) / 2 + (high - low) / 2 * torch.tanh(collecting.DEVIATION * drawn)
-    return actions.float().numpy()
+    noise = RepeatedNoise(
+        1, COPIES, spec.action_size, longest=CollectorConfig().noise_steps, generator=np.random.default_rng(seed)
+    )
+    drawn = np.stack([noise.draw()[0].copy() for _ in range(STEPS)])
+    low, high = (np.array(bound, np.float32) for bound in (spec.action_low, spec.action_high))
+    # Bounds that are none are learned as [-1, 1].
+    none = high > 1e6
+    low, high = np.where(none, -1, low), np.where(none, 1, high)
+    return ((low + high) / 2 + (high - low) / 2 * np.tanh(collecting.DEVIATION * drawn)).astype(np.float32)
 
 
 def alone(tasks: Sequence[str], window: tuple[float, float]) -> float:

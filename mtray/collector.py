@@ -75,12 +75,13 @@ class Collector:
         self.clock = Clock()
         width = observation_width(policy.specs)
         names = [spec.name for spec in host.specs]
-        self._ids = None if tuple(names) == policy.names else torch.tensor([policy.names.index(n) for n in names])
-        self._generator = torch.Generator().manual_seed(seed)
+        self._ids = None if tuple(names) == policy.names else np.array([policy.names.index(n) for n in names])
+        self._acting = Acting(policy, self._ids)
+        self._generator = np.random.default_rng(seed)
         # Tasks may have different numbers of copies; the policy acts on as many rows of each.
         copies = [len(slot.reward) for slot in host.slots]
-        self._observation = torch.zeros(len(names), max(copies), width)
-        self._ended = torch.zeros(len(names), max(copies), dtype=torch.bool)
+        self._observation = np.zeros((len(names), max(copies), width), np.float32)
+        self._ended = np.zeros((len(names), max(copies)), np.bool_)
         act = self.policy.action_mask.shape[-1]
         self._noise = RepeatedNoise(len(names), max(copies), act, longest=noise_steps, generator=self._generator)
         self._buffers = [
@@ -101,7 +102,7 @@ class Collector:
         """Step every copy ``rollout_steps`` times. Before the first weights of a learner, actions are random."""
         clock = self.clock
         for step in range(self.rollout_steps):
-            action = self._act().numpy()
+            action = self._act()
             clock.lap("policy")
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 slot.action[:] = action[index, : len(slot.action), : slot.action.shape[1]]
@@ -109,7 +110,7 @@ class Collector:
             clock.lap("copy")
             self.host.step()
             clock.lap("simulate")
-            ended = self._ended.numpy()
+            ended = self._ended
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 arrays.write_end(step, slot.next_observation, slot.reward, slot.terminated, slot.truncated)
                 np.logical_or(slot.terminated, slot.truncated, out=ended[index, : len(slot.reward)])
@@ -126,15 +127,14 @@ class Collector:
             self.weights_version,
         )
 
-    @torch.no_grad()
-    def _act(self) -> Tensor:
+    def _act(self) -> FloatArray:
         if self.weights_version == 0:
-            uniform = torch.empty(*self._observation.shape[:2], self.policy.action_mask.shape[-1])
-            return self.policy.to_bounds(uniform.uniform_(-1, 1, generator=self._generator), self._ids)
-        padded = self._observation.numpy()
+            size = self._observation.shape[:2] + self.policy.action_mask.shape[-1:]
+            return self._acting.to_bounds(self._generator.uniform(-1, 1, size).astype(np.float32))
+        padded = self._observation
         for index, slot in enumerate(self.host.slots):
             padded[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
-        return self._acting(self._observation, self._noise.draw())
+        return self._acting(padded, self._noise.draw())
 
 
 def _buffer(spec: TaskSpec, copies: int, steps: int, width: int) -> TensorDict:

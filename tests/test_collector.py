@@ -104,8 +104,8 @@ def test_noise_is_held_within_an_episode_and_drawn_anew_with_the_next(monkeypatc
     drawn, ended = [], []
 
     def act(observation, noise):
-        drawn.append(noise.clone())
-        return torch.zeros_like(noise)
+        drawn.append(torch.from_numpy(noise.copy()))
+        return np.zeros_like(noise)
 
     collector.load(snapshot(collector.policy, 1))
     monkeypatch.setattr(collector, "_acting", act)

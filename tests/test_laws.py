@@ -82,11 +82,11 @@ def test_law_1_actions_are_computed_from_the_state_beside_them(made):
     # With the stochastic policy's noise replayed from its seed, every action follows from its own observation.
     policy = made.collector.policy
     width = policy.action_mask.shape[-1]
-    noise = RepeatedNoise(3, COPIES, width, longest=1, generator=torch.Generator().manual_seed(9))
+    noise = RepeatedNoise(3, COPIES, width, longest=1, generator=np.random.default_rng(9))
     for data in made.rollouts[:3]:
         for step in range(STEPS):
             observation = torch.stack([part["observation"][:, step] for part in data.tensordicts])
-            action = policy.act(observation, noise=noise.draw())
+            action = policy.act(observation, noise=torch.from_numpy(noise.draw()))
             for index, part in enumerate(data.tensordicts):
                 size = part["action"].shape[-1]
                 torch.testing.assert_close(part["action"][:, step], action[index, :, :size], atol=1e-6, rtol=0)
