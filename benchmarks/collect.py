@@ -5,8 +5,8 @@
 Humanoid-stand and humanoid-walk against dm_control's own loop, a process per core with random actions, and against
 EnvPool's own loop; cartpole-swingup and cheetah-run, whose simulators cost next to nothing, against EnvPool's. mtray's
 rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame. An action
-is held for one control step, but in the rows that say otherwise: two is mtray's default, and costs less per frame. A
-network acts in RayCollector's rows too, not in ParallelEnv's.
+is held for one control step, but in the rows that say otherwise: two is mtray's default. A network acts in
+RayCollector's rows too, not in ParallelEnv's.
 
     python benchmarks/collect.py --peers DIR --json collect.json
 

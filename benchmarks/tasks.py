@@ -61,9 +61,9 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
     from mtray.engines import StepArrays
     from mtray.tasks import Task
 
-    # What a simulator costs depends on where its actions take it, so they are spread and held as a collector's are.
     sims = [Task(task, "mujoco").make_sim(COPIES, seed) for task in tasks]
     outs = [StepArrays.empty(COPIES, sim.spec) for sim in sims]
+    # What a simulator costs depends on where its actions take it, so they are spread and held as a collector's are.
     actions = [held_actions(sim.spec, seed) for sim in sims]
     for sim, out in zip(sims, outs, strict=True):
         sim.reset(np.ones(COPIES, bool), out.observation)
@@ -89,18 +89,16 @@ def held_actions(spec: Any, seed: int) -> Any:
     """[STEPS, COPIES, act] actions as `collecting.measure` has them: noise of its deviation, held as long."""
     import numpy as np
 
-    from mtray.config import CollectorConfig
+    from mtray.acting import Acting
+    from mtray.config import CollectorConfig, NetworkConfig
+    from mtray.networks import MultiTaskPolicy
     from mtray.noise import RepeatedNoise
 
     noise = RepeatedNoise(
         1, COPIES, spec.action_size, longest=CollectorConfig().noise_steps, generator=np.random.default_rng(seed)
     )
     drawn = np.stack([noise.draw()[0].copy() for _ in range(STEPS)])
-    low, high = (np.array(bound, np.float32) for bound in (spec.action_low, spec.action_high))
-    # Bounds that are none are learned as [-1, 1].
-    none = high > 1e6
-    low, high = np.where(none, -1, low), np.where(none, 1, high)
-    return ((low + high) / 2 + (high - low) / 2 * np.tanh(collecting.DEVIATION * drawn)).astype(np.float32)
+    return Acting(MultiTaskPolicy([spec], NetworkConfig())).to_bounds(np.tanh(collecting.DEVIATION * drawn))
 
 
 def alone(tasks: Sequence[str], window: tuple[float, float]) -> float:

@@ -2,7 +2,7 @@
 
 A collector's batch is small, so a step costs what its calls cost, not what they compute; and between two steps the
 simulators use up the core's caches, which a call of torch's takes longer to fill again than one of numpy's (measured
-between steps of 32 humanoids: 420 us as torch modules' plain calls, 230 us here). What depends on a task only is
+between steps of 32 humanoids: 420 us in torch's functions, 230 us here). What depends on a task only is
 computed once per weights.
 """
 

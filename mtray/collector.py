@@ -110,10 +110,9 @@ class Collector:
             clock.lap("copy")
             self.host.step()
             clock.lap("simulate")
-            ended = self._ended
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 arrays.write_end(step, slot.next_observation, slot.reward, slot.terminated, slot.truncated)
-                np.logical_or(slot.terminated, slot.truncated, out=ended[index, : len(slot.reward)])
+                np.logical_or(slot.terminated, slot.truncated, out=self._ended[index, : len(slot.reward)])
             self._noise.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
@@ -131,10 +130,9 @@ class Collector:
         if self.weights_version == 0:
             size = self._observation.shape[:2] + self.policy.action_mask.shape[-1:]
             return self._acting.to_bounds(self._generator.uniform(-1, 1, size).astype(np.float32))
-        padded = self._observation
         for index, slot in enumerate(self.host.slots):
-            padded[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
-        return self._acting(padded, self._noise.draw())
+            self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
+        return self._acting(self._observation, self._noise.draw())
 
 
 def _buffer(spec: TaskSpec, copies: int, steps: int, width: int) -> TensorDict:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from mtray.specs import FloatArray, TaskSpec
 
 BoolArray = npt.NDArray[np.bool_]
-LOGGER = logging.getLogger("mtray")
+_LOGGER = logging.getLogger("mtray")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class BatchSim(ABC):
 
     def warn_diverged(self, copy: int, why: str) -> None:
         """Say that a copy's physics gave up."""
-        LOGGER.warning("task %r, copy %d: the physics diverged (%s), so its episode is cut", self.spec.name, copy, why)
+        _LOGGER.warning("task %r, copy %d: the physics diverged (%s), so its episode is cut", self.spec.name, copy, why)
 
     def close(self) -> None:  # noqa: B027  (most simulators have nothing to close)
         """Free what the simulator holds."""

@@ -127,10 +127,11 @@ class MujocoSim(BatchSim):
             mujoco.mj_getState(physics.model.ptr, physics.data.ptr, self._sims.state[copy], _STATE)
             for name, values in self._fields.items():
                 values[copy] = getattr(physics.model, name)
-        self._warnings[copies] = 0
         self._reached[copies] = observation[copies]
         self._steps[copies] = 0
         self._sims.forward(copies, _UP_TO_VELOCITY)
+        # Only what a step warns of counts.
+        self._warnings[copies] = 0
 
     def send(self, action: FloatArray) -> None:
         """Take the actions."""
@@ -143,16 +144,11 @@ class MujocoSim(BatchSim):
         for _ in range(self.spec.action_repeat):
             self._sims.step(copies, self._substeps, _UP_TO_VELOCITY)
             where = slice(None) if copies is None else copies
-            gain = self._view.reward()
             # As in dm_control any warning of MuJoCo's is the end of a valid simulation.
-            diverged = self._warnings.any(-1) if self._warnings.any() else None
-            if diverged is not None:
-                gain = np.where(diverged, 0.0, gain)
-            reward[where] += gain[where]
+            valid = ~self._warnings.any(-1)
+            reward[where] += np.where(valid, self._view.reward(), 0.0)[where]
             self._steps[where] += 1
-            going = self._steps < self._limit
-            if diverged is not None:
-                going &= ~diverged
+            going = valid & (self._steps < self._limit)
             if not going.all():
                 copies = np.flatnonzero(going)
                 if not len(copies):
@@ -164,8 +160,7 @@ class MujocoSim(BatchSim):
         # No task that has a view ends its episodes itself.
         out.terminated[:] = False
         np.greater_equal(self._steps, self._limit, out=out.truncated)
-        if diverged is not None:
-            self._cut(np.flatnonzero(diverged), out)
+        self._cut(np.flatnonzero(~valid), out)
         self._reached[:] = out.observation
 
     def _cut(self, copies: Any, out: StepArrays) -> None:
