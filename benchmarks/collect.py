@@ -30,13 +30,13 @@ from peers.venvs import PEERS, Peer
 
 HUMANOID = ("humanoid-stand", "humanoid-walk")
 LIGHT = ("cartpole-swingup", "cheetah-run")
-# Of one width, as RayCollector's one network needs them, and of little cost.
-WALKERS = ("walker-stand", "walker-walk")
+# Of one width, as RayCollector's one network needs them, and of less cost than humanoids.
+CHEAPER = {"walkers": ("walker-stand", "walker-walk"), "cartpoles": ("cartpole-balance", "cartpole-swingup")}
 PARTS = ("simulate", "policy", "copy", "push", "receipt", "idle")
 BARE = "dm_control bare"
 POOL = "EnvPool bare"
 POOL_LIGHT = "EnvPool bare, light tasks"
-RAY_WALKERS = "RayCollector, walkers, a task each"
+RAY_CHEAPER = {name: f"RayCollector, {name}, a task each" for name in CHEAPER}
 
 
 def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
@@ -139,7 +139,9 @@ def main() -> None:
             ("mtray dm_control inline", "dm_control", few),
         )
     }
-    walkers = {"mtray mujoco, walkers": ours(WALKERS, "mujoco", "inline", many)}
+    cheaper = {
+        name: {f"mtray mujoco, {name}": ours(tasks, "mujoco", "inline", many)} for name, tasks in CHEAPER.items()
+    }
     pooled = {"mtray envpool inline": ours(HUMANOID, "envpool", "inline", many)}
     light = {
         "mtray envpool, light tasks": ours(LIGHT, "envpool", "inline", many),
@@ -150,7 +152,7 @@ def main() -> None:
         "torchrl ParallelEnv": alone(torchrl.parallel_env, HUMANOID, max(len(HUMANOID), cores)),
         "RayCollector, tasks together": alone(torchrl.ray_collector_together, HUMANOID, cores),
         "RayCollector, a task each": alone(torchrl.ray_collector_apart, HUMANOID),
-        RAY_WALKERS: alone(torchrl.ray_collector_apart, WALKERS),
+        **{RAY_CHEAPER[name]: alone(torchrl.ray_collector_apart, tasks) for name, tasks in CHEAPER.items()},
         **{peer.name: functools.partial(peer.measure, options.peers, *window) for peer in others},
     }
     baselines = {
@@ -162,12 +164,14 @@ def main() -> None:
         # A contender costs more to start than to measure.
         for group, left in ((humanoid, "mtray dm_control inline"), (light, "mtray mujoco, light tasks")):
             del group[left]
-        for group in (pooled, repeated, walkers, theirs):
+        for group in (pooled, repeated, cheaper, theirs):
             group.clear()
         del baselines[POOL]
-    mine = {**humanoid, **repeated, **pooled, **light, **walkers}
+    mine = {**humanoid, **repeated, **pooled, **light}
+    for group in cheaper.values():
+        mine |= group
     rates = harness.interleave({**baselines, **mine, **theirs}, repeats, budget)
-    same = [name for name in theirs if name != RAY_WALKERS]
+    same = [name for name in theirs if name not in RAY_CHEAPER.values()]
     rows = harness.compare(rates, BARE, [BARE, *humanoid, *repeated, *same], "frames/s")
     rows += harness.compare(rates, POOL_LIGHT, [POOL_LIGHT, *light], "frames/s")
     if not options.quick:
@@ -176,7 +180,8 @@ def main() -> None:
     for peer in same:
         rows += harness.compare(rates, peer, list(humanoid), "frames/s")
     if not options.quick:
-        rows += harness.compare(rates, RAY_WALKERS, [RAY_WALKERS, *walkers], "frames/s")
+        for name, group in cheaper.items():
+            rows += harness.compare(rates, RAY_CHEAPER[name], [RAY_CHEAPER[name], *group], "frames/s")
         rows += whole_runs(cores)
     versions = {name: version for peer in others for name, version in peer.version.items()}
     harness.report(rows, len(rates[BARE]), options.json, versions)

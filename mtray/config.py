@@ -68,7 +68,7 @@ class ReplayConfig:
 
     capacity_rows: int = 1_000_000
     """Rows a task's ring holds. A transition is one row; each rollout and each episode's end adds a row to hold
-    its last observation (3 percent at the default rollout length)."""
+    its last observation (6 percent at the default rollout length)."""
     save: bool = True
     """Write the rings into checkpoints, so that a resumed run continues with its data."""
 
