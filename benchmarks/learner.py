@@ -58,7 +58,7 @@ def build(tasks: int) -> tuple[Any, Any]:
         torch.ones(tasks, rows, dtype=torch.int32),
     )
     learner = Learner(specs, NetworkConfig(), LearnerConfig(batch_rows=ROWS))
-    learner.largest_return.fill_(100.0)
+    learner.reward_scale.fill_(10.0)
     return learner, batch
 
 

@@ -14,7 +14,7 @@ import functools
 import os
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -211,6 +211,7 @@ class Learner:
         self._draws = Draws(source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead)
         self._batches: collections.deque[Any] = collections.deque()
         self._wait_seconds = 0.0
+        self._ages: Mapping[str, float] = {}
 
     def ready(self) -> int:
         """This actor's process id."""
@@ -232,7 +233,9 @@ class Learner:
             "made": made,
             "version": weights.version,
             "wait_seconds": self._wait_seconds,
-            "tasks": self._learner.metrics(),
+            "tasks": {
+                task: {**values, "data_age": self._ages[task]} for task, values in self._learner.metrics().items()
+            },
         }
         return figures, weights
 
@@ -242,6 +245,7 @@ class Learner:
             sampled = self._draws.next()
             self._wait_seconds += time.monotonic() - started
             self._learner.set_statistics(sampled.statistics)
+            self._ages = sampled.ages
             self._batches.extend(self._unpack(sampled.rows, self._specs))
         return self._batches.popleft()
 

@@ -28,6 +28,10 @@ from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec
 from mtray.weights import Weights
 
+# A reward scale is taken over once it has moved by this much. Stretching a head's logits blurs them a little, so not at
+# every step of a scale that creeps.
+_SCALE_STEP = 0.02
+
 
 def discount_of(spec: TaskSpec) -> float:
     """A task's discount: of an episode's n agent steps, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 without a limit.
@@ -148,6 +152,7 @@ class Learner:
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.loss_weight = torch.tensor(config.weight_of_losses([spec.name for spec in specs]), device=self.device)
         self.largest_return = torch.zeros(tasks, device=self.device)
+        self.reward_scale = self._wanted_scale()
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
         self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
         self._actor_part = _Part(list(self.policy.backbone.parameters()), self.policy.heads, config)
@@ -163,7 +168,11 @@ class Learner:
         self._share_embedding()
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
-        """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return."""
+        """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return.
+
+        Where the reward scale follows, the critic's heads keep their values in rewards (van Hasselt et al. 2016,
+        "Learning values across many orders of magnitude", PopArt, here for a categorical head).
+        """
         for index, spec in enumerate(self.specs):
             known = statistics.get(spec.name)
             if known is None or known.count < 2:
@@ -173,16 +182,21 @@ class Learner:
             self.policy.mean[index, :width] = torch.from_numpy(known.mean).to(self.policy.mean)
             self.policy.scale[index, :width] = (1 / deviation).to(self.policy.scale)
             self.largest_return[index] = known.largest_return
+        wanted = self._wanted_scale()
+        if not self.updates:
+            self.reward_scale = wanted
+            return
+        ratio = wanted / self.reward_scale
+        moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
+        if len(moved):
+            for critic in (self.critic, self.target):
+                critic.rescale(moved, ratio[moved], self.atoms)
+            self.reward_scale[moved] = wanted[moved]
 
-    def reward_scale(self) -> Tensor:
-        """[T] divisor of each task's rewards."""
-        return losses.reward_scale(
-            self.largest_return,
-            self.log_temperature.detach().exp(),
-            self.target_entropy,
-            self.discount,
-            self.config.value_limit,
-        )
+    def _wanted_scale(self) -> Tensor:
+        temperature = self.log_temperature.detach().exp()
+        limit = self.config.value_limit
+        return losses.reward_scale(self.largest_return, temperature, self.target_entropy, self.discount, limit)
 
     def update(self, batch: Batch | TensorDictBase) -> None:
         """One update on a batch over any subset of tasks, dense or as a lazy stack.
@@ -198,7 +212,7 @@ class Learner:
         _check_finite(batch)
         ids = self._ids(batch.tasks)
         observation = self.policy.normalise(batch.observation, ids)
-        scales = _Scales(self._rows(self.reward_scale(), ids), self._rows(self.log_temperature.detach().exp(), ids))
+        scales = _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.detach().exp(), ids))
         name, part = "critic", self._critic_part
         try:
             self._update_critic(batch, observation, ids, scales)
@@ -300,7 +314,7 @@ class Learner:
         """
         columns = dict(self._last)
         columns["temperature"] = self.log_temperature.detach().exp()
-        columns["reward_scale"] = self.reward_scale()
+        columns["reward_scale"] = self.reward_scale
         columns["update_share"] = self._task_updates / max(1, self.updates)
         for name, part in (("critic_gradient", self._critic_part), ("actor_gradient", self._actor_part)):
             if part.heads[0][0].grad is not None:
@@ -330,6 +344,7 @@ class Learner:
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach(),
             "largest_return": self.largest_return,
+            "reward_scale": self.reward_scale,
             "critic_optimiser": self._critic_part.optimiser.state_dict(),
             "actor_optimiser": self._actor_part.optimiser.state_dict(),
             "temperature_optimiser": self._temperature_optimiser.state_dict(),
@@ -346,6 +361,7 @@ class Learner:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self.largest_return = state["largest_return"].to(self.device)
+        self.reward_scale = state["reward_scale"].to(self.device)
         self._critic_part.optimiser.load_state_dict(state["critic_optimiser"])
         self._actor_part.optimiser.load_state_dict(state["actor_optimiser"])
         self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])

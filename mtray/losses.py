@@ -183,3 +183,27 @@ def reward_scale(
     """
     bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
     return ((largest_return + bonus) / value_limit).clamp_min(1e-3)
+
+
+def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
+    """Logits over the same atoms of a distribution whose values are divided by a ratio.
+
+    Between two atoms they are interpolated. Beyond the old support they fall by one per atom from its end's.
+
+    Args:
+        logits: [..., atoms].
+        ratio: [...] or broadcastable, positive.
+        atoms: [atoms], ascending and evenly spaced.
+
+    Returns:
+        [..., atoms].
+    """
+    last = atoms.numel() - 1
+    step = (atoms[-1] - atoms[0]) / last
+    wanted = (atoms * ratio.unsqueeze(-1) - atoms[0]) / step
+    position = wanted.clamp(0, last)
+    index = position.long().clamp_(max=last - 1)
+    low, high = (logits.gather(-1, part.expand(logits.shape)) for part in (index, index + 1))
+    # So far out nothing is left of it; more would only make the numbers large.
+    outside = (wanted - position).abs().clamp_(max=10)
+    return torch.lerp(low, high, position - index) - outside

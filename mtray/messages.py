@@ -97,10 +97,17 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Batches as they travel: task to [N, B, row_size + obs_t] float32, and what the learner scales by."""
+    """Batches as they travel.
+
+    Attributes:
+        rows: task to [N, B, row_size + obs_t] float32.
+        statistics: what the learner scales by.
+        ages: task to the mean number of its rows that have been written after those drawn.
+    """
 
     rows: Mapping[str, FloatArray]
     statistics: Mapping[str, TaskStatistics]
+    ages: Mapping[str, float]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtray.config import NetworkConfig
-from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
+from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW, stretch_logits
 from mtray.schema import task_of
 from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_key
 
@@ -285,6 +285,21 @@ class MultiTaskCritic(nn.Module):
         """[T, embedding] of length one each."""
         return functional.normalize(self.raw_embedding, dim=-1)
 
+    @torch.no_grad()
+    def rescale(self, ids: Tensor, ratio: Tensor, atoms: Tensor) -> None:
+        """Divide the values of tasks ``ids`` [n] by ``ratio`` [n], by moving the logits over the ``atoms`` [atoms]."""
+        output = self.heads.output
+        rows = self._head_rows(ids)
+        ratio = ratio.repeat(self.critics)
+        # A stretched logit is a mix of others less a constant: the constant is the bias's alone.
+        weight, bias = output.weight[rows], output.bias[rows]
+        constant = stretch_logits(torch.zeros_like(bias), ratio, atoms)
+        output.weight[rows] = stretch_logits(weight, ratio.unsqueeze(-1), atoms) - constant.unsqueeze(1)
+        output.bias[rows] = stretch_logits(bias, ratio, atoms)
+
+    def _head_rows(self, ids: Tensor) -> Tensor:
+        return (ids + self.tasks * torch.arange(self.critics, device=ids.device).unsqueeze(-1)).view(-1)
+
     def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
         """Logits [C, n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
         embedding = self.embedding if ids is None else self.embedding[ids]
@@ -292,7 +307,6 @@ class MultiTaskCritic(nn.Module):
         parts = [backbone(inputs, embedding) for backbone in self.backbones]
         if self.reads_observation:
             parts = [torch.cat([observation, part], -1) for part in parts]
-        if ids is not None:
-            ids = (ids + self.tasks * torch.arange(self.critics, device=ids.device).unsqueeze(-1)).view(-1)
-        logits: Tensor = self.heads(parts[0] if len(parts) == 1 else torch.cat(parts), ids)
+        rows = None if ids is None else self._head_rows(ids)
+        logits: Tensor = self.heads(parts[0] if len(parts) == 1 else torch.cat(parts), rows)
         return logits.view(self.critics, *observation.shape[:2], -1)

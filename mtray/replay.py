@@ -84,13 +84,16 @@ class Ring:
         self.written += count
         return inserted
 
-    def sample(self, out: FloatArray, generator: np.random.Generator) -> None:
+    def sample(self, out: FloatArray, generator: np.random.Generator) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.
 
         Args:
             out: contiguous [N, B, row_size + obs_t], where they go: N batches, each drawn on its own, then put from
                 the oldest row to the newest.
             generator: what draws.
+
+        Returns:
+            How many rows have been written after those drawn, in the mean.
         """
         capacity, (batches, size, _) = len(self.rows), out.shape
         # From the oldest to before the newest: that is no transition, a push ends with the observation it reached.
@@ -111,6 +114,7 @@ class Ring:
         # Batch by batch, so that what numpy gathers before it copies stays in the core's own cache.
         for batch, rows in zip(out.view(self._window)[..., 0], picked_by_batch, strict=True):
             batch[:] = windows[rows]
+        return float(newest - picked_by_batch.mean())
 
 
 class Replay:
@@ -232,9 +236,8 @@ class Replay:
                 task: np.empty(sampled_shape(self._rings[task].spec, rows_per_task, batches), np.float32)
                 for task in tasks
             }
-        for task in tasks:
-            self._rings[task].sample(out[task], self._generator)
-        return Sampled(out, self._statistics)
+        ages = {task: self._rings[task].sample(out[task], self._generator) for task in tasks}
+        return Sampled(out, self._statistics, ages)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
         """One batch as a lazy stack over tasks, each element a dense [B] of that task."""

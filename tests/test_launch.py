@@ -1,9 +1,11 @@
 """Whole runs: real Ray, real simulators, real signals; what they leave behind, in files and in processes."""
 
 import json
+import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ SMALL = (
     *("--workers", 2, "--envs-per-task", 2, "--run.log-seconds", 0.5, "--learner.batch-rows", 32),
     *("--learner.warmup-steps", 200, "--learner.updates-per-step", 0.05, "--replay.capacity-rows", 20000),
 )
+
+METRICS = (Path(__file__).parents[1] / "docs/metrics.md").read_text()
 
 # With a process per task beside each collector.
 PARALLEL = (*SMALL, "--host", "parallel")
@@ -65,7 +69,13 @@ def test_a_run_from_command_to_evaluation(tmp_path):
         assert keys <= set(line)
         for figures in line["tasks"].values():
             assert {"frames", "episodes", "return_mean", "return_last"} <= set(figures)
-    assert lines_of(run_dir)[-1]["frames"] == summary["frames"]
+    last = lines_of(run_dir)[-1]
+    assert last["frames"] == summary["frames"]
+    of_run, of_task = (set(re.findall(r"`(\w+)`", part)) for part in METRICS.split("| of each task |"))
+    assert last.keys() - {"tasks"} <= of_run
+    for figures in last["tasks"].values():
+        assert figures.keys() == of_task, "what a task's figures mean is told in docs/metrics.md"
+        assert 0 < figures["data_age"] < 4500
     assert list((run_dir / "tensorboard").glob("events*"))
     saved = checkpoint.read(checkpoint.latest(run_dir))
     assert saved.frames == summary["frames"]

@@ -292,3 +292,23 @@ def test_the_most_pessimistic_critic_counts_row_by_row():
     least, rows = losses.most_pessimistic(value[:1], table[:1])
     close(least, [1.0, 5.0])
     close(rows, [[0.1, 0.9], [0.2, 0.8]])
+
+
+def test_stretched_logits_by_hand():
+    atoms = losses.support(5, 2.0)
+    logits = torch.tensor([1.0, 3.0, 2.0, 0.0, -4.0])
+    # Halved values: atom 1 has what 2 had, atom 2 and on what lay beyond the old end, one less per atom.
+    close(losses.stretch_logits(logits, torch.tensor(2.0), atoms), [1.0 - 2.0, 1.0, 2.0, -4.0, -4.0 - 2.0])
+    # Doubled values: atom 1 has what 0.5 had.
+    close(losses.stretch_logits(logits, torch.tensor(0.5), atoms), [3.0, 2.5, 2.0, 1.0, 0.0])
+    close(losses.stretch_logits(logits, torch.tensor(1.0), atoms), logits.tolist())
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.02, 1.5, 4.0])
+def test_stretching_logits_divides_the_mean(ratio):
+    atoms = losses.support(101, 10.0)
+    middle = torch.tensor([[-5.0], [0.0], [3.0], [5.0]])
+    logits = -((atoms - middle) ** 2) / 0.5
+    ratios = torch.tensor([ratio, 1.0, ratio, ratio])
+    found = losses.expected_value(losses.stretch_logits(logits, ratios, atoms), atoms)
+    torch.testing.assert_close(found, middle[:, 0] / ratios, atol=0.02, rtol=0)

@@ -508,6 +508,18 @@ def test_sampled_rows_are_not_the_rings():
     assert replay.rows("left").tobytes() == before
 
 
+@pytest.mark.parametrize("pushes", [2, 7])
+def test_ages_count_the_rows_written_since(pushes):
+    replay = make_replay(capacity=40)
+    fill(replay, pushes)
+    sampled = replay.sample_rows(16, 3)
+    for task, drawn in sampled.rows.items():
+        held = [row.tobytes() for row in replay.rows(task)]
+        size = BY_NAME[task].row_size
+        ages = [len(held) - 1 - held.index(row.tobytes()) for row in drawn.reshape(-1, drawn.shape[-1])[:, :size]]
+        assert sampled.ages[task] == pytest.approx(np.mean(ages))
+
+
 def test_sampling_a_task_without_data_is_an_error_that_names_it():
     replay = make_replay()
     replay.extend(stack_of(rollout_of("left"), rollout_of("wide")))
