@@ -36,9 +36,11 @@ class Acting:
         self._middle, self._reach = (pick(table)[:, None] for table in (policy.action_middle, policy.action_reach))
         first, norm, _, *blocks = policy.backbone
         weight, bias = _linear(first)
-        own, shared = np.split(weight, [self._scale.shape[-1]])
-        # The embedding is the same for every row of a task: its product is part of the bias.
-        self._first = np.ascontiguousarray(own), bias + (pick(policy.embedding) @ shared)[:, None]
+        adapter, offset = pick(policy.adapters.weight), pick(policy.adapters.bias)
+        own, adapted, shared = np.split(weight, np.cumsum(adapter.shape[1:]))
+        # The adapters are linear, so with what follows they are one product; and the embedding is the same for every
+        # row of a task.
+        self._first = own + adapter @ adapted, (bias + offset @ adapted + pick(policy.embedding) @ shared)[:, None]
         self._norm = _Norm(norm)
         self._blocks = [
             (_linear(one), _Norm(norm_one), _linear(two), _Norm(norm_two))
@@ -52,7 +54,10 @@ class Acting:
         observation = observation * self._scale
         observation += self._shift
         np.clip(observation, -INPUT_LIMIT, INPUT_LIMIT, out=observation)
-        hidden = _relu(self._norm(_product(observation, *self._first)))
+        weight, bias = self._first
+        hidden = observation @ weight
+        hidden += bias
+        _relu(self._norm(hidden))
         for one, norm_one, two, norm_two in self._blocks:
             inner = _relu(norm_one(_product(hidden, *one)))
             hidden += norm_two(_product(inner, *two))

@@ -93,6 +93,8 @@ class NetworkConfig:
     """Critics, each with a backbone and heads of its own; of several the most pessimistic counts, row by row."""
     embedding_size: int = 32
     """Width of the learned task embedding that conditions the backbones; 0 for none."""
+    adapter_size: int = 32
+    """Linear features of its own inputs that each task learns for the backbones, beside the inputs; 0 for none."""
     head_layers: int = 0
     """Hidden layers of each task's head, as wide as its backbone."""
     head_reads_observation: bool = False
@@ -102,7 +104,7 @@ class NetworkConfig:
         """Validate."""
         for name in ("actor_width", "critic_width", "critics"):
             _require(getattr(self, name) >= 1, f"--network.{name.replace('_', '-')} must be at least 1")
-        for name in ("actor_blocks", "critic_blocks", "embedding_size", "head_layers"):
+        for name in ("actor_blocks", "critic_blocks", "embedding_size", "adapter_size", "head_layers"):
             _require(getattr(self, name) >= 0, f"--network.{name.replace('_', '-')} can't be negative")
 
 
@@ -129,7 +131,7 @@ class LearnerConfig:
     """Share of the critic that enters its target with every update."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
-    atoms: int = 101
+    atoms: int = 51
     """Atoms of the critic's distribution."""
     value_limit: float = 10.0
     """The atoms span [-value_limit, value_limit], in scaled returns."""

@@ -155,7 +155,7 @@ class Learner:
         self.reward_scale = self._wanted_scale()
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
         self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
-        self._actor_part = _Part(list(self.policy.backbone.parameters()), self.policy.heads, config)
+        self._actor_part = _Part(self.policy.shared_parameters(), self.policy.heads, config)
         heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
         self._target_tensors = [_flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
         self._temperature_optimiser = torch.optim.Adam(

@@ -1,8 +1,10 @@
 """Shared backbones and per-task heads: the policy and the critic.
 
-The backbone runs once over all tasks' rows. The heads are one grouped product: a [T, in, out] weight per layer and
-one batched matrix product over the tasks present, so a row meets its own task's weights only and the cost does not
-depend on a loop over tasks. A task is known by its exclusive key ``observation_<task>``.
+The backbone runs once over all tasks' rows. It reads a task's inputs, the task's embedding, and a few linear features
+of the inputs that the task has learned for itself (its adapter): columns that mean an angle in one task and a height in
+another are of little use to weights that all tasks share. Adapters and heads are each one grouped product: a [T, in,
+out] weight per layer and one batched matrix product over the tasks present, so a row meets its own task's weights only
+and the cost does not depend on a loop over tasks. A task is known by its exclusive key ``observation_<task>``.
 
 The policy runs in collectors and in a user's hands, the critic in the learner only.
 """
@@ -143,7 +145,9 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.register_buffer("action_middle", middle)
         self.register_buffer("action_reach", reach)
         self.register_buffer("action_mask", mask)
-        self.backbone = Backbone(obs + config.embedding_size, config.actor_width, config.actor_blocks)
+        inputs = obs + config.adapter_size + config.embedding_size
+        self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks)
+        self.adapters = GroupedLinear(tasks, obs, config.adapter_size)
         head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
         self.heads = GroupedHead(tasks, head_inputs, config.actor_width, 2 * act, config.head_layers)
 
@@ -153,6 +157,10 @@ class MultiTaskPolicy(TensorDictModuleBase):
     action_middle: Tensor
     action_reach: Tensor
     action_mask: Tensor
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """All parameters but those of the heads: the tasks' adapters and the backbone."""
+        return [*self.adapters.parameters(), *self.backbone.parameters()]
 
     def normalise(self, observation: Tensor, ids: Tensor | None = None) -> Tensor:
         """[n, B, obs] raw to [n, B, obs] normalised per task and clipped; padding stays zero."""
@@ -167,7 +175,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
     def distribution(self, observation: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before the tanh, each [n, B, act], of normalised [n, B, obs]."""
         embedding = self.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
-        hidden = self.backbone(torch.cat([observation, embedding], -1))
+        hidden = self.backbone(torch.cat([observation, self.adapters(observation, ids), embedding], -1))
         if self.config.head_reads_observation:
             hidden = torch.cat([observation, hidden], -1)
         mean, log_std = self.heads(hidden, ids).chunk(2, -1)
@@ -269,7 +277,10 @@ class MultiTaskCritic(nn.Module):
         self.tasks, self.critics = tasks, config.critics
         self.raw_embedding = nn.Parameter(torch.randn(tasks, config.embedding_size))
         self.reads_observation = config.head_reads_observation
-        inputs = obs + act + config.embedding_size
+        self.adapters = nn.ModuleList(
+            GroupedLinear(tasks, obs + act, config.adapter_size) for _ in range(config.critics)
+        )
+        inputs = obs + act + config.adapter_size + config.embedding_size
         self.backbones = nn.ModuleList(
             Backbone(inputs, config.critic_width, config.critic_blocks) for _ in range(config.critics)
         )
@@ -277,8 +288,8 @@ class MultiTaskCritic(nn.Module):
         self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, atoms, config.head_layers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """All parameters but those of the heads."""
-        return [self.raw_embedding, *self.backbones.parameters()]
+        """All parameters but those of the heads: the tasks' embeddings and adapters, and the backbones."""
+        return [self.raw_embedding, *self.adapters.parameters(), *self.backbones.parameters()]
 
     @property
     def embedding(self) -> Tensor:
@@ -304,7 +315,10 @@ class MultiTaskCritic(nn.Module):
         """Logits [C, n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
         embedding = self.embedding if ids is None else self.embedding[ids]
         inputs = torch.cat([observation, action], -1)
-        parts = [backbone(inputs, embedding) for backbone in self.backbones]
+        parts = [
+            backbone(torch.cat([inputs, adapter(inputs, ids)], -1), embedding)
+            for adapter, backbone in zip(self.adapters, self.backbones, strict=True)
+        ]
         if self.reads_observation:
             parts = [torch.cat([observation, part], -1) for part in parts]
         rows = None if ids is None else self._head_rows(ids)

@@ -11,8 +11,8 @@ from mtray.specs import task_key
 def sequential_policy(policy):
     """A MultiTaskPolicy's numbers as the tutorial would write them: modules per task, run with partial_tolerant.
 
-    Per task an input module (its statistics and embedding) and a head that reads its exclusive key; one backbone
-    for all, which reads what the input modules wrote.
+    Per task an input module (its statistics, adapter and embedding) and a head that reads its exclusive key; one
+    backbone for all, which reads what the input modules wrote.
     """
     modules = []
     for index, spec in enumerate(policy.specs):
@@ -36,8 +36,9 @@ class _Input(nn.Module):
         width = policy.specs[index].observation_size
         normalised = (observation - policy.mean[index, :width]) * policy.scale[index, :width]
         normalised = functional.pad(normalised.clamp(-10, 10), (0, policy.mean.shape[1] - width))
+        adapted = normalised @ policy.adapters.weight[index] + policy.adapters.bias[index]
         embedding = policy.embedding[index].expand(*observation.shape[:-1], -1)
-        return normalised, torch.cat([normalised, embedding], -1)
+        return normalised, torch.cat([normalised, adapted, embedding], -1)
 
 
 class _Head(nn.Module):

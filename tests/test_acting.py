@@ -28,7 +28,7 @@ def drawn(config, seed=0):
     "config",
     [
         NetworkConfig(),
-        NetworkConfig(actor_blocks=0, embedding_size=0),
+        NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0),
         NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True),
     ],
 )

@@ -47,8 +47,8 @@ CHANGED = Config(
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
-        actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, critics=2, embedding_size=0, head_layers=4,
-        head_reads_observation=True,
+        actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, critics=2, embedding_size=0, adapter_size=5,
+        head_layers=4, head_reads_observation=True,
     ),
     learner=LearnerConfig(
         batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5,
@@ -128,7 +128,7 @@ def test_defaults_are_the_documented_ones():
     assert (config.total_frames, config.seed, config.deterministic, config.device) == (1_000_000, 0, False, "cpu")
     learner = config.learner
     assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.01, 2)
-    assert (learner.atoms, learner.value_limit) == (101, 10.0)
+    assert (learner.atoms, learner.value_limit) == (51, 10.0)
     assert (config.network.embedding_size, config.network.actor_width, config.network.critic_width) == (32, 128, 256)
 
 
@@ -172,6 +172,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("network", "actor_blocks", -1),
         ("network", "critic_blocks", -1),
         ("network", "embedding_size", -1),
+        ("network", "adapter_size", -1),
         ("network", "head_layers", -1),
         ("learner", "batch_rows", 0),
         ("learner", "updates_per_step", -0.1),

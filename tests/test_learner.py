@@ -288,7 +288,7 @@ def plain_update(learner, batch):
     generator = torch.Generator()
     generator.set_state(learner._generator.get_state())
     rate, decay = learner.config.learning_rate, learner.config.weight_decay
-    actor_parameters = [*policy.backbone.parameters(), *policy.heads.parameters()]
+    actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
     actor_optimiser = torch.optim.AdamW(actor_parameters, lr=rate, weight_decay=decay)
     temperature_optimiser = torch.optim.Adam(

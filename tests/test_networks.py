@@ -189,7 +189,7 @@ def test_data_without_its_exclusive_key_is_an_error_that_says_so():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_gradients_of_other_tasks_heads_are_exactly_zero(network):
+def test_gradients_of_other_tasks_heads_and_adapters_are_exactly_zero(network):
     policy = make_policy(network)
     critic = MultiTaskCritic(SPECS, network, atoms=11)
     observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
@@ -198,8 +198,8 @@ def test_gradients_of_other_tasks_heads_are_exactly_zero(network):
         critic.zero_grad()
         policy.distribution(observation)[0][task].square().sum().backward()
         critic(observation, action)[:, task].square().sum().backward()
-        for heads in (policy.heads, critic.heads):
-            for parameter in heads.parameters():
+        for part in (policy.heads, critic.heads, policy.adapters, critic.adapters):
+            for parameter in part.parameters():
                 own = parameter.grad[task]
                 others = parameter.grad[[t for t in range(3) if t != task]]
                 assert not others.any()
@@ -224,6 +224,7 @@ def test_several_critics_are_each_a_critic_of_its_own():
     for index in range(2):
         one = MultiTaskCritic(SPECS, NETWORKS[1], atoms=11)
         one.raw_embedding.data = pair.raw_embedding.data
+        one.adapters[0].load_state_dict(pair.adapters[index].state_dict())
         one.backbones[0].load_state_dict(pair.backbones[index].state_dict())
         one.heads.load_state_dict({name: part.chunk(2)[index] for name, part in pair.heads.state_dict().items()})
         torch.testing.assert_close(one(observation, action)[0], logits[index])
