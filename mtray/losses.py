@@ -46,6 +46,20 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor, mask: Ten
     return torch.tanh(pre_tanh) * mask, ((log_normal - log_jacobian) * mask).sum(-1)
 
 
+def _neighbours(values: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the atom below each value, the last but one at most, and the share of the atom above it.
+
+    Atoms ascend and are evenly spaced; values beyond them are clipped to their ends.
+    """
+    last = atoms.numel() - 1
+    step = (atoms[-1] - atoms[0]) / last
+    # Rounding may put a value a little outside the support.
+    position = ((values - atoms[0]) / step).clamp_(0, last)
+    # Clamped as integers: what is no number must not become an index, and stays none in the shares.
+    index = position.long().clamp_(0, last - 1)
+    return index, position.sub_(index)
+
+
 def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tensor:
     """Put probability that lies on any values onto the fixed atoms, each value's share to its two neighbours.
 
@@ -59,13 +73,8 @@ def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tenso
     Returns:
         [..., atoms], probabilities of ``atoms``.
     """
-    last = atoms.numel() - 1
-    step = (atoms[-1] - atoms[0]) / last
-    # Rounding may put a value a little outside the support.
-    position = ((target_atoms - atoms[0]) / step).clamp_(0, last)
-    # Clamped as integers: what is no number must not become an index, and stays none in the shares.
-    index = position.long().clamp_(0, last - 1)
-    upper_share = position.sub_(index).mul_(probabilities)
+    index, upper_share = _neighbours(target_atoms, atoms)
+    upper_share.mul_(probabilities)
     projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
     return projected.scatter_add_(-1, index.add_(1), upper_share)
 
@@ -198,12 +207,9 @@ def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
     Returns:
         [..., atoms].
     """
-    last = atoms.numel() - 1
-    step = (atoms[-1] - atoms[0]) / last
-    wanted = (atoms * ratio.unsqueeze(-1) - atoms[0]) / step
-    position = wanted.clamp(0, last)
-    index = position.long().clamp_(max=last - 1)
+    values = atoms * ratio.unsqueeze(-1)
+    index, upper_share = _neighbours(values, atoms)
     low, high = (logits.gather(-1, part.expand(logits.shape)) for part in (index, index + 1))
+    beyond = (values - values.clamp(atoms[0], atoms[-1])).abs() / (atoms[1] - atoms[0])
     # So far out nothing is left of it; more would only make the numbers large.
-    outside = (wanted - position).abs().clamp_(max=10)
-    return torch.lerp(low, high, position - index) - outside
+    return torch.lerp(low, high, upper_share) - beyond.clamp_(max=10)
