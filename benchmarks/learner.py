@@ -4,6 +4,11 @@
 
 The bound is the time of the update's matrix products, recorded as they run and run again without anything else. The
 loop is the same learner with its heads one after another. All in one thread, of CPU time.
+
+    python benchmarks/learner.py --device cuda
+
+compares the ways to compute on a GPU instead, with networks of the size that pays there: updates per second of wall
+clock, and on stderr the share of that time in which the GPU computes.
 """
 
 from __future__ import annotations
@@ -21,9 +26,20 @@ WIDTHS = ((17, 6), (24, 6), (6, 2), (5, 1))
 ROWS = 512
 TASKS = (2, 6, 50)
 BOUND, LOOP = "matrix products of {} tasks", "loop over heads, {} tasks"
+# On a GPU.
+LARGE = {"critic_width": 1024, "critic_blocks": 2, "actor_width": 256}
+WAYS: dict[str, dict[str, Any]] = {
+    "kernel by kernel": {"graphs": False},
+    "graphs": {"graphs": True},
+    "graphs, bfloat16": {"graphs": True, "precision": "bfloat16"},
+    "graphs, inductor": {"graphs": True, "compile": "inductor"},
+    "graphs, bfloat16, inductor": {"graphs": True, "precision": "bfloat16", "compile": "inductor"},
+}
 
 
-def build(tasks: int) -> tuple[Any, Any]:
+def build(
+    tasks: int, network: dict[str, int] | None = None, config: dict[str, Any] | None = None, device: str = "cpu"
+) -> tuple[Any, Any]:
     """A learner of so many tasks, and a batch for it."""
     import torch
 
@@ -57,7 +73,8 @@ def build(tasks: int) -> tuple[Any, Any]:
         torch.randn(tasks, rows, obs),
         torch.ones(tasks, rows, dtype=torch.int32),
     )
-    learner = Learner(specs, NetworkConfig(), LearnerConfig(batch_rows=ROWS))
+    config = {"batch_rows": ROWS, **(config or {})}
+    learner = Learner(specs, NetworkConfig(**(network or {})), LearnerConfig(**config), device=device)
     learner.reward_scale.fill_(10.0)
     return learner, batch
 
@@ -136,10 +153,60 @@ def measure(tasks: int, what: str, seconds: float) -> float:
     return rate
 
 
+def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
+    """Updates per second of wall clock of large networks on a device, computed in this way."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    learner, batch = build(tasks, LARGE, WAYS[way], device)
+    gpu = device.startswith("cuda")
+
+    def run(updates: int) -> None:
+        for _ in range(updates):
+            learner.update(batch)
+        learner.check()
+        if gpu:
+            torch.cuda.synchronize()
+
+    # Compilers and graphs take their time at the first few.
+    run(8 * learner.config.actor_period)
+    begin, made = time.perf_counter(), 0
+    while (now := time.perf_counter()) < begin + seconds:
+        run(10)
+        made += 10
+    rate = made / (now - begin)
+    if gpu:
+        with profile(activities=[ProfilerActivity.CUDA]) as found:
+            begin = time.perf_counter()
+            run(100)
+            wall = time.perf_counter() - begin
+        busy = sum(event.self_device_time_total for event in found.key_averages()) / 1e6
+        sys.stderr.write(f"{tasks} tasks, {way}: the GPU computes {busy / wall:.0%} of the time\n")
+    return rate
+
+
+def ways(device: str, seconds: float, repeats: int, budget: float) -> list[harness.Row]:
+    """Every way to compute on a device against the plain one."""
+    tasks = TASKS[0]
+
+    def contender(way: str) -> Callable[[], float]:
+        return lambda: float(harness.in_own_processes(measure_way, [(tasks, way, device, seconds)])[0])
+
+    rates = harness.interleave({way: contender(way) for way in WAYS}, repeats, budget)
+    plain, *others = WAYS
+    return harness.compare(rates, plain, others, f"updates/s of {ROWS} rows of {tasks} tasks on {device}")
+
+
 def main() -> None:
     """Measure and report."""
-    options = harness.make_parser(__doc__).parse_args()
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--device", help="compare the ways to compute there: cuda")
+    options = parser.parse_args()
     seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
+    if options.device:
+        rows = ways(options.device, seconds, repeats, float("inf"))
+        harness.report(rows, repeats, options.json)
+        return
 
     def contender(tasks: int, what: str) -> Callable[[], float]:
         return lambda: float(harness.in_own_processes(measure, [(tasks, what, seconds)])[0])

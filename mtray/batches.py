@@ -124,8 +124,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
-        tensors = (self.observation, self.action, self.reward, self.next_observation, self.flags)
-        return Batch(self.tasks, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+        return Batch(self.tasks, *(tensor.to(device, non_blocking=True) for tensor in self.tensors))
+
+    def copy_(self, other: Batch) -> None:
+        """Take over another's numbers, of the same tasks and shapes."""
+        for tensor, values in zip(self.tensors, other.tensors, strict=True):
+            tensor.copy_(values, non_blocking=True)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but the names, in their order."""
+        return self.observation, self.action, self.reward, self.next_observation, self.flags
 
     def to_stack(self, specs: Mapping[str, TaskSpec]) -> LazyStackedTensorDict:
         """The batch as a lazy stack over tasks, each element a dense [B] of that task with its own widths."""

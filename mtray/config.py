@@ -147,6 +147,13 @@ class LearnerConfig:
     """Time after which the learner gives out new weights."""
     threads: int = 1
     """Threads of one update on the CPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the networks' products are computed in; parameters, losses and optimisers are float32 always."""
+    graphs: bool | None = None
+    """Record the update once and replay it as CUDA graphs; by default on a GPU. On the CPU nothing is gained: the same
+    steps are made without recording."""
+    compile: str | None = None
+    """Backend of torch.compile for networks and losses, for example inductor. On the CPU that halves the speed."""
 
     def __post_init__(self) -> None:
         """Validate."""

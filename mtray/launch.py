@@ -100,15 +100,18 @@ def prepare_run_dir(config: Config) -> Path:
 
 
 def check_device(config: Config) -> None:
-    """Raise if the learner can't compute where it is told to.
+    """Raise if the learner can't compute where and how it is told to.
 
     Raises:
-        UsageError: no such device, as far as this machine can tell.
+        UsageError: no such device or compiler, as far as this machine can tell.
     """
-    if config.device == "cpu":
+    compiler = config.learner.compile
+    if config.device == "cpu" and not compiler:
         return
     import torch
 
+    if compiler and compiler not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise UsageError(f"--learner.compile {compiler}: no such backend; torch.compile has {', '.join(known)}")
     try:
         device = torch.device(config.device)
     except RuntimeError as error:

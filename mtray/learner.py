@@ -8,9 +8,10 @@ divided by the scale when a batch is used, so old rows never go stale.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from mtray import losses
 from mtray import weights as weights_module
 from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
+from mtray.device import Recorded, Watch
 from mtray.errors import RunError
 from mtray.messages import TaskStatistics
 from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
@@ -31,6 +33,10 @@ from mtray.weights import Weights
 # A reward scale is taken over once it has moved by this much. Stretching a head's logits blurs them a little, so not at
 # every step of a scale that creeps.
 _SCALE_STEP = 0.02
+# Updates after which those whose failures are noted on the device are looked at, if nobody asked before.
+_LOOK_EVERY = 200
+# What may turn out not to be finite, in this order.
+_DATA, _CRITIC, _ACTOR = range(3)
 
 
 def discount_of(spec: TaskSpec) -> float:
@@ -44,13 +50,8 @@ def discount_of(spec: TaskSpec) -> float:
     return min(0.995, max(0.95, (fifth - 1) / fifth))
 
 
-def _check_finite(batch: Batch) -> None:
-    parts = (batch.observation, batch.next_observation, batch.action, batch.reward)
-    # The sum of finite float32 data overflows only where a value is beyond any simulator's range as well.
-    sums = torch.stack([part.flatten(1).sum(-1) for part in parts])
-    if not bool(sums.isfinite().all()):
-        bad = [task for task, good in zip(batch.tasks, sums.isfinite().all(0).tolist(), strict=True) if not good]
-        raise RunError(f"data of {', '.join(bad)} is not finite: no update is made with it")
+def _as_it_is(function: Any) -> Any:
+    return function
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,17 @@ class _Part:
         self.values.grad = torch.zeros_like(self.values)
         own = self.parameters[len(shared) :]
         rate, decay = config.learning_rate, config.weight_decay
-        self.optimiser = torch.optim.AdamW([self.values, *own], lr=rate, weight_decay=decay, fused=True)
+        on_gpu = self.values.is_cuda
+        self.optimiser = torch.optim.AdamW(
+            [self.values, *own], lr=rate, weight_decay=decay, fused=True, capturable=on_gpu
+        )
         self.tensors = [self.values.detach(), *(parameter.detach() for parameter in own)]
 
-    def step(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor) -> None:
-        """Descend, given the loss's gradient by each of the outputs; nothing else is differentiated.
+    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+        """Fill the parameters' gradients, given the loss's by each of the outputs; nothing else is differentiated.
 
-        Raises:
-            _NotFiniteError: the loss or its gradient is not finite; the parameters stay as they are.
+        Returns:
+            [] norm of the shared parameters' gradient, through which every task's passes.
         """
         parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
         own = len(self.tensors) - 1
@@ -99,10 +103,8 @@ class _Part:
             parameter.grad = part
         assert self.values.grad is not None
         torch.cat([part.reshape(-1) for part in parts[:-own]], out=self.values.grad)
-        # One number and one wait for the device. Every task's gradient passes through the shared layers.
-        if not math.isfinite((torch.linalg.vector_norm(self.values.grad) + loss.sum()).item()):
-            raise _NotFiniteError(loss)
-        self.optimiser.step()
+        norm: Tensor = torch.linalg.vector_norm(self.values.grad)
+        return norm
 
     def norms(self, tasks: int) -> Tensor:
         """[T] norm of the last gradient of each task's heads."""
@@ -113,12 +115,28 @@ class _Part:
         return norms
 
 
-class _NotFiniteError(Exception):
-    """A loss [n], one per task, or its gradient is not finite."""
+class _Fixed:
+    """Updates on batches of one shape over all tasks, each copied to where the last one was: they can be recorded."""
 
-    def __init__(self, loss: Tensor) -> None:
-        super().__init__()
-        self.loss = loss
+    def __init__(self, learner: Learner, batch: Batch) -> None:
+        self._learner = learner
+        self.batch = Batch(batch.tasks, *(torch.empty_like(part, device=learner.device) for part in batch.tensors))
+        self._observation = self.batch.observation
+        self._critic = Recorded(self._update_critic, learner._generator)
+        self._actor = Recorded(self._update_actor, learner._generator)
+
+    def update(self, batch: Batch, with_actor: bool) -> None:
+        self.batch.copy_(batch)
+        # The critic first, always: when the actor's part is recorded, it reads what the critic's recorded part writes.
+        self._critic()
+        if with_actor:
+            self._actor()
+
+    def _update_critic(self) -> None:
+        self._observation = self._learner._update_critic(self.batch, None)
+
+    def _update_actor(self) -> None:
+        self._learner._update_actor(self.batch.tasks, self._observation, None)
 
 
 class Learner:
@@ -159,8 +177,27 @@ class Learner:
         heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
         self._target_tensors = [_flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
         self._temperature_optimiser = torch.optim.Adam(
-            [self.log_temperature], lr=config.temperature_learning_rate, betas=(0.5, 0.999), fused=True
+            [self.log_temperature],
+            lr=config.temperature_learning_rate,
+            betas=(0.5, 0.999),
+            fused=True,
+            capturable=self.device.type == "cuda",
         )
+        graphs = self.device.type == "cuda" if config.graphs is None else config.graphs
+        self._watch = Watch(3, tasks, self.device, late=graphs)
+        if graphs:
+            for optimiser in (self._critic_part.optimiser, self._actor_part.optimiser, self._temperature_optimiser):
+                optimiser.found_inf = self._watch.stop  # type: ignore[attr-defined]
+        self._fixed: _Fixed | None = None
+        compiled = (
+            functools.partial(torch.compile, backend=config.compile, dynamic=False) if config.compile else _as_it_is
+        )
+        self._distribution = compiled(self.policy.distribution)
+        self._online, self._lagging = compiled(self.critic), compiled(self.target)
+        self._soft_target = compiled(losses.soft_target)
+        self._cross_entropy_gradient = compiled(losses.cross_entropy_gradient)
+        self._expected_value_gradient = compiled(losses.expected_value_gradient)
+        self._tanh_gaussian_sample = compiled(losses.tanh_gaussian_sample)
         self.updates = 0
         self.version = 0
         self._task_updates = torch.zeros(tasks, device=self.device, dtype=torch.float64)
@@ -184,7 +221,7 @@ class Learner:
             self.largest_return[index] = known.largest_return
         wanted = self._wanted_scale()
         if not self.updates:
-            self.reward_scale = wanted
+            self.reward_scale.copy_(wanted)
             return
         ratio = wanted / self.reward_scale
         moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
@@ -208,28 +245,65 @@ class Learner:
         """
         if not isinstance(batch, Batch):
             batch = Batch.from_stack(batch, self.specs)
-        batch = batch.to(self.device)
-        _check_finite(batch)
         ids = self._ids(batch.tasks)
-        observation = self.policy.normalise(batch.observation, ids)
-        scales = _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.detach().exp(), ids))
-        name, part = "critic", self._critic_part
-        try:
-            self._update_critic(batch, observation, ids, scales)
-            if self.updates % self.config.actor_period == 0:
-                name, part = "actor", self._actor_part
-                self._update_actor(observation, ids, scales)
-        except _NotFiniteError as error:
-            good = part.norms(len(self.specs)).isfinite()
-            good = (good if ids is None else good[ids]) & error.loss.isfinite()
-            bad = [task for task, fine in zip(batch.tasks, good.tolist(), strict=True) if not fine] or batch.tasks
-            raise RunError(
-                f"the {name}'s loss of {', '.join(bad)} or its gradient is not finite at update {self.updates}: "
-                f"the {name}'s weights stay as they were"
-            ) from None
-        torch._foreach_lerp_(self._target_tensors, self._critic_part.tensors, self.config.polyak)
-        self._task_updates += 1 if ids is None else self._task_updates.new_zeros(len(self.specs)).index_fill(0, ids, 1)
+        with_actor = self.updates % self.config.actor_period == 0
+        if self._watch.late and ids is None:
+            if self._fixed is None or self._fixed.batch.reward.shape != batch.reward.shape:
+                self._fixed = _Fixed(self, batch)
+            self._fixed.update(batch, with_actor)
+        else:
+            batch = batch.to(self.device)
+            observation = self._update_critic(batch, ids)
+            if with_actor:
+                self._update_actor(batch.tasks, observation, ids)
+        live = 1 - self._watch.stop
+        self._task_updates += (
+            live if ids is None else torch.zeros_like(self._task_updates).index_fill_(0, ids, 1) * live
+        )
         self.updates += 1
+        if self._watch.late:
+            self._watch.updates += live.long()
+            if self.updates % _LOOK_EVERY == 0:
+                self.check()
+
+    def check(self) -> None:
+        """Raise for what was not finite in the updates made so far, if that is not done as they are made.
+
+        From the first such update on nothing was changed, but that the target came closer to the critic.
+
+        Raises:
+            RunError: as `update` does.
+        """
+        found = self._watch.take() if self._watch.late else None
+        if found is not None:
+            kind, failed = found
+            self.updates = int(self._watch.updates)
+            self._fail(kind, [spec.name for spec, bad in zip(self.specs, failed, strict=True) if bad])
+
+    def _fail(self, kind: int, tasks: Sequence[str]) -> None:
+        names = ", ".join(tasks)
+        if kind == _DATA:
+            raise RunError(f"data of {names} is not finite: no update is made with it")
+        name = "critic" if kind == _CRITIC else "actor"
+        raise RunError(
+            f"the {name}'s loss of {names} or its gradient is not finite at update {self.updates}: "
+            f"the {name}'s weights stay as they were"
+        )
+
+    def _verify(
+        self, kind: int, total: Tensor, good: Callable[[], Tensor], tasks: Sequence[str], ids: Tensor | None
+    ) -> None:
+        """Note it or raise if ``total`` [] is not finite; ``good`` gives which of the batch's tasks [n] are."""
+        if self._watch.late:
+            bad = ~good()
+            bad |= ~bad.any()
+            failed = (
+                bad if ids is None else torch.zeros_like(self._task_updates, dtype=torch.bool).index_copy(0, ids, bad)
+            )
+            self._watch.note(kind, total, failed)
+        elif not math.isfinite(total.item()):
+            bad_ones = [task for task, fine in zip(tasks, good().tolist(), strict=True) if not fine]
+            self._fail(kind, bad_ones or tasks)
 
     def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
         names = tuple(spec.name for spec in self.specs)
@@ -238,19 +312,42 @@ class Learner:
     def _rows(self, table: Tensor, ids: Tensor | None) -> Tensor:
         return (table if ids is None else table[ids]).unsqueeze(-1)
 
+    def _scales(self, ids: Tensor | None) -> _Scales:
+        return _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.detach().exp(), ids))
+
+    def _autocast(self) -> torch.autocast:
+        lower = self.config.precision == "bfloat16"
+        # Casts are not kept from one network to the next: a graph must make its own.
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
+
     def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.policy.distribution(observation, ids)
+        with self._autocast():
+            mean, log_std = self._distribution(observation, ids)
+        mean, log_std = mean.float(), log_std.float()
         noise = torch.empty_like(mean).normal_(generator=self._generator)
         mask = self.policy.pick(self.policy.action_mask, ids)
-        return losses.tanh_gaussian_sample(mean, log_std, noise, mask)
+        action, log_density = self._tanh_gaussian_sample(mean, log_std, noise, mask)
+        return action, log_density
 
-    def _update_critic(self, batch: Batch, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
+    def _logits(self, critic: Callable[..., Tensor], observation: Tensor, action: Tensor, ids: Tensor | None) -> Tensor:
+        with self._autocast():
+            logits = critic(observation, action, ids)
+        return logits.float()
+
+    def _update_critic(self, batch: Batch, ids: Tensor | None) -> Tensor:
+        """Move the critic, then its target; gives the normalised observations [n, B, obs]."""
+        parts = (batch.observation, batch.next_observation, batch.action, batch.reward)
+        # The sum of finite float32 data overflows only where a value is beyond any simulator's range as well.
+        sums = torch.stack([part.flatten(1).sum(-1) for part in parts])
+        self._verify(_DATA, sums.sum(), lambda: sums.isfinite().all(0), batch.tasks, ids)
+        scales = self._scales(ids)
+        observation: Tensor = self.policy.normalise(batch.observation, ids)
         with torch.no_grad():
             reached = self.policy.normalise(batch.next_observation, ids)
             action_tp1, log_density_tp1 = self._sample(reached, ids)
-            probabilities = self.target(reached, action_tp1, ids).softmax(-1)
+            probabilities = self._logits(self._lagging, reached, action_tp1, ids).softmax(-1)
             _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
-            target = losses.soft_target(
+            target = self._soft_target(
                 probabilities_tp1,
                 batch.reward / scales.reward,
                 batch.flag("terminated"),
@@ -259,18 +356,22 @@ class Learner:
                 self.atoms,
             )
             action = self.policy.from_bounds(batch.action, ids)
-        logits = self.critic(observation, action, ids)
-        loss, gradient = losses.cross_entropy_gradient(logits.detach(), target)
+        logits = self._logits(self._online, observation, action, ids)
+        loss, gradient = self._cross_entropy_gradient(logits.detach(), target)
         gradient.mul_((self._rows(self.loss_weight, ids) / target[..., 0].numel()).unsqueeze(-1))
         loss = loss.sum(0).mean(-1)
-        self._critic_part.step([logits], [gradient], loss)
+        self._step(_CRITIC, self._critic_part, [logits], [gradient], loss, batch.tasks, ids)
+        torch._foreach_lerp_(self._target_tensors, self._critic_part.tensors, self.config.polyak)
         self._share_embedding()
         self._note(ids, critic_loss=loss)
+        return observation
 
-    def _update_actor(self, observation: Tensor, ids: Tensor | None, scales: _Scales) -> None:
+    def _update_actor(self, tasks: Sequence[str], observation: Tensor, ids: Tensor | None) -> None:
+        """Move the actor, then the temperatures."""
+        scales = self._scales(ids)
         action, log_density = self._sample(observation, ids)
-        logits = self.critic(observation, action, ids)
-        values, gradient = losses.expected_value_gradient(logits.detach(), self.atoms)
+        logits = self._logits(self._online, observation, action, ids)
+        values, gradient = self._expected_value_gradient(logits.detach(), self.atoms)
         value = values[0] if len(values) == 1 else values.amin(0)
         if len(values) > 1:
             # Ties are as good as never: each row's gradient goes through the critic that counts.
@@ -279,7 +380,7 @@ class Learner:
         loss = (entropy_weight * log_density.detach() - value).mean(-1)
         share = self._rows(self.loss_weight, ids) / value.numel()
         gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
-        self._actor_part.step([logits, log_density], gradients, loss)
+        self._step(_ACTOR, self._actor_part, [logits, log_density], gradients, loss, tasks, ids)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]
@@ -291,6 +392,26 @@ class Learner:
         self._temperature_optimiser.step()
         value = value.mean(-1)
         self._note(ids, actor_loss=loss, value=value, return_estimate=value * scales.reward[:, 0], entropy=entropy)
+
+    def _step(
+        self,
+        kind: int,
+        part: _Part,
+        outputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        loss: Tensor,
+        tasks: Sequence[str],
+        ids: Tensor | None,
+    ) -> None:
+        """Descend, unless the loss [n] or its gradient is not finite."""
+        norm = part.differentiate(outputs, gradients)
+
+        def good() -> Tensor:
+            norms = part.norms(len(self.specs))
+            return (norms if ids is None else norms[ids]).isfinite() & loss.isfinite()
+
+        self._verify(kind, norm + loss.sum(), good, tasks, ids)
+        part.optimiser.step()
 
     @torch.no_grad()
     def _share_embedding(self) -> None:
@@ -331,13 +452,19 @@ class Learner:
         Raises:
             RunError: a number is not finite; no such weights are given out.
         """
+        self.check()
         version = self.version + 1 if self.updates else 0
         snapshot = weights_module.snapshot(self.policy, version)
         self.version = version
         return snapshot
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next update depends on."""
+        """Everything the next update depends on.
+
+        Raises:
+            RunError: as `update` does.
+        """
+        self.check()
         return {
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
@@ -361,10 +488,11 @@ class Learner:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self.largest_return = state["largest_return"].to(self.device)
-        self.reward_scale = state["reward_scale"].to(self.device)
+        self.reward_scale.copy_(state["reward_scale"])
         self._critic_part.optimiser.load_state_dict(state["critic_optimiser"])
         self._actor_part.optimiser.load_state_dict(state["actor_optimiser"])
         self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
+        self._fixed = None  # What was recorded has the old state.
         self._generator.set_state(state["generator"].cpu())
         self.updates, self.version = state["updates"], state["version"]
         self._task_updates = state["task_updates"].to(self.device)

@@ -55,6 +55,7 @@ CHANGED = Config(
         temperature_learning_rate=1e-5, weight_decay=0.0,
         polyak=1.0, actor_period=1, atoms=2, value_limit=1 / 3, initial_temperature=2.0, batches_per_call=3,
         calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),
+        precision="bfloat16", graphs=True, compile="eager",
     ),
     run=RunConfig(
         log_seconds=0.5, checkpoint_frames=1, keep_checkpoints=1, cpus_per_actor=0.5, start_timeout_seconds=2.0,

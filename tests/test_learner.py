@@ -272,14 +272,6 @@ def test_discount_follows_the_episodes_length(horizon, discount):
     assert discount_of(spec) == pytest.approx(discount)
 
 
-@pytest.mark.gpu
-def test_updates_run_on_a_gpu(tasks):
-    replay, _ = filled_replay(tasks, rollouts=3)
-    learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(atoms=21), device="cuda")
-    learner.update(batch_of(replay))
-    assert np.isfinite(learner.weights().values).all()
-
-
 def plain_update(learner, batch):
     """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
     weight = learner.loss_weight
@@ -380,3 +372,160 @@ def test_metrics_tell_each_task_what_the_last_update_saw_of_it(tasks):
         assert task.keys() >= {"critic_loss", "actor_loss", "value", "entropy", "critic_gradient", "actor_gradient"}
         assert task["return_estimate"] == pytest.approx(task["value"] * task["reward_scale"], rel=0.05)
         assert task["critic_gradient"] > 0
+
+
+def draws(replay, count=8):
+    """Batches of both tasks, and in their middle one of a single task."""
+    batches = unpack_batches(replay.sample_rows(32, count).rows, replay.specs)
+    return [*batches[:5], *unpack_batches(replay.sample_rows(32, 1, ("right",)).rows, replay.specs), *batches[5:]]
+
+
+def after(tasks, batches, device="cpu", **changes):
+    learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(atoms=21, learning_rate=3e-3, **changes), device=device)
+    for batch in batches:
+        learner.update(batch)
+    return learner
+
+
+def numbers(learner):
+    parts = learner.critic, learner.target, learner.policy
+    return torch.cat([*map(parameters, parts), learner.log_temperature.detach()]).cpu()
+
+
+def test_updates_made_where_they_could_be_recorded_are_the_same(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = draws(replay)
+    kept = [batch.observation.clone() for batch in batches]
+    plain, fixed = after(tasks, batches), after(tasks, batches, graphs=True)
+    assert torch.equal(numbers(plain), numbers(fixed))
+    assert plain.metrics() == fixed.metrics()
+    assert all(torch.equal(batch.observation, known) for batch, known in zip(batches, kept, strict=True))
+    smaller = batch_of(replay, rows=8)
+    plain.update(smaller)
+    fixed.update(smaller)
+    assert torch.equal(numbers(plain), numbers(fixed))
+
+
+def spoiled(batch, task, name="reward"):
+    parts = {part: getattr(batch, part).clone() for part in vars(batch) if part != "tasks"}
+    parts[name][task, 0] = float("nan")
+    return Batch(batch.tasks, **parts)
+
+
+def test_failures_noted_on_the_device_stop_every_later_update_and_are_told_when_looked_at(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = draws(replay)
+    learner = after(tasks, batches[:3], graphs=True)
+    learner.check()
+    before = parameters(learner.critic), parameters(learner.policy), learner.log_temperature.detach().clone()
+    learner.update(spoiled(batches[3], 1))
+    learner.update(spoiled(batches[3], 0))
+    learner.update(batches[4])
+    now = parameters(learner.critic), parameters(learner.policy), learner.log_temperature.detach()
+    assert all(torch.equal(old, new) for old, new in zip(before, now, strict=True))
+    with pytest.raises(RunError, match="data of right is not finite"):
+        learner.weights()
+    assert learner.updates == 3
+    learner.update(batches[4])
+    learner.check()
+    assert not torch.equal(before[0], parameters(learner.critic))
+    assert learner.updates == 4
+
+
+@pytest.mark.parametrize(("part", "name"), [("critic", "raw_embedding"), ("policy", "heads.output.bias")])
+def test_a_loss_that_is_not_finite_is_noted_with_its_task_and_update(tasks, part, name):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = after(tasks, draws(replay)[:2], graphs=True)
+    with torch.no_grad():
+        getattr(learner, part).get_parameter(name)[1] = float("inf")
+    before = parameters(learner.policy)
+    learner.update(batch_of(replay))
+    learner.update(batch_of(replay))
+    with pytest.raises(RunError, match=r"loss of right or its gradient is not finite at update 2"):
+        learner.state_dict()
+    assert torch.equal(before, parameters(learner.policy))
+
+
+def test_failures_are_looked_at_when_nobody_asks(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay, rows=2)
+    learner = after(tasks, [spoiled(batch, 0)], graphs=True)
+    for _ in range(198):
+        learner.update(batch)
+    with pytest.raises(RunError, match="data of left"):
+        learner.update(batch)
+
+
+# A compiler looks at its inputs' gradients, also where they have none of their own.
+lets_compilers_look = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor", "ignore::DeprecationWarning")
+
+
+@lets_compilers_look
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"compile": "aot_eager"}])
+def test_other_ways_to_compute_give_nearly_the_same_updates(tasks, changes):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = draws(replay)
+    plain, other = after(tasks, batches), after(tasks, batches, **changes)
+    assert {part.dtype for part in other.critic.parameters()} == {torch.float32}
+    start = numbers(after(tasks, []))
+    moved, apart = numbers(plain) - start, numbers(other) - numbers(plain)
+    assert apart.norm() < 0.2 * moved.norm()
+    assert "precision" not in changes or apart.norm() > 0
+    assert "compile" not in changes or other._online is not other.critic
+    for task, figures in plain.metrics().items():
+        assert other.metrics()[task]["critic_loss"] == pytest.approx(figures["critic_loss"], rel=0.02)
+
+
+@pytest.mark.slow
+@lets_compilers_look
+def test_updates_compiled_to_machine_code_are_nearly_the_same(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = draws(replay)
+    plain, compiled = after(tasks, batches), after(tasks, batches, compile="inductor")
+    start = numbers(after(tasks, []))
+    assert (numbers(compiled) - numbers(plain)).norm() < 0.05 * (numbers(plain) - start).norm()
+
+
+@pytest.mark.gpu
+@lets_compilers_look
+@pytest.mark.parametrize(
+    "changes",
+    [{"graphs": False}, {}, {"precision": "bfloat16"}, {"compile": "inductor"}],
+    ids=["eager", "graphs", "bfloat16", "inductor"],
+)
+def test_updates_on_a_gpu_learn_what_those_on_the_cpu_do(tasks, changes):
+    # Other random numbers than on the CPU: what is learned must be the same, not how.
+    replay, _ = filled_replay(tasks)
+    learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(atoms=21, learning_rate=3e-3, **changes), device="cuda")
+    for _ in range(25):
+        sampled = replay.sample_rows(64, 16)
+        learner.set_statistics(sampled.statistics)
+        for batch in unpack_batches(sampled.rows, replay.specs):
+            learner.update(batch)
+    assert np.isfinite(learner.weights().values).all()
+    start = torch.zeros(2, 1, 3, device="cuda")
+    action = learner.policy.act(start, deterministic=True)[:, 0, 0]
+    for index, target in enumerate(TARGETS.values()):
+        assert abs(action[index].item() - target) < 0.2
+
+
+@pytest.mark.gpu
+def test_recorded_updates_are_those_that_are_not(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = draws(replay, count=16)
+    plain, recorded = after(tasks, batches, "cuda", graphs=False), after(tasks, batches, "cuda")
+    torch.testing.assert_close(numbers(plain), numbers(recorded), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_failure_in_a_recorded_update_is_told(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batches = draws(replay, count=16)
+    learner = after(tasks, batches, "cuda")
+    learner.check()
+    before = numbers(learner)[: len(parameters(learner.critic))]
+    learner.update(spoiled(batches[0], 1))
+    learner.update(batches[0])
+    assert torch.equal(before, parameters(learner.critic).cpu())
+    with pytest.raises(RunError, match="data of right is not finite"):
+        learner.check()

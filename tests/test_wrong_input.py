@@ -125,6 +125,12 @@ def test_a_device_that_is_not_there(fail):
         assert "--device cuda" in fail("--device", "cuda")
 
 
+def test_a_compiler_that_is_not_there(fail):
+    error = fail("--learner.compile", "quantum")
+    assert "--learner.compile quantum" in error
+    assert "inductor" in error
+
+
 def test_a_slack_that_would_stop_both_sides(fail):
     assert "slack" in fail("--workers", 2, "--learner.slack-steps", 10)
 
