@@ -21,6 +21,7 @@ import ray
 
 from mtray import shared
 from mtray.config import Config
+from mtray.errors import NotFiniteError, RunError
 from mtray.exchange import Draws, Pusher
 from mtray.messages import Push, Receipt, Report, Sampled, TaskStatistics
 from mtray.processes import start_fork_server
@@ -30,6 +31,7 @@ from mtray.specs import FloatArray, TaskSpec, observation_width
 from mtray.tasks import Task, engine_modules
 
 if TYPE_CHECKING:
+    from mtray.batches import Batch
     from mtray.collector import Rollout
     from mtray.placement import Share
     from mtray.weights import Weights
@@ -65,6 +67,10 @@ class Replay:
     def sample_near(self, rows_per_task: int, batches: int, out: bytes) -> bytes:
         """`sample_rows` into a block."""
         return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out)))
+
+    def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
+        """See `mtray.replay.Replay.pushes_of`."""
+        return self._replay.pushes_of(task, rows)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Frames inserted ever, per task and per source."""
@@ -203,13 +209,15 @@ class Learner:
 
         torch.set_num_threads(config.learner.threads)
         self._checkpoint, self._unpack = checkpoint, unpack_batches
-        self._specs = specs
+        self._specs, self._source = specs, source
         self._deterministic = config.deterministic
         self._learner = learner.Learner(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
         rows_per_task = max(1, settings.batch_rows // len(specs))
         self._draws = Draws(source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead)
-        self._batches: collections.deque[Any] = collections.deque()
+        self._batches: collections.deque[Batch] = collections.deque()
+        # Updates made before, and the batch: of all updates that an error may still tell of.
+        self._used: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=self._learner.look_every)
         self._wait_seconds = 0.0
         self._ages: Mapping[str, float] = {}
 
@@ -221,13 +229,17 @@ class Learner:
         """Make updates, at most so many and about so long; give figures and new weights, as two return values."""
         deadline = time.monotonic() + seconds
         made = 0
-        while made < updates and (made == 0 or time.monotonic() < deadline):
-            self._learner.update(self._next())
-            made += 1
+        try:
+            while made < updates and (made == 0 or time.monotonic() < deadline):
+                self._used.append((self._learner.updates, self._next()))
+                self._learner.update(self._used[-1][1])
+                made += 1
+            weights = self._learner.weights()
+        except NotFiniteError as error:
+            raise RunError(f"{error}; {self._origin(error)}") from None
         if self._deterministic:
             # Draws that are under way are made before the next push, whatever the scheduler does.
             self._draws.settle()
-        weights = self._learner.weights()
         figures = {
             "updates": self._learner.updates,
             "made": made,
@@ -239,7 +251,18 @@ class Learner:
         }
         return figures, weights
 
-    def _next(self) -> Any:
+    def _origin(self, error: NotFiniteError) -> str:
+        """Which pushes the rows of an update that failed came with."""
+        batch = dict(self._used)[error.update]
+        parts = []
+        for spec in self._specs:
+            if spec.name in error.tasks:
+                found = ray.get(self._source.pushes_of.remote(spec.name, batch.rows(spec.name, spec)))
+                pushes = [f"{source} {', '.join(map(str, numbers))}" for source, numbers in found.items()]
+                parts.append(f"{spec.name}: {'; '.join(pushes) or 'loaded with the checkpoint'}")
+        return f"its batch's rows came with these pushes: {' | '.join(parts)}"
+
+    def _next(self) -> Batch:
         if not self._batches:
             started = time.monotonic()
             sampled = self._draws.next()

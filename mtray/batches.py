@@ -131,6 +131,16 @@ class Batch:
         for tensor, values in zip(self.tensors, other.tensors, strict=True):
             tensor.copy_(values, non_blocking=True)
 
+    def rows(self, task: str, spec: TaskSpec) -> FloatArray:
+        """A task's rows as they were drawn, [B, row_size], without their next observations."""
+        index = self.tasks.index(task)
+        rows = np.empty((self.reward.shape[1], spec.row_size), np.float32)
+        rows[:, : spec.observation_size] = self.observation[index, :, : spec.observation_size].numpy()
+        rows[:, spec.observation_size : -2] = self.action[index, :, : spec.action_size].numpy()
+        rows[:, -2] = self.reward[index].numpy()
+        bits(rows)[:, -1] = self.flags[index].numpy()
+        return rows
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All but the names, in their order."""

@@ -7,7 +7,10 @@
     │   ├── UnknownTaskError    no task of that name
     │   └── SchemaError         data that does not fit its task's schema
     └── RunError                the run could not go on: exit code 1
+        └── NotFiniteError      an update met a number that is none
 """
+
+from collections.abc import Sequence
 
 
 class MtrayError(Exception):
@@ -31,3 +34,12 @@ class SchemaError(UsageError):
 
 class RunError(MtrayError, RuntimeError):
     """A run that could not go on; what was saved before it is whole."""
+
+
+class NotFiniteError(RunError):
+    """An update met a number that is not finite: it was not made, and the weights are those before it."""
+
+    def __init__(self, message: str, tasks: Sequence[str], update: int) -> None:
+        """Of these tasks, at the update after so many."""
+        super().__init__(message)
+        self.tasks, self.update = tuple(tasks), update

@@ -24,7 +24,7 @@ from mtray import weights as weights_module
 from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.device import Recorded, Watch
-from mtray.errors import RunError
+from mtray.errors import NotFiniteError
 from mtray.messages import TaskStatistics
 from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec
@@ -184,6 +184,7 @@ class Learner:
             capturable=self.device.type == "cuda",
         )
         graphs = self.device.type == "cuda" if config.graphs is None else config.graphs
+        self.look_every = _LOOK_EVERY if graphs else 1
         self._watch = Watch(3, tasks, self.device, late=graphs)
         if graphs:
             for optimiser in (self._critic_part.optimiser, self._actor_part.optimiser, self._temperature_optimiser):
@@ -240,8 +241,8 @@ class Learner:
 
         Raises:
             SchemaError: the batch does not fit its tasks.
-            RunError: a task's data is not finite, and nothing was changed; or the loss or gradient of the critic or the
-            actor is not, and no weights were changed with it.
+            NotFiniteError: a task's data is not finite, and nothing was changed; or the loss or gradient of the critic
+            or the actor is not, and no weights were changed with it.
         """
         if not isinstance(batch, Batch):
             batch = Batch.from_stack(batch, self.specs)
@@ -263,7 +264,7 @@ class Learner:
         self.updates += 1
         if self._watch.late:
             self._watch.updates += live.long()
-            if self.updates % _LOOK_EVERY == 0:
+            if self.updates % self.look_every == 0:
                 self.check()
 
     def check(self) -> None:
@@ -272,7 +273,7 @@ class Learner:
         From the first such update on nothing was changed, but that the target came closer to the critic.
 
         Raises:
-            RunError: as `update` does.
+            NotFiniteError: as `update` does.
         """
         found = self._watch.take() if self._watch.late else None
         if found is not None:
@@ -283,12 +284,14 @@ class Learner:
     def _fail(self, kind: int, tasks: Sequence[str]) -> None:
         names = ", ".join(tasks)
         if kind == _DATA:
-            raise RunError(f"data of {names} is not finite: no update is made with it")
-        name = "critic" if kind == _CRITIC else "actor"
-        raise RunError(
-            f"the {name}'s loss of {names} or its gradient is not finite at update {self.updates}: "
-            f"the {name}'s weights stay as they were"
-        )
+            message = f"data of {names} is not finite: no update is made with it"
+        else:
+            name = "critic" if kind == _CRITIC else "actor"
+            message = (
+                f"the {name}'s loss of {names} or its gradient is not finite at update {self.updates}: "
+                f"the {name}'s weights stay as they were"
+            )
+        raise NotFiniteError(message, tasks, self.updates)
 
     def _verify(
         self, kind: int, total: Tensor, good: Callable[[], Tensor], tasks: Sequence[str], ids: Tensor | None
@@ -462,7 +465,7 @@ class Learner:
         """Everything the next update depends on.
 
         Raises:
-            RunError: as `update` does.
+            NotFiniteError: as `update` does.
         """
         self.check()
         return {

@@ -11,6 +11,8 @@ for use in one process, do.
 
 from __future__ import annotations
 
+import bisect
+import collections
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ import numpy.typing as npt
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push, Receipt, Sampled, TaskStatistics
-from mtray.rows import TRANSITION, holds_transition, is_finite, row_flags, sampled_shape
+from mtray.rows import TRANSITION, bits, holds_transition, is_finite, row_flags, sampled_shape
 from mtray.specs import FloatArray, TaskSpec, observation_width
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class Ring:
         self._window = np.dtype((np.void, 4 * (spec.row_size + spec.observation_size)))
         self.written = 0
         self.transitions = 0
+        # Each push's first row, counted from the first ever written, with the push's source and number.
+        self._pushes: collections.deque[tuple[int, str, int]] = collections.deque()
 
     @property
     def start(self) -> int:
@@ -55,12 +59,13 @@ class Ring:
         """Bytes of the rows held."""
         return (self.written - self.start) * self.spec.row_size * 4
 
-    def insert(self, rows: FloatArray, acted: npt.NDArray[np.bool_]) -> int:
+    def insert(self, rows: FloatArray, acted: npt.NDArray[np.bool_], push: tuple[str, int] | None = None) -> int:
         """Write rows over the oldest; give how many of them hold a transition.
 
         Args:
             rows: [n, row_size], the last of them without a transition.
             acted: [n], which of them hold one.
+            push: source and number of the push they came with.
 
         Raises:
             SchemaError: more rows than the ring holds.
@@ -81,8 +86,28 @@ class Ring:
             self.rows[place] = rows[part]
         self._memory[-1] = self._memory[0]
         self.transitions += inserted - overwritten
+        if push is not None:
+            self._pushes.append((self.written, *push))
         self.written += count
+        while len(self._pushes) > 1 and self._pushes[1][0] <= self.start:
+            self._pushes.popleft()
         return inserted
+
+    def pushes_of(self, rows: FloatArray) -> dict[str, list[int]]:
+        """Which pushes rows [n, row_size] that are held came with: source to numbers, ascending."""
+        capacity = len(self.rows)
+        held = self.rows[: min(self.written, capacity)]
+        # By their rewards first: comparing whole rows with all that is held would take seconds.
+        places = np.flatnonzero(np.isin(bits(held)[:, -2], bits(rows)[:, -2]))
+        wanted = {row.tobytes() for row in rows}
+        firsts = [first for first, _, _ in self._pushes]
+        found: dict[str, set[int]] = {}
+        for place in places[[held[place].tobytes() in wanted for place in places]]:
+            index = bisect.bisect_right(firsts, self.start + (place - self.start) % capacity) - 1
+            if index >= 0:
+                _, source, number = self._pushes[index]
+                found.setdefault(source, set()).add(number)
+        return {source: sorted(numbers) for source, numbers in sorted(found.items())}
 
     def sample(self, out: FloatArray, generator: np.random.Generator) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.
@@ -163,7 +188,7 @@ class Replay:
             ring, known = self._rings[task], self._statistics[task]
             known.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
             known.largest_return = max(known.largest_return, push.largest_returns.get(task, 0.0))
-            frames[task] = ring.insert(rows, acted[task]) * ring.spec.action_repeat
+            frames[task] = ring.insert(rows, acted[task], (push.source, push.number)) * ring.spec.action_repeat
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
         receipt = Receipt(push.source, push.number, frames)
@@ -245,6 +270,10 @@ class Replay:
 
         batch = unpack_batches(self.sample_rows(rows_per_task, 1, tasks).rows, self.specs)[0]
         return batch.to_stack({spec.name: spec for spec in self.specs})
+
+    def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
+        """Which pushes a task's rows [n, row_size] came with, as far as they are held and came in this run."""
+        return self._rings[task].pushes_of(rows)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Task to frames inserted ever, transitions and bytes held now."""

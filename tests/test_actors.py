@@ -4,13 +4,16 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import ray
 import torch
 
 from mtray import actors
+from mtray.checkpoint import from_bytes, to_bytes
 from mtray.config import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.errors import RunError
 from mtray.networks import MultiTaskPolicy
 from mtray.tasks import Task
 from mtray.testing import CountingMaker
@@ -133,6 +136,23 @@ def test_the_learner_draws_from_the_replay_and_gives_weights_as_a_return_value(r
     assert ray.get(collector.act.remote(1, [weights], True)).weights_version == 1
     # Nothing on the way wrote into the snapshot, which lies in memory that processes share.
     assert not ray.get(weights).values.flags.writeable
+    ray.kill(learner)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_loss_that_is_not_finite_is_told_with_its_task_and_the_pushes_of_its_batch(replay, collector, graphs):
+    ray.get([collector.collect.remote(0, []) for _ in range(2)])
+    ray.get(collector.flush.remote())
+    config = replace(CONFIG, learner=replace(CONFIG.learner, graphs=graphs))
+    learner = ray.remote(actors.Learner).options(num_cpus=0).remote(SPECS, config, replay)
+    figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
+    assert ray.get(figures)["updates"] == 4
+    state = from_bytes(ray.get(learner.state.options(num_returns=2).remote()[1]))
+    state["critic"]["raw_embedding"][1] = float("inf")
+    ray.get(learner.load_state.remote(to_bytes(state)))
+    figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
+    with pytest.raises(RunError, match=r"critic's loss of b or.* at update 4.* came with these pushes: b: here 0, 1"):
+        ray.get(figures)
     ray.kill(learner)
 
 
