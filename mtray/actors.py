@@ -213,7 +213,7 @@ class Learner:
         self._deterministic = config.deterministic
         self._learner = learner.Learner(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
-        rows_per_task = max(1, settings.batch_rows // len(specs))
+        rows_per_task = settings.rows_per_task(len(specs))
         self._draws = Draws(source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead)
         self._batches: collections.deque[Batch] = collections.deque()
         # Updates made before, and the batch: of all updates that an error may still tell of.

@@ -112,9 +112,9 @@ class NetworkConfig:
 class LearnerConfig:
     """Multi-task soft actor-critic with a categorical critic."""
 
-    batch_rows: int = 384
-    """Rows of one update, equally many of every task."""
-    updates_per_step: float = 2.0
+    batch_rows: int | None = None
+    """Rows of one update, equally many of every task; by default 256, or 16 of every task where that is more."""
+    updates_per_step: float = 4.0
     """Updates per agent step of every task; 0 collects without learning."""
     warmup_steps: int = 1000
     """Agent steps of every task before the first update; their actions are uniformly random."""
@@ -157,7 +157,9 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        for name in ("batch_rows", "actor_period", "batches_per_call", "calls_ahead", "threads"):
+        rows = self.batch_rows
+        _require(rows is None or rows >= 1, f"--learner.batch-rows {rows}: at least 1 is needed")
+        for name in ("actor_period", "batches_per_call", "calls_ahead", "threads"):
             _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
         for name in (
             "learning_rate",
@@ -178,6 +180,10 @@ class LearnerConfig:
                 _positive(text.rpartition("=")[2]) and "=" in text,
                 f"--learner.loss-weights {text}: give a task and a number above 0, for example cheetah-run=2",
             )
+
+    def rows_per_task(self, tasks: int) -> int:
+        """Of one update, for so many tasks."""
+        return max(1, self.batch_rows // tasks) if self.batch_rows else max(16, 256 // tasks)
 
     def weight_of_losses(self, tasks: Sequence[str]) -> tuple[float, ...]:
         """Each task's weight.

@@ -226,3 +226,10 @@ def test_a_value_of_the_wrong_type_and_an_infinite_rate_are_refused():
         from_dict({"workers": "two"})
     with pytest.raises(UsageError, match="updates-per-step"):
         LearnerConfig(updates_per_step=float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "tasks", "expected"), [(None, 1, 256), (None, 6, 42), (None, 50, 16), (30, 7, 4), (3, 7, 1)]
+)
+def test_rows_of_an_update_are_shared_by_its_tasks(rows, tasks, expected):
+    assert LearnerConfig(batch_rows=rows).rows_per_task(tasks) == expected
