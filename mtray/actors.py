@@ -52,7 +52,7 @@ class Replay:
         """Store a push once."""
         return self._replay.insert(push)
 
-    def sample_rows(self, rows_per_task: int, batches: int) -> Sampled:
+    def sample_rows(self, rows_per_task: int | Mapping[str, int], batches: int) -> Sampled:
         """Draw batches over all tasks."""
         return self._replay.sample_rows(rows_per_task, batches)
 
@@ -64,7 +64,7 @@ class Replay:
         """`insert` of rows in a block, both ways pickled by the caller's side: see `mtray.exchange`."""
         return pickle.dumps(self._replay.insert(pickle.loads(push)))
 
-    def sample_near(self, rows_per_task: int, batches: int, out: bytes) -> bytes:
+    def sample_near(self, rows_per_task: int | Mapping[str, int], batches: int, out: bytes) -> bytes:
         """`sample_rows` into a block."""
         return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out)))
 
@@ -213,7 +213,7 @@ class Learner:
         self._deterministic = config.deterministic
         self._learner = learner.Learner(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
-        rows_per_task = settings.rows_per_task(len(specs))
+        rows_per_task = settings.rows_of([spec.name for spec in specs])
         self._draws = Draws(source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead)
         self._batches: collections.deque[Batch] = collections.deque()
         # Updates made before, and the batch: of all updates that an error may still tell of.

@@ -7,6 +7,7 @@ trusting flags, so that whatever goes in comes out bit for bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -103,7 +104,7 @@ class Batch:
     """A batch as the learner computes on it: dense, padded with zeros to the widest task.
 
     Attributes:
-        tasks: names, in the order of the first axis.
+        tasks: names, in the order of the first axis; one that stands there twice has twice the rows.
         observation: [T, B, obs] float32.
         action: [T, B, act] float32.
         reward: [T, B] float32.
@@ -133,13 +134,14 @@ class Batch:
 
     def rows(self, task: str, spec: TaskSpec) -> FloatArray:
         """A task's rows as they were drawn, [B, row_size], without their next observations."""
-        index = self.tasks.index(task)
-        rows = np.empty((self.reward.shape[1], spec.row_size), np.float32)
-        rows[:, : spec.observation_size] = self.observation[index, :, : spec.observation_size].numpy()
-        rows[:, spec.observation_size : -2] = self.action[index, :, : spec.action_size].numpy()
-        rows[:, -2] = self.reward[index].numpy()
-        bits(rows)[:, -1] = self.flags[index].numpy()
-        return rows
+        at = [index for index, name in enumerate(self.tasks) if name == task]
+        size = spec.observation_size
+        rows = np.empty((len(at), self.reward.shape[1], spec.row_size), np.float32)
+        rows[..., :size] = self.observation[at, :, :size].numpy()
+        rows[..., size:-2] = self.action[at, :, : spec.action_size].numpy()
+        rows[..., -2] = self.reward[at].numpy()
+        bits(rows)[..., -1] = self.flags[at].numpy()
+        return rows.reshape(-1, spec.row_size)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -214,19 +216,26 @@ def unpack_batches(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec])
     """Sampled rows as batches; here, at the batch's edge, narrow tasks are padded.
 
     Args:
-        sampled: task to [N, B, row_size + obs_t] float32: N batches of B rows, each with its next observation.
+        sampled: task to [N, B_t, row_size + obs_t] float32: N batches of B_t rows, each with its next observation.
         specs: all tasks of the run; their widest give the padded widths.
 
     Returns:
-        N batches over the sampled tasks, in the order of ``sampled``.
+        N batches over the sampled tasks, in the order of ``sampled``. A task that has twice the rows of another stands
+        in them twice, and so on.
     """
     known = {spec.name: spec for spec in specs}
-    tasks = tuple(sampled)
-    count, size = next(iter(sampled.values())).shape[:2]
+    count = len(next(iter(sampled.values())))
+    size = math.gcd(*(rows.shape[1] for rows in sampled.values()))
+    parts = [
+        (task, rows[:, start : start + size])
+        for task, rows in sampled.items()
+        for start in range(0, rows.shape[1], size)
+    ]
+    tasks = tuple(task for task, _ in parts)
     whole = Batch.empty(tasks, size, observation_width(specs), action_width(specs), lead=(count,))
     observation, action, reward = whole.observation.numpy(), whole.action.numpy(), whole.reward.numpy()
     reached, flags = whole.next_observation.numpy(), whole.flags.numpy()
-    for index, (task, rows) in enumerate(sampled.items()):
+    for index, (task, rows) in enumerate(parts):
         spec = known[task]
         width = spec.observation_size
         # Copied by numpy, which reads rows that lie in shared memory (read-only) where torch would warn.

@@ -30,6 +30,10 @@ def _positive(text: str) -> bool:
         return False
 
 
+def _whole(text: str) -> bool:
+    return text.isdecimal() and int(text) > 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollectorConfig:
     """What a collector does between two pushes."""
@@ -113,7 +117,8 @@ class LearnerConfig:
     """Multi-task soft actor-critic with a categorical critic."""
 
     batch_rows: int | None = None
-    """Rows of one update, equally many of every task; by default 256, or 16 of every task where that is more."""
+    """Rows of one update, equally many of every task unless --learner.row-weights says otherwise; by default 256, or 16
+    of every task where that is more."""
     updates_per_step: float = 4.0
     """Updates per agent step of every task; 0 collects without learning."""
     warmup_steps: int = 1000
@@ -139,6 +144,8 @@ class LearnerConfig:
     """Of every task, in units of its raw reward."""
     loss_weights: tuple[str, ...] = ()
     """Tasks whose losses count more or less than the others', whose weight is 1: cheetah-run=2 walker-walk=0.5."""
+    row_weights: tuple[str, ...] = ()
+    """Tasks with more rows in every update than the others, whose weight is 1; whole numbers: cheetah-run=2."""
     batches_per_call: int = 16
     """Batches fetched from the replay in one call."""
     calls_ahead: int = 2
@@ -175,15 +182,24 @@ class LearnerConfig:
         _require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")
         _require(self.atoms >= 2, f"--learner.atoms {self.atoms}: at least 2 are needed")
         _require(0 < self.polyak <= 1, f"--learner.polyak {self.polyak}: must be in (0, 1]")
-        for text in self.loss_weights:
-            _require(
-                _positive(text.rpartition("=")[2]) and "=" in text,
-                f"--learner.loss-weights {text}: give a task and a number above 0, for example cheetah-run=2",
-            )
+        for name, valid, kind in (("loss_weights", _positive, "number"), ("row_weights", _whole, "whole number")):
+            for text in getattr(self, name):
+                _require(
+                    "=" in text and valid(text.rpartition("=")[2]),
+                    f"--learner.{name.replace('_', '-')} {text}: give a task and a {kind} above 0, "
+                    "for example cheetah-run=2",
+                )
 
-    def rows_per_task(self, tasks: int) -> int:
-        """Of one update, for so many tasks."""
-        return max(1, self.batch_rows // tasks) if self.batch_rows else max(16, 256 // tasks)
+    def rows_of(self, tasks: Sequence[str]) -> dict[str, int]:
+        """Each task's rows in one update: its weight times the same number.
+
+        Raises:
+            UsageError: a weight is given for what is none of these tasks.
+        """
+        weights = {task: int(weight) for task, weight in self._weights("row_weights", tasks).items()}
+        total = max(16 * len(tasks), 256) if self.batch_rows is None else self.batch_rows
+        least = max(1, total // sum(weights.values()))
+        return {task: least * weight for task, weight in weights.items()}
 
     def weight_of_losses(self, tasks: Sequence[str]) -> tuple[float, ...]:
         """Each task's weight.
@@ -191,10 +207,15 @@ class LearnerConfig:
         Raises:
             UsageError: a weight is given for what is none of these tasks.
         """
-        given = {name: float(value) for name, _, value in (text.rpartition("=") for text in self.loss_weights)}
+        return tuple(self._weights("loss_weights", tasks).values())
+
+    def _weights(self, setting: str, tasks: Sequence[str]) -> dict[str, float]:
+        given = {name: float(value) for name, _, value in (text.rpartition("=") for text in getattr(self, setting))}
         for name in given:
-            _require(name in tasks, f"--learner.loss-weights {name}: the run's tasks are {', '.join(tasks)}")
-        return tuple(given.get(task, 1.0) for task in tasks)
+            _require(
+                name in tasks, f"--learner.{setting.replace('_', '-')} {name}: the run's tasks are {', '.join(tasks)}"
+            )
+        return {task: given.get(task, 1.0) for task in tasks}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,20 +129,20 @@ class Draws:
     """Calls to the replay that are always some ahead of who reads them."""
 
     def __init__(
-        self, replay: Any, specs: Sequence[TaskSpec], rows_per_task: int, batches: int, calls_ahead: int
+        self, replay: Any, specs: Sequence[TaskSpec], rows_per_task: Mapping[str, int], batches: int, calls_ahead: int
     ) -> None:
         """Make no call yet.
 
         Args:
             replay: the actor.
             specs: of all tasks.
-            rows_per_task: of each batch.
+            rows_per_task: of each batch, task by task.
             batches: of each call.
             calls_ahead: calls under way or waiting.
         """
         self._replay = replay
-        self._size = rows_per_task, batches
-        self._shapes = {spec.name: sampled_shape(spec, rows_per_task, batches) for spec in specs}
+        self._size = dict(rows_per_task), batches
+        self._shapes = {spec.name: sampled_shape(spec, rows_per_task[spec.name], batches) for spec in specs}
         self._calls_ahead = calls_ahead
         self._calls: collections.deque[Any] = collections.deque()
         # One is read while the others are written.

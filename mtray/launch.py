@@ -292,7 +292,9 @@ def train(config: Config) -> dict[str, Any]:
     from mtray.supervisor import make_pacing
 
     make_pacing(config, specs)
-    config.learner.weight_of_losses([spec.name for spec in specs])
+    names = [spec.name for spec in specs]
+    config.learner.weight_of_losses(names)
+    config.learner.rows_of(names)
     run_dir = prepare_run_dir(config)
     return _run(config, tasks, run_dir, saved)
 

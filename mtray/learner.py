@@ -118,12 +118,15 @@ class _Part:
 class _Fixed:
     """Updates on batches of one shape over all tasks, each copied to where the last one was: they can be recorded."""
 
-    def __init__(self, learner: Learner, batch: Batch) -> None:
-        self._learner = learner
+    def __init__(self, learner: Learner, batch: Batch, ids: Tensor | None) -> None:
+        self._learner, self._ids = learner, ids
         self.batch = Batch(batch.tasks, *(torch.empty_like(part, device=learner.device) for part in batch.tensors))
         self._observation = self.batch.observation
         self._critic = Recorded(self._update_critic, learner._generator)
         self._actor = Recorded(self._update_actor, learner._generator)
+
+    def fits(self, batch: Batch) -> bool:
+        return self.batch.tasks == batch.tasks and self.batch.reward.shape == batch.reward.shape
 
     def update(self, batch: Batch, with_actor: bool) -> None:
         self.batch.copy_(batch)
@@ -133,10 +136,10 @@ class _Fixed:
             self._actor()
 
     def _update_critic(self) -> None:
-        self._observation = self._learner._update_critic(self.batch, None)
+        self._observation = self._learner._update_critic(self.batch, self._ids)
 
     def _update_actor(self) -> None:
-        self._learner._update_actor(self.batch.tasks, self._observation, None)
+        self._learner._update_actor(self.batch.tasks, self._observation, self._ids)
 
 
 class Learner:
@@ -248,9 +251,9 @@ class Learner:
             batch = Batch.from_stack(batch, self.specs)
         ids = self._ids(batch.tasks)
         with_actor = self.updates % self.config.actor_period == 0
-        if self._watch.late and ids is None:
-            if self._fixed is None or self._fixed.batch.reward.shape != batch.reward.shape:
-                self._fixed = _Fixed(self, batch)
+        if self._watch.late and len(set(batch.tasks)) == len(self.specs):
+            if self._fixed is None or not self._fixed.fits(batch):
+                self._fixed = _Fixed(self, batch, ids)
             self._fixed.update(batch, with_actor)
         else:
             batch = batch.to(self.device)
@@ -300,10 +303,7 @@ class Learner:
         if self._watch.late:
             bad = ~good()
             bad |= ~bad.any()
-            failed = (
-                bad if ids is None else torch.zeros_like(self._task_updates, dtype=torch.bool).index_copy(0, ids, bad)
-            )
-            self._watch.note(kind, total, failed)
+            self._watch.note(kind, total, self._by_task(bad.float(), ids)[0] > 0)
         elif not math.isfinite(total.item()):
             bad_ones = [task for task, fine in zip(tasks, good().tolist(), strict=True) if not fine]
             self._fail(kind, bad_ones or tasks)
@@ -389,9 +389,7 @@ class Learner:
             target = self.target_entropy if ids is None else self.target_entropy[ids]
             log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
             gradient = losses.temperature_gradient(log_temperature, entropy, target)
-            self.log_temperature.grad = (
-                gradient if ids is None else torch.zeros_like(self.log_temperature).index_copy_(0, ids, gradient)
-            )
+            self.log_temperature.grad, _ = self._by_task(gradient, ids)
         self._temperature_optimiser.step()
         value = value.mean(-1)
         self._note(ids, actor_loss=loss, value=value, return_estimate=value * scales.reward[:, 0], entropy=entropy)
@@ -421,13 +419,23 @@ class Learner:
         # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
         self.policy.embedding.copy_(self.critic.embedding)
 
+    @torch.no_grad()
     def _note(self, ids: Tensor | None, **columns: Tensor) -> None:
         for name, values in columns.items():
             if ids is None:
                 self._last[name] = values
             else:
-                known = self._last.get(name, torch.full_like(self.discount, math.nan))
-                self._last[name] = known.index_copy(0, ids, values)
+                means, seen = self._by_task(values, ids)
+                known = self._last.setdefault(name, torch.full_like(self.discount, math.nan))
+                known.copy_(torch.where(seen, means, known))
+
+    def _by_task(self, values: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of a batch's values [n] each task's mean [T], zero for those without any; and which have one."""
+        if ids is None:
+            return values, torch.ones_like(values, dtype=torch.bool)
+        zeros = torch.zeros_like(self.discount)
+        sums, counts = zeros.index_add(0, ids, values), zeros.index_add(0, ids, torch.ones_like(values))
+        return sums / counts.clamp_min(1), counts > 0
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Task to what the last update that it was in saw of it; what was never seen is left out.

@@ -234,15 +234,15 @@ class Replay:
 
     def sample_rows(
         self,
-        rows_per_task: int,
+        rows_per_task: int | Mapping[str, int],
         batches: int = 1,
         tasks: tuple[str, ...] | None = None,
         out: Mapping[str, FloatArray] | None = None,
     ) -> Sampled:
-        """Draw batches, equally many rows of every task.
+        """Draw batches.
 
         Args:
-            rows_per_task: of each batch.
+            rows_per_task: of each batch, the same of every task or each task's own number.
             batches: how many.
             tasks: which, in which order; by default all.
             out: where the rows shall be written; by default new arrays.
@@ -257,8 +257,9 @@ class Replay:
                 held = {name: ring.transitions for name, ring in self._rings.items()}
                 raise UsageError(f"no transition of task {task!r} to sample: the replay holds {held}")
         if out is None:
+            counts = dict.fromkeys(tasks, rows_per_task) if isinstance(rows_per_task, int) else rows_per_task
             out = {
-                task: np.empty(sampled_shape(self._rings[task].spec, rows_per_task, batches), np.float32)
+                task: np.empty(sampled_shape(self._rings[task].spec, counts[task], batches), np.float32)
                 for task in tasks
             }
         ages = {task: self._rings[task].sample(out[task], self._generator) for task in tasks}

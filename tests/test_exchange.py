@@ -116,9 +116,11 @@ def test_draws_are_the_replays_in_its_order(replay):
     state, rows = ray.get(replay.snapshot.remote())
     oracle = actors.Replay(SPECS, CONFIG)
     oracle.load(state, rows)
-    draws = Draws(replay, SPECS, 6, 4, calls_ahead=2)
+    size = {"left": 6, "right": 12}
+    draws = Draws(replay, SPECS, size, 4, calls_ahead=2)
     for _ in range(8):
-        found, expected = draws.next(), oracle.sample_rows(6, 4)
+        found, expected = draws.next(), oracle.sample_rows(size, 4)
+        assert {task: part.shape[:2] for task, part in found.rows.items()} == {"left": (4, 6), "right": (4, 12)}
         assert {task: part.tobytes() for task, part in found.rows.items()} == {
             task: part.tobytes() for task, part in expected.rows.items()
         }
@@ -131,7 +133,7 @@ def test_draws_stay_as_they_are_until_the_next_is_asked_for(replay, ahead):
     for fill in range(1, 20):
         push(pusher, fill)
     pusher.wait()
-    draws = Draws(replay, SPECS, 6, 4, calls_ahead=ahead)
+    draws = Draws(replay, SPECS, {"left": 6, "right": 6}, 4, calls_ahead=ahead)
     for _ in range(2 * ahead + 3):
         found = draws.next().rows["left"]
         before = found.tobytes()

@@ -342,6 +342,32 @@ def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, we
     torch.testing.assert_close(learner.log_temperature.detach(), log_temperature)
 
 
+def test_a_task_with_twice_the_rows_counts_twice(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    drawn = replay.sample_rows({"left": 8, "right": 16}).rows
+    weighted = unpack_batches(drawn, replay.specs)[0]
+    assert weighted.tasks == ("left", "right", "right")
+    known = {spec.name: spec for spec in replay.specs}
+    for task, rows in drawn.items():
+        assert weighted.rows(task, known[task]).tobytes() == rows[0, :, : known[task].row_size].tobytes()
+    even = unpack_batches({"left": np.tile(drawn["left"], (1, 2, 1)), "right": drawn["right"]}, replay.specs)[0]
+    found = {}
+    for name, batch, weights in (("rows", weighted, ()), ("losses", even, ("right=2",))):
+        learner = learner_of(tasks, initial_temperature=1e-8, loss_weights=weights)
+        with torch.no_grad():
+            # Without noise in the actions, for it would not be the same.
+            learner.policy.heads.output.bias[:, 2:] = -50.0
+        learner.update(batch)
+        found[name] = [part.values.grad.clone() for part in (learner._critic_part, learner._actor_part)]
+        figures = learner.metrics()
+        found[name] += [torch.tensor(figures[task]["critic_loss"]) for task in ("left", "right")]
+        assert figures["right"]["update_share"] == 1
+    critic, actor = found["rows"][:2]
+    torch.testing.assert_close(critic, found["losses"][0] * 2 / 3, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(actor, found["losses"][1] * 2 / 3, rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(found["rows"][2:], found["losses"][2:], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("part", "name"), [("critic", "raw_embedding"), ("policy", "heads.output.bias")])
 def test_a_loss_that_is_not_finite_stops_the_update_and_names_the_task(tasks, part, name):
     replay, _ = filled_replay(tasks, rollouts=3)
@@ -392,9 +418,12 @@ def numbers(learner):
     return torch.cat([*map(parameters, parts), learner.log_temperature.detach()]).cpu()
 
 
-def test_updates_made_where_they_could_be_recorded_are_the_same(tasks):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_updates_made_where_they_could_be_recorded_are_the_same(tasks, weighted):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay)
+    if weighted:
+        batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     kept = [batch.observation.clone() for batch in batches]
     plain, fixed = after(tasks, batches), after(tasks, batches, graphs=True)
     assert torch.equal(numbers(plain), numbers(fixed))

@@ -140,8 +140,11 @@ def test_a_loss_weight_that_is_none(fail, weight):
     assert f"--learner.loss-weights {weight}" in fail("--learner.loss-weights", weight)
 
 
-def test_a_loss_weight_of_a_task_that_the_run_has_not(fail):
-    assert "humanoid-stand, humanoid-walk" in fail("--learner.loss-weights", "cheetah-run=2")
+@pytest.mark.parametrize("setting", ["--learner.loss-weights", "--learner.row-weights"])
+def test_a_weight_of_a_task_that_the_run_has_not(fail, setting):
+    error = fail(setting, "cheetah-run=2")
+    assert f"{setting} cheetah-run" in error
+    assert "humanoid-stand, humanoid-walk" in error
 
 
 def test_a_push_that_no_ring_can_hold(fail):
