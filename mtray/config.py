@@ -117,7 +117,7 @@ class LearnerConfig:
     """Multi-task soft actor-critic with a categorical critic."""
 
     batch_rows: int | None = None
-    """Rows of one update, equally many of every task unless --learner.row-weights says otherwise; by default 256, or 16
+    """Rows of one update, equally many of every task unless --learner.row-weights says otherwise; by default 384, or 16
     of every task where that is more."""
     updates_per_step: float = 4.0
     """Updates per agent step of every task; 0 collects without learning."""
@@ -197,7 +197,7 @@ class LearnerConfig:
             UsageError: a weight is given for what is none of these tasks.
         """
         weights = {task: int(weight) for task, weight in self._weights("row_weights", tasks).items()}
-        total = max(16 * len(tasks), 256) if self.batch_rows is None else self.batch_rows
+        total = max(16 * len(tasks), 384) if self.batch_rows is None else self.batch_rows
         least = max(1, total // sum(weights.values()))
         return {task: least * weight for task, weight in weights.items()}
 

@@ -230,7 +230,7 @@ def test_a_value_of_the_wrong_type_and_an_infinite_rate_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("rows", "tasks", "expected"), [(None, 1, 256), (None, 6, 42), (None, 50, 16), (30, 7, 4), (3, 7, 1)]
+    ("rows", "tasks", "expected"), [(None, 1, 384), (None, 6, 64), (None, 50, 16), (30, 7, 4), (3, 7, 1)]
 )
 def test_rows_of_an_update_are_shared_by_its_tasks(rows, tasks, expected):
     names = [f"task{number}" for number in range(tasks)]
