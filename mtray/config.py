@@ -137,7 +137,7 @@ class LearnerConfig:
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
     atoms: int = 51
-    """Atoms of the critic's distribution."""
+    """Atoms of the critic's distribution; 1 for a scalar critic, which is trained by the squared error."""
     value_limit: float = 10.0
     """The atoms span [-value_limit, value_limit], in scaled returns."""
     initial_temperature: float = 0.1
@@ -180,7 +180,7 @@ class LearnerConfig:
         for name in ("updates_per_step", "warmup_steps", "weight_decay"):
             _require(getattr(self, name) >= 0, f"--learner.{name.replace('_', '-')} can't be negative")
         _require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")
-        _require(self.atoms >= 2, f"--learner.atoms {self.atoms}: at least 2 are needed")
+        _require(self.atoms >= 1, f"--learner.atoms {self.atoms}: at least 1 is needed, for a scalar critic")
         _require(0 < self.polyak <= 1, f"--learner.polyak {self.polyak}: must be in (0, 1]")
         for name, valid, kind in (("loss_weights", _positive, "number"), ("row_weights", _whole, "whole number")):
             for text in getattr(self, name):

@@ -1,4 +1,4 @@
-"""The learner: multi-task soft actor-critic with a categorical critic.
+"""The learner: multi-task soft actor-critic with a categorical critic (or a scalar one).
 
 Enters: batches over tasks and the statistics the replay keeps. Leaves: versioned weights. Runs in one actor of the
 cluster (or in a plain test). Every task has a discount, a temperature and a reward scale of its own; rewards are
@@ -28,6 +28,7 @@ from mtray.errors import NotFiniteError
 from mtray.messages import TaskStatistics
 from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
 from mtray.specs import TaskSpec
+from mtray.values import Categorical, Scalar, ValueKind
 from mtray.weights import Weights
 
 # A reward scale is taken over once it has moved by this much. Stretching a head's logits blurs them a little, so not at
@@ -175,6 +176,7 @@ class Learner:
         self.largest_return = torch.zeros(tasks, device=self.device)
         self.reward_scale = self._wanted_scale()
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
+        self._kind: ValueKind = Scalar() if config.atoms == 1 else Categorical(self.atoms)
         self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
         self._actor_part = _Part(self.policy.shared_parameters(), self.policy.heads, config)
         heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
@@ -198,9 +200,9 @@ class Learner:
         )
         self._distribution = compiled(self.policy.distribution)
         self._online, self._lagging = compiled(self.critic), compiled(self.target)
-        self._soft_target = compiled(losses.soft_target)
-        self._cross_entropy_gradient = compiled(losses.cross_entropy_gradient)
-        self._expected_value_gradient = compiled(losses.expected_value_gradient)
+        self._target_of, self._loss_of, self._value_of = map(
+            compiled, (self._kind.target, self._kind.loss, self._kind.value)
+        )
         self._tanh_gaussian_sample = compiled(losses.tanh_gaussian_sample)
         self.updates = 0
         self.version = 0
@@ -231,7 +233,7 @@ class Learner:
         moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
         if len(moved):
             for critic in (self.critic, self.target):
-                critic.rescale(moved, ratio[moved], self.atoms)
+                critic.rescale(moved, ratio[moved], self._kind)
             self.reward_scale[moved] = wanted[moved]
 
     def _wanted_scale(self) -> Tensor:
@@ -332,10 +334,12 @@ class Learner:
         action, log_density = self._tanh_gaussian_sample(mean, log_std, noise, mask)
         return action, log_density
 
-    def _logits(self, critic: Callable[..., Tensor], observation: Tensor, action: Tensor, ids: Tensor | None) -> Tensor:
+    def _outputs(
+        self, critic: Callable[..., Tensor], observation: Tensor, action: Tensor, ids: Tensor | None
+    ) -> Tensor:
         with self._autocast():
-            logits = critic(observation, action, ids)
-        return logits.float()
+            outputs = critic(observation, action, ids)
+        return outputs.float()
 
     def _update_critic(self, batch: Batch, ids: Tensor | None) -> Tensor:
         """Move the critic, then its target; gives the normalised observations [n, B, obs]."""
@@ -348,22 +352,19 @@ class Learner:
         with torch.no_grad():
             reached = self.policy.normalise(batch.next_observation, ids)
             action_tp1, log_density_tp1 = self._sample(reached, ids)
-            probabilities = self._logits(self._lagging, reached, action_tp1, ids).softmax(-1)
-            _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
-            target = self._soft_target(
-                probabilities_tp1,
+            target = self._target_of(
+                self._outputs(self._lagging, reached, action_tp1, ids),
                 batch.reward / scales.reward,
                 batch.flag("terminated"),
                 self._rows(self.discount, ids),
                 -scales.temperature / scales.reward * log_density_tp1,
-                self.atoms,
             )
             action = self.policy.from_bounds(batch.action, ids)
-        logits = self._logits(self._online, observation, action, ids)
-        loss, gradient = self._cross_entropy_gradient(logits.detach(), target)
+        outputs = self._outputs(self._online, observation, action, ids)
+        loss, gradient = self._loss_of(outputs.detach(), target)
         gradient.mul_((self._rows(self.loss_weight, ids) / target[..., 0].numel()).unsqueeze(-1))
         loss = loss.sum(0).mean(-1)
-        self._step(_CRITIC, self._critic_part, [logits], [gradient], loss, batch.tasks, ids)
+        self._step(_CRITIC, self._critic_part, [outputs], [gradient], loss, batch.tasks, ids)
         torch._foreach_lerp_(self._target_tensors, self._critic_part.tensors, self.config.polyak)
         self._share_embedding()
         self._note(ids, critic_loss=loss)
@@ -373,8 +374,8 @@ class Learner:
         """Move the actor, then the temperatures."""
         scales = self._scales(ids)
         action, log_density = self._sample(observation, ids)
-        logits = self._logits(self._online, observation, action, ids)
-        values, gradient = self._expected_value_gradient(logits.detach(), self.atoms)
+        outputs = self._outputs(self._online, observation, action, ids)
+        values, gradient = self._value_of(outputs.detach())
         value = values[0] if len(values) == 1 else values.amin(0)
         if len(values) > 1:
             # Ties are as good as never: each row's gradient goes through the critic that counts.
@@ -383,7 +384,7 @@ class Learner:
         loss = (entropy_weight * log_density.detach() - value).mean(-1)
         share = self._rows(self.loss_weight, ids) / value.numel()
         gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
-        self._step(_ACTOR, self._actor_part, [logits, log_density], gradients, loss, tasks, ids)
+        self._step(_ACTOR, self._actor_part, [outputs, log_density], gradients, loss, tasks, ids)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]

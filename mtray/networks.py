@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtray.config import NetworkConfig
-from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW, stretch_logits
+from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
 from mtray.schema import task_of
 from mtray.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_key
+from mtray.values import ValueKind
 
 # Bounds wider than this mean that a simulator has none (lqr's are 1e10): such an action is learned on [-1, 1].
 _UNBOUNDED = 1e6
@@ -265,12 +266,12 @@ def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tenso
 
 
 class MultiTaskCritic(nn.Module):
-    """Categorical action-value functions over many tasks (C51): C backbones, a head of atoms per task on each.
+    """Action-value functions over many tasks: C backbones, a head per task on each. `mtray.values` reads its outputs.
 
     The critics share the task embedding and nothing else. Their heads are one grouped product, critic after critic.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, atoms: int) -> None:
+    def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, outputs: int) -> None:
         """Build the critics of these tasks; their order is that of the heads."""
         super().__init__()
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
@@ -285,7 +286,7 @@ class MultiTaskCritic(nn.Module):
             Backbone(inputs, config.critic_width, config.critic_blocks) for _ in range(config.critics)
         )
         head_inputs = config.critic_width + (obs if self.reads_observation else 0)
-        self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, atoms, config.head_layers)
+        self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, outputs, config.head_layers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """All parameters but those of the heads: the tasks' embeddings and adapters, and the backbones."""
@@ -297,22 +298,17 @@ class MultiTaskCritic(nn.Module):
         return functional.normalize(self.raw_embedding, dim=-1)
 
     @torch.no_grad()
-    def rescale(self, ids: Tensor, ratio: Tensor, atoms: Tensor) -> None:
-        """Divide the values of tasks ``ids`` [n] by ``ratio`` [n], by moving the logits over the ``atoms`` [atoms]."""
-        output = self.heads.output
-        rows = self._head_rows(ids)
-        ratio = ratio.repeat(self.critics)
-        # A stretched logit is a mix of others less a constant: the constant is the bias's alone.
-        weight, bias = output.weight[rows], output.bias[rows]
-        constant = stretch_logits(torch.zeros_like(bias), ratio, atoms)
-        output.weight[rows] = stretch_logits(weight, ratio.unsqueeze(-1), atoms) - constant.unsqueeze(1)
-        output.bias[rows] = stretch_logits(bias, ratio, atoms)
+    def rescale(self, ids: Tensor, ratio: Tensor, kind: ValueKind) -> None:
+        """Divide the values of tasks ``ids`` [n] by ``ratio`` [n]."""
+        output, rows = self.heads.output, self._head_rows(ids)
+        weight, bias = kind.rescale(output.weight[rows], output.bias[rows], ratio.repeat(self.critics))
+        output.weight[rows], output.bias[rows] = weight, bias
 
     def _head_rows(self, ids: Tensor) -> Tensor:
         return (ids + self.tasks * torch.arange(self.critics, device=ids.device).unsqueeze(-1)).view(-1)
 
     def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Logits [C, n, B, atoms] of normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
+        """Outputs [C, n, B, outputs] for normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
         embedding = self.embedding if ids is None else self.embedding[ids]
         inputs = torch.cat([observation, action], -1)
         parts = [
@@ -322,5 +318,5 @@ class MultiTaskCritic(nn.Module):
         if self.reads_observation:
             parts = [torch.cat([observation, part], -1) for part in parts]
         rows = None if ids is None else self._head_rows(ids)
-        logits: Tensor = self.heads(parts[0] if len(parts) == 1 else torch.cat(parts), rows)
-        return logits.view(self.critics, *observation.shape[:2], -1)
+        outputs: Tensor = self.heads(parts[0] if len(parts) == 1 else torch.cat(parts), rows)
+        return outputs.view(self.critics, *observation.shape[:2], -1)

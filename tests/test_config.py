@@ -117,8 +117,8 @@ def test_unknown_setting_of_a_group_is_refused_with_its_group():
 
 
 def test_refused_value_is_refused_also_when_read():
-    with pytest.raises(UsageError, match=r"--learner\.atoms 1"):
-        from_dict({"learner": {"atoms": 1}})
+    with pytest.raises(UsageError, match=r"--learner\.atoms 0"):
+        from_dict({"learner": {"atoms": 0}})
 
 
 def test_defaults_are_the_documented_ones():
@@ -186,7 +186,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("learner", "polyak", 0.0),
         ("learner", "polyak", 1.01),
         ("learner", "actor_period", 0),
-        ("learner", "atoms", 1),
+        ("learner", "atoms", 0),
         ("learner", "value_limit", 0.0),
         ("learner", "initial_temperature", 0.0),
         ("learner", "batches_per_call", 0),
@@ -214,7 +214,7 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
         ),
         lambda: ReplayConfig(capacity_rows=2),
         lambda: NetworkConfig(actor_width=1, actor_blocks=0, embedding_size=0, head_layers=0),
-        lambda: LearnerConfig(batch_rows=1, updates_per_step=0, warmup_steps=0, slack_steps=0, polyak=1.0, atoms=2),
+        lambda: LearnerConfig(batch_rows=1, updates_per_step=0, warmup_steps=0, slack_steps=0, polyak=1.0, atoms=1),
         lambda: Config(workers=1, envs_per_task=1, total_frames=1, seed=2**32 - 1),
     ],
 )

@@ -74,9 +74,10 @@ def parameters(module):
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
-def test_it_learns_each_tasks_own_best_action(tasks):
+@pytest.mark.parametrize("atoms", [21, 1], ids=["categorical", "scalar"])
+def test_it_learns_each_tasks_own_best_action(tasks, atoms):
     replay, collector = filled_replay(tasks)
-    learner = learner_of(tasks)
+    learner = learner_of(tasks, atoms=atoms)
     for _ in range(25):
         sampled = replay.sample_rows(64, 16)
         learner.set_statistics(sampled.statistics)
@@ -294,8 +295,11 @@ def plain_update(learner, batch):
         noise = torch.empty_like(mean).normal_(generator=generator)
         return losses.tanh_gaussian_sample(mean, log_std, noise, policy.action_mask.unsqueeze(1))
 
+    def value_of(outputs):
+        return losses.expected_value(outputs, atoms) if len(atoms) > 1 else outputs.squeeze(-1)
+
     def least(logits):
-        index = losses.expected_value(logits, atoms).argmin(0)
+        index = value_of(logits).argmin(0)
         return torch.stack([logits[index[t, b], t, b] for t in range(len(index)) for b in range(index.shape[1])]).view(
             logits.shape[1:]
         )
@@ -303,20 +307,20 @@ def plain_update(learner, batch):
     observation, reached = policy.normalise(batch.observation), policy.normalise(batch.next_observation)
     with torch.no_grad():
         action_tp1, log_density_tp1 = sample(reached)
-        wanted = losses.soft_target(
-            least(target(reached, action_tp1)).softmax(-1),
-            batch.reward / scale,
-            batch.flag("terminated"),
-            learner.discount.unsqueeze(-1),
-            -temperature * log_density_tp1 / scale,
-            atoms,
-        )
-    logits = critic(observation, policy.from_bounds(batch.action))
-    (weight * losses.cross_entropy(logits, wanted).mean(2)).mean(1).sum().backward()
+        lowest = least(target(reached, action_tp1))
+        reward, terminated = batch.reward / scale, batch.flag("terminated")
+        discount, bonus = learner.discount.unsqueeze(-1), -temperature * log_density_tp1 / scale
+        if len(atoms) > 1:
+            wanted = losses.soft_target(lowest.softmax(-1), reward, terminated, discount, bonus, atoms)
+        else:
+            wanted = reward + discount * ~terminated * (lowest.squeeze(-1) + bonus)
+    outputs = critic(observation, policy.from_bounds(batch.action))
+    loss = losses.cross_entropy(outputs, wanted) if len(atoms) > 1 else (outputs.squeeze(-1) - wanted) ** 2 / 2
+    (weight * loss.mean(2)).mean(1).sum().backward()
     critic_optimiser.step()
     policy.embedding.copy_(critic.embedding.detach())
     action, log_density = sample(observation)
-    value = losses.expected_value(critic(observation, action), atoms).amin(0)
+    value = value_of(critic(observation, action)).amin(0)
     (weight * (temperature * log_density / scale - value).mean(1)).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
     losses.temperature_loss(log_temperature, log_density, learner.target_entropy).sum().backward()
@@ -327,10 +331,12 @@ def plain_update(learner, batch):
     return policy, critic, target, log_temperature.detach()
 
 
-@pytest.mark.parametrize(("critics", "weights"), [(1, ()), (2, ()), (1, ("right=5",))])
-def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, weights):
+@pytest.mark.parametrize(
+    ("critics", "weights", "atoms"), [(1, (), 21), (2, (), 21), (1, ("right=5",), 21), (1, (), 1), (2, ("left=2",), 1)]
+)
+def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, weights, atoms):
     replay, _ = filled_replay(tasks, rollouts=3)
-    config = LearnerConfig(atoms=21, initial_temperature=0.3, loss_weights=weights)
+    config = LearnerConfig(atoms=atoms, initial_temperature=0.3, loss_weights=weights)
     learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
     learner.reward_scale[:] = torch.tensor([0.3, 0.8])

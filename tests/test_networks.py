@@ -191,7 +191,7 @@ def test_data_without_its_exclusive_key_is_an_error_that_says_so():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gradients_of_other_tasks_heads_and_adapters_are_exactly_zero(network):
     policy = make_policy(network)
-    critic = MultiTaskCritic(SPECS, network, atoms=11)
+    critic = MultiTaskCritic(SPECS, network, outputs=11)
     observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
     for task in range(3):
         policy.zero_grad()
@@ -208,7 +208,7 @@ def test_gradients_of_other_tasks_heads_and_adapters_are_exactly_zero(network):
 
 def test_a_subset_of_tasks_gives_the_same_numbers_as_all():
     network = NETWORKS[1]
-    policy, critic = make_policy(network), MultiTaskCritic(SPECS, network, atoms=11)
+    policy, critic = make_policy(network), MultiTaskCritic(SPECS, network, outputs=11)
     observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
     ids = torch.tensor([2, 0])
     torch.testing.assert_close(policy.distribution(observation)[0][ids], policy.distribution(observation[ids], ids)[0])
@@ -217,12 +217,12 @@ def test_a_subset_of_tasks_gives_the_same_numbers_as_all():
 
 def test_several_critics_are_each_a_critic_of_its_own():
     torch.manual_seed(0)
-    pair = MultiTaskCritic(SPECS, replace(NETWORKS[1], critics=2), atoms=11)
+    pair = MultiTaskCritic(SPECS, replace(NETWORKS[1], critics=2), outputs=11)
     observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
     logits = pair(observation, action)
     assert logits.shape == (2, 3, 6, 11)
     for index in range(2):
-        one = MultiTaskCritic(SPECS, NETWORKS[1], atoms=11)
+        one = MultiTaskCritic(SPECS, NETWORKS[1], outputs=11)
         one.raw_embedding.data = pair.raw_embedding.data
         one.adapters[0].load_state_dict(pair.adapters[index].state_dict())
         one.backbones[0].load_state_dict(pair.backbones[index].state_dict())
