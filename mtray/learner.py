@@ -1,4 +1,4 @@
-"""The learner: multi-task soft actor-critic with a categorical critic (or a scalar one).
+"""The learner: an algorithm, what it scales by, and the weights it gives out.
 
 Enters: batches over tasks and the statistics the replay keeps. Leaves: versioned weights. Runs in one actor of the
 cluster (or in a plain test). Every task has a discount, a temperature and a reward scale of its own; rewards are
@@ -7,37 +7,26 @@ divided by the scale when a batch is used, so old rows never go stale.
 
 from __future__ import annotations
 
-import copy
-import functools
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtray import losses
 from mtray import weights as weights_module
 from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
-from mtray.device import Recorded, Watch
-from mtray.errors import NotFiniteError
 from mtray.messages import TaskStatistics
-from mtray.networks import GroupedHead, MultiTaskCritic, MultiTaskPolicy
+from mtray.sac import SoftActorCritic
 from mtray.specs import TaskSpec
-from mtray.values import Categorical, Scalar, ValueKind
 from mtray.weights import Weights
 
 # A reward scale is taken over once it has moved by this much. Stretching a head's logits blurs them a little, so not at
 # every step of a scale that creeps.
 _SCALE_STEP = 0.02
-# Updates after which those whose failures are noted on the device are looked at, if nobody asked before.
-_LOOK_EVERY = 200
-# What may turn out not to be finite, in this order.
-_DATA, _CRITIC, _ACTOR = range(3)
 
 
 def discount_of(spec: TaskSpec) -> float:
@@ -51,100 +40,8 @@ def discount_of(spec: TaskSpec) -> float:
     return min(0.995, max(0.95, (fifth - 1) / fifth))
 
 
-def _as_it_is(function: Any) -> Any:
-    return function
-
-
-@dataclass(frozen=True)
-class _Scales:
-    """What an update scales by, each [n, 1]."""
-
-    reward: Tensor
-    temperature: Tensor
-
-
-@torch.no_grad()
-def _flatten(parameters: Sequence[Tensor]) -> Tensor:
-    """Move parameters into one vector, of which each becomes a view; gives the vector."""
-    values = torch.cat([parameter.reshape(-1) for parameter in parameters])
-    parts = values.split([parameter.numel() for parameter in parameters])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.data = part.view_as(parameter)
-    return values
-
-
-class _Part:
-    """One network's parameters and their AdamW: those shared by all tasks as one vector, the heads' as they are.
-
-    A vector takes one kernel where its parts take one each; the heads grow with the tasks and are large enough alone.
-    """
-
-    def __init__(self, shared: Sequence[nn.Parameter], heads: GroupedHead, config: LearnerConfig) -> None:
-        self.heads = [(layer.weight, layer.bias) for layer in heads.layers]
-        self.parameters = [*shared, *itertools.chain.from_iterable(self.heads)]
-        self.values = nn.Parameter(_flatten(shared))
-        self.values.grad = torch.zeros_like(self.values)
-        own = self.parameters[len(shared) :]
-        rate, decay = config.learning_rate, config.weight_decay
-        on_gpu = self.values.is_cuda
-        self.optimiser = torch.optim.AdamW(
-            [self.values, *own], lr=rate, weight_decay=decay, fused=True, capturable=on_gpu
-        )
-        self.tensors = [self.values.detach(), *(parameter.detach() for parameter in own)]
-
-    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-        """Fill the parameters' gradients, given the loss's by each of the outputs; nothing else is differentiated.
-
-        Returns:
-            [] norm of the shared parameters' gradient, through which every task's passes.
-        """
-        parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
-        own = len(self.tensors) - 1
-        for parameter, part in zip(self.parameters[-own:], parts[-own:], strict=True):
-            parameter.grad = part
-        assert self.values.grad is not None
-        torch.cat([part.reshape(-1) for part in parts[:-own]], out=self.values.grad)
-        norm: Tensor = torch.linalg.vector_norm(self.values.grad)
-        return norm
-
-    def norms(self, tasks: int) -> Tensor:
-        """[T] norm of the last gradient of each task's heads."""
-        gradients = [part.grad.flatten(1) for layer in self.heads for part in layer if part.grad is not None]
-        norms: Tensor = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
-        # Heads lie critic after critic.
-        norms = torch.linalg.vector_norm(norms.view(-1, tasks), dim=0)
-        return norms
-
-
-class _Fixed:
-    """Updates on batches of one shape over all tasks, each copied to where the last one was: they can be recorded."""
-
-    def __init__(self, learner: Learner, batch: Batch, ids: Tensor | None) -> None:
-        self._learner, self._ids = learner, ids
-        self.batch = Batch(batch.tasks, *(torch.empty_like(part, device=learner.device) for part in batch.tensors))
-        self._observation = self.batch.observation
-        self._critic = Recorded(self._update_critic, learner._generator)
-        self._actor = Recorded(self._update_actor, learner._generator)
-
-    def fits(self, batch: Batch) -> bool:
-        return self.batch.tasks == batch.tasks and self.batch.reward.shape == batch.reward.shape
-
-    def update(self, batch: Batch, with_actor: bool) -> None:
-        self.batch.copy_(batch)
-        # The critic first, always: when the actor's part is recorded, it reads what the critic's recorded part writes.
-        self._critic()
-        if with_actor:
-            self._actor()
-
-    def _update_critic(self) -> None:
-        self._observation = self._learner._update_critic(self.batch, self._ids)
-
-    def _update_actor(self) -> None:
-        self._learner._update_actor(self.batch.tasks, self._observation, self._ids)
-
-
 class Learner:
-    """Backbones, heads, optimisers, and the update that moves them."""
+    """Soft actor-critic over many tasks, fed with batches and statistics."""
 
     def __init__(
         self,
@@ -159,56 +56,19 @@ class Learner:
         self.specs = tuple(specs)
         self.config = config
         self.device = torch.device(device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.policy = MultiTaskPolicy(specs, network).to(self.device)
-            self.critic = MultiTaskCritic(specs, network, config.atoms).to(self.device)
-        self.policy.requires_grad_(True)
-        self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self._generator = torch.Generator(self.device).manual_seed(seed)
-        tasks = len(specs)
-        self.log_temperature = nn.Parameter(
-            torch.full((tasks,), float(config.initial_temperature), device=self.device).log()
+        self.sac = SoftActorCritic(
+            specs, network, config, [discount_of(spec) for spec in specs], device=device, seed=seed
         )
-        self.discount = torch.tensor([discount_of(spec) for spec in specs], device=self.device)
-        self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
-        self.loss_weight = torch.tensor(config.weight_of_losses([spec.name for spec in specs]), device=self.device)
-        self.largest_return = torch.zeros(tasks, device=self.device)
-        self.reward_scale = self._wanted_scale()
-        self.atoms = losses.support(config.atoms, config.value_limit, self.device)
-        self._kind: ValueKind = Scalar() if config.atoms == 1 else Categorical(self.atoms)
-        self._critic_part = _Part(self.critic.shared_parameters(), self.critic.heads, config)
-        self._actor_part = _Part(self.policy.shared_parameters(), self.policy.heads, config)
-        heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
-        self._target_tensors = [_flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
-        self._temperature_optimiser = torch.optim.Adam(
-            [self.log_temperature],
-            lr=config.temperature_learning_rate,
-            betas=(0.5, 0.999),
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
-        graphs = self.device.type == "cuda" if config.graphs is None else config.graphs
-        self.look_every = _LOOK_EVERY if graphs else 1
-        self._watch = Watch(3, tasks, self.device, late=graphs)
-        if graphs:
-            for optimiser in (self._critic_part.optimiser, self._actor_part.optimiser, self._temperature_optimiser):
-                optimiser.found_inf = self._watch.stop  # type: ignore[attr-defined]
-        self._fixed: _Fixed | None = None
-        compiled = (
-            functools.partial(torch.compile, backend=config.compile, dynamic=False) if config.compile else _as_it_is
-        )
-        self._distribution = compiled(self.policy.distribution)
-        self._online, self._lagging = compiled(self.critic), compiled(self.target)
-        self._target_of, self._loss_of, self._value_of = map(
-            compiled, (self._kind.target, self._kind.loss, self._kind.value)
-        )
-        self._tanh_gaussian_sample = compiled(losses.tanh_gaussian_sample)
-        self.updates = 0
+        self.policy, self.critic, self.target = self.sac.policy, self.sac.critic, self.sac.target
+        self.log_temperature, self.reward_scale = self.sac.log_temperature, self.sac.reward_scale
+        self.largest_return = torch.zeros(len(specs), device=self.device)
+        self.reward_scale.copy_(self._wanted_scale())
         self.version = 0
-        self._task_updates = torch.zeros(tasks, device=self.device, dtype=torch.float64)
-        self._last: dict[str, Tensor] = {}
-        self._share_embedding()
+
+    @property
+    def updates(self) -> int:
+        """Made so far."""
+        return self.sac.updates
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
         """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return.
@@ -233,225 +93,30 @@ class Learner:
         moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
         if len(moved):
             for critic in (self.critic, self.target):
-                critic.rescale(moved, ratio[moved], self._kind)
+                critic.rescale(moved, ratio[moved], self.sac.kind)
             self.reward_scale[moved] = wanted[moved]
 
     def _wanted_scale(self) -> Tensor:
         temperature = self.log_temperature.detach().exp()
         limit = self.config.value_limit
-        return losses.reward_scale(self.largest_return, temperature, self.target_entropy, self.discount, limit)
+        return losses.reward_scale(self.largest_return, temperature, self.sac.target_entropy, self.sac.discount, limit)
 
     def update(self, batch: Batch | TensorDictBase) -> None:
         """One update on a batch over any subset of tasks, dense or as a lazy stack.
 
         Raises:
             SchemaError: the batch does not fit its tasks.
-            NotFiniteError: a task's data is not finite, and nothing was changed; or the loss or gradient of the critic
-            or the actor is not, and no weights were changed with it.
+            NotFiniteError: as `SoftActorCritic.update` does.
         """
-        if not isinstance(batch, Batch):
-            batch = Batch.from_stack(batch, self.specs)
-        ids = self._ids(batch.tasks)
-        with_actor = self.updates % self.config.actor_period == 0
-        if self._watch.late and len(set(batch.tasks)) == len(self.specs):
-            if self._fixed is None or not self._fixed.fits(batch):
-                self._fixed = _Fixed(self, batch, ids)
-            self._fixed.update(batch, with_actor)
-        else:
-            batch = batch.to(self.device)
-            observation = self._update_critic(batch, ids)
-            if with_actor:
-                self._update_actor(batch.tasks, observation, ids)
-        live = 1 - self._watch.stop
-        self._task_updates += (
-            live if ids is None else torch.zeros_like(self._task_updates).index_fill_(0, ids, 1) * live
-        )
-        self.updates += 1
-        if self._watch.late:
-            self._watch.updates += live.long()
-            if self.updates % self.look_every == 0:
-                self.check()
+        self.sac.update(batch if isinstance(batch, Batch) else Batch.from_stack(batch, self.specs))
 
     def check(self) -> None:
-        """Raise for what was not finite in the updates made so far, if that is not done as they are made.
-
-        From the first such update on nothing was changed, but that the target came closer to the critic.
-
-        Raises:
-            NotFiniteError: as `update` does.
-        """
-        found = self._watch.take() if self._watch.late else None
-        if found is not None:
-            kind, failed = found
-            self.updates = int(self._watch.updates)
-            self._fail(kind, [spec.name for spec, bad in zip(self.specs, failed, strict=True) if bad])
-
-    def _fail(self, kind: int, tasks: Sequence[str]) -> None:
-        names = ", ".join(tasks)
-        if kind == _DATA:
-            message = f"data of {names} is not finite: no update is made with it"
-        else:
-            name = "critic" if kind == _CRITIC else "actor"
-            message = (
-                f"the {name}'s loss of {names} or its gradient is not finite at update {self.updates}: "
-                f"the {name}'s weights stay as they were"
-            )
-        raise NotFiniteError(message, tasks, self.updates)
-
-    def _verify(
-        self, kind: int, total: Tensor, good: Callable[[], Tensor], tasks: Sequence[str], ids: Tensor | None
-    ) -> None:
-        """Note it or raise if ``total`` [] is not finite; ``good`` gives which of the batch's tasks [n] are."""
-        if self._watch.late:
-            bad = ~good()
-            bad |= ~bad.any()
-            self._watch.note(kind, total, self._by_task(bad.float(), ids)[0] > 0)
-        elif not math.isfinite(total.item()):
-            bad_ones = [task for task, fine in zip(tasks, good().tolist(), strict=True) if not fine]
-            self._fail(kind, bad_ones or tasks)
-
-    def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
-        names = tuple(spec.name for spec in self.specs)
-        return None if tasks == names else torch.tensor([names.index(task) for task in tasks], device=self.device)
-
-    def _rows(self, table: Tensor, ids: Tensor | None) -> Tensor:
-        return (table if ids is None else table[ids]).unsqueeze(-1)
-
-    def _scales(self, ids: Tensor | None) -> _Scales:
-        return _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.detach().exp(), ids))
-
-    def _autocast(self) -> torch.autocast:
-        lower = self.config.precision == "bfloat16"
-        # Casts are not kept from one network to the next: a graph must make its own.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
-
-    def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        with self._autocast():
-            mean, log_std = self._distribution(observation, ids)
-        mean, log_std = mean.float(), log_std.float()
-        noise = torch.empty_like(mean).normal_(generator=self._generator)
-        mask = self.policy.pick(self.policy.action_mask, ids)
-        action, log_density = self._tanh_gaussian_sample(mean, log_std, noise, mask)
-        return action, log_density
-
-    def _outputs(
-        self, critic: Callable[..., Tensor], observation: Tensor, action: Tensor, ids: Tensor | None
-    ) -> Tensor:
-        with self._autocast():
-            outputs = critic(observation, action, ids)
-        return outputs.float()
-
-    def _update_critic(self, batch: Batch, ids: Tensor | None) -> Tensor:
-        """Move the critic, then its target; gives the normalised observations [n, B, obs]."""
-        parts = (batch.observation, batch.next_observation, batch.action, batch.reward)
-        # The sum of finite float32 data overflows only where a value is beyond any simulator's range as well.
-        sums = torch.stack([part.flatten(1).sum(-1) for part in parts])
-        self._verify(_DATA, sums.sum(), lambda: sums.isfinite().all(0), batch.tasks, ids)
-        scales = self._scales(ids)
-        observation: Tensor = self.policy.normalise(batch.observation, ids)
-        with torch.no_grad():
-            reached = self.policy.normalise(batch.next_observation, ids)
-            action_tp1, log_density_tp1 = self._sample(reached, ids)
-            target = self._target_of(
-                self._outputs(self._lagging, reached, action_tp1, ids),
-                batch.reward / scales.reward,
-                batch.flag("terminated"),
-                self._rows(self.discount, ids),
-                -scales.temperature / scales.reward * log_density_tp1,
-            )
-            action = self.policy.from_bounds(batch.action, ids)
-        outputs = self._outputs(self._online, observation, action, ids)
-        loss, gradient = self._loss_of(outputs.detach(), target)
-        gradient.mul_((self._rows(self.loss_weight, ids) / target[..., 0].numel()).unsqueeze(-1))
-        loss = loss.sum(0).mean(-1)
-        self._step(_CRITIC, self._critic_part, [outputs], [gradient], loss, batch.tasks, ids)
-        torch._foreach_lerp_(self._target_tensors, self._critic_part.tensors, self.config.polyak)
-        self._share_embedding()
-        self._note(ids, critic_loss=loss)
-        return observation
-
-    def _update_actor(self, tasks: Sequence[str], observation: Tensor, ids: Tensor | None) -> None:
-        """Move the actor, then the temperatures."""
-        scales = self._scales(ids)
-        action, log_density = self._sample(observation, ids)
-        outputs = self._outputs(self._online, observation, action, ids)
-        values, gradient = self._value_of(outputs.detach())
-        value = values[0] if len(values) == 1 else values.amin(0)
-        if len(values) > 1:
-            # Ties are as good as never: each row's gradient goes through the critic that counts.
-            gradient.mul_((values == value).unsqueeze(-1))
-        entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
-        loss = (entropy_weight * log_density.detach() - value).mean(-1)
-        share = self._rows(self.loss_weight, ids) / value.numel()
-        gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
-        self._step(_ACTOR, self._actor_part, [outputs, log_density], gradients, loss, tasks, ids)
-        with torch.no_grad():
-            entropy = -log_density.mean(-1)
-            target = self.target_entropy if ids is None else self.target_entropy[ids]
-            log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
-            gradient = losses.temperature_gradient(log_temperature, entropy, target)
-            self.log_temperature.grad, _ = self._by_task(gradient, ids)
-        self._temperature_optimiser.step()
-        value = value.mean(-1)
-        self._note(ids, actor_loss=loss, value=value, return_estimate=value * scales.reward[:, 0], entropy=entropy)
-
-    def _step(
-        self,
-        kind: int,
-        part: _Part,
-        outputs: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        loss: Tensor,
-        tasks: Sequence[str],
-        ids: Tensor | None,
-    ) -> None:
-        """Descend, unless the loss [n] or its gradient is not finite."""
-        norm = part.differentiate(outputs, gradients)
-
-        def good() -> Tensor:
-            norms = part.norms(len(self.specs))
-            return (norms if ids is None else norms[ids]).isfinite() & loss.isfinite()
-
-        self._verify(kind, norm + loss.sum(), good, tasks, ids)
-        part.optimiser.step()
-
-    @torch.no_grad()
-    def _share_embedding(self) -> None:
-        # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
-        self.policy.embedding.copy_(self.critic.embedding)
-
-    @torch.no_grad()
-    def _note(self, ids: Tensor | None, **columns: Tensor) -> None:
-        for name, values in columns.items():
-            if ids is None:
-                self._last[name] = values
-            else:
-                means, seen = self._by_task(values, ids)
-                known = self._last.setdefault(name, torch.full_like(self.discount, math.nan))
-                known.copy_(torch.where(seen, means, known))
-
-    def _by_task(self, values: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of a batch's values [n] each task's mean [T], zero for those without any; and which have one."""
-        if ids is None:
-            return values, torch.ones_like(values, dtype=torch.bool)
-        zeros = torch.zeros_like(self.discount)
-        sums, counts = zeros.index_add(0, ids, values), zeros.index_add(0, ids, torch.ones_like(values))
-        return sums / counts.clamp_min(1), counts > 0
+        """Raise for what was not finite in the updates made so far: see `SoftActorCritic.check`."""
+        self.sac.check()
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Task to what the last update that it was in saw of it; what was never seen is left out.
-
-        critic_loss, actor_loss; value (scaled), return_estimate (the same, in rewards); entropy, temperature,
-        reward_scale; critic_gradient and actor_gradient, the norms of its heads' gradients in the last update;
-        update_share, of all updates those that it was in.
-        """
-        columns = dict(self._last)
-        columns["temperature"] = self.log_temperature.detach().exp()
-        columns["reward_scale"] = self.reward_scale
-        columns["update_share"] = self._task_updates / max(1, self.updates)
-        for name, part in (("critic_gradient", self._critic_part), ("actor_gradient", self._actor_part)):
-            if part.heads[0][0].grad is not None:
-                columns[name] = part.norms(len(self.specs))
+        """Task to what the last update that it was in saw of it (`SoftActorCritic.metrics`), without what none saw."""
+        columns = self.sac.metrics()
         rows = torch.stack(list(columns.values()), 1).tolist()
         return {
             spec.name: {name: value for name, value in zip(columns, row, strict=True) if math.isfinite(value)}
@@ -477,34 +142,10 @@ class Learner:
             NotFiniteError: as `update` does.
         """
         self.check()
-        return {
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
-            "target": self.target.state_dict(),
-            "log_temperature": self.log_temperature.detach(),
-            "largest_return": self.largest_return,
-            "reward_scale": self.reward_scale,
-            "critic_optimiser": self._critic_part.optimiser.state_dict(),
-            "actor_optimiser": self._actor_part.optimiser.state_dict(),
-            "temperature_optimiser": self._temperature_optimiser.state_dict(),
-            "generator": self._generator.get_state(),
-            "updates": self.updates,
-            "task_updates": self._task_updates,
-            "version": self.version,
-        }
+        return {**self.sac.state_dict(), "largest_return": self.largest_return, "version": self.version}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        for name in ("policy", "critic", "target"):
-            getattr(self, name).load_state_dict(state[name])
-        with torch.no_grad():
-            self.log_temperature.copy_(state["log_temperature"])
+        self.sac.load_state_dict(state)
         self.largest_return = state["largest_return"].to(self.device)
-        self.reward_scale.copy_(state["reward_scale"])
-        self._critic_part.optimiser.load_state_dict(state["critic_optimiser"])
-        self._actor_part.optimiser.load_state_dict(state["actor_optimiser"])
-        self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
-        self._fixed = None  # What was recorded has the old state.
-        self._generator.set_state(state["generator"].cpu())
-        self.updates, self.version = state["updates"], state["version"]
-        self._task_updates = state["task_updates"].to(self.device)
+        self.version = state["version"]

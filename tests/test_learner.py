@@ -239,12 +239,12 @@ def test_values_keep_their_meaning_in_rewards_when_the_reward_scale_follows(task
     with torch.no_grad():
         for critic in (learner.critic, learner.target):
             # Values around 2 and -4 with a spread that is not the same for each row.
-            critic.heads.output.bias.copy_(-((learner.atoms - torch.tensor([[2.0], [-4.0]]).repeat(2, 1)) ** 2))
+            critic.heads.output.bias.copy_(-((learner.sac.atoms - torch.tensor([[2.0], [-4.0]]).repeat(2, 1)) ** 2))
     learner.update(batch)
 
     def values(critic):
         logits = critic(learner.policy.normalise(batch.observation), learner.policy.from_bounds(batch.action))
-        return losses.expected_value(logits, learner.atoms).detach() * learner.reward_scale.unsqueeze(-1)
+        return losses.expected_value(logits, learner.sac.atoms).detach() * learner.reward_scale.unsqueeze(-1)
 
     before, bias = [values(learner.critic), values(learner.target)], learner.critic.heads.output.bias[0].clone()
     statistics["right"].largest_return = 9.0
@@ -275,11 +275,11 @@ def test_discount_follows_the_episodes_length(horizon, discount):
 
 def plain_update(learner, batch):
     """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
-    weight = learner.loss_weight
+    weight = learner.sac.loss_weight
     policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
     log_temperature = learner.log_temperature.detach().clone().requires_grad_()
     generator = torch.Generator()
-    generator.set_state(learner._generator.get_state())
+    generator.set_state(learner.sac.generator.get_state())
     rate, decay = learner.config.learning_rate, learner.config.weight_decay
     actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
@@ -287,7 +287,7 @@ def plain_update(learner, batch):
     temperature_optimiser = torch.optim.Adam(
         [log_temperature], lr=learner.config.temperature_learning_rate, betas=(0.5, 0.999)
     )
-    scale, atoms = learner.reward_scale.unsqueeze(-1), learner.atoms
+    scale, atoms = learner.reward_scale.unsqueeze(-1), learner.sac.atoms
     temperature = log_temperature.detach().exp().unsqueeze(-1)
 
     def sample(observation):
@@ -309,7 +309,7 @@ def plain_update(learner, batch):
         action_tp1, log_density_tp1 = sample(reached)
         lowest = least(target(reached, action_tp1))
         reward, terminated = batch.reward / scale, batch.flag("terminated")
-        discount, bonus = learner.discount.unsqueeze(-1), -temperature * log_density_tp1 / scale
+        discount, bonus = learner.sac.discount.unsqueeze(-1), -temperature * log_density_tp1 / scale
         if len(atoms) > 1:
             wanted = losses.soft_target(lowest.softmax(-1), reward, terminated, discount, bonus, atoms)
         else:
@@ -323,7 +323,7 @@ def plain_update(learner, batch):
     value = value_of(critic(observation, action)).amin(0)
     (weight * (temperature * log_density / scale - value).mean(1)).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
-    losses.temperature_loss(log_temperature, log_density, learner.target_entropy).sum().backward()
+    losses.temperature_loss(log_temperature, log_density, learner.sac.target_entropy).sum().backward()
     temperature_optimiser.step()
     with torch.no_grad():
         for old, new in zip(target.parameters(), critic.parameters(), strict=True):
@@ -364,7 +364,7 @@ def test_a_task_with_twice_the_rows_counts_twice(tasks):
             # Without noise in the actions, for it would not be the same.
             learner.policy.heads.output.bias[:, 2:] = -50.0
         learner.update(batch)
-        found[name] = [part.values.grad.clone() for part in (learner._critic_part, learner._actor_part)]
+        found[name] = [part.values.grad.clone() for part in (learner.sac.critic_part, learner.sac.actor_part)]
         figures = learner.metrics()
         found[name] += [torch.tensor(figures[task]["critic_loss"]) for task in ("left", "right")]
         assert figures["right"]["update_share"] == 1
@@ -506,7 +506,7 @@ def test_other_ways_to_compute_give_nearly_the_same_updates(tasks, changes):
     moved, apart = numbers(plain) - start, numbers(other) - numbers(plain)
     assert apart.norm() < 0.2 * moved.norm()
     assert "precision" not in changes or apart.norm() > 0
-    assert "compile" not in changes or other._online is not other.critic
+    assert "compile" not in changes or other.sac._online is not other.critic
     for task, figures in plain.metrics().items():
         assert other.metrics()[task]["critic_loss"] == pytest.approx(figures["critic_loss"], rel=0.02)
 
