@@ -44,9 +44,8 @@ class Caller:
         self._replay = replay
         self._specs = tuple(specs)
         self._seconds = seconds
-        self._draws = {
-            ahead: Draws(replay, specs, BATCH_ROWS // len(specs), BATCHES, calls_ahead=ahead) for ahead in (1, 2)
-        }
+        drawn = {spec.name: BATCH_ROWS // len(specs) for spec in specs}
+        self._draws = {ahead: Draws(replay, specs, drawn, BATCHES, calls_ahead=ahead) for ahead in (1, 2)}
         self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
         self._numbers = itertools.count()
         self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}

@@ -385,4 +385,5 @@ class SoftActorCritic:
         self._fixed = None  # What was recorded has the old state.
         self.generator.set_state(state["generator"].cpu())
         self.updates = state["updates"]
+        self._watch.updates.fill_(self.updates)
         self.task_updates = state["task_updates"].to(self.device)

@@ -470,7 +470,8 @@ def test_failures_noted_on_the_device_stop_every_later_update_and_are_told_when_
 @pytest.mark.parametrize(("part", "name"), [("critic", "raw_embedding"), ("policy", "heads.output.bias")])
 def test_a_loss_that_is_not_finite_is_noted_with_its_task_and_update(tasks, part, name):
     replay, _ = filled_replay(tasks, rollouts=3)
-    learner = after(tasks, draws(replay)[:2], graphs=True)
+    before, learner = after(tasks, draws(replay)[:2]), after(tasks, [], graphs=True)
+    learner.load_state_dict(before.state_dict())
     with torch.no_grad():
         getattr(learner, part).get_parameter(name)[1] = float("inf")
     before = parameters(learner.policy)
