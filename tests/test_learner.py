@@ -70,6 +70,12 @@ def batch_of(replay, rows=32):
     return unpack_batches(replay.sample_rows(rows).rows, replay.specs)[0]
 
 
+def spoiled(batch, task, name="reward"):
+    parts = {part: getattr(batch, part).clone() for part in vars(batch) if part != "tasks"}
+    parts[name][task, 0] = float("nan")
+    return Batch(batch.tasks, **parts)
+
+
 def parameters(module):
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
@@ -194,10 +200,9 @@ def test_data_that_is_not_finite_stops_the_update_before_it_changes_anything(tas
     learner.update(batch)
     before = parameters(learner.critic), parameters(learner.policy)
     for name in ("reward", "observation", "next_observation", "action"):
-        parts = {part: getattr(batch, part).clone() for part in vars(batch) if part != "tasks"}
-        parts[name][1, 0] = float("nan")
+        bad = spoiled(batch, 1, name)
         with pytest.raises(RunError, match="right is not finite"):
-            learner.update(Batch(batch.tasks, **parts))
+            learner.update(bad)
     assert torch.equal(before[0], parameters(learner.critic))
     assert torch.equal(before[1], parameters(learner.policy))
     assert learner.updates == 1
@@ -439,12 +444,6 @@ def test_updates_made_where_they_could_be_recorded_are_the_same(tasks, weighted)
     plain.update(smaller)
     fixed.update(smaller)
     assert torch.equal(numbers(plain), numbers(fixed))
-
-
-def spoiled(batch, task, name="reward"):
-    parts = {part: getattr(batch, part).clone() for part in vars(batch) if part != "tasks"}
-    parts[name][task, 0] = float("nan")
-    return Batch(batch.tasks, **parts)
 
 
 def test_failures_noted_on_the_device_stop_every_later_update_and_are_told_when_looked_at(tasks):
