@@ -92,11 +92,10 @@ def held_actions(spec: Any, seed: int) -> Any:
     from mtray.acting import Acting
     from mtray.config import CollectorConfig, NetworkConfig
     from mtray.networks import MultiTaskPolicy
-    from mtray.noise import RepeatedNoise
+    from mtray.noise import normal_noise
 
-    noise = RepeatedNoise(
-        1, COPIES, spec.action_size, longest=CollectorConfig().noise_steps, generator=np.random.default_rng(seed)
-    )
+    size = (1, COPIES, spec.action_size)
+    noise = normal_noise(size, CollectorConfig().noise_steps, np.random.default_rng(seed))
     drawn = np.stack([noise.draw()[0].copy() for _ in range(STEPS)])
     return Acting(MultiTaskPolicy([spec], NetworkConfig())).to_bounds(np.tanh(collecting.DEVIATION * drawn))
 

@@ -135,6 +135,8 @@ class Collector:
             rollout_steps=config.collector.rollout_steps,
             discounts={spec.name: discount_of(spec) for spec in specs},
             noise_steps=config.collector.noise_steps,
+            random_share=config.collector.random_episodes,
+            random_steps=config.collector.random_steps,
             seed=seeds[-1],
         )
         limits = config.collector
@@ -277,10 +279,10 @@ class Learner:
         return self._learner.weights()
 
     def state(self) -> tuple[bytes, bytes]:
-        """The policy's state and the whole learner's, as bytes."""
+        """The averaged policy's state and the whole learner's, as bytes."""
         state = self._learner.state_dict()
         to_bytes = self._checkpoint.to_bytes
-        return to_bytes(state["policy"]), to_bytes(state)
+        return to_bytes(state["average"]), to_bytes(state)
 
     def load_state(self, data: bytes) -> int:
         """Continue from the learner's state; give the updates made."""

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from mtray import weights as weights_module
 from mtray.acting import Acting
+from mtray.engines import BoolArray
 from mtray.hosts import Host
 from mtray.messages import Episode
 from mtray.metrics import Clock
 from mtray.networks import MultiTaskPolicy
-from mtray.noise import RepeatedNoise
+from mtray.noise import normal_noise, random_actions, random_episodes
 from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, observation_width
 from mtray.weights import Weights
 
@@ -56,6 +57,8 @@ class Collector:
         rollout_steps: int,
         discounts: Mapping[str, float],
         noise_steps: int = 1,
+        random_share: float = 0.0,
+        random_steps: int = 64,
         seed: int = 0,
     ) -> None:
         """Take a host whose copies all stand at an episode's start.
@@ -66,6 +69,8 @@ class Collector:
             rollout_steps: L.
             discounts: task to the discount of `Rollout.largest_returns`.
             noise_steps: most steps that a copy's noise is held (see `mtray.noise`).
+            random_share: share of episodes that are stepped with random actions.
+            random_steps: most steps that a random action is held.
             seed: of the actions.
         """
         self.host = host
@@ -77,13 +82,17 @@ class Collector:
         names = [spec.name for spec in host.specs]
         self._ids = None if tuple(names) == policy.names else np.array([policy.names.index(n) for n in names])
         self._acting = Acting(policy, self._ids)
-        self._generator = np.random.default_rng(seed)
         # Tasks may have different numbers of copies; the policy acts on as many rows of each.
         copies = [len(slot.reward) for slot in host.slots]
-        self._observation = np.zeros((len(names), max(copies), width), np.float32)
-        self._ended = np.zeros((len(names), max(copies)), np.bool_)
-        act = self.policy.action_mask.shape[-1]
-        self._noise = RepeatedNoise(len(names), max(copies), act, longest=noise_steps, generator=self._generator)
+        size = (len(names), max(copies))
+        self._observation = np.zeros((*size, width), np.float32)
+        self._ended = np.zeros(size, np.bool_)
+        actions = (*size, self.policy.action_mask.shape[-1])
+        generators = np.random.default_rng(seed).spawn(3)
+        self._noise = normal_noise(actions, noise_steps, generators[0])
+        self._random = random_actions(actions, random_steps, generators[1])
+        self._chosen = random_episodes(size, random_share, generators[2])
+        self._was_random = np.zeros((rollout_steps, *size), np.bool_)
         self._buffers = [
             _buffer(spec, count, rollout_steps, width) for spec, count in zip(host.specs, copies, strict=True)
         ]
@@ -102,7 +111,7 @@ class Collector:
         """Step every copy ``rollout_steps`` times. Before the first weights of a learner, actions are random."""
         clock = self.clock
         for step in range(self.rollout_steps):
-            action = self._act()
+            action = self._act(step)
             clock.lap("policy")
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 slot.action[:] = action[index, : len(slot.action), : slot.action.shape[1]]
@@ -113,12 +122,13 @@ class Collector:
             for index, (slot, arrays) in enumerate(zip(self.host.slots, self._arrays, strict=True)):
                 arrays.write_end(step, slot.next_observation, slot.reward, slot.terminated, slot.truncated)
                 np.logical_or(slot.terminated, slot.truncated, out=self._ended[index, : len(slot.reward)])
-            self._noise.restart(self._ended)
+            for held in (self._noise, self._random, self._chosen):
+                held.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
-        for track, arrays in zip(self._tracks, self._arrays, strict=True):
+        for index, (track, arrays) in enumerate(zip(self._tracks, self._arrays, strict=True)):
             arrays.finish()
-            episodes += track.add(arrays.reward[..., 0], arrays.done[..., 0])
+            episodes += track.add(arrays.reward[..., 0], arrays.done[..., 0], self._was_random[:, index].T)
         return Rollout(
             cast(LazyStackedTensorDict, LazyStackedTensorDict.lazy_stack(self._buffers, 0)),
             tuple(episodes),
@@ -126,13 +136,17 @@ class Collector:
             self.weights_version,
         )
 
-    def _act(self) -> FloatArray:
+    def _act(self, step: int) -> FloatArray:
         if self.weights_version == 0:
-            size = self._observation.shape[:2] + self.policy.action_mask.shape[-1:]
-            return self._acting.to_bounds(self._generator.uniform(-1, 1, size).astype(np.float32))
+            return self._acting.to_bounds(self._random.draw().copy())
         for index, slot in enumerate(self.host.slots):
             self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
-        return self._acting(self._observation, self._noise.draw())
+        action = self._acting(self._observation, self._noise.draw())
+        chosen = self._chosen.draw() > 0
+        self._was_random[step] = chosen[..., 0]
+        if chosen.any():
+            np.copyto(action, self._acting.to_bounds(self._random.draw().copy()), where=chosen)
+        return action
 
 
 def _buffer(spec: TaskSpec, copies: int, steps: int, width: int) -> TensorDict:
@@ -188,15 +202,16 @@ class _Track:
         self._returns = np.zeros(copies)
         self._steps = np.zeros(copies, np.int64)
 
-    def add(self, reward: FloatArray, done: Any) -> list[Episode]:
-        """Take rewards and ends [K, L]; give the episodes that ended, copy by copy."""
+    def add(self, reward: FloatArray, done: Any, random: BoolArray) -> list[Episode]:
+        """Take rewards, ends and whose actions were random [K, L]; give the episodes that ended, copy by copy."""
         episodes = []
         for copy in range(len(reward)):
             ends = [*(np.flatnonzero(done[copy]) + 1).tolist()]
             start = 0
             for end in ends:
                 self._extend(copy, reward[copy, start:end])
-                episodes.append(Episode(self.task, float(self._returns[copy]), int(self._steps[copy])))
+                of_policy = not random[copy, end - 1]
+                episodes.append(Episode(self.task, float(self._returns[copy]), int(self._steps[copy]), of_policy))
                 self._rewards[copy] = np.empty(0, np.float32)
                 self._returns[copy], self._steps[copy] = 0.0, 0
                 start = end

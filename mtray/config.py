@@ -50,6 +50,12 @@ class CollectorConfig:
     """Pushes under way to the replay while the next rollout is stepped."""
     noise_steps: int = 16
     """Most steps that exploration noise is held before it is drawn anew; 1 for fresh noise at every step."""
+    random_episodes: float = 1 / 16
+    """Share of episodes that are stepped with random actions, whatever the policy has learned. Their returns are not
+    among those that are shown."""
+    random_steps: int = 64
+    """Most steps that a random action is held before it is drawn anew, also before anything is learned; 1 for a fresh
+    one at every step."""
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
     max_restarts: int = 3
@@ -62,6 +68,9 @@ class CollectorConfig:
         _require(self.rollout_steps >= 1, f"--collector.rollout-steps {self.rollout_steps}: at least 1 is needed")
         _require(self.pushes_in_flight >= 1, f"--collector.pushes-in-flight {self.pushes_in_flight}: at least 1")
         _require(self.noise_steps >= 1, f"--collector.noise-steps {self.noise_steps}: at least 1 is needed")
+        share = self.random_episodes
+        _require(0 <= share <= 1, f"--collector.random-episodes {share}: a share, from 0 to 1, is needed")
+        _require(self.random_steps >= 1, f"--collector.random-steps {self.random_steps}: at least 1 is needed")
         _require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
         _require(self.max_restarts >= 0, "--collector.max-restarts can't be negative")
 
@@ -134,6 +143,9 @@ class LearnerConfig:
     """AdamW's."""
     polyak: float = 0.01
     """Share of the critic that enters its target with every update."""
+    actor_polyak: float = 0.002
+    """Share of the actor that enters, with every update of it, the average that acts and is evaluated; 1 for the actor
+    as it is."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
     atoms: int = 51
@@ -181,7 +193,9 @@ class LearnerConfig:
             _require(getattr(self, name) >= 0, f"--learner.{name.replace('_', '-')} can't be negative")
         _require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")
         _require(self.atoms >= 1, f"--learner.atoms {self.atoms}: at least 1 is needed, for a scalar critic")
-        _require(0 < self.polyak <= 1, f"--learner.polyak {self.polyak}: must be in (0, 1]")
+        for name in ("polyak", "actor_polyak"):
+            share = getattr(self, name)
+            _require(0 < share <= 1, f"--learner.{name.replace('_', '-')} {share}: must be in (0, 1]")
         for name, valid, kind in (("loss_weights", _positive, "number"), ("row_weights", _whole, "whole number")):
             for text in getattr(self, name):
                 _require(

@@ -112,11 +112,18 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode that ended in a collector: its undiscounted return and its length in agent steps."""
+    """An episode that ended in a collector.
+
+    Attributes:
+        episode_return: undiscounted.
+        steps: of the agent.
+        of_policy: whether the policy acted, not the random actions of an exploring episode.
+    """
 
     task: str
     episode_return: float
     steps: int
+    of_policy: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class TaskMetrics:
         self.learner: Mapping[str, float] = {}
 
     def as_dict(self) -> dict[str, Any]:
-        """Frames, episodes, mean of the last 20 episodes' returns, the last one; null before an episode has ended."""
+        """Frames, episodes, mean of the policy's last 20 episodes' returns, the last one; null before one has ended."""
         return {
             "frames": self.frames,
             "episodes": self.episodes,
@@ -93,7 +93,8 @@ class Metrics:
         for episode in report.episodes:
             task = self.tasks[episode.task]
             task.episodes += 1
-            task.recent.append(episode.episode_return)
+            if episode.of_policy:
+                task.recent.append(episode.episode_return)
 
     def line(self) -> dict[str, Any]:
         """The figures since the last line, and totals."""

@@ -1,11 +1,18 @@
-"""Exploration noise that is held for a while: what a collector draws its actions with.
+"""What a collector explores with: noise and random actions that are held for a while.
 
-Enters: which copies start anew. Leaves: standard normal noise for `mtray.acting`. Independent noise at every
-step averages out before a body has moved; the same noise held for a few steps does not. How long is drawn anew each
-time, mostly one step and rarely many, so that no time scale is singled out.
+Enters: which copies start anew. Leaves: noise for `mtray.acting`, random actions, and which copies take those. What is
+drawn anew at every step averages out before a body has moved; what is held for a few steps does not. How long is drawn
+anew each time, so that no time scale is singled out.
+
+Most episodes are the policy's, with noise. A share of them is stepped with random actions that are held for longer,
+whatever the policy has learned: where nothing is paid until a swing has been built up, a policy soon sees no reason to
+move, and noise around it does not get there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,48 +20,81 @@ import numpy.typing as npt
 from mtray.engines import BoolArray
 from mtray.specs import FloatArray
 
-# Exponent of the zeta distribution of the runs' lengths (Dabney, Ostrovski, Barreto 2021, "Temporally-extended
-# epsilon-greedy exploration"; FlashSAC holds a Gaussian policy's noise so).
-_EXPONENT = 2.0
+Lengths: TypeAlias = npt.NDArray[np.float64]
 
 
-def length_probabilities(longest: int) -> npt.NDArray[np.float64]:
-    """[longest] probabilities of the lengths 1, 2, ...: proportional to 1 / length squared."""
-    weights = np.arange(1, longest + 1) ** -_EXPONENT
-    probabilities: npt.NDArray[np.float64] = weights / weights.sum()
+def zeta(longest: int, exponent: float) -> Lengths:
+    """[longest] probabilities of the lengths 1, 2, ...: proportional to 1 / length ** exponent.
+
+    With exponent 2 most are short (Dabney, Ostrovski, Barreto 2021, "Temporally-extended epsilon-greedy exploration";
+    FlashSAC holds a Gaussian policy's noise so); with 1 the lengths' logarithms are about uniform.
+    """
+    weights = np.arange(1.0, longest + 1) ** -exponent
+    probabilities: Lengths = weights / weights.sum()
     return probabilities
 
 
-class RepeatedNoise:
-    """Standard normal noise [T, K, act], each copy's held for a random number of steps."""
+def always(length: int) -> Lengths:
+    """[length] probabilities of the lengths 1, 2, ...: the last is certain."""
+    probabilities = np.zeros(length)
+    probabilities[-1] = 1
+    return probabilities
 
-    def __init__(self, tasks: int, copies: int, width: int, *, longest: int, generator: np.random.Generator) -> None:
-        """Begin with fresh noise.
+
+class Held:
+    """Values [T, K, width], each copy's held for a random number of steps."""
+
+    def __init__(
+        self,
+        size: tuple[int, int, int],
+        lengths: Lengths,
+        fresh: Callable[[tuple[int, ...]], FloatArray],
+        generator: np.random.Generator,
+    ) -> None:
+        """Begin with fresh values.
 
         Args:
-            tasks: T.
-            copies: K.
-            width: act.
-            longest: most steps that noise is held; 1 draws it anew at every step.
-            generator: what all is drawn with.
+            size: T, K and width.
+            lengths: [n] probability that values are held for 1, 2, ..., n steps.
+            fresh: gives values of a size.
+            generator: what the lengths are drawn with.
         """
-        self._noise = np.zeros((tasks, copies, width), np.float32)
-        self._left = np.zeros((tasks, copies), np.int64)
+        self._values = np.zeros(size, np.float32)
+        self._left = np.zeros(size[:2], np.int64)
         # Without the last, which is 1 but for rounding.
-        self._thresholds = np.cumsum(length_probabilities(longest))[:-1]
+        self._thresholds = np.cumsum(lengths)[:-1]
+        self._fresh = fresh
         self._generator = generator
 
     def draw(self) -> FloatArray:
-        """Noise [T, K, act] of the next step; overwritten by the next draw."""
-        fresh = self._generator.standard_normal(self._noise.shape, np.float32)
-        uniform = self._generator.random(self._left.size)
+        """Values [T, K, width] of the next step; overwritten by the next draw."""
         over = self._left == 0
-        np.copyto(self._noise, fresh, where=over[..., None])
         self._left -= 1
-        # Drawn from 0 on: the steps that follow this one.
-        np.copyto(self._left, self._thresholds.searchsorted(uniform, "right").reshape(over.shape), where=over)
-        return self._noise
+        if over.any():
+            np.copyto(self._values, self._fresh(self._values.shape), where=over[..., None])
+            uniform = self._generator.random(self._left.size)
+            # Drawn from 0 on: the steps that follow this one.
+            np.copyto(self._left, self._thresholds.searchsorted(uniform, "right").reshape(over.shape), where=over)
+        return self._values
 
     def restart(self, ended: BoolArray) -> None:
         """Draw anew at the next step in the copies of ``ended`` [T, K]."""
         np.copyto(self._left, 0, where=ended)
+
+
+def normal_noise(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> Held:
+    """Standard normal noise [T, K, act], held for up to ``longest`` steps; 1 draws it anew at every step."""
+    return Held(size, zeta(longest, 2), lambda size: generator.standard_normal(size, np.float32), generator)
+
+
+def random_actions(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> Held:
+    """Uniform actions [T, K, act] in [-1, 1], held for up to ``longest`` steps."""
+    return Held(size, zeta(longest, 1), lambda size: 2 * generator.random(size, np.float32) - 1, generator)
+
+
+def random_episodes(size: tuple[int, int], share: float, generator: np.random.Generator) -> Held:
+    """Which copies [T, K, 1] are in one of the ``share`` of episodes that are stepped with random actions: 1, others 0.
+
+    Held until the copies start anew, or for 1,000 steps of an episode that does not end.
+    """
+    return Held((*size, 1), always(1000), lambda size: (generator.random(size) < share).astype(np.float32), generator)

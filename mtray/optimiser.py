@@ -22,6 +22,15 @@ def flatten(parameters: Sequence[Tensor]) -> Tensor:
     return values
 
 
+def _own(heads: GroupedHead) -> list[tuple[nn.Parameter, nn.Parameter]]:
+    return [(layer.weight, layer.bias) for layer in heads.layers]
+
+
+def tensors_of(shared: Sequence[nn.Parameter], heads: GroupedHead) -> list[Tensor]:
+    """What `Part.tensors` is, of a network alike whose parameters nobody differentiates."""
+    return [flatten(shared), *(part.detach() for layer in _own(heads) for part in layer)]
+
+
 class Part:
     """One network's parameters and their AdamW: those shared by all tasks as one vector, the heads' as they are.
 
@@ -30,7 +39,7 @@ class Part:
 
     def __init__(self, shared: Sequence[nn.Parameter], heads: GroupedHead, config: LearnerConfig) -> None:
         """Of a network's shared parameters, which become views of one vector, and its heads."""
-        self.heads = [(layer.weight, layer.bias) for layer in heads.layers]
+        self.heads = _own(heads)
         self.parameters = [*shared, *itertools.chain.from_iterable(self.heads)]
         self.values = nn.Parameter(flatten(shared))
         self.values.grad = torch.zeros_like(self.values)

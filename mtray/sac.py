@@ -22,7 +22,7 @@ from mtray.config import LearnerConfig, NetworkConfig
 from mtray.device import Recorded, Watch
 from mtray.errors import NotFiniteError
 from mtray.networks import MultiTaskCritic, MultiTaskPolicy
-from mtray.optimiser import Part, flatten
+from mtray.optimiser import Part, tensors_of
 from mtray.specs import TaskSpec
 from mtray.values import Categorical, Scalar, ValueKind
 
@@ -76,6 +76,7 @@ class SoftActorCritic:
 
     Attributes:
         policy: the actor.
+        average: the policy that follows the actor slowly, for acting: steadier than the actor is from update to update.
         critic: the critics.
         target: the critics that lag behind.
         log_temperature: [T].
@@ -103,6 +104,9 @@ class SoftActorCritic:
             torch.manual_seed(seed)
             self.policy = MultiTaskPolicy(specs, network).to(self.device)
             self.critic = MultiTaskCritic(specs, network, config.atoms).to(self.device)
+        self.average = copy.deepcopy(self.policy).requires_grad_(False)
+        for name, buffer in self.policy.named_buffers():
+            setattr(self.average, name, buffer)  # One and the same: only parameters are averaged.
         self.policy.requires_grad_(True)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -118,8 +122,8 @@ class SoftActorCritic:
         self.kind: ValueKind = Scalar() if config.atoms == 1 else Categorical(self.atoms)
         self.critic_part = Part(self.critic.shared_parameters(), self.critic.heads, config)
         self.actor_part = Part(self.policy.shared_parameters(), self.policy.heads, config)
-        heads = [part for layer in self.target.heads.layers for part in (layer.weight, layer.bias)]
-        self._target_tensors = [flatten(self.target.shared_parameters()), *(part.detach() for part in heads)]
+        self._target_tensors = tensors_of(self.target.shared_parameters(), self.target.heads)
+        self._average_tensors = tensors_of(self.average.shared_parameters(), self.average.heads)
         self._temperature_optimiser = torch.optim.Adam(
             [self.log_temperature],
             lr=config.temperature_learning_rate,
@@ -273,7 +277,7 @@ class SoftActorCritic:
         return observation
 
     def _update_actor(self, tasks: Sequence[str], observation: Tensor, ids: Tensor | None) -> None:
-        """Move the actor, then the temperatures."""
+        """Move the actor, then the average that follows it, and the temperatures."""
         scales = self._scales(ids)
         action, log_density = self._sample(observation, ids)
         outputs = self._outputs(self._online, observation, action, ids)
@@ -287,6 +291,7 @@ class SoftActorCritic:
         share = self._rows(self.loss_weight, ids) / value.numel()
         gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
         self._step(_ACTOR, self.actor_part, [outputs, log_density], gradients, loss, tasks, ids)
+        torch._foreach_lerp_(self._average_tensors, self.actor_part.tensors, self.config.actor_polyak)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]
@@ -360,6 +365,7 @@ class SoftActorCritic:
         """Everything the next update depends on."""
         return {
             "policy": self.policy.state_dict(),
+            "average": self.average.state_dict(),
             "critic": self.critic.state_dict(),
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach(),
@@ -374,7 +380,7 @@ class SoftActorCritic:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        for name in ("policy", "critic", "target"):
+        for name in ("policy", "average", "critic", "target"):
             getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])

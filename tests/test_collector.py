@@ -28,6 +28,16 @@ def make_collector(steps=8, seed=0, **settings):
     return Collector(host, policy, rollout_steps=steps, discounts={"short": 0.9, "long": 0.5}, seed=seed, **settings)
 
 
+def certain_policy():
+    """Heads that say 2 before the tanh, with hardly any deviation."""
+    policy = MultiTaskPolicy(SPECS, NETWORK)
+    with torch.no_grad():
+        policy.heads.output.weight.zero_()
+        policy.heads.output.bias[:, :3] = 2.0
+        policy.heads.output.bias[:, 3:] = -20.0
+    return policy
+
+
 @pytest.mark.parametrize("discount", [0.5, 0.95, 0.995])
 def test_discounted_returns_equal_the_plain_recursion(discount):
     rewards = np.random.default_rng(0).normal(size=int(8 / (1 - discount)) + 1).astype(np.float32)
@@ -73,16 +83,26 @@ def test_first_actions_are_uniform_then_the_policys():
     assert random.min() < -0.97
     assert random.max() > 0.97
     assert abs(random.mean()) < 0.06
-    policy = MultiTaskPolicy(SPECS, NETWORK)
-    with torch.no_grad():
-        # Heads that say: 2 before the tanh, with hardly any deviation.
-        policy.heads.output.weight.zero_()
-        policy.heads.output.bias[:, :3] = 2.0
-        policy.heads.output.bias[:, 3:] = -20.0
-    collector.load(snapshot(policy, version=4))
+    collector.load(snapshot(certain_policy(), version=4))
     rollout = collector.collect()
     assert rollout.weights_version == 4
     np.testing.assert_allclose(rollout.data[1]["action"], np.tanh(2.0), atol=1e-3)
+
+
+def test_chosen_episodes_are_random_from_beginning_to_end_and_say_so():
+    collector = make_collector(steps=60, random_share=0.5, random_steps=1)
+    collector.load(snapshot(certain_policy(), version=1))
+    rollout = collector.collect()
+    counts = set()
+    for name, length, part in zip(("short", "long"), (5, 12), rollout.data.tensordicts, strict=True):
+        of_policy = [e.of_policy for e in rollout.episodes if e.task == name]
+        # Episode after episode of each copy; no action that is drawn is as large as the policy's.
+        actions = part["action"][..., 0].reshape(2 * 60 // length, length)
+        is_policys = (actions - np.tanh(2.0)).abs() < 1e-3
+        assert (is_policys.all(1) | ~is_policys.any(1)).all()
+        assert is_policys.all(1).tolist() == of_policy
+        counts |= set(of_policy)
+    assert counts == {True, False}
 
 
 def test_weights_of_another_network_are_refused():

@@ -42,8 +42,8 @@ CHANGED = Config(
     address="auto",
     device="cuda:1",
     collector=CollectorConfig(
-        rollout_steps=3, action_repeat=4, tasks_each=5, noise_steps=1, pushes_in_flight=2, push_timeout_seconds=1.5,
-        max_restarts=0,
+        rollout_steps=3, action_repeat=4, tasks_each=5, noise_steps=1, random_episodes=0.5, random_steps=7,
+        pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0,
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
@@ -53,8 +53,8 @@ CHANGED = Config(
     learner=LearnerConfig(
         batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5,
         temperature_learning_rate=1e-5, weight_decay=0.0,
-        polyak=1.0, actor_period=1, atoms=2, value_limit=1 / 3, initial_temperature=2.0, batches_per_call=3,
-        calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),
+        polyak=1.0, actor_polyak=0.5, actor_period=1, atoms=2, value_limit=1 / 3, initial_temperature=2.0,
+        batches_per_call=3, calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),
         row_weights=("cartpole-balance=2",),
         precision="bfloat16", graphs=True, compile="eager",
     ),
@@ -98,7 +98,7 @@ def test_plain_values_are_named_as_the_fields():
     assert plain["run_dir"] == "runs/a"
     assert plain["collector"] == {
         "rollout_steps": 3, "action_repeat": 4, "tasks_each": 5, "pushes_in_flight": 2, "noise_steps": 1,
-        "push_timeout_seconds": 1.5, "max_restarts": 0,
+        "random_episodes": 0.5, "random_steps": 7, "push_timeout_seconds": 1.5, "max_restarts": 0,
     }  # fmt: skip
 
 
@@ -164,6 +164,9 @@ def test_every_group_of_the_config_is_tested_here():
         (None, "seed", 2**32),
         ("collector", "rollout_steps", 0),
         ("collector", "noise_steps", 0),
+        ("collector", "random_episodes", -0.01),
+        ("collector", "random_episodes", 1.01),
+        ("collector", "random_steps", 0),
         ("collector", "pushes_in_flight", 0),
         ("collector", "push_timeout_seconds", 0.0),
         ("collector", "max_restarts", -1),
@@ -185,6 +188,8 @@ def test_every_group_of_the_config_is_tested_here():
         ("learner", "weight_decay", -1e-9),
         ("learner", "polyak", 0.0),
         ("learner", "polyak", 1.01),
+        ("learner", "actor_polyak", 0.0),
+        ("learner", "actor_polyak", 1.01),
         ("learner", "actor_period", 0),
         ("learner", "atoms", 0),
         ("learner", "value_limit", 0.0),
@@ -210,7 +215,13 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
     "config",
     [
         lambda: CollectorConfig(
-            rollout_steps=1, noise_steps=1, pushes_in_flight=1, push_timeout_seconds=1e-3, max_restarts=0
+            rollout_steps=1,
+            noise_steps=1,
+            random_episodes=0,
+            random_steps=1,
+            pushes_in_flight=1,
+            push_timeout_seconds=1e-3,
+            max_restarts=0,
         ),
         lambda: ReplayConfig(capacity_rows=2),
         lambda: NetworkConfig(actor_width=1, actor_blocks=0, embedding_size=0, head_layers=0),

@@ -14,7 +14,7 @@ from mtray.envs import TaskEnv, make_makers
 from mtray.hosts import make_host
 from mtray.learner import discount_of
 from mtray.networks import MultiTaskPolicy
-from mtray.noise import RepeatedNoise
+from mtray.noise import normal_noise
 from mtray.replay import Replay
 from mtray.schema import by_task, validate
 from mtray.weights import snapshot
@@ -82,7 +82,7 @@ def test_law_1_actions_are_computed_from_the_state_beside_them(made):
     # With the stochastic policy's noise replayed from its seed, every action follows from its own observation.
     policy = made.collector.policy
     width = policy.action_mask.shape[-1]
-    noise = RepeatedNoise(3, COPIES, width, longest=1, generator=np.random.default_rng(9))
+    noise = normal_noise((3, COPIES, width), 1, np.random.default_rng(9).spawn(3)[0])
     for data in made.rollouts[:3]:
         for step in range(STEPS):
             observation = torch.stack([part["observation"][:, step] for part in data.tensordicts])

@@ -22,6 +22,7 @@ from mtray.schema import by_task
 from mtray.specs import TaskSpec, observation_width
 from mtray.tasks import Task
 from mtray.testing import CountingMaker
+from mtray.weights import load
 
 NETWORK = NetworkConfig(actor_width=32, critic_width=32, embedding_size=4)
 # Two tasks of different widths whose best actions differ: one policy must tell them apart.
@@ -179,10 +180,26 @@ def test_state_continues_exactly(tasks):
     second.load_state_dict(from_bytes(to_bytes(first.state_dict())))
     for batch in batches[3:]:
         second.update(batch)
-    assert torch.equal(parameters(straight.critic), parameters(second.critic))
-    assert torch.equal(parameters(straight.policy), parameters(second.policy))
+    for one, other in zip(networks(straight), networks(second), strict=True):
+        assert torch.equal(parameters(one), parameters(other))
     assert torch.equal(straight.log_temperature, second.log_temperature)
     assert second.updates == 6
+
+
+def test_what_is_given_out_is_the_average_with_the_newest_statistics(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    learner = learner_of(tasks, actor_polyak=0.5, actor_period=1)
+    passed = [parameters(learner.policy)]
+    for _ in range(2):
+        learner.update(batch_of(replay))
+        passed.append(parameters(learner.policy))
+    learner.set_statistics(replay.sample_rows(4).statistics)
+    given = MultiTaskPolicy(specs_of(tasks), NETWORK)
+    load(given, learner.weights())
+    torch.testing.assert_close(parameters(given), passed[0] / 4 + passed[1] / 4 + passed[2] / 2)
+    assert given.mean.any()
+    for name, buffer in learner.policy.named_buffers():
+        assert torch.equal(given.get_buffer(name), buffer)
 
 
 def test_versions_count_what_is_given_out(tasks):
@@ -214,7 +231,7 @@ def test_weights_that_are_not_finite_are_never_given_out(tasks):
     learner.update(batch_of(replay))
     learner.weights()
     with torch.no_grad():
-        learner.policy.backbone[0].weight[0, 0] = float("inf")
+        learner.sac.average.backbone[0].weight[0, 0] = float("inf")
     with pytest.raises(RunError, match=r"backbone\.0\.weight.*not finite"):
         learner.weights()
     assert learner.version == 1
@@ -278,6 +295,10 @@ def test_discount_follows_the_episodes_length(horizon, discount):
     assert discount_of(spec) == pytest.approx(discount)
 
 
+def networks(learner):
+    return learner.policy, learner.sac.average, learner.critic, learner.target
+
+
 def plain_update(learner, batch):
     """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
     weight = learner.sac.loss_weight
@@ -330,10 +351,13 @@ def plain_update(learner, batch):
     actor_optimiser.step()
     losses.temperature_loss(log_temperature, log_density, learner.sac.target_entropy).sum().backward()
     temperature_optimiser.step()
+    average = copy.deepcopy(learner.sac.average)
     with torch.no_grad():
         for old, new in zip(target.parameters(), critic.parameters(), strict=True):
             old.lerp_(new, learner.config.polyak)
-    return policy, critic, target, log_temperature.detach()
+        for old, new in zip(average.parameters(), policy.parameters(), strict=True):
+            old.lerp_(new, learner.config.actor_polyak)
+    return policy, average, critic, target, log_temperature.detach()
 
 
 @pytest.mark.parametrize(
@@ -341,14 +365,15 @@ def plain_update(learner, batch):
 )
 def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, weights, atoms):
     replay, _ = filled_replay(tasks, rollouts=3)
-    config = LearnerConfig(atoms=atoms, initial_temperature=0.3, loss_weights=weights)
+    # An average whose move in one update shows beside rounding.
+    config = LearnerConfig(atoms=atoms, initial_temperature=0.3, loss_weights=weights, actor_polyak=0.3)
     learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
     learner.reward_scale[:] = torch.tensor([0.3, 0.8])
     batch = batch_of(replay)
-    policy, critic, target, log_temperature = plain_update(learner, batch)
+    *plain, log_temperature = plain_update(learner, batch)
     learner.update(batch)
-    for found, expected in ((learner.policy, policy), (learner.critic, critic), (learner.target, target)):
+    for found, expected in zip(networks(learner), plain, strict=True):
         torch.testing.assert_close(parameters(found), parameters(expected), rtol=1e-4, atol=2e-6)
     torch.testing.assert_close(learner.log_temperature.detach(), log_temperature)
 
@@ -425,8 +450,7 @@ def after(tasks, batches, device="cpu", **changes):
 
 
 def numbers(learner):
-    parts = learner.critic, learner.target, learner.policy
-    return torch.cat([*map(parameters, parts), learner.log_temperature.detach()]).cpu()
+    return torch.cat([*map(parameters, networks(learner)), learner.log_temperature.detach()]).cpu()
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -49,6 +49,13 @@ def test_frames_are_those_of_all_tasks():
     assert (metrics.frames, line["frames"], line["tasks"]["right"]["frames"]) == (42, 42, 12)
 
 
+def test_returns_of_random_episodes_are_not_shown():
+    metrics = Metrics(["left"])
+    metrics.add_rollout(report([Episode("left", 7.0, 10), Episode("left", -50.0, 10, of_policy=False)], 0))
+    figures = metrics.line()["tasks"]["left"]
+    assert (figures["episodes"], figures["return_mean"], figures["return_last"]) == (2, 7.0, 7.0)
+
+
 def test_rates_are_those_since_the_last_line(clock):
     metrics = Metrics(["left"])
     clock.now += 4

@@ -1,33 +1,40 @@
-"""Noise that is held: how long, where, and that it is normal."""
+"""Noise and random actions that are held: how long, where, and how they are distributed."""
 
 import numpy as np
+import pytest
 import torch
 from torch.testing import assert_close
 
-from mtray.noise import RepeatedNoise, length_probabilities
+from mtray.noise import always, normal_noise, random_actions, random_episodes, zeta
 
 
 def make_noise(*size, longest=16, seed=0):
-    return RepeatedNoise(*size, longest=longest, generator=np.random.default_rng(seed))
+    return normal_noise(size, longest, np.random.default_rng(seed))
 
 
 def drawn(noise, steps):
     return torch.stack([torch.from_numpy(noise.draw().copy()) for _ in range(steps)])
 
 
-def test_lengths_fall_with_their_square():
-    # 1 + 1/4 + 1/9 = 49/36.
-    np.testing.assert_allclose(length_probabilities(3), np.array([36, 9, 4]) / 49)
+def test_lengths_fall_with_their_power():
+    # 1 + 1/4 + 1/9 = 49/36; 1 + 1/2 + 1/3 = 11/6.
+    np.testing.assert_allclose(zeta(3, 2), np.array([36, 9, 4]) / 49)
+    np.testing.assert_allclose(zeta(3, 1), np.array([6, 3, 2]) / 11)
 
 
-def test_noise_is_held_for_lengths_of_that_distribution():
-    steps = drawn(make_noise(2, 50, 3, longest=4), 2000)
+def test_one_length_may_be_certain():
+    np.testing.assert_array_equal(always(3), [0, 0, 1])
+
+
+@pytest.mark.parametrize(("make", "exponent"), [(normal_noise, 2), (random_actions, 1)])
+def test_values_are_held_for_lengths_of_their_distribution(make, exponent):
+    steps = drawn(make((2, 50, 3), 4, np.random.default_rng(0)), 2000)
     starts = torch.ones(2000, 2, 50, dtype=torch.bool)
     starts[1:] = (steps[1:] != steps[:-1]).any(-1)
     assert ((steps[1:] != steps[:-1]).all(-1) == starts[1:]).all()
     lengths = torch.cat([torch.diff(column.nonzero()[:, 0]) for column in starts.flatten(1).T])
     shares = torch.bincount(lengths, minlength=5)[1:] / len(lengths)
-    np.testing.assert_allclose(shares, length_probabilities(4), rtol=0, atol=0.01)
+    np.testing.assert_allclose(shares, zeta(4, exponent), rtol=0, atol=0.01)
 
 
 def test_noise_is_standard_normal_and_differs_between_copies():
@@ -55,3 +62,32 @@ def test_a_copy_that_starts_anew_gets_new_noise_at_once_and_others_keep_theirs()
 
 def test_the_same_generator_gives_the_same_noise():
     assert torch.equal(drawn(make_noise(2, 3, 4, seed=5), 40), drawn(make_noise(2, 3, 4, seed=5), 40))
+
+
+def test_random_actions_fill_their_range_evenly():
+    steps = drawn(random_actions((2, 200, 3), 8, np.random.default_rng(0)), 500)
+    shares = torch.histc(steps, 4, -1, 1) / steps.numel()
+    assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.02)
+
+
+def test_share_of_episodes_is_random_and_stays_so_until_they_end():
+    chosen = random_episodes((2, 500), 0.2, np.random.default_rng(0))
+    steps = drawn(chosen, 1000)
+    assert (steps == steps[0]).all()
+    assert set(steps[0].unique().tolist()) == {0.0, 1.0}
+    assert_close(steps[0].mean(), torch.tensor(0.2), rtol=0, atol=0.05)
+    # An episode that goes on for more than 1,000 steps is decided anew.
+    after = drawn(chosen, 1)[0]
+    assert_close((after * steps[0]).mean(), torch.tensor(0.04), rtol=0, atol=0.03)
+    ended = np.zeros((2, 500), bool)
+    ended[0] = True
+    chosen.restart(ended)
+    again = drawn(chosen, 1)[0]
+    assert (again[1] == after[1]).all()
+    assert (again[0] != after[0]).any()
+    assert_close(again.mean(), torch.tensor(0.2), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_all_or_no_episodes_may_be_random(share):
+    assert (drawn(random_episodes((3, 50), share, np.random.default_rng(0)), 2) == share).all()
