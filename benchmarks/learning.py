@@ -7,7 +7,8 @@ with the deterministic policy, and compares with the curves in benchmarks/refere
 task. What follows ``--`` goes to mtray.launch.
 
 Runs stay in ``--run-dir``. When the script is started again, those that are finished are read, one that is not is
-resumed. ``--single`` trains an agent per task as well, with the same settings, and compares the many with the one.
+resumed. ``--single 1`` trains an agent per task as well, for one seed, with the same settings, and compares the many
+with the one.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="how many: 0, 1, ... (3, or 1 with --quick)")
     parser.add_argument("--episodes", type=int, help="of each evaluation (10, or 1 with --quick)")
     parser.add_argument("--run-dir", type=Path, help="where the runs stay (runs/learning, or nowhere with --quick)")
-    parser.add_argument("--single", action="store_true", help="an agent per task as well")
+    parser.add_argument("--single", type=int, default=0, metavar="SEEDS", help="an agent per task as well, for so many")
     parser.add_argument("settings", nargs="*", metavar="-- SETTINGS", help="for mtray.launch")
     options = parser.parse_args()
     tasks = tuple(SIX[:2] if options.quick and options.tasks is SIX else options.tasks)
@@ -203,7 +204,7 @@ def main() -> None:
             train(here, tasks, frames, every, seed, settings)
             runs[together].append(evaluate(here, tasks, episodes))
             print(f"seed {seed}: {runs[together][-1][-1].mean:.0f} after {runs[together][-1][-1].minutes:.1f} min")
-        for seed in seeds if options.single else ():
+        for seed in seeds[: options.single]:
             parts = []
             for task in tasks:
                 here = folder / f"seed_{seed}_{task}"
