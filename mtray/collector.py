@@ -88,10 +88,11 @@ class Collector:
         self._observation = np.zeros((*size, width), np.float32)
         self._ended = np.zeros(size, np.bool_)
         actions = (*size, self.policy.action_mask.shape[-1])
-        generators = np.random.default_rng(seed).spawn(3)
+        generators = np.random.default_rng(seed).spawn(4)
         self._noise = normal_noise(actions, noise_steps, generators[0])
         self._random = random_actions(actions, random_steps, generators[1])
         self._chosen = random_episodes(size, random_share, generators[2])
+        self._first = random_actions(actions, 1, generators[3])
         self._was_random = np.zeros((rollout_steps, *size), np.bool_)
         self._buffers = [
             _buffer(spec, count, rollout_steps, width) for spec, count in zip(host.specs, copies, strict=True)
@@ -138,10 +139,11 @@ class Collector:
 
     def _act(self, step: int) -> FloatArray:
         if self.weights_version == 0:
-            return self._acting.to_bounds(self._random.draw().copy())
-        for index, slot in enumerate(self.host.slots):
-            self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
-        action = self._acting(self._observation, self._noise.draw())
+            action = self._acting.to_bounds(self._first.draw())
+        else:
+            for index, slot in enumerate(self.host.slots):
+                self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
+            action = self._acting(self._observation, self._noise.draw())
         chosen = self._chosen.draw() > 0
         self._was_random[step] = chosen[..., 0]
         if chosen.any():

@@ -54,8 +54,7 @@ class CollectorConfig:
     """Share of episodes that are stepped with random actions, whatever the policy has learned. Their returns are not
     among those that are shown."""
     random_steps: int = 64
-    """Most steps that a random action is held before it is drawn anew, also before anything is learned; 1 for a fresh
-    one at every step."""
+    """Most steps that these random actions are held before they are drawn anew; 1 for a fresh one at every step."""
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
     max_restarts: int = 3
