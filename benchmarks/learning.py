@@ -2,9 +2,9 @@
 
     python benchmarks/learning.py --json learning.json --plot learning.png
 
-Runs `python -m mtray.launch` with its default settings once per seed, one after another, evaluates every checkpoint
-with the deterministic policy, and compares with the curves in benchmarks/reference/dmc_returns.csv at equal frames per
-task. What follows ``--`` goes to mtray.launch.
+Runs `python -m mtray.launch` with its default settings once per seed, one after another (or ``--at-once 2``), evaluates
+every checkpoint with the deterministic policy, and compares with the curves in benchmarks/reference/dmc_returns.csv at
+equal frames per task. What follows ``--`` goes to mtray.launch.
 
 Runs stay in ``--run-dir``. When the script is started again, those that are finished are read, one that is not is
 resumed. ``--single 1`` trains an agent per task as well, for one seed, with the same settings, and compares the many
@@ -67,7 +67,8 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
         command += ["--tasks", *tasks, "--total-frames", str(frames * len(tasks)), "--seed", str(seed)]
         command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.keep-checkpoints", "1000"]
         command += ["--run-dir", str(folder), *settings]
-    harness.run_program(command, _RUN_SECONDS)
+    # Ended before `in_own_processes` ends whoever waits here.
+    harness.run_program(command, _RUN_SECONDS - 60)
 
 
 def evaluate(folder: Path, tasks: Sequence[str], episodes: int) -> list[Point]:
@@ -186,6 +187,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, help="frames per task between checkpoints (an eighth of all)")
     parser.add_argument("--seeds", type=int, help="how many: 0, 1, ... (3, or 1 with --quick)")
     parser.add_argument("--episodes", type=int, help="of each evaluation (10, or 1 with --quick)")
+    parser.add_argument("--at-once", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--run-dir", type=Path, help="where the runs stay (runs/learning, or nowhere with --quick)")
     parser.add_argument("--single", type=int, default=0, metavar="SEEDS", help="an agent per task as well, for so many")
     parser.add_argument("settings", nargs="*", metavar="-- SETTINGS", help="for mtray.launch")
@@ -198,19 +200,16 @@ def main() -> None:
 
     def all_runs(folder: Path) -> dict[str, list[list[Point]]]:
         together, apart = f"mtray, {len(tasks)} tasks", f"mtray, {len(tasks)} agents"
-        runs: dict[str, list[list[Point]]] = {together: []}
-        for seed in seeds:
-            here = folder / f"seed_{seed}"
-            train(here, tasks, frames, every, seed, settings)
-            runs[together].append(evaluate(here, tasks, episodes))
-            print(f"seed {seed}: {runs[together][-1][-1].mean:.0f} after {runs[together][-1][-1].minutes:.1f} min")
+        jobs = [(folder / f"seed_{seed}", tasks, frames, every, seed, settings) for seed in seeds]
         for seed in seeds[: options.single]:
-            parts = []
-            for task in tasks:
-                here = folder / f"seed_{seed}_{task}"
-                train(here, [task], frames, every, seed, settings)
-                parts.append(evaluate(here, [task], episodes))
-            runs.setdefault(apart, []).append([joined(moment) for moment in zip(*parts, strict=False)])
+            jobs += [(folder / f"seed_{seed}_{task}", (task,), frames, every, seed, settings) for task in tasks]
+        for first in range(0, len(jobs), options.at_once):
+            harness.in_own_processes(train, jobs[first : first + options.at_once], _RUN_SECONDS)
+        points = [evaluate(here, learned, episodes) for here, learned, *_ in jobs]
+        runs = {together: points[: len(seeds)]}
+        for first in range(len(seeds), len(jobs), len(tasks)):
+            moments = zip(*points[first : first + len(tasks)], strict=False)
+            runs.setdefault(apart, []).append([joined(moment) for moment in moments])
         return runs
 
     if options.quick and options.run_dir is None:
