@@ -253,7 +253,14 @@ def test_the_same_seed_gives_the_same_run_in_lockstep(tmp_path):
             assert run.wait() == 0, run.output
             assert run.all_gone(), run.alive()
         saved = checkpoint.read(checkpoint.latest(tmp_path / name))
-        weights = torch.cat([tensor.reshape(-1) for tensor in checkpoint.from_bytes(saved.policy).values()])
+        policy, learner = checkpoint.from_bytes(saved.policy), checkpoint.from_bytes(saved.learner)
+        weights, average, actor = (
+            torch.cat([tensor.reshape(-1) for tensor in state.values()])
+            for state in (policy, learner["average"], learner["policy"])
+        )
+        # The policy that is saved is the one that acts, not the actor.
+        assert torch.equal(weights, average)
+        assert not torch.equal(weights, actor)
         results.append((weights, saved.rows, summary_of(tmp_path / name)["updates"]))
     first, second, third = results
     assert first[2] == second[2] > 0
