@@ -23,7 +23,7 @@ from mtray.hosts import Host
 from mtray.messages import Episode
 from mtray.metrics import Clock
 from mtray.networks import MultiTaskPolicy
-from mtray.noise import normal_noise, random_actions, random_episodes
+from mtray.noise import RandomEpisodes, normal_noise, random_actions
 from mtray.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec, observation_width
 from mtray.weights import Weights
 
@@ -69,7 +69,7 @@ class Collector:
             rollout_steps: L.
             discounts: task to the discount of `Rollout.largest_returns`.
             noise_steps: most steps that a copy's noise is held (see `mtray.noise`).
-            random_share: share of episodes that are stepped with random actions.
+            random_share: share of episodes that are stepped with random actions while the policy is no better.
             random_steps: most steps that a random action is held.
             seed: of the actions.
         """
@@ -91,7 +91,7 @@ class Collector:
         generators = np.random.default_rng(seed).spawn(4)
         self._noise = normal_noise(actions, noise_steps, generators[0])
         self._random = random_actions(actions, random_steps, generators[1])
-        self._chosen = random_episodes(size, random_share, generators[2])
+        self._chosen = RandomEpisodes(*size, random_share, generators[2])
         self._first = random_actions(actions, 1, generators[3])
         self._was_random = np.zeros((rollout_steps, *size), np.bool_)
         self._buffers = [
@@ -129,7 +129,10 @@ class Collector:
         episodes: list[Episode] = []
         for index, (track, arrays) in enumerate(zip(self._tracks, self._arrays, strict=True)):
             arrays.finish()
-            episodes += track.add(arrays.reward[..., 0], arrays.done[..., 0], self._was_random[:, index].T)
+            ended = track.add(arrays.reward[..., 0], arrays.done[..., 0], self._was_random[:, index].T)
+            for episode in ended:
+                self._chosen.add(index, episode.episode_return, episode.of_policy)
+            episodes += ended
         return Rollout(
             cast(LazyStackedTensorDict, LazyStackedTensorDict.lazy_stack(self._buffers, 0)),
             tuple(episodes),
@@ -144,10 +147,10 @@ class Collector:
             for index, slot in enumerate(self.host.slots):
                 self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
             action = self._acting(self._observation, self._noise.draw())
-        chosen = self._chosen.draw() > 0
-        self._was_random[step] = chosen[..., 0]
+        chosen = self._chosen.draw()
+        self._was_random[step] = chosen
         if chosen.any():
-            np.copyto(action, self._acting.to_bounds(self._random.draw().copy()), where=chosen)
+            np.copyto(action, self._acting.to_bounds(self._random.draw().copy()), where=chosen[..., None])
         return action
 
 

@@ -4,13 +4,15 @@ Enters: which copies start anew. Leaves: noise for `mtray.acting`, random action
 drawn anew at every step averages out before a body has moved; what is held for a few steps does not. How long is drawn
 anew each time, so that no time scale is singled out.
 
-Most episodes are the policy's, with noise. A share of them is stepped with random actions that are held for longer,
-whatever the policy has learned: where nothing is paid until a swing has been built up, a policy soon sees no reason to
+Most episodes are the policy's, with noise. A share of them is stepped with random actions that are held for longer, as
+long as the policy is no better: where nothing is paid until a swing has been built up, a policy soon sees no reason to
 move, and noise around it does not get there.
 """
 
 from __future__ import annotations
 
+import collections
+import statistics
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -22,6 +24,11 @@ from mtray.specs import FloatArray
 
 Lengths: TypeAlias = npt.NDArray[np.float64]
 
+# Agent steps of one episode after which it is decided anew who steps it: some episodes never end.
+_DECIDED_FOR = 1000
+# Episodes of each kind by which random ones and the policy's are compared.
+_COMPARED = 20
+
 
 def zeta(longest: int, exponent: float) -> Lengths:
     """[longest] probabilities of the lengths 1, 2, ...: proportional to 1 / length ** exponent.
@@ -31,13 +38,6 @@ def zeta(longest: int, exponent: float) -> Lengths:
     """
     weights = np.arange(1.0, longest + 1) ** -exponent
     probabilities: Lengths = weights / weights.sum()
-    return probabilities
-
-
-def always(length: int) -> Lengths:
-    """[length] probabilities of the lengths 1, 2, ...: the last is certain."""
-    probabilities = np.zeros(length)
-    probabilities[-1] = 1
     return probabilities
 
 
@@ -92,9 +92,42 @@ def random_actions(size: tuple[int, int, int], longest: int, generator: np.rando
     return Held(size, zeta(longest, 1), lambda size: 2 * generator.random(size, np.float32) - 1, generator)
 
 
-def random_episodes(size: tuple[int, int], share: float, generator: np.random.Generator) -> Held:
-    """Which copies [T, K, 1] are in one of the ``share`` of episodes that are stepped with random actions: 1, others 0.
+class RandomEpisodes:
+    """Which copies are in an episode with random actions: a share of each task's, while the policy is no better.
 
-    Held until the copies start anew, or for 1,000 steps of an episode that does not end.
+    A policy is better if on average its last episodes returned more than the best of the last random ones: where random
+    actions find now and then what the policy never does, they go on.
     """
-    return Held((*size, 1), always(1000), lambda size: (generator.random(size) < share).astype(np.float32), generator)
+
+    def __init__(self, tasks: int, copies: int, share: float, generator: np.random.Generator) -> None:
+        """Begin every copy's episode; ``share`` of those of T tasks with K copies each are random."""
+        self._chosen = np.zeros((tasks, copies), np.bool_)
+        self._left = np.zeros((tasks, copies), np.int64)
+        self._shares = np.full(tasks, share)
+        self._share = share
+        self._generator = generator
+        # Task to returns of random episodes, and of the policy's.
+        self._returns = [
+            {kind: collections.deque[float](maxlen=_COMPARED) for kind in (False, True)} for _ in range(tasks)
+        ]
+
+    def draw(self) -> BoolArray:
+        """[T, K] for the next step; overwritten by the next draw."""
+        over = self._left == 0
+        if over.any():
+            uniform = self._generator.random(over.shape)
+            np.copyto(self._chosen, uniform < self._shares[:, None], where=over)
+            self._left[over] = _DECIDED_FOR
+        self._left -= 1
+        return self._chosen
+
+    def restart(self, ended: BoolArray) -> None:
+        """Decide anew at the next step in the copies of ``ended`` [T, K]."""
+        np.copyto(self._left, 0, where=ended)
+
+    def add(self, task: int, episode_return: float, of_policy: bool) -> None:
+        """Take what an episode returned."""
+        returns = self._returns[task]
+        returns[of_policy].append(episode_return)
+        better = all(returns.values()) and statistics.fmean(returns[True]) > max(returns[False])
+        self._shares[task] = 0.0 if better else self._share

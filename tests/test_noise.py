@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mtray.noise import always, normal_noise, random_actions, random_episodes, zeta
+from mtray.noise import RandomEpisodes, normal_noise, random_actions, zeta
 
 
 def make_noise(*size, longest=16, seed=0):
@@ -20,10 +20,6 @@ def test_lengths_fall_with_their_power():
     # 1 + 1/4 + 1/9 = 49/36; 1 + 1/2 + 1/3 = 11/6.
     np.testing.assert_allclose(zeta(3, 2), np.array([36, 9, 4]) / 49)
     np.testing.assert_allclose(zeta(3, 1), np.array([6, 3, 2]) / 11)
-
-
-def test_one_length_may_be_certain():
-    np.testing.assert_array_equal(always(3), [0, 0, 1])
 
 
 @pytest.mark.parametrize(("make", "exponent"), [(normal_noise, 2), (random_actions, 1)])
@@ -70,24 +66,55 @@ def test_random_actions_fill_their_range_evenly():
     assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.02)
 
 
+def chosen_of(share, copies=500, seed=0):
+    return RandomEpisodes(2, copies, share, np.random.default_rng(seed))
+
+
 def test_share_of_episodes_is_random_and_stays_so_until_they_end():
-    chosen = random_episodes((2, 500), 0.2, np.random.default_rng(0))
-    steps = drawn(chosen, 1000)
-    assert (steps == steps[0]).all()
-    assert set(steps[0].unique().tolist()) == {0.0, 1.0}
-    assert_close(steps[0].mean(), torch.tensor(0.2), rtol=0, atol=0.05)
+    chosen = chosen_of(0.2)
+    first = chosen.draw().copy()
+    assert all((chosen.draw() == first).all() for _ in range(999))
+    np.testing.assert_allclose(first.mean(), 0.2, atol=0.05)
     # An episode that goes on for more than 1,000 steps is decided anew.
-    after = drawn(chosen, 1)[0]
-    assert_close((after * steps[0]).mean(), torch.tensor(0.04), rtol=0, atol=0.03)
+    after = chosen.draw().copy()
+    np.testing.assert_allclose((after & first).mean(), 0.04, atol=0.03)
     ended = np.zeros((2, 500), bool)
     ended[0] = True
     chosen.restart(ended)
-    again = drawn(chosen, 1)[0]
+    again = chosen.draw()
     assert (again[1] == after[1]).all()
     assert (again[0] != after[0]).any()
-    assert_close(again.mean(), torch.tensor(0.2), rtol=0, atol=0.05)
+    np.testing.assert_allclose(again.mean(), 0.2, atol=0.05)
 
 
 @pytest.mark.parametrize("share", [0, 1])
 def test_all_or_no_episodes_may_be_random(share):
-    assert (drawn(random_episodes((3, 50), share, np.random.default_rng(0)), 2) == share).all()
+    assert (chosen_of(share).draw() == share).all()
+
+
+def test_episodes_are_random_while_the_policy_returns_no_more_than_the_best_of_them():
+    chosen = chosen_of(0.5)
+
+    def shares():
+        chosen.restart(np.ones((2, 500), bool))
+        return chosen.draw().mean(1)
+
+    for task, episode_return, of_policy, random in (
+        (0, 5.0, True, True),  # Nothing to compare with.
+        (0, -1.0, False, False),
+        (0, 7.0, False, True),  # One of them found more.
+        (0, 9.0, True, True),  # 7 on average: no more than 7.
+        (0, 8.0, True, False),
+        (0, -50.0, True, True),  # And back, when the policy has become worse.
+    ):
+        chosen.add(task, episode_return, of_policy)
+        np.testing.assert_allclose(shares(), [0.5 * random, 0.5], atol=0.1)
+    # The last twenty count.
+    for _ in range(20):
+        chosen.add(0, 7.1, True)
+    assert shares()[0] == 0
+    chosen.add(0, 8.0, False)
+    assert shares()[0] > 0.4
+    for _ in range(20):
+        chosen.add(0, 1.0, False)
+    assert shares()[0] == 0
