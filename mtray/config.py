@@ -51,8 +51,8 @@ class CollectorConfig:
     noise_steps: int = 16
     """Most steps that exploration noise is held before it is drawn anew; 1 for fresh noise at every step."""
     random_episodes: float = 1 / 8
-    """Share of a task's episodes that are stepped with random actions while the policy's own return, on average, no more
-    than the best of those. Their returns are not among those that are shown."""
+    """Share of a task's episodes that are stepped with random actions while the policy's own return, on average, no
+    more than the best of those. Their returns are not among those that are shown."""
     random_steps: int = 64
     """Most steps that these random actions are held before they are drawn anew; 1 for a fresh one at every step."""
     push_timeout_seconds: float = 60.0
