@@ -143,8 +143,8 @@ class LearnerConfig:
     polyak: float = 0.01
     """Share of the critic that enters its target with every update."""
     actor_polyak: float = 0.002
-    """Share of the actor that enters, with every update of it, the average that acts and is evaluated; 1 for the actor
-    as it is."""
+    """Share of the actor that enters, with every update of it, the average that is saved and evaluated; 1 for the actor
+    as it is. Collectors act with the actor itself."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
     atoms: int = 51

@@ -124,14 +124,14 @@ class Learner:
         }
 
     def weights(self) -> Weights:
-        """A snapshot of the averaged policy under a new version (0 before the first update).
+        """A snapshot of the policy under a new version (0 before the first update).
 
         Raises:
             RunError: a number is not finite; no such weights are given out.
         """
         self.check()
         version = self.version + 1 if self.updates else 0
-        snapshot = weights_module.snapshot(self.sac.average, version)
+        snapshot = weights_module.snapshot(self.policy, version)
         self.version = version
         return snapshot
 

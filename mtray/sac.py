@@ -76,7 +76,8 @@ class SoftActorCritic:
 
     Attributes:
         policy: the actor.
-        average: the policy that follows the actor slowly, for acting: steadier than the actor is from update to update.
+        average: the policy that follows the actor slowly, which is steadier from update to update: what is evaluated and
+            used. Data are collected with the actor, so that the critic sees what the actor is wrong about.
         critic: the critics.
         target: the critics that lag behind.
         log_temperature: [T].

@@ -258,7 +258,7 @@ def test_the_same_seed_gives_the_same_run_in_lockstep(tmp_path):
             torch.cat([tensor.reshape(-1) for tensor in state.values()])
             for state in (policy, learner["average"], learner["policy"])
         )
-        # The policy that is saved is the one that acts, not the actor.
+        # The policy that is saved is the average, not the actor.
         assert torch.equal(weights, average)
         assert not torch.equal(weights, actor)
         results.append((weights, saved.rows, summary_of(tmp_path / name)["updates"]))

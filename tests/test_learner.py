@@ -186,7 +186,7 @@ def test_state_continues_exactly(tasks):
     assert second.updates == 6
 
 
-def test_what_is_given_out_is_the_average_with_the_newest_statistics(tasks):
+def test_the_actor_is_given_out_and_its_average_is_saved_with_the_same_statistics(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     learner = learner_of(tasks, actor_polyak=0.5, actor_period=1)
     passed = [parameters(learner.policy)]
@@ -194,12 +194,14 @@ def test_what_is_given_out_is_the_average_with_the_newest_statistics(tasks):
         learner.update(batch_of(replay))
         passed.append(parameters(learner.policy))
     learner.set_statistics(replay.sample_rows(4).statistics)
-    given = MultiTaskPolicy(specs_of(tasks), NETWORK)
+    given, saved = (MultiTaskPolicy(specs_of(tasks), NETWORK) for _ in range(2))
     load(given, learner.weights())
-    torch.testing.assert_close(parameters(given), passed[0] / 4 + passed[1] / 4 + passed[2] / 2)
-    assert given.mean.any()
-    for name, buffer in learner.policy.named_buffers():
-        assert torch.equal(given.get_buffer(name), buffer)
+    saved.load_state_dict(learner.state_dict()["average"])
+    assert torch.equal(parameters(given), passed[2])
+    torch.testing.assert_close(parameters(saved), passed[0] / 4 + passed[1] / 4 + passed[2] / 2)
+    assert saved.mean.any()
+    for name, buffer in given.named_buffers():
+        assert torch.equal(saved.get_buffer(name), buffer)
 
 
 def test_versions_count_what_is_given_out(tasks):
@@ -231,7 +233,7 @@ def test_weights_that_are_not_finite_are_never_given_out(tasks):
     learner.update(batch_of(replay))
     learner.weights()
     with torch.no_grad():
-        learner.sac.average.backbone[0].weight[0, 0] = float("inf")
+        learner.policy.backbone[0].weight[0, 0] = float("inf")
     with pytest.raises(RunError, match=r"backbone\.0\.weight.*not finite"):
         learner.weights()
     assert learner.version == 1
