@@ -76,7 +76,7 @@ class SoftActorCritic:
 
     Attributes:
         policy: the actor.
-        average: the policy that follows the actor slowly, which is steadier from update to update: what is evaluated and
+        average: the policy that follows the actor slowly and is steadier from update to update: what is evaluated and
             used. Data are collected with the actor, so that the critic sees what the actor is wrong about.
         critic: the critics.
         target: the critics that lag behind.
