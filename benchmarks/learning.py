@@ -6,7 +6,7 @@ Runs `python -m mtray.launch` with its default settings once per seed, one after
 every checkpoint with the deterministic policy, and compares with the curves in benchmarks/reference/dmc_returns.csv at
 equal frames per task. What follows ``--`` goes to mtray.launch.
 
-Runs stay in ``--run-dir``. When the script is started again, those that are finished are read, one that is not is
+Runs stay in ``--run-dir``. When the script is started again, those that have the frames asked for are read, others are
 resumed. ``--single 1`` trains an agent per task as well, for one seed, with the same settings, and compares the many
 with the one.
 """
@@ -54,17 +54,19 @@ class Point:
 
 
 def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int, settings: Sequence[str]) -> None:
-    """One run, from where it stands."""
-    summary = folder / "summary.json"
-    if summary.is_file() and json.loads(summary.read_text())["exit_reason"] == "finished":
-        return
-    command = [sys.executable, "-m", "mtray.launch"]
+    """One run, from where it stands; one that was finished with fewer frames goes on."""
+    summary, total = folder / "summary.json", frames * len(tasks)
+    if summary.is_file():
+        ended = json.loads(summary.read_text())
+        if ended["exit_reason"] == "finished" and ended["frames"] >= total:
+            return
+    command = [sys.executable, "-m", "mtray.launch", "--total-frames", str(total)]
     if (folder / "checkpoints" / "latest").is_file():
         command += ["--resume", str(folder)]
     else:
         # A run that ended before its first checkpoint has nothing to go on from.
         shutil.rmtree(folder, ignore_errors=True)
-        command += ["--tasks", *tasks, "--total-frames", str(frames * len(tasks)), "--seed", str(seed)]
+        command += ["--tasks", *tasks, "--seed", str(seed)]
         command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.keep-checkpoints", "1000"]
         command += ["--run-dir", str(folder), *settings]
     # Ended before `in_own_processes` ends whoever waits here.
@@ -139,6 +141,16 @@ def table(
                 rows.append({**row, "seeds": len(values[task]) if name in runs else None})
             print(f"{task:{width}}" + " " * max(0, 23 - width) + "".join(f"{cell:>26}" for cell in cells))
     return rows
+
+
+def compare(together: Sequence[Sequence[Point]], apart: Sequence[Sequence[Point]], moments: Sequence[int]) -> None:
+    """Print one agent's mean return and wall clock as shares of those of the agents of one task each."""
+    print("\none agent of all tasks, as a share of agents of one each, seed by seed")
+    for frames in moments:
+        pairs = [(at(ours, frames), at(theirs, frames)) for ours, theirs in zip(together, apart, strict=False)]
+        returns = ", ".join(f"{ours.mean / theirs.mean:.2f}" for ours, theirs in pairs)
+        minutes = ", ".join(f"{ours.minutes / theirs.minutes:.2f}" for ours, theirs in pairs)
+        print(f"at {frames:,} frames per task: mean return {returns}; wall clock {minutes}")
 
 
 def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], frames: int, file: Path) -> None:
@@ -221,7 +233,11 @@ def main() -> None:
     minutes = {name: [points[-1].minutes for points in points_of] for name, points_of in runs.items()}
     for name, spent in minutes.items():
         print(f"{name}: {', '.join(f'{value:.1f}' for value in spent)} minutes a seed")
-    rows = table(runs, tasks, (frames // 2, frames))
+    moments = frames // 2, frames
+    rows = table(runs, tasks, moments)
+    if options.single:
+        together, apart = runs.values()
+        compare(together, apart, moments)
     if options.json:
         curves = {name: [[asdict(point) for point in points] for points in seeds_] for name, seeds_ in runs.items()}
         harness.write(options.json, {**origin, "minutes": minutes, "rows": rows, "curves": curves})
