@@ -52,7 +52,8 @@ class CollectorConfig:
     """Most steps that exploration noise is held before it is drawn anew; 1 for fresh noise at every step."""
     random_episodes: float = 1 / 8
     """Share of a task's episodes that are stepped with random actions while the policy's own return, on average, no
-    more than the best of those. Their returns are not among those that are shown."""
+    more than the best of those; four times as many, up to half, where the policy's all return the same. The returns of
+    random ones are not among those that are shown."""
     random_steps: int = 64
     """Most steps that these random actions are held before they are drawn anew; 1 for a fresh one at every step."""
     push_timeout_seconds: float = 60.0

@@ -28,6 +28,8 @@ Lengths: TypeAlias = npt.NDArray[np.float64]
 _DECIDED_FOR = 1000
 # Episodes of each kind by which random ones and the policy's are compared.
 _COMPARED = 20
+# Episodes of the policy's, all of the same return, after which random ones become so many times as many.
+_SAME, _MORE = 5, 4
 
 
 def zeta(longest: int, exponent: float) -> Lengths:
@@ -96,7 +98,8 @@ class RandomEpisodes:
     """Which copies are in an episode with random actions: a share of each task's, while the policy is no better.
 
     A policy is better if on average its last episodes returned more than the best of the last random ones: where random
-    actions find now and then what the policy never does, they go on.
+    actions find now and then what the policy never does, they go on. Where its last episodes all returned the same (of
+    a sparse reward, nothing), they teach nothing, and random ones become four times as many, up to half.
     """
 
     def __init__(self, tasks: int, copies: int, share: float, generator: np.random.Generator) -> None:
@@ -129,5 +132,11 @@ class RandomEpisodes:
         """Take what an episode returned."""
         returns = self._returns[task]
         returns[of_policy].append(episode_return)
-        better = all(returns.values()) and statistics.fmean(returns[True]) > max(returns[False])
-        self._shares[task] = 0.0 if better else self._share
+        random, own = returns[False], returns[True]
+        if random and own and statistics.fmean(own) > max(random):
+            self._shares[task] = 0.0
+        elif len(own) >= _SAME and min(own) == max(own):
+            # No more than half, or the policy could not show that it has become better.
+            self._shares[task] = max(self._share, min(0.5, _MORE * self._share))
+        else:
+            self._shares[task] = self._share

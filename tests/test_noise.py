@@ -118,3 +118,25 @@ def test_episodes_are_random_while_the_policy_returns_no_more_than_the_best_of_t
     for _ in range(20):
         chosen.add(0, 1.0, False)
     assert shares()[0] == 0
+
+
+@pytest.mark.parametrize(("share", "more"), [(0.0, 0.0), (0.05, 0.2), (0.2, 0.5), (0.7, 0.7)])
+def test_random_episodes_become_more_while_those_of_the_policy_all_return_the_same(share, more):
+    chosen = chosen_of(share)
+
+    def shares():
+        chosen.restart(np.ones((2, 500), bool))
+        return chosen.draw().mean(1)
+
+    for _ in range(4):
+        chosen.add(0, 0.0, True)
+    np.testing.assert_allclose(shares(), [share, share], atol=0.05)
+    chosen.add(0, 0.0, True)
+    np.testing.assert_allclose(shares(), [more, share], atol=0.05)
+    chosen.add(0, 3.0, False)  # That they find something is no reason to have fewer of them,
+    np.testing.assert_allclose(shares(), [more, share], atol=0.05)
+    chosen.add(0, 1.0, True)  # but that the policy does is.
+    np.testing.assert_allclose(shares(), [share, share], atol=0.05)
+    for _ in range(20):
+        chosen.add(0, 5.0, True)
+    assert shares()[0] == 0  # All the same, and better.
