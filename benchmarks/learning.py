@@ -201,19 +201,22 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, help="of each evaluation (10, or 1 with --quick)")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--run-dir", type=Path, help="where the runs stay (runs/learning, or nowhere with --quick)")
-    parser.add_argument("--single", type=int, default=0, metavar="SEEDS", help="an agent per task as well, for so many")
+    parser.add_argument(
+        "--single", type=int, metavar="SEEDS", help="an agent per task as well, for so many (0, or 1 with --quick)"
+    )
     parser.add_argument("settings", nargs="*", metavar="-- SETTINGS", help="for mtray.launch")
     options = parser.parse_args()
     tasks = tuple(SIX[:2] if options.quick and options.tasks is SIX else options.tasks)
     frames = options.frames or (3_000 if options.quick else 100_000)
     every, episodes = options.every or frames // 8, options.episodes or (1 if options.quick else 10)
     seeds = range(options.seeds or (1 if options.quick else 3))
+    single = int(options.quick) if options.single is None else options.single
     settings = [*options.settings, *(["--learner.warmup-steps", "500"] if options.quick else [])]
 
     def all_runs(folder: Path) -> dict[str, list[list[Point]]]:
         together, apart = f"mtray, {len(tasks)} tasks", f"mtray, {len(tasks)} agents"
         jobs = [(folder / f"seed_{seed}", tasks, frames, every, seed, settings) for seed in seeds]
-        for seed in seeds[: options.single]:
+        for seed in seeds[:single]:
             jobs += [(folder / f"seed_{seed}_{task}", (task,), frames, every, seed, settings) for task in tasks]
         for first in range(0, len(jobs), options.at_once):
             harness.in_own_processes(train, jobs[first : first + options.at_once], _RUN_SECONDS)
@@ -235,7 +238,7 @@ def main() -> None:
         print(f"{name}: {', '.join(f'{value:.1f}' for value in spent)} minutes a seed")
     moments = frames // 2, frames
     rows = table(runs, tasks, moments)
-    if options.single:
+    if single:
         together, apart = runs.values()
         compare(together, apart, moments)
     if options.json:
