@@ -73,8 +73,8 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
     harness.run_program(command, _RUN_SECONDS - 60)
 
 
-def evaluate(folder: Path, tasks: Sequence[str], episodes: int) -> list[Point]:
-    """A run's checkpoints, in order; what was evaluated before is read."""
+def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int) -> list[Point]:
+    """A run's checkpoints until one has so many frames per task, in order; what was evaluated before is read."""
     points = []
     for checkpoint in sorted(path for path in (folder / "checkpoints").iterdir() if path.is_dir()):
         file = checkpoint / f"returns_{episodes}.json"
@@ -86,6 +86,8 @@ def evaluate(folder: Path, tasks: Sequence[str], episodes: int) -> list[Point]:
         meta, found = (json.loads(path.read_text()) for path in (checkpoint / "meta.json", file))
         returns = {task: found[task]["return_mean"] for task in tasks}
         points.append(Point(meta["frames"] / len(tasks), meta["metrics"]["seconds"] / 60, returns))
+        if points[-1].frames >= frames:
+            break
     return points
 
 
@@ -220,7 +222,7 @@ def main() -> None:
             jobs += [(folder / f"seed_{seed}_{task}", (task,), frames, every, seed, settings) for task in tasks]
         for first in range(0, len(jobs), options.at_once):
             harness.in_own_processes(train, jobs[first : first + options.at_once], _RUN_SECONDS)
-        points = [evaluate(here, learned, episodes) for here, learned, *_ in jobs]
+        points = [evaluate(here, learned, frames, episodes) for here, learned, *_ in jobs]
         runs = {together: points[: len(seeds)]}
         for first in range(len(seeds), len(jobs), len(tasks)):
             moments = zip(*points[first : first + len(tasks)], strict=False)
