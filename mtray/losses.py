@@ -40,24 +40,35 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor, mask: Ten
     Returns:
         action [..., act] in (-1, 1), zero where padded; log density [...] over the real dimensions.
     """
-    pre_tanh = mean + noise * log_std.exp()
-    log_normal = -0.5 * noise.square() - log_std - _LOG_SQRT_2PI
-    log_jacobian = 2 * (_LOG_2 - pre_tanh - functional.softplus(-2 * pre_tanh))
-    return torch.tanh(pre_tanh) * mask, ((log_normal - log_jacobian) * mask).sum(-1)
+    pre_tanh = torch.addcmul(mean, noise, log_std.exp())
+    # Sums of the two densities' parts, as few as may be: each is a kernel here and one more going back.
+    constant = _LOG_SQRT_2PI + 2 * _LOG_2
+    log_jacobian = -2 * (pre_tanh + functional.softplus(-2 * pre_tanh))
+    log_normal = -0.5 * noise.square() - log_std
+    return torch.tanh(pre_tanh) * mask, ((log_normal - log_jacobian - constant) * mask).sum(-1)
 
 
-def _neighbours(values: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the atom below each value, the last but one at most, and the share of the atom above it.
+def _step(atoms: Tensor) -> Tensor:
+    return (atoms[-1] - atoms[0]) / (atoms.numel() - 1)
 
-    Atoms ascend and are evenly spaced; values beyond them are clipped to their ends.
+
+def _neighbours(position: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
+    """Index of the atom below each position, the last but one at most, and the share of the atom above it.
+
+    Positions count atoms from the first; they are clipped to the ends, in place.
     """
-    last = atoms.numel() - 1
-    step = (atoms[-1] - atoms[0]) / last
-    # Rounding may put a value a little outside the support.
-    position = ((values - atoms[0]) / step).clamp_(0, last)
+    position.clamp_(0, atoms - 1)
     # Clamped as integers: what is no number must not become an index, and stays none in the shares.
-    index = position.long().clamp_(0, last - 1)
+    index = position.long().clamp_(0, atoms - 2)
     return index, position.sub_(index)
+
+
+def _put(probabilities: Tensor, position: Tensor) -> Tensor:
+    """Probabilities [..., atoms] that lie at these positions, as those of the atoms; the positions are overwritten."""
+    index, upper_share = _neighbours(position, position.shape[-1])
+    upper_share.mul_(probabilities)
+    projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
+    return projected.scatter_add_(-1, index.add_(1), upper_share)
 
 
 def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tensor:
@@ -73,10 +84,7 @@ def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tenso
     Returns:
         [..., atoms], probabilities of ``atoms``.
     """
-    index, upper_share = _neighbours(target_atoms, atoms)
-    upper_share.mul_(probabilities)
-    projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
-    return projected.scatter_add_(-1, index.add_(1), upper_share)
+    return _put(probabilities, (target_atoms - atoms[0]) / _step(atoms))
 
 
 def soft_target(
@@ -103,9 +111,14 @@ def soft_target(
     Returns:
         [..., atoms].
     """
-    going_on = torch.where(terminated, torch.zeros_like(reward), discount.expand_as(reward))
-    values = reward.unsqueeze(-1) + going_on.unsqueeze(-1) * (atoms + entropy_bonus_tp1.unsqueeze(-1))
-    return project(probabilities_tp1, values, atoms)
+    going_on = discount.expand_as(reward).masked_fill(terminated, 0)
+    # `project` for values that are evenly spaced as well: where the first atom comes to lie says where all do.
+    low, step = atoms[0], _step(atoms)
+    first = (reward + going_on * (entropy_bonus_tp1 + low) - low) / step
+    return _put(
+        probabilities_tp1,
+        torch.addcmul(first.unsqueeze(-1), going_on.unsqueeze(-1), torch.arange(atoms.numel(), device=atoms.device)),
+    )
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -151,8 +164,6 @@ def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     Returns:
         value [...], and the same critic's rows of each table [..., n].
     """
-    if len(value) == 1:
-        return value[0], *(table[0] for table in tables)
     least, index = value.min(0)
     return least, *(table.gather(0, index[None, ..., None].expand(1, *table.shape[1:])).squeeze(0) for table in tables)
 
@@ -208,7 +219,7 @@ def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
         [..., atoms].
     """
     values = atoms * ratio.unsqueeze(-1)
-    index, upper_share = _neighbours(values, atoms)
+    index, upper_share = _neighbours((values - atoms[0]) / _step(atoms), atoms.numel())
     low, high = (logits.gather(-1, part.expand(logits.shape)) for part in (index, index + 1))
     beyond = (values - values.clamp(atoms[0], atoms[-1])).abs() / (atoms[1] - atoms[0])
     # So far out nothing is left of it; more would only make the numbers large.

@@ -73,6 +73,14 @@ class GroupedHead(nn.Module):
         return outputs
 
 
+def _normed(linear: nn.Module, norm: nn.Module, inputs: Tensor) -> Tensor:
+    """Linear, then LayerNorm: as the modules do, without the way through their calls."""
+    assert isinstance(linear, nn.Linear)
+    assert isinstance(norm, nn.LayerNorm)
+    inputs = functional.linear(inputs, linear.weight, linear.bias)
+    return functional.layer_norm(inputs, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
 class ResidualBlock(nn.Module):
     """Linear-LayerNorm-ReLU-Linear-LayerNorm beside a skip connection (BRO, Nauman et al. 2024)."""
 
@@ -89,7 +97,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., width] to [..., width]."""
-        outputs: Tensor = self.layers(inputs)
+        one, norm_one, _, two, norm_two = self.layers
+        outputs = _normed(two, norm_two, _normed(one, norm_one, inputs).relu_())
         return outputs.add_(inputs)  # In place: a LayerNorm's gradient does not read its output.
 
 
@@ -106,17 +115,19 @@ class Backbone(nn.Sequential):
 
         An embedding is the same for all rows of a task, so its part of the first product is made once per task.
         """
-        first, *rest = self
+        first, norm, _, *blocks = self
         assert isinstance(first, nn.Linear)
         if embedding is None or not embedding.shape[-1]:
-            inputs = first(inputs)
+            rows = first(inputs.flatten(0, -2))
         else:
             own, shared = first.weight.tensor_split([inputs.shape[-1]], 1)
             offset = torch.addmm(first.bias, embedding, shared.T)
-            inputs = functional.linear(inputs, own).add_(offset.unsqueeze(1))
-        for layer in rest:
-            inputs = layer(inputs)
-        return inputs
+            rows = functional.linear(inputs, own).add_(offset.unsqueeze(1)).flatten(0, -2)
+        rows = norm(rows).relu_()
+        for block in blocks:
+            rows = block(rows)
+        outputs: Tensor = rows.view(*inputs.shape[:-1], -1)
+        return outputs
 
 
 class MultiTaskPolicy(TensorDictModuleBase):

@@ -10,6 +10,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,10 +172,13 @@ class SoftActorCritic:
             observation = self._update_critic(batch, ids)
             if with_actor:
                 self._update_actor(batch.tasks, observation, ids)
-        live = 1 - self._watch.stop
-        self.task_updates += live if ids is None else torch.zeros_like(self.task_updates).index_fill_(0, ids, 1) * live
+        seen = 1 if ids is None else torch.zeros_like(self.task_updates).index_fill_(0, ids, 1)
         self.updates += 1
-        if self._watch.late:
+        if not self._watch.late:
+            self.task_updates += seen
+        else:
+            live = 1 - self._watch.stop
+            self.task_updates += seen * live
             self._watch.updates += live.long()
             if self.updates % self.look_every == 0:
                 self.check()
@@ -227,10 +231,11 @@ class SoftActorCritic:
     def _scales(self, ids: Tensor | None) -> _Scales:
         return _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.detach().exp(), ids))
 
-    def _autocast(self) -> torch.autocast:
-        lower = self.config.precision == "bfloat16"
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision != "bfloat16":
+            return nullcontext()
         # Casts are not kept from one network to the next: a graph must make its own.
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         with self._autocast():

@@ -57,7 +57,10 @@ class Categorical:
     ) -> Tensor:
         """See `ValueKind`."""
         probabilities = outputs_tp1.softmax(-1)
-        _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
+        if len(probabilities) == 1:
+            probabilities_tp1 = probabilities[0]
+        else:
+            _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
         return losses.soft_target(probabilities_tp1, reward, terminated, discount, entropy_bonus_tp1, self.atoms)
 
     def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
