@@ -97,7 +97,7 @@ class Learner:
             self.reward_scale[moved] = wanted[moved]
 
     def _wanted_scale(self) -> Tensor:
-        temperature = self.log_temperature.detach().exp()
+        temperature = self.log_temperature.exp()
         limit = self.config.value_limit
         return losses.reward_scale(self.largest_return, temperature, self.sac.target_entropy, self.sac.discount, limit)
 

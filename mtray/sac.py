@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from mtray import losses
 from mtray.batches import Batch
@@ -23,7 +24,7 @@ from mtray.config import LearnerConfig, NetworkConfig
 from mtray.device import Recorded, Watch
 from mtray.errors import NotFiniteError
 from mtray.networks import MultiTaskCritic, MultiTaskPolicy
-from mtray.optimiser import Part, tensors_of
+from mtray.optimiser import AdamW, Part, tensors_of
 from mtray.specs import TaskSpec
 from mtray.values import Categorical, Scalar, ValueKind
 
@@ -113,9 +114,7 @@ class SoftActorCritic:
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         tasks = len(specs)
-        self.log_temperature = nn.Parameter(
-            torch.full((tasks,), float(config.initial_temperature), device=self.device).log()
-        )
+        self.log_temperature = torch.full((tasks,), float(config.initial_temperature), device=self.device).log()
         self.discount = torch.tensor(discount, device=self.device)
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.loss_weight = torch.tensor(config.weight_of_losses([spec.name for spec in specs]), device=self.device)
@@ -126,19 +125,15 @@ class SoftActorCritic:
         self.actor_part = Part(self.policy.shared_parameters(), self.policy.heads, config)
         self._target_tensors = tensors_of(self.target.shared_parameters(), self.target.heads)
         self._average_tensors = tensors_of(self.average.shared_parameters(), self.average.heads)
-        self._temperature_optimiser = torch.optim.Adam(
-            [self.log_temperature],
-            lr=config.temperature_learning_rate,
-            betas=(0.5, 0.999),
-            fused=True,
-            capturable=self.device.type == "cuda",
+        self._temperature_optimiser = AdamW(
+            [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999)
         )
         graphs = self.device.type == "cuda" if config.graphs is None else config.graphs
         self.look_every = _LOOK_EVERY if graphs else 1
         self._watch = Watch(3, tasks, self.device, late=graphs)
         if graphs:
             for optimiser in (self.critic_part.optimiser, self.actor_part.optimiser, self._temperature_optimiser):
-                optimiser.found_inf = self._watch.stop  # type: ignore[attr-defined]
+                optimiser.found_inf = self._watch.stop
         self._fixed: _Fixed | None = None
         compiled = (
             functools.partial(torch.compile, backend=config.compile, dynamic=False) if config.compile else _as_it_is
@@ -229,7 +224,7 @@ class SoftActorCritic:
         return (table if ids is None else table[ids]).unsqueeze(-1)
 
     def _scales(self, ids: Tensor | None) -> _Scales:
-        return _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.detach().exp(), ids))
+        return _Scales(self._rows(self.reward_scale, ids), self._rows(self.log_temperature.exp(), ids))
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.precision != "bfloat16":
@@ -274,7 +269,7 @@ class SoftActorCritic:
             action = self.policy.from_bounds(batch.action, ids)
         outputs = self._outputs(self._online, observation, action, ids)
         loss, gradient = self._loss_of(outputs.detach(), target)
-        gradient.mul_((self._rows(self.loss_weight, ids) / target[..., 0].numel()).unsqueeze(-1))
+        gradient.mul_((self._rows(self.loss_weight, ids) / batch.reward.numel()).unsqueeze(-1))
         loss = loss.sum(0).mean(-1)
         self._step(_CRITIC, self.critic_part, [outputs], [gradient], loss, batch.tasks, ids)
         torch._foreach_lerp_(self._target_tensors, self.critic_part.tensors, self.config.polyak)
@@ -303,8 +298,8 @@ class SoftActorCritic:
             target = self.target_entropy if ids is None else self.target_entropy[ids]
             log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
             gradient = losses.temperature_gradient(log_temperature, entropy, target)
-            self.log_temperature.grad, _ = self._by_task(gradient, ids)
-        self._temperature_optimiser.step()
+            gradient, _ = self._by_task(gradient, ids)
+        self._temperature_optimiser.step([gradient])
         value = value.mean(-1)
         self._note(ids, actor_loss=loss, value=value, return_estimate=value * scales.reward[:, 0], entropy=entropy)
 
@@ -326,12 +321,12 @@ class SoftActorCritic:
             return (norms if ids is None else norms[ids]).isfinite() & loss.isfinite()
 
         self._verify(kind, norm + loss.sum(), good, tasks, ids)
-        part.optimiser.step()
+        part.step()
 
     @torch.no_grad()
     def _share_embedding(self) -> None:
         # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
-        self.policy.embedding.copy_(self.critic.embedding)
+        functional.normalize(self.critic.raw_embedding, dim=-1, out=self.policy.embedding)
 
     @torch.no_grad()
     def _note(self, ids: Tensor | None, **columns: Tensor) -> None:
@@ -359,11 +354,11 @@ class SoftActorCritic:
         update_share, of all updates those that it was in.
         """
         columns = dict(self.last)
-        columns["temperature"] = self.log_temperature.detach().exp()
+        columns["temperature"] = self.log_temperature.exp()
         columns["reward_scale"] = self.reward_scale
         columns["update_share"] = self.task_updates / max(1, self.updates)
         for name, part in (("critic_gradient", self.critic_part), ("actor_gradient", self.actor_part)):
-            if part.heads[0][0].grad is not None:
+            if part.gradients:
                 columns[name] = part.norms(len(self.specs))
         return columns
 
@@ -374,7 +369,7 @@ class SoftActorCritic:
             "average": self.average.state_dict(),
             "critic": self.critic.state_dict(),
             "target": self.target.state_dict(),
-            "log_temperature": self.log_temperature.detach(),
+            "log_temperature": self.log_temperature,
             "reward_scale": self.reward_scale,
             "critic_optimiser": self.critic_part.optimiser.state_dict(),
             "actor_optimiser": self.actor_part.optimiser.state_dict(),
@@ -388,8 +383,7 @@ class SoftActorCritic:
         """Continue from what `state_dict` gave."""
         for name in ("policy", "average", "critic", "target"):
             getattr(self, name).load_state_dict(state[name])
-        with torch.no_grad():
-            self.log_temperature.copy_(state["log_temperature"])
+        self.log_temperature.copy_(state["log_temperature"])
         self.reward_scale.copy_(state["reward_scale"])
         self.critic_part.optimiser.load_state_dict(state["critic_optimiser"])
         self.actor_part.optimiser.load_state_dict(state["actor_optimiser"])

@@ -396,7 +396,7 @@ def test_a_task_with_twice_the_rows_counts_twice(tasks):
             # Without noise in the actions, for it would not be the same.
             learner.policy.heads.output.bias[:, 2:] = -50.0
         learner.update(batch)
-        found[name] = [part.values.grad.clone() for part in (learner.sac.critic_part, learner.sac.actor_part)]
+        found[name] = [part.gradients[0].clone() for part in (learner.sac.critic_part, learner.sac.actor_part)]
         figures = learner.metrics()
         found[name] += [torch.tensor(figures[task]["critic_loss"]) for task in ("left", "right")]
         assert figures["right"]["update_share"] == 1
