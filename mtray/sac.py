@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mtray import losses
 from mtray.batches import Batch
@@ -326,7 +325,7 @@ class SoftActorCritic:
     @torch.no_grad()
     def _share_embedding(self) -> None:
         # The critic learns the task embedding; the policy carries a copy, so its gradient never reaches it.
-        functional.normalize(self.critic.raw_embedding, dim=-1, out=self.policy.embedding)
+        self.policy.embedding.copy_(self.critic.embedding)
 
     @torch.no_grad()
     def _note(self, ids: Tensor | None, **columns: Tensor) -> None:
