@@ -123,10 +123,10 @@ def measure(tasks: int, what: str, seconds: float) -> float:
     """Updates per second of CPU time: of the learner, of its matrix products alone, or of the loop over heads."""
     import torch
 
-    from mtray.processes import keep_freed_memory
+    from mtray.processes import prepare_updates
 
     # As the learner's actor does.
-    keep_freed_memory()
+    prepare_updates(1)
     if what == "loop":
         loop_over_heads()
     learner, batch = build(tasks)

@@ -24,7 +24,7 @@ from mtray.config import Config
 from mtray.errors import NotFiniteError, RunError
 from mtray.exchange import Draws, Pusher
 from mtray.messages import Push, Receipt, Report, Sampled, TaskStatistics
-from mtray.processes import keep_freed_memory, start_fork_server
+from mtray.processes import prepare_updates, start_fork_server
 from mtray.replay import Replay as _Replay
 from mtray.shared import Address
 from mtray.specs import FloatArray, TaskSpec, observation_width
@@ -204,13 +204,10 @@ class Learner:
             config: the run's.
             source: the replay.
         """
-        import torch
-
         from mtray import checkpoint, learner
         from mtray.batches import unpack_batches
 
-        torch.set_num_threads(config.learner.threads)
-        keep_freed_memory()
+        prepare_updates(config.learner.threads)
         self._checkpoint, self._unpack = checkpoint, unpack_batches
         self._specs, self._source = specs, source
         self._deterministic = config.deterministic

@@ -152,6 +152,9 @@ class LearnerConfig:
     """Atoms of the critic's distribution; 1 for a scalar critic, which is trained by the squared error."""
     value_limit: float = 10.0
     """The atoms span [-value_limit, value_limit], in scaled returns."""
+    headroom: float = 3.0
+    """How many times as far as the largest return seen the support reaches, but never farther than the largest reward
+    seen, at every step for ever, would."""
     initial_temperature: float = 0.1
     """Of every task, in units of its raw reward."""
     loss_weights: tuple[str, ...] = ()
@@ -189,6 +192,7 @@ class LearnerConfig:
         ):
             _require(getattr(self, name) > 0, f"--learner.{name.replace('_', '-')} must be above 0")
         _require(self.slack_steps is None or self.slack_steps >= 0, "--learner.slack-steps can't be negative")
+        _require(self.headroom >= 1, f"--learner.headroom {self.headroom}: at least 1 is needed")
         for name in ("updates_per_step", "warmup_steps", "weight_decay"):
             _require(getattr(self, name) >= 0, f"--learner.{name.replace('_', '-')} can't be negative")
         _require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")

@@ -61,7 +61,7 @@ class Learner:
         )
         self.policy, self.critic, self.target = self.sac.policy, self.sac.critic, self.sac.target
         self.log_temperature, self.reward_scale = self.sac.log_temperature, self.sac.reward_scale
-        self.largest_return = torch.zeros(len(specs), device=self.device)
+        self.possible_return = torch.zeros(len(specs), device=self.device)
         self.reward_scale.copy_(self._wanted_scale())
         self.version = 0
 
@@ -71,7 +71,7 @@ class Learner:
         return self.sac.updates
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
-        """Take over what the replay knows of each task: the inputs' mean and deviation, the largest return.
+        """Take over what the replay knows of each task: the inputs' mean and deviation, the largest reward and return.
 
         Where the reward scale follows, the critic's heads keep their values in rewards (van Hasselt et al. 2016,
         "Learning values across many orders of magnitude", PopArt, here for a categorical head).
@@ -84,7 +84,9 @@ class Learner:
             deviation = torch.from_numpy((known.square / (known.count - 1) + 1e-6) ** 0.5)
             self.policy.mean[index, :width] = torch.from_numpy(known.mean).to(self.policy.mean)
             self.policy.scale[index, :width] = (1 / deviation).to(self.policy.scale)
-            self.largest_return[index] = known.largest_return
+            self.possible_return[index] = losses.possible_return(
+                known.largest_return, known.largest_reward, discount_of(spec), self.config.headroom
+            )
         wanted = self._wanted_scale()
         if not self.updates:
             self.reward_scale.copy_(wanted)
@@ -99,7 +101,7 @@ class Learner:
     def _wanted_scale(self) -> Tensor:
         temperature = self.log_temperature.exp()
         limit = self.config.value_limit
-        return losses.reward_scale(self.largest_return, temperature, self.sac.target_entropy, self.sac.discount, limit)
+        return losses.reward_scale(self.possible_return, temperature, self.sac.target_entropy, self.sac.discount, limit)
 
     def update(self, batch: Batch | TensorDictBase) -> None:
         """One update on a batch over any subset of tasks, dense or as a lazy stack.
@@ -142,10 +144,10 @@ class Learner:
             NotFiniteError: as `update` does.
         """
         self.check()
-        return {**self.sac.state_dict(), "largest_return": self.largest_return, "version": self.version}
+        return {**self.sac.state_dict(), "possible_return": self.possible_return, "version": self.version}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self.sac.load_state_dict(state)
-        self.largest_return = state["largest_return"].to(self.device)
+        self.possible_return = state["possible_return"].to(self.device)
         self.version = state["version"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from mtray.rows import holds_transition
+from mtray.rows import holds_transition, rewards
 from mtray.specs import FloatArray
 
 # Rows whose statistics are taken at once: so many of any task's, as float64, stay in a core's own cache.
@@ -26,12 +26,14 @@ class TaskStatistics:
         count: transitions.
         mean: [obs_t] float64, of observations acted on.
         square: [obs_t] float64, their summed squared deviations.
+        largest_reward: largest absolute reward.
         largest_return: largest absolute discounted return.
     """
 
     count: int
     mean: npt.NDArray[np.float64]
     square: npt.NDArray[np.float64]
+    largest_reward: float = 0.0
     largest_return: float = 0.0
 
     @classmethod
@@ -45,16 +47,18 @@ class TaskStatistics:
             acted = holds_transition(chunk).astype(np.float64)
             count = int(acted.sum())
             if count:
+                largest = float((np.abs(rewards(chunk)) * acted).max())
                 values = scratch[: len(chunk)]
                 values[:] = chunk[:, :observation_size]
                 mean = acted @ values / count
                 values -= mean
                 values *= values
-                total.merge(cls(count, mean, acted @ values))
+                total.merge(cls(count, mean, acted @ values, largest))
         return total
 
     def merge(self, other: TaskStatistics) -> None:
         """Add what another has seen (Chan, Golub, LeVeque 1983)."""
+        self.largest_reward = max(self.largest_reward, other.largest_reward)
         self.largest_return = max(self.largest_return, other.largest_return)
         if not other.count:
             return

@@ -1,4 +1,4 @@
-"""Of operating system processes: where those that step simulators come from, and how a learner's keeps its memory."""
+"""Of operating system processes: where those that step simulators come from, and how a learner's is set up."""
 
 from __future__ import annotations
 
@@ -20,6 +20,17 @@ def start_fork_server(modules: Sequence[str]) -> None:
     """
     multiprocessing.set_forkserver_preload(list(modules))
     forkserver.ensure_running()
+
+
+def prepare_updates(threads: int) -> None:
+    """Have this process make a learner's updates on the CPU as fast as it can, with so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    # Atoms that no value comes near get probabilities, gradients and AdamW moments below float32's normal range after
+    # some ten thousand updates; computing with such numbers can make an update twice as long.
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:

@@ -297,7 +297,13 @@ class Replay:
             "frames": dict(self._frames),
             "written": {task: ring.written for task, ring in self._rings.items()},
             "statistics": {
-                task: [known.count, known.mean.tolist(), known.square.tolist(), known.largest_return]
+                task: [
+                    known.count,
+                    known.mean.tolist(),
+                    known.square.tolist(),
+                    known.largest_reward,
+                    known.largest_return,
+                ]
                 for task, known in self._statistics.items()
             },
             "receipts": {
@@ -328,8 +334,8 @@ class Replay:
             ring.written = written - len(held) if same else 0
             ring.insert(held, holds_transition(held))
         self._frames.update(state["frames"])
-        for task, (count, mean, square, largest) in state["statistics"].items():
-            self._statistics[task] = TaskStatistics(count, np.array(mean), np.array(square), largest)
+        for task, (count, mean, square, *largest) in state["statistics"].items():
+            self._statistics[task] = TaskStatistics(count, np.array(mean), np.array(square), *largest)
         self._receipts = {
             source: {number: Receipt(source, number, frames) for number, frames in receipts}
             for source, receipts in state["receipts"].items()

@@ -36,6 +36,11 @@ def holds_transition(rows: FloatArray) -> npt.NDArray[np.bool_]:
     return cast("npt.NDArray[np.bool_]", (row_flags(rows) & TRANSITION) != 0)
 
 
+def rewards(rows: FloatArray) -> FloatArray:
+    """The rewards of rows [..., row_size]: a view."""
+    return rows[..., -2]
+
+
 def is_finite(rows: FloatArray) -> bool:
     """Whether every number of contiguous rows is finite."""
     numbers = rows.reshape(-1)

@@ -254,7 +254,8 @@ def test_the_inputs_statistics_and_reward_scale_follow_the_replay(tasks):
 
 def test_values_keep_their_meaning_in_rewards_when_the_reward_scale_follows(tasks):
     replay, _ = filled_replay(tasks, rollouts=8)
-    learner = Learner(specs_of(tasks), replace(NETWORK, critics=2), LearnerConfig(initial_temperature=1e-6))
+    config = LearnerConfig(initial_temperature=1e-6, headroom=1.0)
+    learner = Learner(specs_of(tasks), replace(NETWORK, critics=2), config)
     statistics = replay.sample_rows(4).statistics
     statistics["left"].largest_return, statistics["right"].largest_return = 5.0, 5.0
     learner.set_statistics(statistics)
@@ -281,6 +282,17 @@ def test_values_keep_their_meaning_in_rewards_when_the_reward_scale_follows(task
     statistics["right"].largest_return = 9.1
     learner.set_statistics(statistics)
     assert torch.equal(learner.reward_scale, scale), "a move that small is not worth the blur"
+
+
+def test_the_support_reaches_beyond_the_largest_return_but_not_beyond_the_largest_reward_for_ever(tasks):
+    replay, _ = filled_replay(tasks, rollouts=8)
+    learner = Learner(specs_of(tasks), NETWORK, LearnerConfig(initial_temperature=1e-6, headroom=3.0))
+    statistics = replay.sample_rows(4).statistics
+    left, right = statistics["left"], statistics["right"]
+    left.largest_return, left.largest_reward = 5.0, 100.0
+    right.largest_return, right.largest_reward = 5.0, 8.0 * (1 - discount_of(specs_of(tasks)[1]))
+    learner.set_statistics(statistics)
+    assert learner.reward_scale.tolist() == pytest.approx([1.5, 0.8], rel=1e-3)
 
 
 @pytest.mark.parametrize(("horizon", "discount"), [(1000, 0.995), (500, 0.99), (50, 0.95), (None, 0.99)])

@@ -223,6 +223,20 @@ def test_descent_raises_the_temperature_of_a_policy_whose_entropy_is_below_targe
     assert density.grad is None
 
 
+@pytest.mark.parametrize(
+    ("largest_return", "largest_reward", "discount", "headroom", "expected"),
+    [
+        (10.0, 1.0, 0.99, 3.0, 30.0),
+        (50.0, 1.0, 0.99, 3.0, 100.0),  # The largest reward for ever: 1 / 0.01.
+        (100.5, 1.0, 0.99, 3.0, 100.5),  # What was seen is possible, whatever rounding says.
+        (10.0, 1.0, 0.99, 1.0, 10.0),
+        (0.0, 0.0, 0.95, 3.0, 0.0),
+    ],
+)
+def test_possible_return_of_worked_numbers(largest_return, largest_reward, discount, headroom, expected):
+    assert losses.possible_return(largest_return, largest_reward, discount, headroom) == pytest.approx(expected)
+
+
 def test_reward_scale_of_worked_numbers():
     found = losses.reward_scale(
         torch.tensor([10.0, 0.0, 4.0]),

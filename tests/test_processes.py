@@ -26,6 +26,24 @@ def faults(how: str) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+DENORMAL = """
+import torch
+from mtray.processes import prepare_updates
+
+small = torch.full((8,), 1e-30)
+print(bool((small * 1e-10).any()))
+prepare_updates(1)
+print(bool((small * 1e-10).any()))
+print(torch.get_num_threads())
+"""
+
+
+def test_updates_do_not_compute_with_denormal_numbers():
+    command = [sys.executable, "-c", DENORMAL]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert found == ["True", "False", "1"]
+
+
 def test_freed_memory_is_kept():
     assert faults("as it is") > 8 * 64
     assert faults("keep") < 10

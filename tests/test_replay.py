@@ -188,7 +188,7 @@ class ReplayMachine(RuleBasedStateMachine):
     def teardown(self):
         for task, observed in getattr(self, "observed", {}).items():
             if observed:
-                [count, mean, square, _] = self.replay.state()["statistics"][task]
+                [count, mean, square, *_] = self.replay.state()["statistics"][task]
                 assert count == len(observed)
                 np.testing.assert_allclose(mean, np.mean(observed, 0, dtype=np.float64))
                 np.testing.assert_allclose(square, np.var(observed, 0, dtype=np.float64) * count, atol=1e-6)
@@ -314,11 +314,13 @@ def test_statistics_of_chunks_are_those_of_all():
     data["observation"][:, :3] = data["observation_left"]
     for key in (("next", "observation"), ("next", "observation_left")):
         data[key].zero_()
+    data["next", "reward"].fill_(2.5)[700] = -50.0
     rows, observed = pack(data, SPECS[0], WIDTH), data["observation_left"].double().numpy()
     found = TaskStatistics.of(rows, 3)
     assert (found.count, len(rows) > 1000) == (1000, True)
     np.testing.assert_allclose(found.mean, observed.mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.square, observed.var(0) * 1000, rtol=1e-9)
+    assert found.largest_reward == 50.0
 
 
 def test_transitions_are_those_that_torchrls_list_storage_holds():
