@@ -61,8 +61,9 @@ class Learner:
         )
         self.policy, self.critic, self.target = self.sac.policy, self.sac.critic, self.sac.target
         self.log_temperature, self.reward_scale = self.sac.log_temperature, self.sac.reward_scale
+        self.largest_return = torch.zeros(len(specs), device=self.device)
         self.possible_return = torch.zeros(len(specs), device=self.device)
-        self.reward_scale.copy_(self._wanted_scale())
+        self.reward_scale.copy_(self._scale_of(self.possible_return))
         self.version = 0
 
     @property
@@ -84,10 +85,12 @@ class Learner:
             deviation = torch.from_numpy((known.square / (known.count - 1) + 1e-6) ** 0.5)
             self.policy.mean[index, :width] = torch.from_numpy(known.mean).to(self.policy.mean)
             self.policy.scale[index, :width] = (1 / deviation).to(self.policy.scale)
+            self.largest_return[index] = known.largest_return
             self.possible_return[index] = losses.possible_return(
                 known.largest_return, known.largest_reward, discount_of(spec), self.config.headroom
             )
-        wanted = self._wanted_scale()
+        wanted = self._scale_of(self.possible_return)
+        self.sac.reach.copy_(wanted / self._scale_of(self.largest_return))
         if not self.updates:
             self.reward_scale.copy_(wanted)
             return
@@ -98,10 +101,10 @@ class Learner:
                 critic.rescale(moved, ratio[moved], self.sac.kind)
             self.reward_scale[moved] = wanted[moved]
 
-    def _wanted_scale(self) -> Tensor:
+    def _scale_of(self, returns: Tensor) -> Tensor:
         temperature = self.log_temperature.exp()
         limit = self.config.value_limit
-        return losses.reward_scale(self.possible_return, temperature, self.sac.target_entropy, self.sac.discount, limit)
+        return losses.reward_scale(returns, temperature, self.sac.target_entropy, self.sac.discount, limit)
 
     def update(self, batch: Batch | TensorDictBase) -> None:
         """One update on a batch over any subset of tasks, dense or as a lazy stack.
@@ -144,10 +147,16 @@ class Learner:
             NotFiniteError: as `update` does.
         """
         self.check()
-        return {**self.sac.state_dict(), "possible_return": self.possible_return, "version": self.version}
+        return {
+            **self.sac.state_dict(),
+            "largest_return": self.largest_return,
+            "possible_return": self.possible_return,
+            "version": self.version,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
         self.sac.load_state_dict(state)
+        self.largest_return = state["largest_return"].to(self.device)
         self.possible_return = state["possible_return"].to(self.device)
         self.version = state["version"]

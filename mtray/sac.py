@@ -83,6 +83,8 @@ class SoftActorCritic:
         target: the critics that lag behind.
         log_temperature: [T].
         reward_scale: [T], what rewards are divided by when a batch is used; set in place by whoever knows the returns.
+        reach: [T], how many times farther the support reaches than the returns seen. The actor's loss counts as much
+            more, so that a task does not fade beside the others because more is possible in it; set as the scale is.
         updates: made so far.
         look_every: updates after which what was not finite is told at the latest.
         last: name to [T], what the last update that a task was in saw of it.
@@ -118,6 +120,7 @@ class SoftActorCritic:
         self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
         self.loss_weight = torch.tensor(config.weight_of_losses([spec.name for spec in specs]), device=self.device)
         self.reward_scale = torch.ones(tasks, device=self.device)
+        self.reach = torch.ones(tasks, device=self.device)
         self.atoms = losses.support(config.atoms, config.value_limit, self.device)
         self.kind: ValueKind = Scalar() if config.atoms == 1 else Categorical(self.atoms)
         self.critic_part = Part(self.critic.shared_parameters(), self.critic.heads, config)
@@ -288,7 +291,7 @@ class SoftActorCritic:
             gradient.mul_((values == value).unsqueeze(-1))
         entropy_weight = (scales.temperature / scales.reward).expand_as(log_density)
         loss = (entropy_weight * log_density.detach() - value).mean(-1)
-        share = self._rows(self.loss_weight, ids) / value.numel()
+        share = self._rows(self.loss_weight * self.reach, ids) / value.numel()
         gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
         self._step(_ACTOR, self.actor_part, [outputs, log_density], gradients, loss, tasks, ids)
         torch._foreach_lerp_(self._average_tensors, self.actor_part.tensors, self.config.actor_polyak)
@@ -370,6 +373,7 @@ class SoftActorCritic:
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature,
             "reward_scale": self.reward_scale,
+            "reach": self.reach,
             "critic_optimiser": self.critic_part.optimiser.state_dict(),
             "actor_optimiser": self.actor_part.optimiser.state_dict(),
             "temperature_optimiser": self._temperature_optimiser.state_dict(),
@@ -384,6 +388,7 @@ class SoftActorCritic:
             getattr(self, name).load_state_dict(state[name])
         self.log_temperature.copy_(state["log_temperature"])
         self.reward_scale.copy_(state["reward_scale"])
+        self.reach.copy_(state["reach"])
         self.critic_part.optimiser.load_state_dict(state["critic_optimiser"])
         self.actor_part.optimiser.load_state_dict(state["actor_optimiser"])
         self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])

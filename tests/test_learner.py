@@ -172,6 +172,9 @@ def test_state_continues_exactly(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = [batch_of(replay) for _ in range(6)]
     straight, first = learner_of(tasks), learner_of(tasks)
+    for learner in (straight, first):
+        learner.set_statistics(replay.sample_rows(4).statistics)
+    assert (straight.sac.reach > 1).all()
     for batch in batches:
         straight.update(batch)
     for batch in batches[:3]:
@@ -293,6 +296,7 @@ def test_the_support_reaches_beyond_the_largest_return_but_not_beyond_the_larges
     right.largest_return, right.largest_reward = 5.0, 8.0 * (1 - discount_of(specs_of(tasks)[1]))
     learner.set_statistics(statistics)
     assert learner.reward_scale.tolist() == pytest.approx([1.5, 0.8], rel=1e-3)
+    assert learner.sac.reach.tolist() == pytest.approx([3.0, 1.6], rel=1e-3)
 
 
 @pytest.mark.parametrize(("horizon", "discount"), [(1000, 0.995), (500, 0.99), (50, 0.95), (None, 0.99)])
@@ -361,6 +365,7 @@ def plain_update(learner, batch):
     policy.embedding.copy_(critic.embedding.detach())
     action, log_density = sample(observation)
     value = value_of(critic(observation, action)).amin(0)
+    weight = weight * learner.sac.reach
     (weight * (temperature * log_density / scale - value).mean(1)).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
     losses.temperature_loss(log_temperature, log_density, learner.sac.target_entropy).sum().backward()
@@ -383,7 +388,7 @@ def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, we
     config = LearnerConfig(atoms=atoms, initial_temperature=0.3, loss_weights=weights, actor_polyak=0.3)
     learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
-    learner.reward_scale[:] = torch.tensor([0.3, 0.8])
+    learner.reward_scale[:], learner.sac.reach[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
     batch = batch_of(replay)
     *plain, log_temperature = plain_update(learner, batch)
     learner.update(batch)
