@@ -34,6 +34,9 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, 
 
 _META, _POLICY, _LEARNER, _REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
 
+# Raised with every change of what learner and replay save. Before it was written down, it was 1.
+FORMAT = 2
+
 
 @dataclass
 class Checkpoint:
@@ -91,7 +94,12 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
             with (partial / f"rows_{task}.npy").open("wb") as file:
                 np.save(file, rows)
                 _flush(file.fileno())
-    meta = {**checkpoint.meta, "frames": checkpoint.frames, "has_replay": checkpoint.replay is not None}
+    meta = {
+        **checkpoint.meta,
+        "format": FORMAT,
+        "frames": checkpoint.frames,
+        "has_replay": checkpoint.replay is not None,
+    }
     _write_file(partial / _META, json.dumps(meta, indent=1).encode())
     partial.rename(final)
     _flush_folder(folder)
@@ -150,12 +158,18 @@ def read(path: Path) -> Checkpoint:
     """Read a whole checkpoint.
 
     Raises:
-        UsageError: a file is missing or damaged.
+        UsageError: a file is missing or damaged, or another version wrote it in another format.
     """
     try:
         meta = json.loads((path / _META).read_text())
         replay, rows = None, {}
-        if meta.pop("has_replay"):
+        has_replay, found = meta.pop("has_replay"), meta.pop("format", 1)
+        if found != FORMAT:
+            raise UsageError(
+                f"checkpoint {path} has format {found}, and this version goes on from format {FORMAT} only: resume it "
+                "with the version that wrote it, or start a new run; its policy can still be evaluated"
+            )
+        if has_replay:
             replay = json.loads((path / _REPLAY).read_text())
             rows = {spec["name"]: np.load(path / f"rows_{spec['name']}.npy") for spec in meta["specs"]}
         policy, learner = (path / _POLICY).read_bytes(), (path / _LEARNER).read_bytes()

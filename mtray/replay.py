@@ -334,8 +334,10 @@ class Replay:
             ring.written = written - len(held) if same else 0
             ring.insert(held, holds_transition(held))
         self._frames.update(state["frames"])
-        for task, (count, mean, square, *largest) in state["statistics"].items():
-            self._statistics[task] = TaskStatistics(count, np.array(mean), np.array(square), *largest)
+        for task, (count, mean, square, largest_reward, largest_return) in state["statistics"].items():
+            self._statistics[task] = TaskStatistics(
+                count, np.array(mean), np.array(square), largest_reward, largest_return
+            )
         self._receipts = {
             source: {number: Receipt(source, number, frames) for number, frames in receipts}
             for source, receipts in state["receipts"].items()

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, whenever the writer was killed; and what was saved acts as it did."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
@@ -15,7 +16,9 @@ from mtray import checkpoint
 from mtray.checkpoint import Checkpoint, from_bytes, latest, load_policy, read, read_config, to_bytes, write
 from mtray.config import Config, NetworkConfig, to_dict
 from mtray.errors import UsageError
+from mtray.learner import Learner
 from mtray.networks import MultiTaskPolicy
+from mtray.replay import Replay
 from tests.makers import awkward, make_spec
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 5, 1, action_low=(-3.0,), action_high=(1.0,)))
@@ -246,6 +249,17 @@ def test_meta_without_what_it_must_hold_is_refused_with_the_checkpoint(tmp_path)
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("found", [None, checkpoint.FORMAT - 1, checkpoint.FORMAT + 1])
+def test_another_versions_format_is_refused_and_its_policy_still_read(tmp_path, policy, found):
+    path = write(tmp_path, make_checkpoint(100, policy), keep=2)
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["format"]
+    (path / "meta.json").write_text(json.dumps(meta if found is None else {**meta, "format": found}))
+    with pytest.raises(UsageError, match=f"has format {found or 1}, .* format {checkpoint.FORMAT} only: resume it"):
+        read(path)
+    assert load_policy(path).names == policy.names
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -383,3 +397,18 @@ def test_a_config_of_other_settings_is_refused_with_its_folder(tmp_path):
     with pytest.raises(UsageError, match="wrokers") as caught:
         read_config(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def form_of(state):
+    """What is named and how it is nested, without the values."""
+    if isinstance(state, dict):
+        return {name: form_of(value) for name, value in state.items()}
+    return [form_of(value) for value in state] if isinstance(state, list) else "x"
+
+
+def test_form_of_what_is_saved_belongs_to_the_format():
+    """Whoever changes it raises `checkpoint.FORMAT`: a run must not go on from what it reads wrongly."""
+    learner, replay = Learner(SPECS, CONFIG.network, CONFIG.learner), Replay(SPECS, CONFIG.replay)
+    saved = form_of({"learner": learner.state_dict(), "replay": {**replay.state(), "generator": "numpy's own"}})
+    found = hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:12]
+    assert (checkpoint.FORMAT, found) == (2, "b2f328eb460a")
