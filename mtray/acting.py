@@ -20,6 +20,8 @@ from mtray.specs import FloatArray
 
 _LOG_STD_MIDDLE = np.float32((LOG_STD_HIGH + LOG_STD_LOW) / 2)
 _LOG_STD_REACH = np.float32((LOG_STD_HIGH - LOG_STD_LOW) / 2)
+# torch's, of every LayerNorm here.
+_EPSILON = 1e-5
 
 
 class Acting:
@@ -61,6 +63,7 @@ class Acting:
         for one, norm_one, two, norm_two in self._blocks:
             inner = _relu(norm_one(_product(hidden, *one)))
             hidden += norm_two(_product(inner, *two))
+        _normalise(hidden)
         if self._reads_observation:
             hidden = np.concatenate([observation, hidden], -1)
         *layers, (weight, bias) = self._heads
@@ -94,20 +97,26 @@ class _Norm:
 
     def __init__(self, layer: nn.Module) -> None:
         assert isinstance(layer, nn.LayerNorm)
-        self._gain, self._bias, self._eps = _array(layer.weight), _array(layer.bias), np.float32(layer.eps)
-        # A product with these is a mean.
-        self._share = np.full(len(self._gain), 1 / len(self._gain), np.float32)
+        assert layer.eps == _EPSILON
+        self._gain, self._bias = _array(layer.weight), _array(layer.bias)
 
     def __call__(self, values: FloatArray) -> FloatArray:
-        values -= (values @ self._share)[..., None]
-        deviation = np.einsum("...w,...w->...", values, values)
-        deviation *= self._share[0]
-        deviation += self._eps
-        np.sqrt(deviation, out=deviation)
-        values /= deviation[..., None]
+        _normalise(values)
         values *= self._gain
         values += self._bias
         return values
+
+
+def _normalise(values: FloatArray) -> None:
+    """To mean 0 and deviation 1 along the last dimension, in place."""
+    # A product with these is a mean.
+    share = np.full(values.shape[-1], 1 / values.shape[-1], np.float32)
+    values -= (values @ share)[..., None]
+    deviation = np.einsum("...w,...w->...", values, values)
+    deviation *= share[0]
+    deviation += _EPSILON
+    np.sqrt(deviation, out=deviation)
+    values /= deviation[..., None]
 
 
 def _product(values: FloatArray, weight: FloatArray, bias: FloatArray) -> FloatArray:

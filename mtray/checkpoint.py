@@ -34,7 +34,7 @@ _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, 
 
 _META, _POLICY, _LEARNER, _REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
 
-# Raised with every change of what learner and replay save. Before it was written down, it was 1.
+# Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
 FORMAT = 2
 
 
@@ -163,19 +163,23 @@ def read(path: Path) -> Checkpoint:
     try:
         meta = json.loads((path / _META).read_text())
         replay, rows = None, {}
-        has_replay, found = meta.pop("has_replay"), meta.pop("format", 1)
-        if found != FORMAT:
-            raise UsageError(
-                f"checkpoint {path} has format {found}, and this version goes on from format {FORMAT} only: resume it "
-                "with the version that wrote it, or start a new run; its policy can still be evaluated"
-            )
-        if has_replay:
+        _check_format(path, meta)
+        if meta.pop("has_replay"):
             replay = json.loads((path / _REPLAY).read_text())
             rows = {spec["name"]: np.load(path / f"rows_{spec['name']}.npy") for spec in meta["specs"]}
         policy, learner = (path / _POLICY).read_bytes(), (path / _LEARNER).read_bytes()
         return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
     except _DAMAGED as error:
         raise UsageError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
+
+
+def _check_format(path: Path, meta: dict[str, Any]) -> None:
+    found = meta.pop("format", 1)
+    if found != FORMAT:
+        raise UsageError(
+            f"checkpoint {path} has format {found}, and this version reads format {FORMAT} only: use the version of "
+            "mtray that wrote it, or start a new run"
+        )
 
 
 def read_config(run_dir: Path) -> Config:
@@ -196,7 +200,7 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
     """The policy of a run directory's newest checkpoint (or of one checkpoint's folder), acting deterministically.
 
     Raises:
-        UsageError: there is no whole checkpoint.
+        UsageError: there is no whole checkpoint, or another version wrote it in another format.
     """
     from mtray.networks import MultiTaskPolicy
 
@@ -204,6 +208,7 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
     folder = path if (path / _META).is_file() else latest(path)
     try:
         meta, data = json.loads((folder / _META).read_text()), (folder / _POLICY).read_bytes()
+        _check_format(folder, meta)
         specs = [TaskSpec.from_dict(spec) for spec in meta["specs"]]
         network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
         policy = MultiTaskPolicy(specs, network, deterministic=True)

@@ -103,7 +103,11 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Sequential):
-    """Linear-LayerNorm-ReLU, then residual blocks."""
+    """Linear-LayerNorm-ReLU, residual blocks, and a normalisation of what comes out.
+
+    The last is SimBa's (Lee et al. 2025), but without parameters: a head's outputs can then grow with its own weights
+    only, which holds overestimation back (Hussing et al. 2024, "Dissecting Deep RL with High Update Ratios").
+    """
 
     def __init__(self, inputs: int, width: int, blocks: int) -> None:
         """Build it; ``inputs`` counts the task embedding, whose columns come last."""
@@ -126,6 +130,7 @@ class Backbone(nn.Sequential):
         rows = norm(rows).relu_()
         for block in blocks:
             rows = block(rows)
+        rows = functional.layer_norm(rows, rows.shape[-1:])
         outputs: Tensor = rows.view(*inputs.shape[:-1], -1)
         return outputs
 
