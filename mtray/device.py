@@ -1,6 +1,6 @@
-"""How an update runs on a GPU without anybody waiting for it: recorded as CUDA graphs, its failures noted there.
+"""How an update runs without anybody waiting for it: recorded, its failures noted where it runs.
 
-On the CPU, where looking costs nothing and nothing is launched, the same classes look at once and call.
+On a GPU it is recorded as CUDA graphs, on the CPU on a tape.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from mtray.tape import Tape
 
 # Calls of a function on a GPU before it is recorded.
 _WARM_CALLS = 3
@@ -29,45 +31,49 @@ class Watch:
         self.late = late
         self.stop = torch.zeros((), device=device)
         self.updates = torch.zeros((), device=device, dtype=torch.int64)
-        self._failed = torch.zeros(kinds, tasks, device=device, dtype=torch.bool)
+        # Of each kind the tasks' numbers and their total, as they were when the first was not finite.
+        self._seen = torch.zeros(kinds, tasks + 1, device=device)
 
-    def note(self, kind: int, total: Tensor, failed: Tensor) -> None:
-        """Note the tasks that ``failed`` [T] bool if ``total`` [] is not finite and nothing is noted yet."""
-        first = ~total.isfinite() & (self.stop == 0)
-        self._failed[kind] |= failed & first
-        self.stop.copy_(torch.maximum(self.stop, first))
+    def note(self, kind: int, total: Tensor, values: Tensor) -> None:
+        """Note the tasks' ``values`` [T] if ``total`` [] is not finite and nothing is noted yet."""
+        seen = self._seen[kind]
+        torch.where(self.stop == 0, torch.cat([values, total.view(1)]), seen, out=seen)
+        # What is not finite less itself is no number.
+        self.stop.copy_(torch.maximum(self.stop, (total - total) != 0))
 
     def take(self) -> tuple[int, list[bool]] | None:
         """The first failure's kind and, per task, whether it failed; forgets it. None if all was finite."""
         if not self.stop.item():
             return None
-        kind = int(self._failed.any(1).int().argmax())
-        failed: list[bool] = self._failed[kind].tolist()
-        self._failed.zero_()
+        bad = ~self._seen.isfinite()
+        kind = int(bad[:, -1].int().argmax())
+        failed: list[bool] = bad[kind, :-1].tolist()
+        self._seen.zero_()
         self.stop.zero_()
-        return kind, failed
+        return kind, failed if any(failed) else [True] * len(failed)
 
 
 class Recorded:
     """A function without arguments that only reads and writes tensors which stay where they are.
 
-    On a GPU it is called a few times, then recorded as a CUDA graph and replayed; elsewhere it is called.
+    On a GPU it is called a few times, then recorded as a CUDA graph and replayed; on the CPU it is recorded as it is
+    called first.
     """
 
     def __init__(self, function: Callable[[], None], generator: torch.Generator) -> None:
         """Of a function that draws from this generator, on its device."""
         self._function, self._generator = function, generator
         self._calls = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recording: torch.cuda.CUDAGraph | Tape | None = None
 
     def __call__(self) -> None:
         """Call or replay."""
         device = self._generator.device
-        if device.type != "cuda":
-            self._function()
+        if self._recording is None and device.type != "cuda":
+            self._recording = Tape(self._function)
             return
         self._calls += 1
-        if self._calls <= _WARM_CALLS:
+        if self._recording is None and self._calls <= _WARM_CALLS:
             # What allocates once (optimisers' state, libraries' workspaces) does so here, on a stream beside the
             # default one, as recording will.
             stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
@@ -76,10 +82,10 @@ class Recorded:
                 self._function()
             current.wait_stream(stream)
             return
-        if self._graph is None:
+        if self._recording is None:
             graph = torch.cuda.CUDAGraph()
             graph.register_generator_state(self._generator)
             with torch.cuda.graph(graph):
                 self._function()
-            self._graph = graph
-        self._graph.replay()
+            self._recording = graph
+        self._recording.replay()

@@ -52,6 +52,8 @@ class _Fixed:
         self._algorithm, self._ids = algorithm, ids
         self.batch = Batch(batch.tasks, *(torch.empty_like(part, device=algorithm.device) for part in batch.tensors))
         self._observation = self.batch.observation
+        self._critic_gradients: list[Tensor] = []
+        self._actor_gradients: list[Tensor] = []
         self._critic = Recorded(self._update_critic, algorithm.generator)
         self._actor = Recorded(self._update_actor, algorithm.generator)
 
@@ -62,14 +64,19 @@ class _Fixed:
         self.batch.copy_(batch)
         # The critic first, always: when the actor's part is recorded, it reads what the critic's recorded part writes.
         self._critic()
+        # Updates that are not recorded leave theirs elsewhere.
+        self._algorithm.critic_part.gradients = self._critic_gradients
         if with_actor:
             self._actor()
+            self._algorithm.actor_part.gradients = self._actor_gradients
 
     def _update_critic(self) -> None:
         self._observation = self._algorithm._update_critic(self.batch, self._ids)
+        self._critic_gradients = self._algorithm.critic_part.gradients
 
     def _update_actor(self) -> None:
         self._algorithm._update_actor(self.batch.tasks, self._observation, self._ids)
+        self._actor_gradients = self._algorithm.actor_part.gradients
 
 
 class SoftActorCritic:
@@ -130,7 +137,7 @@ class SoftActorCritic:
         self._temperature_optimiser = AdamW(
             [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999)
         )
-        graphs = self.device.type == "cuda" if config.graphs is None else config.graphs
+        graphs = config.compile is None or self.device.type == "cuda" if config.graphs is None else config.graphs
         self.look_every = _LOOK_EVERY if graphs else 1
         self._watch = Watch(3, tasks, self.device, late=graphs)
         if graphs:
@@ -206,17 +213,13 @@ class SoftActorCritic:
             )
         raise NotFiniteError(message, tasks, self.updates)
 
-    def _verify(
-        self, kind: int, total: Tensor, good: Callable[[], Tensor], tasks: Sequence[str], ids: Tensor | None
-    ) -> None:
-        """Note it or raise if ``total`` [] is not finite; ``good`` gives which of the batch's tasks [n] are."""
+    def _verify(self, kind: int, total: Tensor, values: Tensor, tasks: Sequence[str], ids: Tensor | None) -> None:
+        """Note it or raise if ``total`` [] is not finite; the batch's tasks whose ``values`` [n] are not are named."""
         if self._watch.late:
-            bad = ~good()
-            bad |= ~bad.any()
-            self._watch.note(kind, total, self._by_task(bad.float(), ids)[0] > 0)
+            self._watch.note(kind, total, values if ids is None else self._by_task(values, ids)[0])
         elif not math.isfinite(total.item()):
-            bad_ones = [task for task, fine in zip(tasks, good().tolist(), strict=True) if not fine]
-            self._fail(kind, bad_ones or tasks)
+            bad = [task for task, fine in zip(tasks, values.isfinite().tolist(), strict=True) if not fine]
+            self._fail(kind, bad or tasks)
 
     def _ids(self, tasks: tuple[str, ...]) -> Tensor | None:
         names = tuple(spec.name for spec in self.specs)
@@ -254,8 +257,8 @@ class SoftActorCritic:
         """Move the critic, then its target; gives the normalised observations [n, B, obs]."""
         parts = (batch.observation, batch.next_observation, batch.action, batch.reward)
         # The sum of finite float32 data overflows only where a value is beyond any simulator's range as well.
-        sums = torch.stack([part.flatten(1).sum(-1) for part in parts])
-        self._verify(_DATA, sums.sum(), lambda: sums.isfinite().all(0), batch.tasks, ids)
+        sums = torch.stack([part.flatten(1).sum(-1) for part in parts]).sum(0)
+        self._verify(_DATA, sums.sum(), sums, batch.tasks, ids)
         scales = self._scales(ids)
         observation: Tensor = self.policy.normalise(batch.observation, ids)
         with torch.no_grad():
@@ -317,12 +320,7 @@ class SoftActorCritic:
     ) -> None:
         """Descend, unless the loss [n] or its gradient is not finite."""
         norm = part.differentiate(outputs, gradients)
-
-        def good() -> Tensor:
-            norms = part.norms(len(self.specs))
-            return (norms if ids is None else norms[ids]).isfinite() & loss.isfinite()
-
-        self._verify(kind, norm + loss.sum(), good, tasks, ids)
+        self._verify(kind, norm + loss.sum(), loss, tasks, ids)
         part.step()
 
     @torch.no_grad()

@@ -218,7 +218,7 @@ def test_versions_count_what_is_given_out(tasks):
 def test_data_that_is_not_finite_stops_the_update_before_it_changes_anything(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     batch = batch_of(replay)
-    learner = learner_of(tasks)
+    learner = learner_of(tasks, graphs=False)
     learner.update(batch)
     before = parameters(learner.critic), parameters(learner.policy)
     for name in ("reward", "observation", "next_observation", "action"):
@@ -426,7 +426,7 @@ def test_a_task_with_twice_the_rows_counts_twice(tasks):
 @pytest.mark.parametrize(("part", "name"), [("critic", "raw_embedding"), ("policy", "heads.output.bias")])
 def test_a_loss_that_is_not_finite_stops_the_update_and_names_the_task(tasks, part, name):
     replay, _ = filled_replay(tasks, rollouts=3)
-    learner = learner_of(tasks)
+    learner = learner_of(tasks, graphs=False)
     learner.update(batch_of(replay))
     learner.update(batch_of(replay))
     with torch.no_grad():
@@ -473,13 +473,14 @@ def numbers(learner):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_updates_made_where_they_could_be_recorded_are_the_same(tasks, weighted):
+def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay)
     if weighted:
         batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     kept = [batch.observation.clone() for batch in batches]
-    plain, fixed = after(tasks, batches), after(tasks, batches, graphs=True)
+    plain, fixed = after(tasks, batches, graphs=False), after(tasks, batches, graphs=True)
+    assert fixed.sac._fixed._critic._recording is not None
     assert torch.equal(numbers(plain), numbers(fixed))
     assert plain.metrics() == fixed.metrics()
     assert all(torch.equal(batch.observation, known) for batch, known in zip(batches, kept, strict=True))
@@ -489,7 +490,7 @@ def test_updates_made_where_they_could_be_recorded_are_the_same(tasks, weighted)
     assert torch.equal(numbers(plain), numbers(fixed))
 
 
-def test_failures_noted_on_the_device_stop_every_later_update_and_are_told_when_looked_at(tasks):
+def test_failures_noted_stop_every_later_update_and_are_told_when_looked_at(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay)
     learner = after(tasks, batches[:3], graphs=True)
@@ -588,7 +589,7 @@ def test_updates_on_a_gpu_learn_what_those_on_the_cpu_do(tasks, changes):
 
 
 @pytest.mark.gpu
-def test_recorded_updates_are_those_that_are_not(tasks):
+def test_updates_recorded_on_a_gpu_are_those_that_are_not(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay, count=16)
     plain, recorded = after(tasks, batches, "cuda", graphs=False), after(tasks, batches, "cuda")
@@ -596,7 +597,7 @@ def test_recorded_updates_are_those_that_are_not(tasks):
 
 
 @pytest.mark.gpu
-def test_a_failure_in_a_recorded_update_is_told(tasks):
+def test_a_failure_in_an_update_recorded_on_a_gpu_is_told(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay, count=16)
     learner = after(tasks, batches, "cuda")
