@@ -52,9 +52,9 @@ class Replay:
         """Store a push once."""
         return self._replay.insert(push)
 
-    def sample_rows(self, rows_per_task: int | Mapping[str, int], batches: int) -> Sampled:
+    def sample_rows(self, rows_per_task: int | Mapping[str, int], batches: int, steps: int = 1) -> Sampled:
         """Draw batches over all tasks."""
-        return self._replay.sample_rows(rows_per_task, batches)
+        return self._replay.sample_rows(rows_per_task, batches, steps=steps)
 
     def reaches(self, address: Address) -> bool:
         """Whether rows may come and go in that process's blocks."""
@@ -64,9 +64,9 @@ class Replay:
         """`insert` of rows in a block, both ways pickled by the caller's side: see `mtray.exchange`."""
         return pickle.dumps(self._replay.insert(pickle.loads(push)))
 
-    def sample_near(self, rows_per_task: int | Mapping[str, int], batches: int, out: bytes) -> bytes:
+    def sample_near(self, rows_per_task: int | Mapping[str, int], batches: int, steps: int, out: bytes) -> bytes:
         """`sample_rows` into a block."""
-        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out)))
+        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out), steps=steps))
 
     def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
         """See `mtray.replay.Replay.pushes_of`."""
@@ -117,7 +117,6 @@ class Collector:
         from mtray import collector
         from mtray.batches import pack
         from mtray.hosts import make_host
-        from mtray.learner import discount_of
         from mtray.makers import make_makers
         from mtray.networks import MultiTaskPolicy
 
@@ -133,7 +132,7 @@ class Collector:
             self._host,
             policy,
             rollout_steps=config.collector.rollout_steps,
-            discounts={spec.name: discount_of(spec) for spec in specs},
+            discounts={spec.name: spec.discount for spec in specs},
             noise_steps=config.collector.noise_steps,
             random_share=config.collector.random_episodes,
             random_steps=config.collector.random_steps,
@@ -214,7 +213,9 @@ class Learner:
         self._learner = learner.Learner(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
         rows_per_task = settings.rows_of([spec.name for spec in specs])
-        self._draws = Draws(source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead)
+        self._draws = Draws(
+            source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead, settings.n_step
+        )
         self._batches: collections.deque[Batch] = collections.deque()
         # Updates made before, and the batch: of all updates that an error may still tell of.
         self._used: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=self._learner.sac.look_every)

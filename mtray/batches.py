@@ -18,7 +18,7 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from torch import Tensor
 
 from mtray.errors import SchemaError
-from mtray.rows import NEXT_BITS, ROOT_BITS, TRANSITION, bits
+from mtray.rows import NEXT_BITS, ROOT_BITS, STEPS_SHIFT, TRANSITION, bits
 from mtray.schema import by_task, validate
 from mtray.specs import (
     ACTION,
@@ -122,6 +122,11 @@ class Batch:
     def flag(self, key: str, *, root: bool = False) -> Tensor:
         """``done``, ``terminated`` or ``truncated`` of the state reached (or acted on), [T, B] bool."""
         return (self.flags & (ROOT_BITS if root else NEXT_BITS)[key]) != 0
+
+    @property
+    def steps(self) -> Tensor:
+        """[T, B] int32, how many rewards ``reward`` is the discounted sum of."""
+        return (self.flags >> STEPS_SHIFT) + 1
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""

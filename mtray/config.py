@@ -141,6 +141,8 @@ class LearnerConfig:
     """Of the temperatures (Adam)."""
     weight_decay: float = 1e-2
     """AdamW's."""
+    n_step: int = 1
+    """Rewards that a target sums before the critic's value: up to so many, fewer where an episode or a rollout ends."""
     polyak: float = 0.01
     """Share of the critic that enters its target with every update."""
     actor_polyak: float = 0.002
@@ -181,7 +183,7 @@ class LearnerConfig:
         """Validate."""
         rows = self.batch_rows
         _require(rows is None or rows >= 1, f"--learner.batch-rows {rows}: at least 1 is needed")
-        for name in ("actor_period", "batches_per_call", "calls_ahead", "threads"):
+        for name in ("actor_period", "n_step", "batches_per_call", "calls_ahead", "threads"):
             _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
         for name in (
             "learning_rate",

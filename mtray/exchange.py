@@ -129,7 +129,13 @@ class Draws:
     """Calls to the replay that are always some ahead of who reads them."""
 
     def __init__(
-        self, replay: Any, specs: Sequence[TaskSpec], rows_per_task: Mapping[str, int], batches: int, calls_ahead: int
+        self,
+        replay: Any,
+        specs: Sequence[TaskSpec],
+        rows_per_task: Mapping[str, int],
+        batches: int,
+        calls_ahead: int,
+        steps: int = 1,
     ) -> None:
         """Make no call yet.
 
@@ -139,9 +145,10 @@ class Draws:
             rows_per_task: of each batch, task by task.
             batches: of each call.
             calls_ahead: calls under way or waiting.
+            steps: of each row's return.
         """
         self._replay = replay
-        self._size = dict(rows_per_task), batches
+        self._size = dict(rows_per_task), batches, steps
         self._shapes = {spec.name: sampled_shape(spec, rows_per_task[spec.name], batches) for spec in specs}
         self._calls_ahead = calls_ahead
         self._calls: collections.deque[Any] = collections.deque()

@@ -29,17 +29,6 @@ from mtray.weights import Weights
 _SCALE_STEP = 0.02
 
 
-def discount_of(spec: TaskSpec) -> float:
-    """A task's discount: of an episode's n agent steps, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 without a limit.
-
-    Hansen, Su, Wang 2024, "TD-MPC2", appendix.
-    """
-    if spec.horizon is None:
-        return 0.99
-    fifth = spec.horizon / spec.action_repeat / 5
-    return min(0.995, max(0.95, (fifth - 1) / fifth))
-
-
 class Learner:
     """Soft actor-critic over many tasks, fed with batches and statistics."""
 
@@ -56,9 +45,7 @@ class Learner:
         self.specs = tuple(specs)
         self.config = config
         self.device = torch.device(device)
-        self.sac = SoftActorCritic(
-            specs, network, config, [discount_of(spec) for spec in specs], device=device, seed=seed
-        )
+        self.sac = SoftActorCritic(specs, network, config, [spec.discount for spec in specs], device=device, seed=seed)
         self.policy, self.critic, self.target = self.sac.policy, self.sac.critic, self.sac.target
         self.log_temperature, self.reward_scale = self.sac.log_temperature, self.sac.reward_scale
         self.largest_return = torch.zeros(len(specs), device=self.device)
@@ -87,7 +74,7 @@ class Learner:
             self.policy.scale[index, :width] = (1 / deviation).to(self.policy.scale)
             self.largest_return[index] = known.largest_return
             self.possible_return[index] = losses.possible_return(
-                known.largest_return, known.largest_reward, discount_of(spec), self.config.headroom
+                known.largest_return, known.largest_reward, spec.discount, self.config.headroom
             )
         wanted = self._scale_of(self.possible_return)
         self.sac.reach.copy_(wanted / self._scale_of(self.largest_return))

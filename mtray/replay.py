@@ -22,7 +22,7 @@ import numpy.typing as npt
 from mtray.config import ReplayConfig
 from mtray.errors import RunError, SchemaError, UsageError
 from mtray.messages import Push, Receipt, Sampled, TaskStatistics
-from mtray.rows import TRANSITION, bits, holds_transition, is_finite, row_flags, sampled_shape
+from mtray.rows import NEXT_BITS, STEPS_SHIFT, TRANSITION, bits, holds_transition, is_finite, row_flags, sampled_shape
 from mtray.specs import FloatArray, TaskSpec, observation_width
 
 if TYPE_CHECKING:
@@ -94,11 +94,14 @@ class Ring:
         return inserted
 
     def pushes_of(self, rows: FloatArray) -> dict[str, list[int]]:
-        """Which pushes rows [n, row_size] that are held came with: source to numbers, ascending."""
+        """Which pushes rows [n, row_size] that are held came with: source to numbers, ascending.
+
+        Rows are known by observation and action: of sampled ones the rest may be that of several steps.
+        """
         capacity = len(self.rows)
-        held = self.rows[: min(self.written, capacity)]
-        # By their rewards first: comparing whole rows with all that is held would take seconds.
-        places = np.flatnonzero(np.isin(bits(held)[:, -2], bits(rows)[:, -2]))
+        held, rows = self.rows[: min(self.written, capacity), :-2], rows[:, :-2]
+        # By their actions first: comparing whole rows with all that is held would take seconds.
+        places = np.flatnonzero(np.isin(bits(held)[:, -1], bits(rows)[:, -1]))
         wanted = {row.tobytes() for row in rows}
         firsts = [first for first, _, _ in self._pushes]
         found: dict[str, set[int]] = {}
@@ -109,13 +112,14 @@ class Ring:
                 found.setdefault(source, set()).add(number)
         return {source: sorted(numbers) for source, numbers in sorted(found.items())}
 
-    def sample(self, out: FloatArray, generator: np.random.Generator) -> float:
+    def sample(self, out: FloatArray, generator: np.random.Generator, steps: int = 1) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.
 
         Args:
             out: contiguous [N, B, row_size + obs_t], where they go: N batches, each drawn on its own, then put from
                 the oldest row to the newest.
             generator: what draws.
+            steps: of each return; see `Replay.sample_rows`.
 
         Returns:
             How many rows have been written after those drawn, in the mean.
@@ -139,7 +143,28 @@ class Ring:
         # Batch by batch, so that what numpy gathers before it copies stays in the core's own cache.
         for batch, rows in zip(out.view(self._window)[..., 0], picked_by_batch, strict=True):
             batch[:] = windows[rows]
+        if steps > 1:
+            self._look_ahead(out, picked_by_batch, steps)
         return float(newest - picked_by_batch.mean())
+
+    def _look_ahead(self, out: FloatArray, picked: npt.NDArray[np.int64], steps: int) -> None:
+        """Make one-step transitions ``out``, of the rows ``picked`` [N, B], ones of up to so many steps."""
+        size, next_bits = self.spec.row_size, sum(NEXT_BITS.values())
+        flags, last = row_flags(out[..., :size]), picked.copy()
+        ends = self.rows[:, -2:]
+        more = np.zeros(picked.shape, np.int32)
+        going_on = (flags & NEXT_BITS["done"]) == 0
+        for step in range(1, steps):
+            following = (last + 1) % len(self.rows)
+            # What follows an episode's or a rollout's last step is no transition.
+            going_on &= self._acted[following]
+            last[going_on] = following[going_on]
+            more += going_on
+            reached = ends[last]
+            out[..., size - 2] += going_on * np.float32(self.spec.discount**step) * reached[..., -2]
+            going_on &= (row_flags(reached) & NEXT_BITS["done"]) == 0
+        flags[:] = (flags & ~next_bits) | (row_flags(ends[last]) & next_bits) | (more << STEPS_SHIFT)
+        out[..., size:] = self.rows[(last + 1) % len(self.rows), : self.spec.observation_size]
 
 
 class Replay:
@@ -238,6 +263,7 @@ class Replay:
         batches: int = 1,
         tasks: tuple[str, ...] | None = None,
         out: Mapping[str, FloatArray] | None = None,
+        steps: int = 1,
     ) -> Sampled:
         """Draw batches.
 
@@ -246,6 +272,9 @@ class Replay:
             batches: how many.
             tasks: which, in which order; by default all.
             out: where the rows shall be written; by default new arrays.
+            steps: of each return: a row's reward becomes the discounted sum of that many rewards, or of those until the
+                episode or the rollout ends, and its next observation and next flags the last one's. How many more than
+                one there are, its flags word tells from bit `rows.STEPS_SHIFT` on.
 
         Raises:
             UsageError: a task is unknown or has no data yet.
@@ -262,7 +291,7 @@ class Replay:
                 task: np.empty(sampled_shape(self._rings[task].spec, counts[task], batches), np.float32)
                 for task in tasks
             }
-        ages = {task: self._rings[task].sample(out[task], self._generator) for task in tasks}
+        ages = {task: self._rings[task].sample(out[task], self._generator, steps) for task in tasks}
         return Sampled(out, self._statistics, ages)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:

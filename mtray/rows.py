@@ -19,6 +19,8 @@ from mtray.specs import FloatArray, TaskSpec
 TRANSITION = 1
 NEXT_BITS = {"done": 2, "terminated": 4, "truncated": 8}
 ROOT_BITS = {"done": 16, "terminated": 32, "truncated": 64}
+# Of rows that were sampled: how many more steps their reward and next observation are of, from this bit on.
+STEPS_SHIFT = 8
 
 
 def bits(array: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

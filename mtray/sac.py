@@ -264,11 +264,14 @@ class SoftActorCritic:
         with torch.no_grad():
             reached = self.policy.normalise(batch.next_observation, ids)
             action_tp1, log_density_tp1 = self._sample(reached, ids)
+            discount = self._rows(self.discount, ids)
+            if self.config.n_step > 1:
+                discount = discount**batch.steps
             target = self._target_of(
                 self._outputs(self._lagging, reached, action_tp1, ids),
                 batch.reward / scales.reward,
                 batch.flag("terminated"),
-                self._rows(self.discount, ids),
+                discount,
                 -scales.temperature / scales.reward * log_density_tp1,
             )
             action = self.policy.from_bounds(batch.action, ids)

@@ -68,6 +68,17 @@ class TaskSpec:
     action_repeat: int = 1
 
     @property
+    def discount(self) -> float:
+        """Of an episode's n agent steps, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 without a limit.
+
+        Hansen, Su, Wang 2024, "TD-MPC2", appendix.
+        """
+        if self.horizon is None:
+            return 0.99
+        fifth = self.horizon / self.action_repeat / 5
+        return min(0.995, max(0.95, (fifth - 1) / fifth))
+
+    @property
     def observation_size(self) -> int:
         """Width of the concatenated observation."""
         return sum(width for _, width in self.observation)

@@ -61,7 +61,7 @@ class _View:
     def tensor(self) -> Tensor:
         assert self.memory.storage is not None
         empty = torch.empty(0, dtype=self.dtype)
-        return empty.set_(self.memory.storage, self.offset, self.size, self.stride)  # type: ignore[call-overload,no-any-return]
+        return empty.set_(self.memory.storage, self.offset, self.size, self.stride)
 
 
 @dataclass
@@ -153,7 +153,7 @@ class _Recorder(TorchDispatchMode):
     def _views(self, tree: Any) -> Any:
         def view(tensor: Tensor) -> _View:
             memory = self.memory[self._of(tensor)]
-            return _View(memory, tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+            return _View(memory, tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
         return tree_map_only(Tensor, view, tree)
 
@@ -165,7 +165,7 @@ class _Recorder(TorchDispatchMode):
         for memory in waiting:
             if not memory.known.expired():
                 # Somebody still looks at it.
-                memory.storage = torch.UntypedStorage._new_with_weak_ptr(memory.known.cdata)  # type: ignore[attr-defined]
+                memory.storage = torch.UntypedStorage._new_with_weak_ptr(memory.known.cdata)
                 continue
             for other in [other for other in used if other.last < memory.first]:
                 used.remove(other)

@@ -27,7 +27,7 @@ class ValueKind(Protocol):
                 pessimistic counts.
             reward: [n, B].
             terminated: [n, B] bool.
-            discount: [n, 1].
+            discount: [n, 1] or [n, B].
             entropy_bonus_tp1: [n, B], minus temperature times log density of the next action.
         """
         ...

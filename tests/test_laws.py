@@ -12,7 +12,6 @@ from mtray.collector import Collector
 from mtray.config import NetworkConfig, ReplayConfig
 from mtray.envs import TaskEnv, make_makers
 from mtray.hosts import make_host
-from mtray.learner import discount_of
 from mtray.networks import MultiTaskPolicy
 from mtray.noise import normal_noise
 from mtray.replay import Replay
@@ -35,7 +34,7 @@ class Rollouts:
             self.host,
             policy,
             rollout_steps=STEPS,
-            discounts={spec.name: discount_of(spec) for spec in self.specs},
+            discounts={spec.name: spec.discount for spec in self.specs},
             seed=9,
         )
         self.collector.load(snapshot(policy, version=1))

@@ -14,10 +14,11 @@ from mtray.config import LearnerConfig, NetworkConfig, ReplayConfig
 from mtray.envs import make_makers
 from mtray.errors import RunError
 from mtray.hosts import make_host
-from mtray.learner import Learner, discount_of
+from mtray.learner import Learner
 from mtray.messages import Push
 from mtray.networks import MultiTaskPolicy
 from mtray.replay import Replay
+from mtray.rows import STEPS_SHIFT
 from mtray.schema import by_task
 from mtray.specs import TaskSpec, observation_width
 from mtray.tasks import Task
@@ -46,7 +47,7 @@ def filled_replay(tasks, rollouts=20):
     specs = specs_of(tasks)
     host = make_host("inline", make_makers(tasks, 4, [1, 2]))
     policy = MultiTaskPolicy(specs, NETWORK).requires_grad_(False)
-    discounts = {spec.name: discount_of(spec) for spec in specs}
+    discounts = {spec.name: spec.discount for spec in specs}
     collector = Collector(host, policy, rollout_steps=16, discounts=discounts)
     replay = Replay(specs, ReplayConfig(capacity_rows=50_000))
     for _ in range(rollouts):
@@ -151,6 +152,26 @@ def test_a_time_limit_is_bootstrapped_and_a_termination_is_not(tasks):
     plain.update(Batch(batch.tasks, batch.observation, batch.action, batch.reward, batch.next_observation, flags))
     assert torch.equal(learners[1], parameters(plain.critic))
     assert not torch.equal(learners[0], parameters(plain.critic))
+
+
+def test_the_value_after_several_steps_is_discounted_by_as_many(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    batch = batch_of(replay)
+    many = unpack_batches(replay.sample_rows(32, steps=3).rows, replay.specs)[0]
+    assert set(many.steps.flatten().tolist()) >= {1, 3}
+    learner, plain = learner_of(tasks, n_step=3), learner_of(tasks)
+    learner.update(batch)
+    plain.update(batch)
+    assert torch.equal(parameters(learner.critic), parameters(plain.critic)), "steps of one each"
+    learner.update(many)
+    plain.update(many)
+    assert not torch.equal(parameters(learner.critic), parameters(plain.critic))
+    same = replace(many, flags=many.flags & 255 | 2 << STEPS_SHIFT)
+    cubed, three = learner_of(tasks), learner_of(tasks, n_step=3)
+    cubed.sac.discount.pow_(3)
+    for each in (cubed, three):
+        each.update(same)
+    torch.testing.assert_close(parameters(cubed.critic), parameters(three.critic), rtol=1e-5, atol=1e-7)
 
 
 def test_same_seed_same_weights_other_seed_others(tasks):
@@ -293,7 +314,7 @@ def test_the_support_reaches_beyond_the_largest_return_but_not_beyond_the_larges
     statistics = replay.sample_rows(4).statistics
     left, right = statistics["left"], statistics["right"]
     left.largest_return, left.largest_reward = 5.0, 100.0
-    right.largest_return, right.largest_reward = 5.0, 8.0 * (1 - discount_of(specs_of(tasks)[1]))
+    right.largest_return, right.largest_reward = 5.0, 8.0 * (1 - specs_of(tasks)[1].discount)
     learner.set_statistics(statistics)
     assert learner.reward_scale.tolist() == pytest.approx([1.5, 0.8], rel=1e-3)
     assert learner.sac.reach.tolist() == pytest.approx([3.0, 1.6], rel=1e-3)
@@ -310,7 +331,7 @@ def test_discount_follows_the_episodes_length(horizon, discount):
         horizon=horizon,
         time_step_seconds=None,
     )
-    assert discount_of(spec) == pytest.approx(discount)
+    assert spec.discount == pytest.approx(discount)
 
 
 def networks(learner):

@@ -482,6 +482,46 @@ def test_last_slots_transition_leads_to_the_first_slot_however_often_that_is_ove
         seen |= {int(acted) for acted in expected}
 
 
+@pytest.mark.parametrize("steps", [2, 3, 10])
+@pytest.mark.parametrize("ended", ["terminated", "truncated"])
+def test_returns_of_several_steps_end_with_the_episode_and_the_rollout(steps, ended):
+    # Five rollouts of two copies; the ring holds the newest four and a half, from some place in the middle.
+    spec = SPECS[0]
+    replay, generator, expected, state = make_replay(capacity=80, seed=5), default_rng(0), {}, 1
+    for _ in range(5):
+        breaks = generator.random((2, 8)) < 0.2
+        data, _, state = numbered_rollout(spec, WIDTH, breaks, state)
+        for key in ("done", ended):
+            data["next", key][..., 0] = torch.from_numpy(breaks)
+        # One episode's end is no break: the next begins where it ended.
+        data["next", "done"][0, 2] = data["next", ended][0, 2] = True
+        replay.extend(data)
+        rewards, done = data["next", "reward"][..., 0].numpy(), data["next", "done"][..., 0].numpy()
+        acted, reached = data[spec.key][..., 0].int().numpy(), data["next", spec.key][..., 0].int().numpy()
+        for lane in range(2):
+            for first in range(8):
+                stop = next((at for at in range(first, 8) if done[lane, at]), 7)
+                last = min(first + steps - 1, stop)
+                powers = spec.discount ** np.arange(last - first + 1)
+                total = float((rewards[lane, first : last + 1] * powers).sum())
+                key = int(acted[lane, first])
+                expected[key] = (total, int(reached[lane, last]), last - first + 1, bool(done[lane, last]))
+    batch = unpack_batches(replay.sample_rows(500, 1, ("left",), steps=steps).rows, SPECS)[0]
+    starts = batch.observation[0, :, 0].int().tolist()
+    assert len(set(starts)) == len(held_transitions(replay, "left"))
+    totals, reached, counts, ends = map(list, zip(*(expected[start] for start in starts), strict=True))
+    np.testing.assert_allclose(batch.reward[0], totals, rtol=1e-5, atol=1e-6)
+    assert batch.next_observation[0, :, 0].int().tolist() == reached
+    assert batch.steps[0].tolist() == counts
+    assert max(counts) > 1
+    assert batch.flag(ended)[0].tolist() == batch.flag("done")[0].tolist() == ends
+    one = unpack_batches(replay.sample_rows(64, 1, ("left",)).rows, SPECS)[0]
+    assert one.steps.unique().tolist() == [1]
+    found = replay.pushes_of("left", batch.rows("left", spec))
+    assert set(found) == {"local"}
+    assert max(found["local"]) == 4
+
+
 def test_rows_are_drawn_into_arrays_that_are_given():
     one, other = make_replay(seed=4), make_replay(seed=4)
     for replay in (one, other):
