@@ -174,8 +174,8 @@ class LearnerConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the networks' products are computed in; parameters, losses and optimisers are float32 always."""
     graphs: bool | None = None
-    """Record the update once and replay it as CUDA graphs; by default on a GPU. On the CPU nothing is gained: the same
-    steps are made without recording."""
+    """Record the update once and replay its kernels: as CUDA graphs on a GPU, one after another on the CPU. By default
+    wherever it can be recorded, which on the CPU it can't where --learner.compile is given."""
     compile: str | None = None
     """Backend of torch.compile for networks and losses, for example inductor. On the CPU that halves the speed."""
 
@@ -209,6 +209,21 @@ class LearnerConfig:
                     f"--learner.{name.replace('_', '-')} {text}: give a task and a {kind} above 0, "
                     "for example cheetah-run=2",
                 )
+
+    def records(self, device: str) -> bool:
+        """Whether updates on this device are recorded.
+
+        Raises:
+            UsageError: they shall be and can't.
+        """
+        # What a compiler makes for the CPU calls none of torch's kernels.
+        possible = not self.compile or device.startswith("cuda")
+        _require(
+            possible or not self.graphs,
+            f"--learner.graphs True with --learner.compile {self.compile} on {device}: compiled updates can be "
+            "recorded on a GPU only; leave one of them out",
+        )
+        return possible if self.graphs is None else self.graphs
 
     def rows_of(self, tasks: Sequence[str]) -> dict[str, int]:
         """Each task's rows in one update: its weight times the same number.
@@ -319,6 +334,7 @@ class Config:
             f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies()} copies x "
             f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
         )
+        self.learner.records(self.device)
         _require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
     def copies(self, tasks: int = 1) -> int:

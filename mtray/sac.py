@@ -1,7 +1,7 @@
 """Multi-task soft actor-critic: what one update does to networks and temperatures.
 
 Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", with what `docs/learning.md` names. An update has
-no branch that depends on numbers, so that on a GPU it can be recorded.
+no branch that depends on numbers, so that it can be recorded.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class SoftActorCritic:
         self._temperature_optimiser = AdamW(
             [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999)
         )
-        graphs = config.compile is None or self.device.type == "cuda" if config.graphs is None else config.graphs
+        graphs = config.records(device)
         self.look_every = _LOOK_EVERY if graphs else 1
         self._watch = Watch(3, tasks, self.device, late=graphs)
         if graphs:

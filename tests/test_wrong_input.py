@@ -125,6 +125,12 @@ def test_a_device_that_is_not_there(fail):
         assert "--device cuda" in fail("--device", "cuda")
 
 
+def test_compiled_updates_are_not_recorded_on_the_cpu(fail):
+    error = fail("--learner.compile", "inductor", "--learner.graphs", "True")
+    assert "--learner.graphs True" in error
+    assert "leave one of them out" in error
+
+
 def test_a_compiler_that_is_not_there(fail):
     error = fail("--learner.compile", "quantum")
     assert "--learner.compile quantum" in error
