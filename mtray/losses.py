@@ -215,6 +215,29 @@ def reward_scale(
     return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
 
 
+def without_conflicts(gradients: Tensor) -> Tensor:
+    """The sum of tasks' gradients, each without what opposes another's.
+
+    Yu et al. 2020, "Gradient surgery for multi-task learning" (PCGrad), but for the order: each gradient meets the
+    others from the one behind it on, not in an order drawn anew.
+
+    Args:
+        gradients: [n, parameters].
+
+    Returns:
+        [parameters].
+    """
+    squares = gradients.square().sum(-1).clamp_min(1e-30)
+    total = torch.zeros_like(gradients[0])
+    for index, gradient in enumerate(gradients):
+        for step in range(1, len(gradients)):
+            at = (index + step) % len(gradients)
+            opposed = (gradient @ gradients[at]).clamp_max(0) / squares[at]
+            gradient = gradient - opposed * gradients[at]
+        total = total + gradient
+    return total
+
+
 def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
     """Logits over the same atoms of a distribution whose values are divided by a ratio.
 

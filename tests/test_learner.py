@@ -159,7 +159,7 @@ def test_the_value_after_several_steps_is_discounted_by_as_many(tasks):
     batch = batch_of(replay)
     many = unpack_batches(replay.sample_rows(32, steps=3).rows, replay.specs)[0]
     assert set(many.steps.flatten().tolist()) >= {1, 3}
-    learner, plain = learner_of(tasks, n_step=3), learner_of(tasks)
+    learner, plain = learner_of(tasks, n_step=3), learner_of(tasks, n_step=1)
     learner.update(batch)
     plain.update(batch)
     assert torch.equal(parameters(learner.critic), parameters(plain.critic)), "steps of one each"
@@ -493,14 +493,17 @@ def numbers(learner):
     return torch.cat([*map(parameters, networks(learner)), learner.log_temperature.detach()]).cpu()
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted):
+@pytest.mark.parametrize(
+    ("weighted", "changes"),
+    [(False, {}), (True, {}), (False, {"gradient_surgery": "pcgrad", "n_step": 2}), (False, {"precision": "bfloat16"})],
+)
+def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted, changes):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay)
     if weighted:
         batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     kept = [batch.observation.clone() for batch in batches]
-    plain, fixed = after(tasks, batches, graphs=False), after(tasks, batches, graphs=True)
+    plain, fixed = (after(tasks, batches, graphs=graphs, **changes) for graphs in (False, True))
     assert fixed.sac._fixed._critic._recording is not None
     assert torch.equal(numbers(plain), numbers(fixed))
     assert plain.metrics() == fixed.metrics()

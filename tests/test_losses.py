@@ -326,3 +326,23 @@ def test_stretching_logits_divides_the_mean(ratio):
     ratios = torch.tensor([ratio, 1.0, ratio, ratio])
     found = losses.expected_value(losses.stretch_logits(logits, ratios, atoms), atoms)
     torch.testing.assert_close(found, middle[:, 0] / ratios, atol=0.02, rtol=0)
+
+
+def test_gradients_lose_what_opposes_another_task():
+    # (1, 0) and (-1, 1) oppose each other: (1, 0) - (-1/2) (-1, 1) and (-1, 1) - (-1) (1, 0).
+    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.5]))
+    # None of these does.
+    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
+    torch.testing.assert_close(found, torch.tensor([2.0, 3.0]))
+    # The third meets the first, then what is left of it the second: (-2, -1) -> (0, -1) -> (0, 0).
+    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, -1.0]]))
+    first = torch.tensor([1.0, 0.0]) + 2 / 5 * torch.tensor([-2.0, -1.0])
+    second = torch.tensor([0.0, 1.0]) + 1 / 5 * torch.tensor([-2.0, -1.0])
+    second = second + 2 / 5 * torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(found, first + second)
+
+
+def test_a_task_without_a_gradient_changes_nothing():
+    found = losses.without_conflicts(torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]))
