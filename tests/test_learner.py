@@ -167,11 +167,11 @@ def test_the_value_after_several_steps_is_discounted_by_as_many(tasks):
     plain.update(many)
     assert not torch.equal(parameters(learner.critic), parameters(plain.critic))
     same = replace(many, flags=many.flags & 255 | 2 << STEPS_SHIFT)
-    cubed, three = learner_of(tasks), learner_of(tasks, n_step=3)
+    cubed, three = learner_of(tasks, n_step=1), learner_of(tasks, n_step=3)
     cubed.sac.discount.pow_(3)
     for each in (cubed, three):
         each.update(same)
-    torch.testing.assert_close(parameters(cubed.critic), parameters(three.critic), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(cubed.sac.critic_part.gradients, three.sac.critic_part.gradients, rtol=1e-4, atol=1e-7)
 
 
 def test_same_seed_same_weights_other_seed_others(tasks):
