@@ -141,7 +141,7 @@ class LearnerConfig:
     """Of the temperatures (Adam)."""
     weight_decay: float = 1e-2
     """AdamW's."""
-    n_step: int = 3
+    n_step: int = 1
     """Rewards that a target sums before the critic's value: up to so many, fewer where an episode or a rollout ends."""
     polyak: float = 0.01
     """Share of the critic that enters its target with every update."""
