@@ -220,11 +220,11 @@ class LearnerConfig:
             UsageError: they shall be and can't.
         """
         # What a compiler makes for the CPU calls none of torch's kernels.
-        possible = not self.compile or device.startswith("cuda")
+        possible = device.startswith("cuda") or (device == "cpu" and not self.compile)
         _require(
             possible or not self.graphs,
-            f"--learner.graphs True with --learner.compile {self.compile} on {device}: compiled updates can be "
-            "recorded on a GPU only; leave one of them out",
+            f"--learner.graphs True with --learner.compile {self.compile} on {device}: updates can be recorded on a "
+            "CUDA device, or on the CPU where they are not compiled; leave one of them out",
         )
         return possible if self.graphs is None else self.graphs
 

@@ -12,7 +12,7 @@ no numbers of Python's that change, no other library, no compiled code.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +35,8 @@ class _Memory:
     """Where tensors lie.
 
     Attributes:
-        storage: of memory that was there before, or is still used after the recording.
-        known: of memory that the function took.
+        storage: what it is; of memory that the function took, once it is known whether somebody still looks at it.
+        known: tells that.
         bytes: its size.
         first, last: steps between which it is used.
     """
@@ -198,7 +198,7 @@ class Tape:
         with _Recorder() as recorder:
             function()
         recorder.place()
-        self._calls: Iterable[Callable[[], Any]] = [_bound(step) for step in recorder.steps]
+        self._calls = [_bound(step) for step in recorder.steps]
 
     def replay(self) -> None:
         """Run the kernels again."""
