@@ -49,6 +49,7 @@ class Acting:
             for one, norm_one, _, two, norm_two in (cast(ResidualBlock, block).layers for block in blocks)
         ]
         self._heads = [(pick(layer.weight), pick(layer.bias)[:, None]) for layer in policy.heads.layers]
+        self._output_norm = policy.backbone.output_norm
         self._reads_observation = policy.config.head_reads_observation
 
     def __call__(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
@@ -63,7 +64,8 @@ class Acting:
         for one, norm_one, two, norm_two in self._blocks:
             inner = _relu(norm_one(_product(hidden, *one)))
             hidden += norm_two(_product(inner, *two))
-        _normalise(hidden)
+        if self._output_norm:
+            _normalise(hidden)
         if self._reads_observation:
             hidden = np.concatenate([observation, hidden], -1)
         *layers, (weight, bias) = self._heads

@@ -102,6 +102,10 @@ class NetworkConfig:
     """Width of the critic's backbone."""
     critic_blocks: int = 1
     """Residual blocks of the critic's backbone."""
+    actor_output_norm: bool = True
+    """Normalise what comes out of the actor's backbone."""
+    critic_output_norm: bool = True
+    """Normalise what comes out of the critic's backbone."""
     critics: int = 1
     """Critics, each with a backbone and heads of its own; of several the most pessimistic counts, row by row."""
     embedding_size: int = 32

@@ -103,16 +103,17 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Sequential):
-    """Linear-LayerNorm-ReLU, residual blocks, and a normalisation of what comes out.
+    """Linear-LayerNorm-ReLU, residual blocks, and, if wanted, a normalisation of what comes out.
 
     The last is SimBa's (Lee et al. 2025), but without parameters: a head's outputs can then grow with its own weights
     only, which holds overestimation back (Hussing et al. 2024, "Dissecting Deep RL with High Update Ratios").
     """
 
-    def __init__(self, inputs: int, width: int, blocks: int) -> None:
+    def __init__(self, inputs: int, width: int, blocks: int, *, output_norm: bool) -> None:
         """Build it; ``inputs`` counts the task embedding, whose columns come last."""
         first = nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
         super().__init__(*first, *[ResidualBlock(width) for _ in range(blocks)])
+        self.output_norm = output_norm
 
     def forward(self, inputs: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [n, B, in] and embedding [n, e] to [n, B, width], or [..., in + e] to [..., width].
@@ -130,7 +131,8 @@ class Backbone(nn.Sequential):
         rows = norm(rows).relu_()
         for block in blocks:
             rows = block(rows)
-        rows = functional.layer_norm(rows, rows.shape[-1:])
+        if self.output_norm:
+            rows = functional.layer_norm(rows, rows.shape[-1:])
         outputs: Tensor = rows.view(*inputs.shape[:-1], -1)
         return outputs
 
@@ -163,7 +165,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.register_buffer("action_reach", reach)
         self.register_buffer("action_mask", mask)
         inputs = obs + config.adapter_size + config.embedding_size
-        self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks)
+        self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks, output_norm=config.actor_output_norm)
         self.adapters = GroupedLinear(tasks, obs, config.adapter_size)
         head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
         self.heads = GroupedHead(tasks, head_inputs, config.actor_width, 2 * act, config.head_layers)
@@ -299,7 +301,8 @@ class MultiTaskCritic(nn.Module):
         )
         inputs = obs + act + config.adapter_size + config.embedding_size
         self.backbones = nn.ModuleList(
-            Backbone(inputs, config.critic_width, config.critic_blocks) for _ in range(config.critics)
+            Backbone(inputs, config.critic_width, config.critic_blocks, output_norm=config.critic_output_norm)
+            for _ in range(config.critics)
         )
         head_inputs = config.critic_width + (obs if self.reads_observation else 0)
         self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, outputs, config.head_layers)

@@ -30,6 +30,7 @@ def drawn(config, seed=0):
         NetworkConfig(),
         NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0),
         NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True),
+        NetworkConfig(actor_output_norm=False),
     ],
 )
 def test_acting_is_the_policys_act(config, ids):

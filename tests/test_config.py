@@ -47,6 +47,7 @@ CHANGED = Config(
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
+        actor_output_norm=False, critic_output_norm=False,
         actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, critics=2, embedding_size=0, adapter_size=5,
         head_layers=4, head_reads_observation=True,
     ),

@@ -241,7 +241,7 @@ def test_values_behind_a_tasks_width_do_not_matter_to_its_normalisation():
 
 def test_an_embedding_given_apart_is_one_given_with_every_row():
     torch.manual_seed(0)
-    backbone = Backbone(7 + 3, 16, 1)
+    backbone = Backbone(7 + 3, 16, 1, output_norm=True)
     inputs, embedding = torch.randn(4, 5, 7), torch.randn(4, 3)
     whole = torch.cat([inputs, embedding.unsqueeze(1).expand(-1, 5, -1)], -1)
     torch.testing.assert_close(backbone(inputs, embedding), backbone(whole))
