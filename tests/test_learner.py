@@ -514,6 +514,27 @@ def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted, chang
     assert torch.equal(numbers(plain), numbers(fixed))
 
 
+def test_recorded_updates_follow_what_the_learner_is_told_between_them(tasks):
+    replay, collector = filled_replay(tasks, rollouts=3)
+    learners = [after(tasks, [], graphs=graphs) for graphs in (False, True)]
+    for growth in range(1, 6):
+        extend(replay, collector.collect())
+        sampled = replay.sample_rows(32, 4)
+        for known in sampled.statistics.values():
+            known.largest_return, known.largest_reward = 3.0**growth, 100.0
+        for learner in learners:
+            learner.set_statistics(sampled.statistics)
+            for batch in unpack_batches(sampled.rows, replay.specs):
+                learner.update(batch)
+        plain, recorded = learners
+        assert torch.equal(numbers(plain), numbers(recorded)), growth
+        assert torch.equal(plain.reward_scale, recorded.reward_scale)
+        assert plain.metrics() == recorded.metrics()
+        assert plain.weights().values.tobytes() == recorded.weights().values.tobytes()
+        if growth == 3:
+            recorded.load_state_dict(copy.deepcopy(plain.state_dict()))
+
+
 def test_failures_noted_stop_every_later_update_and_are_told_when_looked_at(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay)
