@@ -3,7 +3,8 @@
     python benchmarks/learner.py --json learner.json
 
 The bound is the time of the update's matrix products, written down as they run and run again without anything else. The
-loop is the same learner with its heads one after another. All in one thread, of CPU time, as by default: recorded.
+loop is the same learner with its heads one after another. Updates are recorded, as by default. All in one thread, of
+CPU time.
 
     python benchmarks/learner.py --device cuda
 

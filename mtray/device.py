@@ -68,12 +68,15 @@ class Recorded:
 
     def __call__(self) -> None:
         """Call or replay."""
+        if self._recording is not None:
+            self._recording.replay()
+            return
         device = self._generator.device
-        if self._recording is None and device.type != "cuda":
+        if device.type != "cuda":
             self._recording = Tape(self._function)
             return
         self._calls += 1
-        if self._recording is None and self._calls <= _WARM_CALLS:
+        if self._calls <= _WARM_CALLS:
             # What allocates once (optimisers' state, libraries' workspaces) does so here, on a stream beside the
             # default one, as recording will.
             stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
@@ -82,10 +85,9 @@ class Recorded:
                 self._function()
             current.wait_stream(stream)
             return
-        if self._recording is None:
-            graph = torch.cuda.CUDAGraph()
-            graph.register_generator_state(self._generator)
-            with torch.cuda.graph(graph):
-                self._function()
-            self._recording = graph
-        self._recording.replay()
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._generator)
+        with torch.cuda.graph(graph):
+            self._function()
+        self._recording = graph
+        graph.replay()
