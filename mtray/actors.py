@@ -218,7 +218,7 @@ class Learner:
         )
         self._batches: collections.deque[Batch] = collections.deque()
         # Updates made before, and the batch: of all updates that an error may still tell of.
-        self._used: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=self._learner.sac.look_every)
+        self._used: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=self._learner.algorithm.look_every)
         self._wait_seconds = 0.0
         self._ages: Mapping[str, float] = {}
 

@@ -45,9 +45,9 @@ class Learner:
         self.specs = tuple(specs)
         self.config = config
         self.device = torch.device(device)
-        self.sac = SoftActorCritic(specs, network, config, [spec.discount for spec in specs], device=device, seed=seed)
-        self.policy, self.critic, self.target = self.sac.policy, self.sac.critic, self.sac.target
-        self.log_temperature, self.reward_scale = self.sac.log_temperature, self.sac.reward_scale
+        self.algorithm = SoftActorCritic(specs, network, config, device=device, seed=seed)
+        self.policy, self.critic, self.target = self.algorithm.policy, self.algorithm.critic, self.algorithm.target
+        self.reward_scale = self.algorithm.reward_scale
         self.largest_return = torch.zeros(len(specs), device=self.device)
         self.possible_return = torch.zeros(len(specs), device=self.device)
         self.reward_scale.copy_(self._scale_of(self.possible_return))
@@ -56,7 +56,7 @@ class Learner:
     @property
     def updates(self) -> int:
         """Made so far."""
-        return self.sac.updates
+        return self.algorithm.updates
 
     def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
         """Take over what the replay knows of each task: the inputs' mean and deviation, the largest reward and return.
@@ -77,7 +77,7 @@ class Learner:
                 known.largest_return, known.largest_reward, spec.discount, self.config.headroom
             )
         wanted = self._scale_of(self.possible_return)
-        self.sac.reach.copy_(wanted / self._scale_of(self.largest_return))
+        self.algorithm.reach.copy_(wanted / self._scale_of(self.largest_return))
         if not self.updates:
             self.reward_scale.copy_(wanted)
             return
@@ -85,30 +85,29 @@ class Learner:
         moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
         if len(moved):
             for critic in (self.critic, self.target):
-                critic.rescale(moved, ratio[moved], self.sac.kind)
+                critic.rescale(moved, ratio[moved], self.algorithm.kind)
             self.reward_scale[moved] = wanted[moved]
 
     def _scale_of(self, returns: Tensor) -> Tensor:
-        temperature = self.log_temperature.exp()
-        limit = self.config.value_limit
-        return losses.reward_scale(returns, temperature, self.sac.target_entropy, self.sac.discount, limit)
+        known, limit = self.algorithm, self.config.value_limit
+        return losses.reward_scale(returns, known.temperature, known.target_entropy, known.discount, limit)
 
     def update(self, batch: Batch | TensorDictBase) -> None:
         """One update on a batch over any subset of tasks, dense or as a lazy stack.
 
         Raises:
             SchemaError: the batch does not fit its tasks.
-            NotFiniteError: as `SoftActorCritic.update` does.
+            NotFiniteError: as `ActorCritic.update` does.
         """
-        self.sac.update(batch if isinstance(batch, Batch) else Batch.from_stack(batch, self.specs))
+        self.algorithm.update(batch if isinstance(batch, Batch) else Batch.from_stack(batch, self.specs))
 
     def check(self) -> None:
-        """Raise for what was not finite in the updates made so far: see `SoftActorCritic.check`."""
-        self.sac.check()
+        """Raise for what was not finite in the updates made so far: see `ActorCritic.check`."""
+        self.algorithm.check()
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Task to what the last update that it was in saw of it (`SoftActorCritic.metrics`), without what none saw."""
-        columns = self.sac.metrics()
+        """Task to what the last update that it was in saw of it (`ActorCritic.metrics`), without what none saw."""
+        columns = self.algorithm.metrics()
         rows = torch.stack(list(columns.values()), 1).tolist()
         return {
             spec.name: {name: value for name, value in zip(columns, row, strict=True) if math.isfinite(value)}
@@ -135,7 +134,7 @@ class Learner:
         """
         self.check()
         return {
-            **self.sac.state_dict(),
+            **self.algorithm.state_dict(),
             "largest_return": self.largest_return,
             "possible_return": self.possible_return,
             "version": self.version,
@@ -143,7 +142,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave."""
-        self.sac.load_state_dict(state)
+        self.algorithm.load_state_dict(state)
         self.largest_return = state["largest_return"].to(self.device)
         self.possible_return = state["possible_return"].to(self.device)
         self.version = state["version"]

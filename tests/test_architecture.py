@@ -14,9 +14,9 @@ FLOORS = {
     # Words.
     0: "__init__ batches config errors messages metrics pacing processes rows schema shared specs weights",
     # Parts; `testing` is for users' tests too.
-    1: "acting checkpoint collector device engines engines.dm_control engines.envpool engines.mujoco engines.suite "
-    "engines.torchrl envs hosts learner losses makers networks noise optimiser placement replay sac tape tasks "
-    "testing values",
+    1: "acting actor_critic checkpoint collector device engines engines.dm_control engines.envpool engines.mujoco "
+    "engines.suite engines.torchrl envs hosts learner losses makers networks noise optimiser placement replay sac tape "
+    "tasks testing values",
     # The cluster.
     2: "actors crew exchange supervisor",
     # Programs.

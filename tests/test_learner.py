@@ -168,10 +168,12 @@ def test_the_value_after_several_steps_is_discounted_by_as_many(tasks):
     assert not torch.equal(parameters(learner.critic), parameters(plain.critic))
     same = replace(many, flags=many.flags & 255 | 2 << STEPS_SHIFT)
     cubed, three = learner_of(tasks, n_step=1), learner_of(tasks, n_step=3)
-    cubed.sac.discount.pow_(3)
+    cubed.algorithm.discount.pow_(3)
     for each in (cubed, three):
         each.update(same)
-    torch.testing.assert_close(cubed.sac.critic_part.gradients, three.sac.critic_part.gradients, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        cubed.algorithm.critic_part.gradients, three.algorithm.critic_part.gradients, rtol=1e-4, atol=1e-7
+    )
 
 
 def test_same_seed_same_weights_other_seed_others(tasks):
@@ -195,7 +197,7 @@ def test_state_continues_exactly(tasks):
     straight, first = learner_of(tasks), learner_of(tasks)
     for learner in (straight, first):
         learner.set_statistics(replay.sample_rows(4).statistics)
-    assert (straight.sac.reach > 1).all()
+    assert (straight.algorithm.reach > 1).all()
     for batch in batches:
         straight.update(batch)
     for batch in batches[:3]:
@@ -206,7 +208,7 @@ def test_state_continues_exactly(tasks):
         second.update(batch)
     for one, other in zip(networks(straight), networks(second), strict=True):
         assert torch.equal(parameters(one), parameters(other))
-    assert torch.equal(straight.log_temperature, second.log_temperature)
+    assert torch.equal(straight.algorithm.log_temperature, second.algorithm.log_temperature)
     assert second.updates == 6
 
 
@@ -288,12 +290,14 @@ def test_values_keep_their_meaning_in_rewards_when_the_reward_scale_follows(task
     with torch.no_grad():
         for critic in (learner.critic, learner.target):
             # Values around 2 and -4 with a spread that is not the same for each row.
-            critic.heads.output.bias.copy_(-((learner.sac.atoms - torch.tensor([[2.0], [-4.0]]).repeat(2, 1)) ** 2))
+            critic.heads.output.bias.copy_(
+                -((learner.algorithm.atoms - torch.tensor([[2.0], [-4.0]]).repeat(2, 1)) ** 2)
+            )
     learner.update(batch)
 
     def values(critic):
         logits = critic(learner.policy.normalise(batch.observation), learner.policy.from_bounds(batch.action))
-        return losses.expected_value(logits, learner.sac.atoms).detach() * learner.reward_scale.unsqueeze(-1)
+        return losses.expected_value(logits, learner.algorithm.atoms).detach() * learner.reward_scale.unsqueeze(-1)
 
     before, bias = [values(learner.critic), values(learner.target)], learner.critic.heads.output.bias[0].clone()
     statistics["right"].largest_return = 9.0
@@ -317,7 +321,7 @@ def test_the_support_reaches_beyond_the_largest_return_but_not_beyond_the_larges
     right.largest_return, right.largest_reward = 5.0, 8.0 * (1 - specs_of(tasks)[1].discount)
     learner.set_statistics(statistics)
     assert learner.reward_scale.tolist() == pytest.approx([1.5, 0.8], rel=1e-3)
-    assert learner.sac.reach.tolist() == pytest.approx([3.0, 1.6], rel=1e-3)
+    assert learner.algorithm.reach.tolist() == pytest.approx([3.0, 1.6], rel=1e-3)
 
 
 @pytest.mark.parametrize(("horizon", "discount"), [(1000, 0.995), (500, 0.99), (50, 0.95), (None, 0.99)])
@@ -335,16 +339,16 @@ def test_discount_follows_the_episodes_length(horizon, discount):
 
 
 def networks(learner):
-    return learner.policy, learner.sac.average, learner.critic, learner.target
+    return learner.policy, learner.algorithm.average, learner.critic, learner.target
 
 
 def plain_update(learner, batch):
     """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
-    weight = learner.sac.loss_weight
+    weight = learner.algorithm.loss_weight
     policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
-    log_temperature = learner.log_temperature.detach().clone().requires_grad_()
+    log_temperature = learner.algorithm.log_temperature.detach().clone().requires_grad_()
     generator = torch.Generator()
-    generator.set_state(learner.sac.generator.get_state())
+    generator.set_state(learner.algorithm.generator.get_state())
     rate, decay = learner.config.learning_rate, learner.config.weight_decay
     actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
     critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
@@ -352,7 +356,7 @@ def plain_update(learner, batch):
     temperature_optimiser = torch.optim.Adam(
         [log_temperature], lr=learner.config.temperature_learning_rate, betas=(0.5, 0.999)
     )
-    scale, atoms = learner.reward_scale.unsqueeze(-1), learner.sac.atoms
+    scale, atoms = learner.reward_scale.unsqueeze(-1), learner.algorithm.atoms
     temperature = log_temperature.detach().exp().unsqueeze(-1)
 
     def sample(observation):
@@ -374,7 +378,7 @@ def plain_update(learner, batch):
         action_tp1, log_density_tp1 = sample(reached)
         lowest = least(target(reached, action_tp1))
         reward, terminated = batch.reward / scale, batch.flag("terminated")
-        discount, bonus = learner.sac.discount.unsqueeze(-1), -temperature * log_density_tp1 / scale
+        discount, bonus = learner.algorithm.discount.unsqueeze(-1), -temperature * log_density_tp1 / scale
         if len(atoms) > 1:
             wanted = losses.soft_target(lowest.softmax(-1), reward, terminated, discount, bonus, atoms)
         else:
@@ -386,12 +390,12 @@ def plain_update(learner, batch):
     policy.embedding.copy_(critic.embedding.detach())
     action, log_density = sample(observation)
     value = value_of(critic(observation, action)).amin(0)
-    weight = weight * learner.sac.reach
+    weight = weight * learner.algorithm.reach
     (weight * (temperature * log_density / scale - value).mean(1)).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
-    losses.temperature_loss(log_temperature, log_density, learner.sac.target_entropy).sum().backward()
+    losses.temperature_loss(log_temperature, log_density, learner.algorithm.target_entropy).sum().backward()
     temperature_optimiser.step()
-    average = copy.deepcopy(learner.sac.average)
+    average = copy.deepcopy(learner.algorithm.average)
     with torch.no_grad():
         for old, new in zip(target.parameters(), critic.parameters(), strict=True):
             old.lerp_(new, learner.config.polyak)
@@ -409,13 +413,13 @@ def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, we
     config = LearnerConfig(atoms=atoms, initial_temperature=0.3, loss_weights=weights, actor_polyak=0.3)
     learner = Learner(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
-    learner.reward_scale[:], learner.sac.reach[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
+    learner.reward_scale[:], learner.algorithm.reach[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
     batch = batch_of(replay)
     *plain, log_temperature = plain_update(learner, batch)
     learner.update(batch)
     for found, expected in zip(networks(learner), plain, strict=True):
         torch.testing.assert_close(parameters(found), parameters(expected), rtol=1e-4, atol=2e-6)
-    torch.testing.assert_close(learner.log_temperature.detach(), log_temperature)
+    torch.testing.assert_close(learner.algorithm.log_temperature.detach(), log_temperature)
 
 
 def test_a_task_with_twice_the_rows_counts_twice(tasks):
@@ -434,7 +438,9 @@ def test_a_task_with_twice_the_rows_counts_twice(tasks):
             # Without noise in the actions, for it would not be the same.
             learner.policy.heads.output.bias[:, 2:] = -50.0
         learner.update(batch)
-        found[name] = [part.gradients[0].clone() for part in (learner.sac.critic_part, learner.sac.actor_part)]
+        found[name] = [
+            part.gradients[0].clone() for part in (learner.algorithm.critic_part, learner.algorithm.actor_part)
+        ]
         figures = learner.metrics()
         found[name] += [torch.tensor(figures[task]["critic_loss"]) for task in ("left", "right")]
         assert figures["right"]["update_share"] == 1
@@ -490,7 +496,7 @@ def after(tasks, batches, device="cpu", **changes):
 
 
 def numbers(learner):
-    return torch.cat([*map(parameters, networks(learner)), learner.log_temperature.detach()]).cpu()
+    return torch.cat([*map(parameters, networks(learner)), learner.algorithm.log_temperature.detach()]).cpu()
 
 
 @pytest.mark.parametrize(
@@ -504,7 +510,7 @@ def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted, chang
         batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     kept = [batch.observation.clone() for batch in batches]
     plain, fixed = (after(tasks, batches, graphs=graphs, **changes) for graphs in (False, True))
-    assert fixed.sac._fixed._critic._recording is not None
+    assert fixed.algorithm._fixed._critic._recording is not None
     assert torch.equal(numbers(plain), numbers(fixed))
     assert plain.metrics() == fixed.metrics()
     assert all(torch.equal(batch.observation, known) for batch, known in zip(batches, kept, strict=True))
@@ -540,11 +546,11 @@ def test_failures_noted_stop_every_later_update_and_are_told_when_looked_at(task
     batches = draws(replay)
     learner = after(tasks, batches[:3], graphs=True)
     learner.check()
-    before = parameters(learner.critic), parameters(learner.policy), learner.log_temperature.detach().clone()
+    before = parameters(learner.critic), parameters(learner.policy), learner.algorithm.log_temperature.detach().clone()
     learner.update(spoiled(batches[3], 1))
     learner.update(spoiled(batches[3], 0))
     learner.update(batches[4])
-    now = parameters(learner.critic), parameters(learner.policy), learner.log_temperature.detach()
+    now = parameters(learner.critic), parameters(learner.policy), learner.algorithm.log_temperature.detach()
     assert all(torch.equal(old, new) for old, new in zip(before, now, strict=True))
     with pytest.raises(RunError, match="data of right is not finite"):
         learner.weights()
@@ -595,7 +601,7 @@ def test_other_ways_to_compute_give_nearly_the_same_updates(tasks, changes):
     moved, apart = numbers(plain) - start, numbers(other) - numbers(plain)
     assert apart.norm() < 0.2 * moved.norm()
     assert "precision" not in changes or apart.norm() > 0
-    assert "compile" not in changes or other.sac._online is not other.critic
+    assert "compile" not in changes or other.algorithm._online is not other.critic
     for task, figures in plain.metrics().items():
         assert other.metrics()[task]["critic_loss"] == pytest.approx(figures["critic_loss"], rel=0.02)
 
