@@ -50,6 +50,7 @@ class Acting:
         ]
         self._heads = [(pick(layer.weight), pick(layer.bias)[:, None]) for layer in policy.heads.layers]
         self._output_norm = policy.backbone.output_norm
+        self._action_noise = None if policy.action_noise is None else np.float32(policy.action_noise)
         self._reads_observation = policy.config.head_reads_observation
 
     def __call__(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
@@ -75,6 +76,10 @@ class Acting:
             _relu(hidden)
         outputs = hidden @ weight
         outputs += bias
+        if self._action_noise is not None:
+            action = np.tanh(outputs, out=outputs)
+            action += self._action_noise * noise
+            return self.to_bounds(np.clip(action, -1, 1, out=action))
         size = noise.shape[-1]
         mean, action = outputs[..., :size], outputs[..., size:]
         # From here on in place: the deviation's logarithm, the deviation, the action.

@@ -103,7 +103,7 @@ class ActorCritic(ABC):
         self.device = torch.device(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = MultiTaskPolicy(specs, network).to(self.device)
+            self.policy = MultiTaskPolicy(specs, network, action_noise=config.policy_noise).to(self.device)
             self.critic = MultiTaskCritic(specs, network, config.atoms).to(self.device)
         self.average = copy.deepcopy(self.policy).requires_grad_(False)
         for name, buffer in self.policy.named_buffers():

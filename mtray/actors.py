@@ -127,7 +127,7 @@ class Collector:
         own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
         copies = [share[task.name] for task in stepped]
         self._host = make_host(config.host, make_makers(stepped, copies, own_seeds, self._width))
-        policy = MultiTaskPolicy(specs, config.network).requires_grad_(False)
+        policy = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise).requires_grad_(False)
         self._collector = collector.Collector(
             self._host,
             policy,

@@ -211,7 +211,9 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
         _check_format(folder, meta)
         specs = [TaskSpec.from_dict(spec) for spec in meta["specs"]]
         network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
-        policy = MultiTaskPolicy(specs, network, deterministic=True)
+        saved = meta["config"]["learner"]
+        noise = saved["action_noise"] if saved.get("algorithm") == "td3" else None
+        policy = MultiTaskPolicy(specs, network, action_noise=noise, deterministic=True)
         policy.load_state_dict(from_bytes(data))
     except _DAMAGED as error:
         raise UsageError(f"checkpoint {folder} can't be read: {type(error).__name__}: {error}") from error

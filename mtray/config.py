@@ -127,7 +127,11 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    """Multi-task soft actor-critic with a categorical critic."""
+    """Multi-task actor-critic with a categorical critic."""
+
+    algorithm: Literal["sac", "td3"] = "sac"
+    """sac: a policy that is paid for its entropy. td3: one action, with noise around it when data are collected and in
+    targets; --network.critics 2 gives it the two critics of its paper."""
 
     batch_rows: int | None = None
     """Rows of one update, equally many of every task unless --learner.row-weights says otherwise; by default 384, or 16
@@ -162,7 +166,9 @@ class LearnerConfig:
     """How many times as far as the largest return seen the support reaches, but never farther than the largest reward
     seen, at every step for ever, would."""
     initial_temperature: float = 0.1
-    """Of every task, in units of its raw reward."""
+    """Of every task, in units of its raw reward; sac's."""
+    action_noise: float = 0.2
+    """Standard deviation of the noise around td3's actions, in half their range."""
     loss_weights: tuple[str, ...] = ()
     """Tasks whose losses count more or less than the others', whose weight is 1: cheetah-run=2 walker-walk=0.5."""
     row_weights: tuple[str, ...] = ()
@@ -197,6 +203,7 @@ class LearnerConfig:
             "temperature_learning_rate",
             "value_limit",
             "initial_temperature",
+            "action_noise",
             "slice_seconds",
         ):
             _require(getattr(self, name) > 0, f"--learner.{name.replace('_', '-')} must be above 0")
@@ -216,6 +223,11 @@ class LearnerConfig:
                     f"--learner.{name.replace('_', '-')} {text}: give a task and a {kind} above 0, "
                     "for example cheetah-run=2",
                 )
+
+    @property
+    def policy_noise(self) -> float | None:
+        """Deviation of the noise around the policy's actions, None where the policy learns it."""
+        return self.action_noise if self.algorithm == "td3" else None
 
     def records(self, device: str) -> bool:
         """Whether updates on this device are recorded.

@@ -34,7 +34,7 @@ from mtray.tasks import Task, resolve
 
 _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy")
 # Settings that a resumed run may not change: what was saved would not fit or not mean the same.
-_FIXED = ("tasks", "engine", "collector.action_repeat", "network", "seed")
+_FIXED = ("tasks", "engine", "collector.action_repeat", "network", "learner.algorithm", "seed")
 _CONNECT_SECONDS = 5.0
 # RFC 9113, sections 3.4 and 6.5: the client's preface and an empty SETTINGS frame; the fourth byte is a frame's type.
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -60,7 +60,8 @@ def parse(arguments: Sequence[str]) -> Config:
             if given != saved:
                 raise UsageError(
                     f"--{name.replace('_', '-')} {given} differs from the {saved} that {folder} was "
-                    "made with: a resumed run keeps its tasks, network and seed; start a new one to change them"
+                    "made with: a resumed run keeps its tasks, network, algorithm and seed; start a new one to change "
+                    "them"
                 )
         if config.run_dir != folder:
             raise UsageError(f"--run-dir {config.run_dir}: a resumed run goes on in its own folder, {folder}")

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mtray import losses
 from mtray import weights as weights_module
+from mtray.actor_critic import ActorCritic
 from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
 from mtray.messages import TaskStatistics
 from mtray.sac import SoftActorCritic
 from mtray.specs import TaskSpec
+from mtray.td3 import TD3
 from mtray.weights import Weights
 
 # A reward scale is taken over once it has moved by this much. Stretching a head's logits blurs them a little, so not at
@@ -30,7 +32,7 @@ _SCALE_STEP = 0.02
 
 
 class Learner:
-    """Soft actor-critic over many tasks, fed with batches and statistics."""
+    """An actor-critic algorithm over many tasks, fed with batches and statistics."""
 
     def __init__(
         self,
@@ -45,7 +47,8 @@ class Learner:
         self.specs = tuple(specs)
         self.config = config
         self.device = torch.device(device)
-        self.algorithm = SoftActorCritic(specs, network, config, device=device, seed=seed)
+        algorithm = TD3 if config.algorithm == "td3" else SoftActorCritic
+        self.algorithm: ActorCritic = algorithm(specs, network, config, device=device, seed=seed)
         self.policy, self.critic, self.target = self.algorithm.policy, self.algorithm.critic, self.algorithm.target
         self.reward_scale = self.algorithm.reward_scale
         self.largest_return = torch.zeros(len(specs), device=self.device)

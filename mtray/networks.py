@@ -138,7 +138,7 @@ class Backbone(nn.Sequential):
 
 
 class MultiTaskPolicy(TensorDictModuleBase):
-    """A tanh-Gaussian policy over many tasks: one backbone, a head per task.
+    """A policy over many tasks: one backbone, a head per task; a tanh-Gaussian one, or one mean with noise around it.
 
     Called with one task's TensorDict, a lazy stack of any subset of tasks in any order, or a batch of such, it
     writes ``action`` (in the task's own bounds and width) and returns what it was given. Under torchrl's
@@ -149,12 +149,27 @@ class MultiTaskPolicy(TensorDictModuleBase):
     in_keys = [OBSERVATION]  # noqa: RUF012  (tensordict's modules declare them so)
     out_keys = [ACTION]  # noqa: RUF012
 
-    def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, *, deterministic: bool = False) -> None:
-        """Build the policy of these tasks; their order is that of the heads."""
+    def __init__(
+        self,
+        specs: Sequence[TaskSpec],
+        config: NetworkConfig,
+        *,
+        action_noise: float | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        """Build the policy of these tasks; their order is that of the heads.
+
+        Args:
+            specs: the tasks.
+            config: the networks'.
+            action_noise: deviation of the noise around its actions, in half their range; None: heads learn it.
+            deterministic: see above.
+        """
         super().__init__()
         self.specs = tuple(specs)
         self.names = tuple(spec.name for spec in specs)
         self.config = config
+        self.action_noise = action_noise
         self.deterministic = deterministic
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
         self.register_buffer("mean", torch.zeros(tasks, obs))
@@ -168,7 +183,8 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks, output_norm=config.actor_output_norm)
         self.adapters = GroupedLinear(tasks, obs, config.adapter_size)
         head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
-        self.heads = GroupedHead(tasks, head_inputs, config.actor_width, 2 * act, config.head_layers)
+        outputs = act if action_noise is not None else 2 * act
+        self.heads = GroupedHead(tasks, head_inputs, config.actor_width, outputs, config.head_layers)
 
     mean: Tensor
     scale: Tensor
@@ -191,13 +207,18 @@ class MultiTaskPolicy(TensorDictModuleBase):
         """Rows of a per-task table [T, ...] as [n, 1, ...]."""
         return (table if ids is None else table[ids]).unsqueeze(1)
 
-    def distribution(self, observation: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation before the tanh, each [n, B, act], of normalised [n, B, obs]."""
+    def outputs(self, observation: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The heads' outputs [n, B, act or 2 act] for normalised [n, B, obs]; the first are means before the tanh."""
         embedding = self.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
         hidden = self.backbone(torch.cat([observation, self.adapters(observation, ids), embedding], -1))
         if self.config.head_reads_observation:
             hidden = torch.cat([observation, hidden], -1)
-        mean, log_std = self.heads(hidden, ids).chunk(2, -1)
+        outputs: Tensor = self.heads(hidden, ids)
+        return outputs
+
+    def distribution(self, observation: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation before the tanh, each [n, B, act], of normalised [n, B, obs]."""
+        mean, log_std = self.outputs(observation, ids).chunk(2, -1)
         # Bounded smoothly, as in SpinningUp's successors: a hard clamp has no gradient outside.
         log_std = LOG_STD_LOW + 0.5 * (LOG_STD_HIGH - LOG_STD_LOW) * (torch.tanh(log_std) + 1)
         return mean, log_std
@@ -215,12 +236,20 @@ class MultiTaskPolicy(TensorDictModuleBase):
 
         Unless deterministic they are drawn with standard normal ``noise`` [n, B, act], or with fresh noise.
         """
-        mean, log_std = self.distribution(self.normalise(observation, ids), ids)
-        if not deterministic:
-            if noise is None:
-                noise = torch.empty_like(mean).normal_(generator=generator)
-            mean = mean + noise * log_std.exp()
-        return self.to_bounds(torch.tanh(mean), ids)
+        observation = self.normalise(observation, ids)
+        if self.action_noise is None:
+            mean, log_std = self.distribution(observation, ids)
+        else:
+            mean = self.outputs(observation, ids)
+        if deterministic:
+            return self.to_bounds(torch.tanh(mean), ids)
+        if noise is None:
+            noise = torch.empty_like(mean).normal_(generator=generator)
+        if self.action_noise is None:
+            action = torch.tanh(mean + noise * log_std.exp())
+        else:
+            action = (torch.tanh(mean) + self.action_noise * noise).clamp(-1, 1)
+        return self.to_bounds(action, ids)
 
     def to_bounds(self, action: Tensor, ids: Tensor | None = None) -> Tensor:
         """From [-1, 1] to the tasks' bounds."""

@@ -14,10 +14,10 @@ from mtray.tasks import resolve
 TASKS = ("humanoid-walk", "cartpole-swingup", "lqr-lqr_2_1")
 
 
-def drawn(config, seed=0):
+def drawn(config, action_noise=None):
     """A policy whose every number is drawn, so that none is at a value that hides it."""
-    policy = MultiTaskPolicy([task.spec for task in resolve(TASKS)], config)
-    generator = torch.Generator().manual_seed(seed)
+    policy = MultiTaskPolicy([task.spec for task in resolve(TASKS)], config, action_noise=action_noise)
+    generator = torch.Generator().manual_seed(0)
     for name, tensor in policy.state_dict(keep_vars=True).items():
         if not name.startswith("action_"):
             tensor.data.normal_(generator=generator).mul_(0.1)
@@ -27,16 +27,17 @@ def drawn(config, seed=0):
 
 @pytest.mark.parametrize("ids", [None, [2, 0], [1]])
 @pytest.mark.parametrize(
-    "config",
+    ("config", "action_noise"),
     [
-        NetworkConfig(),
-        NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0),
-        NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True),
-        NetworkConfig(actor_output_norm=False),
+        (NetworkConfig(), None),
+        (NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0), None),
+        (NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True), None),
+        (NetworkConfig(actor_output_norm=False), None),
+        (NetworkConfig(), 0.3),
     ],
 )
-def test_acting_is_the_policys_act(config, ids):
-    policy = drawn(config)
+def test_acting_is_the_policys_act(config, action_noise, ids):
+    policy = drawn(config, action_noise)
     acting = Acting(policy, None if ids is None else np.array(ids))
     ids = None if ids is None else torch.tensor(ids)
     tasks, obs, act = (len(TASKS) if ids is None else len(ids)), policy.mean.shape[-1], policy.action_mask.shape[-1]

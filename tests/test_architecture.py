@@ -16,7 +16,7 @@ FLOORS = {
     # Parts; `testing` is for users' tests too.
     1: "acting actor_critic checkpoint collector device engines engines.dm_control engines.envpool engines.mujoco "
     "engines.suite engines.torchrl envs hosts learner losses makers networks noise optimiser placement replay sac tape "
-    "tasks testing values",
+    "tasks td3 testing values",
     # The cluster.
     2: "actors crew exchange supervisor",
     # Programs.

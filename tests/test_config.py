@@ -53,7 +53,7 @@ CHANGED = Config(
     ),
     learner=LearnerConfig(
         batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5,
-        temperature_learning_rate=1e-5, weight_decay=0.0,
+        temperature_learning_rate=1e-5, weight_decay=0.0, algorithm="td3", action_noise=0.1,
         polyak=1.0, actor_polyak=0.5, actor_period=1, atoms=2, value_limit=1 / 3, headroom=1.5, initial_temperature=2.0,
         batches_per_call=3, calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),
         row_weights=("cartpole-balance=2",),
@@ -196,6 +196,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("learner", "atoms", 0),
         ("learner", "value_limit", 0.0),
         ("learner", "initial_temperature", 0.0),
+        ("learner", "action_noise", 0.0),
         ("learner", "batches_per_call", 0),
         ("learner", "calls_ahead", 0),
         ("learner", "slice_seconds", 0.0),

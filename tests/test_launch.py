@@ -120,6 +120,20 @@ def test_a_run_on_envpool(tmp_path):
 
 
 @pytest.mark.cluster
+def test_a_run_of_td3(tmp_path):
+    run_dir = tmp_path / "a"
+    arguments = (*SMALL, "--host", "inline", "--learner.algorithm", "td3", "--learner.action-noise", 0.3)
+    with Run(*arguments, "--total-frames", 3000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert summary_of(run_dir)["updates"] > 0
+    policy = checkpoint.load_policy(run_dir)
+    assert policy.action_noise == 0.3
+    assert policy.heads.output.bias.shape[-1] == policy.action_mask.shape[-1]
+    with Run("--resume", run_dir, "--total-frames", 4000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+
+
+@pytest.mark.cluster
 def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*PARALLEL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:

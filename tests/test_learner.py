@@ -18,7 +18,7 @@ from mtray.learner import Learner
 from mtray.messages import Push
 from mtray.networks import MultiTaskPolicy
 from mtray.replay import Replay
-from mtray.rows import STEPS_SHIFT
+from mtray.rows import NEXT_BITS, STEPS_SHIFT
 from mtray.schema import by_task
 from mtray.specs import TaskSpec, observation_width
 from mtray.tasks import Task
@@ -43,10 +43,10 @@ def specs_of(tasks):
     return tuple(task.spec for task in tasks)
 
 
-def filled_replay(tasks, rollouts=20):
+def filled_replay(tasks, rollouts=20, action_noise=None):
     specs = specs_of(tasks)
     host = make_host("inline", make_makers(tasks, 4, [1, 2]))
-    policy = MultiTaskPolicy(specs, NETWORK).requires_grad_(False)
+    policy = MultiTaskPolicy(specs, NETWORK, action_noise=action_noise).requires_grad_(False)
     discounts = {spec.name: spec.discount for spec in specs}
     collector = Collector(host, policy, rollout_steps=16, discounts=discounts)
     replay = Replay(specs, ReplayConfig(capacity_rows=50_000))
@@ -82,10 +82,10 @@ def parameters(module):
     return torch.cat([p.detach().reshape(-1) for p in module.parameters()])
 
 
-@pytest.mark.parametrize("atoms", [21, 1], ids=["categorical", "scalar"])
-def test_it_learns_each_tasks_own_best_action(tasks, atoms):
-    replay, collector = filled_replay(tasks)
-    learner = learner_of(tasks, atoms=atoms)
+@pytest.mark.parametrize("changes", [{}, {"atoms": 1}, {"algorithm": "td3"}], ids=["sac", "scalar", "td3"])
+def test_it_learns_each_tasks_own_best_action(tasks, changes):
+    learner = learner_of(tasks, **changes)
+    replay, collector = filled_replay(tasks, action_noise=learner.config.policy_noise)
     for _ in range(25):
         sampled = replay.sample_rows(64, 16)
         learner.set_statistics(sampled.statistics)
@@ -404,6 +404,54 @@ def plain_update(learner, batch):
     return policy, average, critic, target, log_temperature.detach()
 
 
+def plain_td3_update(learner, batch):
+    """As above, TD3's, of two critics."""
+    policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
+    generator = torch.Generator()
+    generator.set_state(learner.algorithm.generator.get_state())
+    rate, decay = learner.config.learning_rate, learner.config.weight_decay
+    actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
+    critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
+    actor_optimiser = torch.optim.AdamW(actor_parameters, lr=rate, weight_decay=decay)
+    scale, atoms = learner.reward_scale.unsqueeze(-1), learner.algorithm.atoms
+    mask = policy.action_mask.unsqueeze(1)
+    observation, reached = policy.normalise(batch.observation), policy.normalise(batch.next_observation)
+    with torch.no_grad():
+        action_tp1 = torch.tanh(policy.outputs(reached)) * mask
+        noise = torch.empty_like(action_tp1).normal_(generator=generator)
+        action_tp1 = (action_tp1 + (0.2 * noise).clamp(-0.5, 0.5) * mask).clamp(-1, 1)
+        logits = target(reached, action_tp1)
+        first_is_less = losses.expected_value(logits[0], atoms) <= losses.expected_value(logits[1], atoms)
+        lowest = torch.where(first_is_less.unsqueeze(-1), logits[0], logits[1]).softmax(-1)
+        reward, discount = batch.reward / scale, learner.algorithm.discount.unsqueeze(-1)
+        reached_atoms = reward.unsqueeze(-1) + (discount * ~batch.flag("terminated")).unsqueeze(-1) * atoms
+        wanted = losses.project(lowest, reached_atoms, atoms)
+    losses.cross_entropy(critic(observation, policy.from_bounds(batch.action)), wanted).mean((1, 2)).sum().backward()
+    critic_optimiser.step()
+    policy.embedding.copy_(critic.embedding.detach())
+    value = losses.expected_value(critic(observation, torch.tanh(policy.outputs(observation)) * mask), atoms).amin(0)
+    (-value.mean(1) * learner.algorithm.reach).mean().backward(inputs=actor_parameters)
+    actor_optimiser.step()
+    return policy, critic
+
+
+def test_an_update_of_td3_is_what_autograd_makes_of_the_plain_losses(tasks):
+    replay, _ = filled_replay(tasks, rollouts=3)
+    config = LearnerConfig(algorithm="td3", atoms=21)
+    learner = Learner(specs_of(tasks), replace(NETWORK, critics=2), config)
+    learner.set_statistics(replay.sample_rows(4).statistics)
+    learner.reward_scale[:], learner.algorithm.reach[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
+    batch = batch_of(replay)
+    # One next state as if an episode had ended there by itself, of all that these tasks truncate only.
+    batch.flags[0, 0] |= NEXT_BITS["terminated"]
+    policy, critic = plain_td3_update(learner, batch)
+    learner.update(batch)
+    torch.testing.assert_close(parameters(learner.policy), parameters(policy), rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(parameters(learner.critic), parameters(critic), rtol=1e-4, atol=2e-6)
+    assert (learner.algorithm.temperature == 0).all()
+    assert learner.metrics()["left"].keys() >= {"actor_loss", "value", "return_estimate"}
+
+
 @pytest.mark.parametrize(
     ("critics", "weights", "atoms"), [(1, (), 21), (2, (), 21), (1, ("right=5",), 21), (1, (), 1), (2, ("left=2",), 1)]
 )
@@ -496,12 +544,18 @@ def after(tasks, batches, device="cpu", **changes):
 
 
 def numbers(learner):
-    return torch.cat([*map(parameters, networks(learner)), learner.algorithm.log_temperature.detach()]).cpu()
+    return torch.cat([*map(parameters, networks(learner)), learner.algorithm.temperature]).cpu()
 
 
 @pytest.mark.parametrize(
     ("weighted", "changes"),
-    [(False, {}), (True, {}), (False, {"gradient_surgery": "pcgrad", "n_step": 2}), (False, {"precision": "bfloat16"})],
+    [
+        (False, {}),
+        (True, {}),
+        (False, {"gradient_surgery": "pcgrad", "n_step": 2}),
+        (False, {"precision": "bfloat16"}),
+        (False, {"algorithm": "td3"}),
+    ],
 )
 def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted, changes):
     replay, _ = filled_replay(tasks, rollouts=3)
@@ -591,13 +645,16 @@ lets_compilers_look = pytest.mark.filterwarnings("ignore:The .grad attribute of 
 
 
 @lets_compilers_look
-@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"compile": "aot_eager"}])
+@pytest.mark.parametrize(
+    "changes", [{"precision": "bfloat16"}, {"compile": "aot_eager"}, {"algorithm": "td3", "compile": "aot_eager"}]
+)
 def test_other_ways_to_compute_give_nearly_the_same_updates(tasks, changes):
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = draws(replay)
-    plain, other = after(tasks, batches), after(tasks, batches, **changes)
+    algorithm = {"algorithm": changes.get("algorithm", "sac")}
+    plain, other = after(tasks, batches, **algorithm), after(tasks, batches, **changes)
     assert {part.dtype for part in other.critic.parameters()} == {torch.float32}
-    start = numbers(after(tasks, []))
+    start = numbers(after(tasks, [], **algorithm))
     moved, apart = numbers(plain) - start, numbers(other) - numbers(plain)
     assert apart.norm() < 0.2 * moved.norm()
     assert "precision" not in changes or apart.norm() > 0

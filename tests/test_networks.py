@@ -175,6 +175,23 @@ def test_bounds_round_trip_and_padding_becomes_zero():
     torch.testing.assert_close(back, action * policy.action_mask.unsqueeze(1), atol=1e-6, rtol=0)
 
 
+def test_a_policy_of_one_action_has_noise_around_it_within_the_bounds():
+    torch.manual_seed(0)
+    policy = MultiTaskPolicy(SPECS, NETWORKS[0], action_noise=0.5)
+    observation = torch.randn(3, 1000, 7)
+    middle = policy.from_bounds(policy.act(observation, deterministic=True))
+    drawn = policy.from_bounds(policy.act(observation))
+    for index, spec in enumerate(SPECS):
+        real = drawn[index, :, : spec.action_size]
+        assert real.abs().max() <= 1 + 1e-5
+        apart = (real - middle[index, :, : spec.action_size])[real.abs() < 1 - 1e-5]
+        # A normal number of deviation 0.5 is cut about two deviations out, where the middle is near zero.
+        assert 0.38 < apart.std() < 0.5
+    assert torch.equal(
+        policy.act(observation, noise=torch.zeros(3, 1000, 4)), policy.act(observation, deterministic=True)
+    )
+
+
 def test_the_width_of_the_common_key_does_not_matter():
     policy = make_policy()
     wide = state("a", 4)

@@ -180,6 +180,11 @@ def test_resuming_with_other_tasks(fail, tmp_path):
     assert "cartpole-swingup" in error
 
 
+def test_resuming_with_another_algorithm(fail, tmp_path):
+    error = fail("--resume", make_run(tmp_path), "--learner.algorithm", "td3")
+    assert "--learner.algorithm td3 differs from the sac" in error
+
+
 def test_resuming_a_run_of_another_version(fail, tmp_path):
     assert "warp_drive" in fail("--resume", make_run(tmp_path, warp_drive=1))
 
