@@ -213,7 +213,8 @@ def main() -> None:
     every, episodes = options.every or frames // 8, options.episodes or (1 if options.quick else 10)
     seeds = range(options.seeds or (1 if options.quick else 3))
     single = int(options.quick) if options.single is None else options.single
-    settings = [*options.settings, *(["--learner.warmup-steps", "500"] if options.quick else [])]
+    quick = ["--learner.warmup-steps", "500", "--learner.updates-per-step", "1"] if options.quick else []
+    settings = [*options.settings, *quick]
 
     def all_runs(folder: Path) -> dict[str, list[list[Point]]]:
         together, apart = f"mtray, {len(tasks)} tasks", f"mtray, {len(tasks)} agents"
