@@ -198,7 +198,9 @@ def main() -> None:
     parser = harness.make_parser(__doc__)
     parser.add_argument("--tasks", nargs="+", default=SIX, help="of the one agent")
     parser.add_argument("--frames", type=int, help="per task (100,000, or 3,000 with --quick)")
-    parser.add_argument("--every", type=int, help="frames per task between checkpoints (an eighth of all)")
+    parser.add_argument(
+        "--every", type=int, help="frames per task between checkpoints (an eighth of all, or half with --quick)"
+    )
     parser.add_argument("--seeds", type=int, help="how many: 0, 1, ... (3, or 1 with --quick)")
     parser.add_argument("--episodes", type=int, help="of each evaluation (10, or 1 with --quick)")
     parser.add_argument("--at-once", type=int, default=1, help="runs side by side (1)")
@@ -210,7 +212,8 @@ def main() -> None:
     options = parser.parse_args()
     tasks = tuple(SIX[:2] if options.quick and options.tasks is SIX else options.tasks)
     frames = options.frames or (3_000 if options.quick else 100_000)
-    every, episodes = options.every or frames // 8, options.episodes or (1 if options.quick else 10)
+    every = options.every or frames // (2 if options.quick else 8)
+    episodes = options.episodes or (1 if options.quick else 10)
     seeds = range(options.seeds or (1 if options.quick else 3))
     single = int(options.quick) if options.single is None else options.single
     quick = ["--learner.warmup-steps", "500", "--learner.updates-per-step", "1"] if options.quick else []
