@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mtray import config as config_module
-from mtray.config import Config, NetworkConfig
+from mtray.config import Config, LearnerConfig, NetworkConfig
 from mtray.errors import UsageError
 from mtray.specs import FloatArray, TaskSpec
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 _META, _POLICY, _LEARNER, _REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
+
+# Of the learner's settings those that a policy is built by.
+_OF_POLICY = ("algorithm", "action_noise")
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
 FORMAT = 2
@@ -211,8 +214,8 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
         _check_format(folder, meta)
         specs = [TaskSpec.from_dict(spec) for spec in meta["specs"]]
         network: NetworkConfig = config_module.from_dict(meta["config"]["network"], NetworkConfig)
-        saved = meta["config"]["learner"]
-        noise = saved["action_noise"] if saved.get("algorithm") == "td3" else None
+        saved = {name: value for name, value in meta["config"]["learner"].items() if name in _OF_POLICY}
+        noise = LearnerConfig(**saved).policy_noise
         policy = MultiTaskPolicy(specs, network, action_noise=noise, deterministic=True)
         policy.load_state_dict(from_bytes(data))
     except _DAMAGED as error:

@@ -8,14 +8,14 @@ lagging copy, as in soft actor-critic; and critics are categorical, as in FastTD
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtray.actor_critic import ActorCritic
-from mtray.config import LearnerConfig, NetworkConfig
-from mtray.specs import TaskSpec
 
 # Of a target's noise, in its standard deviations: the paper's 0.5 of 0.2.
 _NOISE_LIMIT = 2.5
@@ -24,23 +24,14 @@ _NOISE_LIMIT = 2.5
 class TD3(ActorCritic):
     """Policy and critic; no entropy, no temperature."""
 
-    def __init__(
-        self,
-        specs: Sequence[TaskSpec],
-        network: NetworkConfig,
-        config: LearnerConfig,
-        *,
-        device: str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        """Build everything on the device; the same seed gives the same numbers."""
-        super().__init__(specs, network, config, device=device, seed=seed)
-        self._outputs_of = self._compiled(self.policy.outputs)
-
     @property
     def temperature(self) -> Tensor:
         """[T] zeros: entropy counts nothing."""
         return torch.zeros_like(self.discount)
+
+    @functools.cached_property
+    def _outputs_of(self) -> Any:
+        return self._compiled(self.policy.outputs)
 
     def _action(self, observation: Tensor, ids: Tensor | None) -> Tensor:
         """[n, B, act] in (-1, 1), zero where padded."""

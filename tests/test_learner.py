@@ -342,17 +342,22 @@ def networks(learner):
     return learner.policy, learner.algorithm.average, learner.critic, learner.target
 
 
+def copied(learner):
+    """Copies of a learner's networks and generator, with torch's own optimisers over all parameters."""
+    policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
+    generator = torch.Generator()
+    generator.set_state(learner.algorithm.generator.get_state())
+    settings = {"lr": learner.config.learning_rate, "weight_decay": learner.config.weight_decay}
+    actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
+    optimisers = [torch.optim.AdamW(each, **settings) for each in (list(critic.parameters()), actor_parameters)]
+    return policy, critic, target, generator, actor_parameters, *optimisers
+
+
 def plain_update(learner, batch):
     """The losses as the papers write them, differentiated by autograd with an optimiser over all parameters."""
     weight = learner.algorithm.loss_weight
-    policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
+    policy, critic, target, generator, actor_parameters, critic_optimiser, actor_optimiser = copied(learner)
     log_temperature = learner.algorithm.log_temperature.detach().clone().requires_grad_()
-    generator = torch.Generator()
-    generator.set_state(learner.algorithm.generator.get_state())
-    rate, decay = learner.config.learning_rate, learner.config.weight_decay
-    actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
-    critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
-    actor_optimiser = torch.optim.AdamW(actor_parameters, lr=rate, weight_decay=decay)
     temperature_optimiser = torch.optim.Adam(
         [log_temperature], lr=learner.config.temperature_learning_rate, betas=(0.5, 0.999)
     )
@@ -406,13 +411,7 @@ def plain_update(learner, batch):
 
 def plain_td3_update(learner, batch):
     """As above, TD3's, of two critics."""
-    policy, critic, target = (copy.deepcopy(part) for part in (learner.policy, learner.critic, learner.target))
-    generator = torch.Generator()
-    generator.set_state(learner.algorithm.generator.get_state())
-    rate, decay = learner.config.learning_rate, learner.config.weight_decay
-    actor_parameters = [*policy.shared_parameters(), *policy.heads.parameters()]
-    critic_optimiser = torch.optim.AdamW(critic.parameters(), lr=rate, weight_decay=decay)
-    actor_optimiser = torch.optim.AdamW(actor_parameters, lr=rate, weight_decay=decay)
+    policy, critic, target, generator, actor_parameters, critic_optimiser, actor_optimiser = copied(learner)
     scale, atoms = learner.reward_scale.unsqueeze(-1), learner.algorithm.atoms
     mask = policy.action_mask.unsqueeze(1)
     observation, reached = policy.normalise(batch.observation), policy.normalise(batch.next_observation)
