@@ -2,9 +2,10 @@
 
     python benchmarks/learning.py --json learning.json --plot learning.png
 
-Runs `python -m mtray.launch` with its default settings once per seed, one after another (or ``--at-once 2``), evaluates
-every checkpoint with the deterministic policy, and compares with the curves in benchmarks/reference/dmc_returns.csv at
-equal frames per task. What follows ``--`` goes to mtray.launch.
+Runs `python -m mtray.launch` with its default settings once per seed, one after another on all cores (or with
+``--at-once 2`` side by side, each on half of them), evaluates every checkpoint with the deterministic policy, and
+compares with the curves in benchmarks/reference/dmc_returns.csv at equal frames per task. What follows ``--`` goes to
+mtray.launch.
 
 Runs stay in ``--run-dir``. When the script is started again, those that have the frames asked for are read, others are
 resumed. ``--single 1`` trains an agent per task as well, for one seed, with the same settings, and compares the many
@@ -15,11 +16,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ import harness
 SIX = ("cartpole-balance", "cartpole-swingup", "reacher-easy", "walker-stand", "walker-walk", "cheetah-run")
 REFERENCE = Path(__file__).parent / "reference" / "dmc_returns.csv"
 AGENTS = ("SAC", "SimBa", "XQC")
-_RUN_SECONDS = 12 * 3600.0
+_TRAINING_SECONDS = 12 * 3600.0
 _EVALUATION_SECONDS = 1800.0
 
 
@@ -69,8 +71,18 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
         command += ["--tasks", *tasks, "--seed", str(seed)]
         command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.keep-checkpoints", "1000"]
         command += ["--run-dir", str(folder), *settings]
-    # Ended before `in_own_processes` ends whoever waits here.
-    harness.run_program(command, _RUN_SECONDS - 60)
+    harness.run_program(command, _TRAINING_SECONDS)
+
+
+def run_all(
+    runs: Sequence[tuple[Path, Sequence[str], int, int, int, Sequence[str]]], episodes: int, cores: Collection[int]
+) -> None:
+    """Train and evaluate one after another, on these cores only."""
+    os.sched_setaffinity(0, cores)
+    for run in runs:
+        train(*run)
+        folder, tasks, frames, *_ = run
+        evaluate(folder, tasks, frames, episodes)
 
 
 def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int) -> list[Point]:
@@ -224,8 +236,11 @@ def main() -> None:
         jobs = [(folder / f"seed_{seed}", tasks, frames, every, seed, settings) for seed in seeds]
         for seed in seeds[:single]:
             jobs += [(folder / f"seed_{seed}_{task}", (task,), frames, every, seed, settings) for task in tasks]
-        for first in range(0, len(jobs), options.at_once):
-            harness.in_own_processes(train, jobs[first : first + options.at_once], _RUN_SECONDS)
+        cores, side_by_side = sorted(os.sched_getaffinity(0)), min(options.at_once, len(jobs))
+        shares = [cores[place::side_by_side] or cores for place in range(side_by_side)]
+        groups = [(jobs[place::side_by_side], episodes, share) for place, share in enumerate(shares)]
+        # Twice as long leaves time for the evaluations.
+        harness.in_own_processes(run_all, groups, 2 * _TRAINING_SECONDS * len(groups[0][0]))
         points = [evaluate(here, learned, frames, episodes) for here, learned, *_ in jobs]
         runs = {together: points[: len(seeds)]}
         for first in range(len(seeds), len(jobs), len(tasks)):
