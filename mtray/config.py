@@ -182,8 +182,8 @@ class LearnerConfig:
     """Calls to the replay under way or waiting, so that the learner does not wait for them."""
     slice_seconds: float = 0.5
     """Time after which the learner gives out new weights."""
-    threads: int = 1
-    """Threads of one update on the CPU."""
+    threads: int | None = None
+    """Threads of one update on the CPU; by default two, or one where the learner has one core only."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the networks' products are computed in; parameters, losses and optimisers are float32 always."""
     graphs: bool | None = None
@@ -196,7 +196,9 @@ class LearnerConfig:
         """Validate."""
         rows = self.batch_rows
         _require(rows is None or rows >= 1, f"--learner.batch-rows {rows}: at least 1 is needed")
-        for name in ("actor_period", "n_step", "batches_per_call", "calls_ahead", "threads"):
+        threads = self.threads
+        _require(threads is None or threads >= 1, f"--learner.threads {threads}: at least 1 is needed")
+        for name in ("actor_period", "n_step", "batches_per_call", "calls_ahead"):
             _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
         for name in (
             "learning_rate",

@@ -29,6 +29,7 @@ from mtray import checkpoint
 from mtray.config import Config, to_dict
 from mtray.errors import MtrayError, UsageError
 from mtray.placement import choose_host
+from mtray.processes import usable_cores
 from mtray.specs import TaskSpec, check_together
 from mtray.tasks import Task, resolve
 
@@ -190,10 +191,6 @@ def ray_session(config: Config) -> Iterator[float]:
         ray.shutdown()
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def with_host(config: Config, tasks: Sequence[Task]) -> Config:
     """The config with a host that is not ``auto``, chosen for the cores that there are now."""
     if config.host != "auto":
@@ -201,13 +198,13 @@ def with_host(config: Config, tasks: Sequence[Task]) -> Config:
     import ray
 
     # Ray's CPUs are those of the machines only on a cluster; here they are as many as actors.
-    cores = _cores() if config.address is None else int(ray.cluster_resources().get("CPU", 1))
+    cores = usable_cores() if config.address is None else int(ray.cluster_resources().get("CPU", 1))
     return dataclasses.replace(config, host=choose_host(tasks, config.workers, cores))
 
 
 def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     """What the run puts on the machine, in one line."""
-    cores = _cores()
+    cores = usable_cores()
     simulators = config.workers * len(specs) if config.host == "parallel" else 0
     processes = config.workers + simulators + 2
     replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows

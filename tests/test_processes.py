@@ -1,7 +1,10 @@
-"""What is kept in memory: freed tensors are not taken from the system anew."""
+"""How a learner's process is set up: its threads, and that freed tensors are not taken from the system anew."""
 
+import os
 import subprocess
 import sys
+
+import pytest
 
 PROGRAM = """
 import resource, sys
@@ -42,6 +45,23 @@ def test_updates_do_not_compute_with_denormal_numbers():
     command = [sys.executable, "-c", DENORMAL]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert found == ["True", "False", "1"]
+
+
+THREADS = """
+import os, sys, torch
+from mtray.processes import prepare_updates, usable_cores
+
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+prepare_updates()
+print(usable_cores(), torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("cores", [1, len(os.sched_getaffinity(0))])
+def test_updates_take_two_threads_where_there_are_cores_for_them(cores):
+    command = [sys.executable, "-c", THREADS, str(cores)]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert found == [str(cores), str(min(cores, 2))]
 
 
 def test_freed_memory_is_kept():
