@@ -76,13 +76,15 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
 
 def run_all(
     runs: Sequence[tuple[Path, Sequence[str], int, int, int, Sequence[str]]], episodes: int, cores: Collection[int]
-) -> None:
-    """Train and evaluate one after another, on these cores only."""
+) -> list[list[Point]]:
+    """Train and evaluate one after another, on these cores only; give each run's checkpoints."""
     os.sched_setaffinity(0, cores)
+    points = []
     for run in runs:
         train(*run)
         folder, tasks, frames, *_ = run
-        evaluate(folder, tasks, frames, episodes)
+        points.append(evaluate(folder, tasks, frames, episodes))
+    return points
 
 
 def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int) -> list[Point]:
@@ -240,8 +242,8 @@ def main() -> None:
         shares = [cores[place::side_by_side] or cores for place in range(side_by_side)]
         groups = [(jobs[place::side_by_side], episodes, share) for place, share in enumerate(shares)]
         # Twice as long leaves time for the evaluations.
-        harness.in_own_processes(run_all, groups, 2 * _TRAINING_SECONDS * len(groups[0][0]))
-        points = [evaluate(here, learned, frames, episodes) for here, learned, *_ in jobs]
+        found = harness.in_own_processes(run_all, groups, 2 * _TRAINING_SECONDS * len(groups[0][0]))
+        points = [found[job % side_by_side][job // side_by_side] for job in range(len(jobs))]
         runs = {together: points[: len(seeds)]}
         for first in range(len(seeds), len(jobs), len(tasks)):
             moments = zip(*points[first : first + len(tasks)], strict=False)

@@ -194,10 +194,9 @@ class LearnerConfig:
 
     def __post_init__(self) -> None:
         """Validate."""
-        rows = self.batch_rows
-        _require(rows is None or rows >= 1, f"--learner.batch-rows {rows}: at least 1 is needed")
-        threads = self.threads
-        _require(threads is None or threads >= 1, f"--learner.threads {threads}: at least 1 is needed")
+        for name in ("batch_rows", "threads"):
+            count = getattr(self, name)
+            _require(count is None or count >= 1, f"--learner.{name.replace('_', '-')} {count}: at least 1 is needed")
         for name in ("actor_period", "n_step", "batches_per_call", "calls_ahead"):
             _require(getattr(self, name) >= 1, f"--learner.{name.replace('_', '-')} must be at least 1")
         for name in (
