@@ -129,7 +129,7 @@ def measure(tasks: int, what: str, seconds: float) -> float:
     from mtray.processes import prepare_updates
 
     # As the learner's actor does.
-    prepare_updates(1)
+    prepare_updates()
     if what == "loop":
         loop_over_heads()
     # A recording shows none of the calls that made it.

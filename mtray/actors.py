@@ -24,7 +24,7 @@ from mtray.config import Config
 from mtray.errors import NotFiniteError, RunError
 from mtray.exchange import Draws, Pusher
 from mtray.messages import Push, Receipt, Report, Sampled, TaskStatistics
-from mtray.processes import prepare_updates, start_fork_server
+from mtray.processes import Threads, prepare_updates, start_fork_server, usable_cores
 from mtray.replay import Replay as _Replay
 from mtray.shared import Address
 from mtray.specs import FloatArray, TaskSpec, observation_width
@@ -203,10 +203,15 @@ class Learner:
             config: the run's.
             source: the replay.
         """
+        import torch
+
         from mtray import checkpoint, learner
         from mtray.batches import unpack_batches
 
-        prepare_updates(config.learner.threads)
+        prepare_updates()
+        # How many threads there are decides how sums are rounded.
+        counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
+        self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
         self._checkpoint, self._unpack = checkpoint, unpack_batches
         self._specs, self._source = specs, source
         self._deterministic = config.deterministic
@@ -233,7 +238,9 @@ class Learner:
         try:
             while made < updates and (made == 0 or time.monotonic() < deadline):
                 self._used.append((self._learner.updates, self._next()))
+                started = time.perf_counter()
                 self._learner.update(self._used[-1][1])
+                self._threads.spent(time.perf_counter() - started)
                 made += 1
             weights = self._learner.weights()
         except NotFiniteError as error:
