@@ -30,12 +30,16 @@ BOUND, LOOP = "matrix products of {} tasks", "loop over heads, {} tasks"
 # On a GPU.
 LARGE = {"critic_width": 1024, "critic_blocks": 2, "actor_width": 256}
 WAYS: dict[str, dict[str, Any]] = {
-    "kernel by kernel": {"graphs": False},
-    "recorded": {"graphs": True},
-    "recorded, bfloat16": {"graphs": True, "precision": "bfloat16"},
+    "kernel by kernel": {"graphs": False, "precision": "float32"},
+    "recorded": {"precision": "float32"},
+    "recorded, bfloat16": {"precision": "bfloat16"},
     # Recorded where that can be: on a GPU.
-    "inductor": {"compile": "inductor"},
+    "inductor": {"precision": "float32", "compile": "inductor"},
     "bfloat16, inductor": {"precision": "bfloat16", "compile": "inductor"},
+}
+ONLY_ON_GPUS: dict[str, dict[str, Any]] = {
+    "recorded, tfloat32": {"precision": "tfloat32"},
+    "tfloat32, inductor": {"precision": "tfloat32", "compile": "inductor"},
 }
 
 
@@ -166,7 +170,7 @@ def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    learner, batch = build(tasks, LARGE, WAYS[way], device)
+    learner, batch = build(tasks, LARGE, {**WAYS, **ONLY_ON_GPUS}[way], device)
     gpu = device.startswith("cuda")
 
     def run(updates: int) -> None:
@@ -184,7 +188,7 @@ def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
         made += 10
     rate = made / (now - begin)
     if gpu:
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
+        with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as found:
             begin = time.perf_counter()
             run(100)
             wall = time.perf_counter() - begin
@@ -200,8 +204,8 @@ def ways(device: str, seconds: float, repeats: int, budget: float) -> list[harne
     def contender(way: str) -> Callable[[], float]:
         return lambda: float(harness.in_own_processes(measure_way, [(tasks, way, device, seconds)])[0])
 
-    rates = harness.interleave({way: contender(way) for way in WAYS}, repeats, budget)
-    plain, *others = WAYS
+    plain, *others = {**WAYS, **ONLY_ON_GPUS} if device.startswith("cuda") else WAYS
+    rates = harness.interleave({way: contender(way) for way in (plain, *others)}, repeats, budget)
     return harness.compare(rates, plain, others, f"updates/s of {ROWS} rows of {tasks} tasks on {device}")
 
 

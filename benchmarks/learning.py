@@ -57,11 +57,9 @@ class Point:
 
 def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int, settings: Sequence[str]) -> None:
     """One run, from where it stands; one that was finished with fewer frames goes on."""
-    summary, total = folder / "summary.json", frames * len(tasks)
-    if summary.is_file():
-        ended = json.loads(summary.read_text())
-        if ended["exit_reason"] == "finished" and ended["frames"] >= total:
-            return
+    total = frames * len(tasks)
+    if any(checkpoint.is_dir() and int(checkpoint.name) >= total for checkpoint in (folder / "checkpoints").glob("0*")):
+        return
     command = [sys.executable, "-m", "mtray.launch", "--total-frames", str(total)]
     if (folder / "checkpoints" / "latest").is_file():
         command += ["--resume", str(folder)]
@@ -196,7 +194,7 @@ def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], fr
         axis.set_title(panel, fontsize="medium")
         axis.set_ylim(0, 1020)
         axis.set_xlim(0, 1.03 * frames)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)

@@ -20,7 +20,7 @@ from torch import Tensor
 from mtray import losses
 from mtray.batches import Batch
 from mtray.config import LearnerConfig, NetworkConfig
-from mtray.device import Recorded, Watch
+from mtray.device import Recorded, Watch, products, wake_backward
 from mtray.errors import NotFiniteError
 from mtray.networks import MultiTaskCritic, MultiTaskPolicy
 from mtray.optimiser import AdamW, Part, tensors_of
@@ -101,6 +101,8 @@ class ActorCritic(ABC):
         self.specs = tuple(specs)
         self.config = config
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            wake_backward(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = MultiTaskPolicy(specs, network, action_noise=config.policy_noise).to(self.device)
@@ -123,6 +125,7 @@ class ActorCritic(ABC):
         self.actor_part = Part(self.policy.shared_parameters(), self.policy.heads, config)
         self._target_tensors = tensors_of(self.target.shared_parameters(), self.target.heads)
         self._average_tensors = tensors_of(self.average.shared_parameters(), self.average.heads)
+        self._precision = config.precision_on(device)
         graphs = config.records(device)
         self.look_every = _LOOK_EVERY if graphs else 1
         self._watch = Watch(3, tasks, self.device, late=graphs)
@@ -161,6 +164,10 @@ class ActorCritic(ABC):
             NotFiniteError: a task's data is not finite, and nothing was changed; or the loss or gradient of the critic
             or the actor is not, and no weights were changed with it.
         """
+        with products(self._precision) if self.device.type == "cuda" else nullcontext():
+            self._update(batch)
+
+    def _update(self, batch: Batch) -> None:
         ids = self._ids(batch.tasks)
         with_actor = self.updates % self.config.actor_period == 0
         if self._watch.late and len(set(batch.tasks)) == len(self.specs):
@@ -230,7 +237,7 @@ class ActorCritic(ABC):
             optimiser.found_inf = self._watch.stop
 
     def _autocast(self) -> AbstractContextManager[object]:
-        if self.config.precision != "bfloat16":
+        if self._precision != "bfloat16":
             return nullcontext()
         # Casts are not kept from one network to the next: a graph must make its own.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)

@@ -206,13 +206,13 @@ class Learner:
         import torch
 
         from mtray import checkpoint, learner
-        from mtray.batches import unpack_batches
+        from mtray.batches import unpack
 
         prepare_updates()
         # How many threads there are decides how sums are rounded.
         counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
         self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
-        self._checkpoint, self._unpack = checkpoint, unpack_batches
+        self._checkpoint, self._unpack = checkpoint, unpack
         self._specs, self._source = specs, source
         self._deterministic = config.deterministic
         self._learner = learner.Learner(specs, config.network, config.learner, device=config.device, seed=config.seed)
@@ -221,7 +221,8 @@ class Learner:
         self._draws = Draws(
             source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead, settings.n_step
         )
-        self._batches: collections.deque[Batch] = collections.deque()
+        # Each as it was drawn, and where the learner computes.
+        self._batches: collections.deque[tuple[Batch, Batch]] = collections.deque()
         # Updates made before, and the batch: of all updates that an error may still tell of.
         self._used: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=self._learner.algorithm.look_every)
         self._wait_seconds = 0.0
@@ -237,9 +238,10 @@ class Learner:
         made = 0
         try:
             while made < updates and (made == 0 or time.monotonic() < deadline):
-                self._used.append((self._learner.updates, self._next()))
+                batch, near = self._next()
+                self._used.append((self._learner.updates, batch))
                 started = time.perf_counter()
-                self._learner.update(self._used[-1][1])
+                self._learner.update(near)
                 self._threads.spent(time.perf_counter() - started)
                 made += 1
             weights = self._learner.weights()
@@ -270,14 +272,17 @@ class Learner:
                 parts.append(f"{spec.name}: {'; '.join(pushes) or 'loaded with the checkpoint'}")
         return f"its batch's rows came with these pushes: {' | '.join(parts)}"
 
-    def _next(self) -> Batch:
+    def _next(self) -> tuple[Batch, Batch]:
         if not self._batches:
             started = time.monotonic()
             sampled = self._draws.next()
             self._wait_seconds += time.monotonic() - started
-            self._learner.set_statistics(sampled.statistics)
             self._ages = sampled.ages
-            self._batches.extend(self._unpack(sampled.rows, self._specs))
+            # A GPU goes on with earlier updates while these are unpacked; statistics are taken over once it has ended.
+            batches = self._unpack(sampled.rows, self._specs)
+            near = batches.to(self._learner.device)
+            self._learner.set_statistics(sampled.statistics)
+            self._batches.extend(zip(batches.unbind(), near.unbind(), strict=True))
         return self._batches.popleft()
 
     def weights(self) -> Weights:

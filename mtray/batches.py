@@ -8,7 +8,7 @@ trusting flags, so that whatever goes in comes out bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -128,9 +128,17 @@ class Batch:
         """[T, B] int32, how many rewards ``reward`` is the discounted sum of."""
         return (self.flags >> STEPS_SHIFT) + 1
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
-        return Batch(self.tasks, *(tensor.to(device, non_blocking=True) for tensor in self.tensors))
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; one that goes to a GPU is on its way while this returns."""
+        tensors: Iterable[Tensor] = self.tensors
+        if device.type == "cuda" and not self.reward.is_cuda:
+            # From other memory the copy would be waited for, and with it all that the GPU has yet to do.
+            tensors = (tensor.pin_memory() for tensor in tensors)
+        return Batch(self.tasks, *(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+    def unbind(self) -> list[Batch]:
+        """The batches of one with a leading axis."""
+        return [Batch(self.tasks, *parts) for parts in zip(*(tensor.unbind() for tensor in self.tensors), strict=True)]
 
     def copy_(self, other: Batch) -> None:
         """Take over another's numbers, of the same tasks and shapes."""
@@ -218,15 +226,20 @@ class Batch:
 
 
 def unpack_batches(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec]) -> list[Batch]:
-    """Sampled rows as batches; here, at the batch's edge, narrow tasks are padded.
+    """Sampled rows as N batches: see `unpack`."""
+    return unpack(sampled, specs).unbind()
+
+
+def unpack(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec]) -> Batch:
+    """Sampled rows as batches in one; here, at the batch's edge, narrow tasks are padded.
 
     Args:
         sampled: task to [N, B_t, row_size + obs_t] float32: N batches of B_t rows, each with its next observation.
         specs: all tasks of the run; their widest give the padded widths.
 
     Returns:
-        N batches over the sampled tasks, in the order of ``sampled``. A task that has twice the rows of another stands
-        in them twice, and so on.
+        N batches over the sampled tasks, in the order of ``sampled``, along a leading axis. A task that has twice the
+        rows of another stands in them twice, and so on.
     """
     known = {spec.name: spec for spec in specs}
     count = len(next(iter(sampled.values())))
@@ -249,14 +262,4 @@ def unpack_batches(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec])
         reward[:, index] = rows[..., spec.row_size - 2]
         flags[:, index] = bits(rows)[..., spec.row_size - 1]
         reached[:, index, :, :width] = rows[..., spec.row_size :]
-    return [
-        Batch(
-            tasks,
-            whole.observation[n],
-            whole.action[n],
-            whole.reward[n],
-            whole.next_observation[n],
-            whole.flags[n],
-        )
-        for n in range(count)
-    ]
+    return whole

@@ -183,9 +183,11 @@ class LearnerConfig:
     slice_seconds: float = 0.5
     """Time after which the learner gives out new weights."""
     threads: int | None = None
-    """Threads of one update on the CPU; by default two, or one where the learner has one core only."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the networks' products are computed in; parameters, losses and optimisers are float32 always."""
+    """Threads of one update on the CPU; by default one or two, whichever is found to be quicker as the run goes; one
+    with --deterministic."""
+    precision: Literal["float32", "tfloat32", "bfloat16"] | None = None
+    """What the networks' products are computed in: float32; tfloat32, a GPU's float32 with 10 of 23 bits; bfloat16. By
+    default tfloat32 on a GPU and float32 on the CPU. Parameters, losses and optimisers are float32 always."""
     graphs: bool | None = None
     """Record the update once and replay its kernels: as CUDA graphs on a GPU, one after another on the CPU. By default
     wherever it can be recorded, which on the CPU it can't where --learner.compile is given."""
@@ -244,6 +246,19 @@ class LearnerConfig:
             "CUDA device, or on the CPU where they are not compiled; leave one of them out",
         )
         return possible if self.graphs is None else self.graphs
+
+    def precision_on(self, device: str) -> str:
+        """What products are computed in on this device.
+
+        Raises:
+            UsageError: it does not have what shall be used.
+        """
+        gpu = device.startswith("cuda")
+        _require(
+            gpu or self.precision != "tfloat32",
+            f"--learner.precision tfloat32 on {device}: only GPUs have it; give float32 or bfloat16",
+        )
+        return self.precision or ("tfloat32" if gpu else "float32")
 
     def rows_of(self, tasks: Sequence[str]) -> dict[str, int]:
         """Each task's rows in one update: its weight times the same number.
@@ -355,6 +370,7 @@ class Config:
             f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
         )
         self.learner.records(self.device)
+        self.learner.precision_on(self.device)
         _require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
     def copies(self, tasks: int = 1) -> int:

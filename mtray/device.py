@@ -5,7 +5,8 @@ On a GPU it is recorded as CUDA graphs, on the CPU on a tape.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,6 +15,23 @@ from mtray.tape import Tape
 
 # Calls of a function on a GPU before it is recorded.
 _WARM_CALLS = 3
+
+
+@contextmanager
+def products(precision: str) -> Iterator[None]:
+    """Have a GPU's float32 products made by its tensor cores where tfloat32 is asked for; afterwards as before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tfloat32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def wake_backward(device: torch.device) -> None:
+    """Let the thread that goes back through networks on a GPU meet it; cuBLAS warns of a thread that has not."""
+    start = torch.zeros((), device=device, requires_grad=True)
+    torch.autograd.grad(start.exp(), start)
 
 
 class Watch:

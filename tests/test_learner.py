@@ -11,6 +11,7 @@ from mtray import losses
 from mtray.batches import Batch, pack, unpack_batches
 from mtray.collector import Collector
 from mtray.config import LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.device import products
 from mtray.envs import make_makers
 from mtray.errors import RunError
 from mtray.hosts import make_host
@@ -675,8 +676,8 @@ def test_updates_compiled_to_machine_code_are_nearly_the_same(tasks):
 @lets_compilers_look
 @pytest.mark.parametrize(
     "changes",
-    [{"graphs": False}, {}, {"precision": "bfloat16"}, {"compile": "inductor"}],
-    ids=["eager", "graphs", "bfloat16", "inductor"],
+    [{"graphs": False}, {}, {"precision": "float32"}, {"precision": "bfloat16"}, {"compile": "inductor"}],
+    ids=["eager", "graphs", "float32", "bfloat16", "inductor"],
 )
 def test_updates_on_a_gpu_learn_what_those_on_the_cpu_do(tasks, changes):
     # Other random numbers than on the CPU: what is learned must be the same, not how.
@@ -694,6 +695,16 @@ def test_updates_on_a_gpu_learn_what_those_on_the_cpu_do(tasks, changes):
         assert abs(action[index].item() - target) < 0.2
 
 
+@pytest.mark.parametrize(
+    ("precision", "inside"), [("tfloat32", "high"), ("float32", "highest"), ("bfloat16", "highest")]
+)
+def test_the_precision_of_products_is_as_asked_for_inside_only(precision, inside):
+    before = torch.get_float32_matmul_precision()
+    with products(precision):
+        assert torch.get_float32_matmul_precision() == inside
+    assert torch.get_float32_matmul_precision() == before
+
+
 @pytest.mark.gpu
 def test_updates_recorded_on_a_gpu_are_those_that_are_not(tasks):
     replay, _ = filled_replay(tasks, rollouts=3)
@@ -708,9 +719,9 @@ def test_a_failure_in_an_update_recorded_on_a_gpu_is_told(tasks):
     batches = draws(replay, count=16)
     learner = after(tasks, batches, "cuda")
     learner.check()
-    before = numbers(learner)[: len(parameters(learner.critic))]
+    before = parameters(learner.critic)
     learner.update(spoiled(batches[0], 1))
     learner.update(batches[0])
-    assert torch.equal(before, parameters(learner.critic).cpu())
+    assert torch.equal(before, parameters(learner.critic))
     with pytest.raises(RunError, match="data of right is not finite"):
         learner.check()

@@ -125,6 +125,12 @@ def test_a_device_that_is_not_there(fail):
         assert "--device cuda" in fail("--device", "cuda")
 
 
+def test_a_precision_that_the_device_does_not_have(fail):
+    error = fail("--learner.precision", "tfloat32")
+    assert "--learner.precision tfloat32 on cpu" in error
+    assert "float32 or bfloat16" in error
+
+
 def test_compiled_updates_are_not_recorded_on_the_cpu(fail):
     error = fail("--learner.compile", "inductor", "--learner.graphs", "True")
     assert "--learner.graphs True" in error
