@@ -128,10 +128,10 @@ class Batch:
         """[T, B] int32, how many rewards ``reward`` is the discounted sum of."""
         return (self.flags >> STEPS_SHIFT) + 1
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The batch on a device; one that goes to a GPU is on its way while this returns."""
         tensors: Iterable[Tensor] = self.tensors
-        if device.type == "cuda" and not self.reward.is_cuda:
+        if torch.device(device).type == "cuda" and not self.reward.is_cuda:
             # From other memory the copy would be waited for, and with it all that the GPU has yet to do.
             tensors = (tensor.pin_memory() for tensor in tensors)
         return Batch(self.tasks, *(tensor.to(device, non_blocking=True) for tensor in tensors))

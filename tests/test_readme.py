@@ -37,4 +37,8 @@ def test_linked_files_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
     assert links
     for link in links:
-        assert (Path(__file__).parents[1] / link).exists(), link
+        name, _, section = link.partition("#")
+        file = Path(__file__).parents[1] / name
+        assert file.exists(), link
+        titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE) if section else []
+        assert not section or section in [title.lower().replace(" ", "-") for title in titles], link
