@@ -58,7 +58,9 @@ class Point:
 def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int, settings: Sequence[str]) -> None:
     """One run, from where it stands; one that was finished with fewer frames goes on."""
     total = frames * len(tasks)
-    if any(checkpoint.is_dir() and int(checkpoint.name) >= total for checkpoint in (folder / "checkpoints").glob("0*")):
+    # Names are frames, with a number behind where there are several.
+    made = [int(checkpoint.name.partition(".")[0]) for checkpoint in (folder / "checkpoints").glob("0*")]
+    if max(made, default=0) >= total:
         return
     command = [sys.executable, "-m", "mtray.launch", "--total-frames", str(total)]
     if (folder / "checkpoints" / "latest").is_file():
