@@ -36,8 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     # Recorded where that can be: on a GPU.
     "inductor": {"precision": "float32", "compile": "inductor"},
     "bfloat16, inductor": {"precision": "bfloat16", "compile": "inductor"},
-}
-ONLY_ON_GPUS: dict[str, dict[str, Any]] = {
+    # On a GPU only.
     "recorded, tfloat32": {"precision": "tfloat32"},
     "tfloat32, inductor": {"precision": "tfloat32", "compile": "inductor"},
 }
@@ -170,7 +169,7 @@ def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    learner, batch = build(tasks, LARGE, {**WAYS, **ONLY_ON_GPUS}[way], device)
+    learner, batch = build(tasks, LARGE, WAYS[way], device)
     gpu = device.startswith("cuda")
 
     def run(updates: int) -> None:
@@ -204,7 +203,8 @@ def ways(device: str, seconds: float, repeats: int, budget: float) -> list[harne
     def contender(way: str) -> Callable[[], float]:
         return lambda: float(harness.in_own_processes(measure_way, [(tasks, way, device, seconds)])[0])
 
-    plain, *others = {**WAYS, **ONLY_ON_GPUS} if device.startswith("cuda") else WAYS
+    gpu = device.startswith("cuda")
+    plain, *others = (way for way, config in WAYS.items() if gpu or config["precision"] != "tfloat32")
     rates = harness.interleave({way: contender(way) for way in (plain, *others)}, repeats, budget)
     return harness.compare(rates, plain, others, f"updates/s of {ROWS} rows of {tasks} tasks on {device}")
 

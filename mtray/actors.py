@@ -209,7 +209,7 @@ class Learner:
         from mtray.batches import unpack
 
         prepare_updates()
-        # How many threads there are decides how sums are rounded.
+        # How many threads there are decides how sums are rounded. More than two were not measured.
         counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
         self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
         self._checkpoint, self._unpack = checkpoint, unpack

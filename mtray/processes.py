@@ -54,18 +54,18 @@ class Threads:
         """Try these counts, the first first, and set the one to be used by calling ``use``."""
         self.counts = tuple(counts)
         self._use = use
+        self._updates, self._seconds = 0, 0.0
         self._try_all()
 
     def _try_all(self) -> None:
-        self._trials = list(self.counts) * _ROUNDS if len(self.counts) > 1 else []
+        self._trials = list(self.counts) * _ROUNDS
         self._best = dict.fromkeys(self.counts, math.inf)
         self._windows = 0
-        self._turn(self._trials[0] if self._trials else self.counts[0])
+        self._turn(self._trials[0])
 
     def _turn(self, count: int) -> None:
         self.count = count
         self._use(count)
-        self._updates, self._seconds = 0, 0.0
 
     def spent(self, seconds: float) -> None:
         """Tell how long an update took."""
@@ -74,6 +74,7 @@ class Threads:
         if len(self.counts) == 1 or self._seconds < _WINDOW_SECONDS:
             return
         each = self._seconds / self._updates
+        self._updates, self._seconds = 0, 0.0
         if self._trials:
             # The best of a count's trials: what disturbs makes one longer, never shorter.
             self._best[self.count] = min(self._best[self.count], each)
@@ -81,7 +82,6 @@ class Threads:
             self._turn(self._trials[0] if self._trials else min(self.counts, key=self._best.__getitem__))
             return
         self._windows += 1
-        self._updates, self._seconds = 0, 0.0
         if self._windows == _KEPT_WINDOWS or each > _SLOWER * self._best[self.count]:
             self._try_all()
 
