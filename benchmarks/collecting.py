@@ -25,7 +25,7 @@ class Measured:
 
     Attributes:
         frames_per_second: as the replay acknowledged them.
-        seconds: what the collectors' time went into, per frame, by part (see `mtray.messages.Report`).
+        seconds: what the collectors' time went into, per frame, by part (see `mtray.data.messages.Report`).
     """
 
     frames_per_second: float
@@ -55,13 +55,16 @@ def measure(
     """
     import ray
 
-    from mtray import actors, weights
-    from mtray.config import CollectorConfig, Config
-    from mtray.launch import ray_session
-    from mtray.losses import LOG_STD_HIGH, LOG_STD_LOW
-    from mtray.networks import MultiTaskPolicy
-    from mtray.supervisor import make_shares
-    from mtray.tasks import resolve
+    from mtray.cluster.collector_actor import Collector
+    from mtray.cluster.learner_actor import Learner
+    from mtray.cluster.replay_actor import Replay
+    from mtray.cluster.session import ray_session
+    from mtray.cluster.supervisor import make_shares
+    from mtray.config.settings import CollectorConfig, Config
+    from mtray.learn.losses import LOG_STD_HIGH, LOG_STD_LOW
+    from mtray.policy import weights
+    from mtray.policy.policy import MultiTaskPolicy
+    from mtray.tasks.registry import resolve
 
     config = Config(
         tasks=tuple(tasks),
@@ -82,8 +85,8 @@ def measure(
     snapshot = weights.snapshot(policy, version=1)
     shares = make_shares(config, built)
     with ray_session(config) as cpus:
-        replay = ray.remote(actors.Replay).options(num_cpus=cpus).remote(specs, config)
-        kind = ray.remote(actors.Collector).options(num_cpus=cpus)
+        replay = ray.remote(Replay).options(num_cpus=cpus).remote(specs, config)
+        kind = ray.remote(Collector).options(num_cpus=cpus)
         seeds = [range(worker * 100, worker * 100 + len(built) + 1) for worker in range(workers)]
         collectors = [
             kind.remote(str(worker), built, shares[worker], config, seeds[worker], replay) for worker in range(workers)
@@ -93,7 +96,7 @@ def measure(
             box = [ray.put(snapshot)]
             ray.get([collector.act.remote(snapshot.version, box, True) for collector in collectors])
             if learner:
-                trainer = ray.remote(actors.Learner).options(num_cpus=cpus).remote(specs, config, replay)
+                trainer = ray.remote(Learner).options(num_cpus=cpus).remote(specs, config, replay)
                 ray.get([collector.push.remote() for collector in collectors])
                 ray.get(trainer.train.remote(1, 1.0))
                 trained = [trainer.train.remote(10**9, 1.5 * warmup_seconds + seconds)]
@@ -136,7 +139,7 @@ def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> li
     """
     import ray
 
-    from mtray.crew import CALLS
+    from mtray.cluster.crew import CALLS
 
     calls: list[deque[Any]] = [deque() for _ in asks]
     ends: list[list[tuple[float, Any]]] = [[] for _ in asks]

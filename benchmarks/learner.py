@@ -48,10 +48,10 @@ def build(
     """A learner of so many tasks, and a batch for it."""
     import torch
 
-    from mtray.batches import Batch
-    from mtray.config import LearnerConfig, NetworkConfig
-    from mtray.learner import Learner
-    from mtray.specs import TaskSpec, action_width, observation_width
+    from mtray.config.settings import LearnerConfig, NetworkConfig
+    from mtray.data.batch import Batch
+    from mtray.data.specs import TaskSpec, action_width, observation_width
+    from mtray.learn.trainer import Trainer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -79,7 +79,7 @@ def build(
         torch.ones(tasks, rows, dtype=torch.int32),
     )
     config = {"batch_rows": ROWS, **(config or {})}
-    learner = Learner(specs, NetworkConfig(**(network or {})), LearnerConfig(**config), device=device)
+    learner = Trainer(specs, NetworkConfig(**(network or {})), LearnerConfig(**config), device=device)
     learner.reward_scale.fill_(10.0)
     return learner, batch
 
@@ -88,7 +88,7 @@ def loop_over_heads() -> None:
     """Make every grouped layer one product per task, one after another."""
     import torch
 
-    from mtray.networks import GroupedLinear
+    from mtray.policy.layers import GroupedLinear
 
     def forward(self: Any, inputs: Any, ids: Any) -> Any:
         assert ids is None
@@ -129,7 +129,7 @@ def measure(tasks: int, what: str, seconds: float) -> float:
     """Updates per second of CPU time: of the learner, of its matrix products alone, or of the loop over heads."""
     import torch
 
-    from mtray.processes import prepare_updates
+    from mtray.learn.threads import prepare_updates
 
     # As the learner's actor does.
     prepare_updates()

@@ -38,7 +38,7 @@ class Caller:
         """Fill the replay to its capacity."""
         import torch
 
-        from mtray.exchange import Draws, Pusher
+        from mtray.cluster.exchange import Draws, Pusher
 
         torch.set_num_threads(1)
         self._replay = replay
@@ -87,7 +87,7 @@ class Caller:
 
     def insert(self, copies: int, limit: int, count_too: bool = False) -> float:
         """Pushes that are ready, or whose statistics are yet to be taken, so many under way at once."""
-        from mtray.messages import TaskStatistics
+        from mtray.data.statistics import TaskStatistics
 
         pushes, pusher = itertools.cycle(self._pushes[copies]), self._pushers[limit]
 
@@ -104,7 +104,7 @@ class Caller:
         """Pushes that go through Ray's object store, as they do between nodes."""
         import ray
 
-        from mtray.messages import Push
+        from mtray.data.messages import Push
 
         pushes = itertools.cycle(self._pushes[copies])
 
@@ -125,7 +125,7 @@ class Caller:
 
     def sample(self, ahead: int, unpack: bool = False) -> float:
         """Calls, so many ahead; with the batches that the learner makes of them, or without."""
-        from mtray.batches import unpack_batches
+        from mtray.data.batch import unpack_batches
 
         draws = self._draws[ahead]
 
@@ -217,9 +217,9 @@ def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, 
     """Different pushes, as many as fill a block: rows where collectors pack them, and their statistics."""
     import numpy as np
 
-    from mtray.messages import TaskStatistics
-    from mtray.rows import TRANSITION, row_flags
-    from mtray.shared import Block, SharedRows
+    from mtray.data.blocks import Block, SharedRows
+    from mtray.data.rows import TRANSITION, row_flags
+    from mtray.data.statistics import TaskStatistics
 
     generator, block = np.random.default_rng(copies), Block.new(WALK_BYTES // 4)
     nbytes = push_bytes(specs, copies)
@@ -253,9 +253,9 @@ def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[
     """Every contender in turns, on a Ray of their own; gives baseline to contender to rates in MB/s."""
     import ray
 
-    from mtray import actors
-    from mtray.config import Config, ReplayConfig
-    from mtray.tasks import resolve
+    from mtray.cluster.replay_actor import Replay
+    from mtray.config.settings import Config, ReplayConfig
+    from mtray.tasks.registry import resolve
 
     begin = time.monotonic()
     config = Config(tasks=TASKS, replay=ReplayConfig(capacity_rows=capacity))
@@ -264,7 +264,7 @@ def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[
     # Ray's workers may not find the script's module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with ray.init(address="local", num_cpus=3, **quiet):
-        replay = ray.remote(actors.Replay).remote(specs, config)
+        replay = ray.remote(Replay).remote(specs, config)
         caller = ray.remote(Caller).remote(replay, specs, capacity, seconds)
         ensemble = ray.remote(Ensemble).remote(specs, capacity, seconds)
         ray.get([caller.ready.remote(), ensemble.ready.remote()])

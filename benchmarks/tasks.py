@@ -48,7 +48,7 @@ LIGHT = (
 
 def chosen(count: int) -> tuple[str, ...]:
     """So many tasks of the suite, spread evenly over it."""
-    from mtray.tasks import task_names
+    from mtray.tasks.registry import task_names
 
     names = task_names("mujoco")
     return tuple(names[index * len(names) // count] for index in range(count))
@@ -58,8 +58,8 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
     """The engine's simulators of these tasks, stepped one after the other; gives frames per second."""
     import numpy as np
 
-    from mtray.engines import StepArrays
-    from mtray.tasks import Task
+    from mtray.engines.base import StepArrays
+    from mtray.tasks.plan import Task
 
     sims = [Task(task, "mujoco").make_sim(COPIES, seed) for task in tasks]
     outs = [StepArrays.empty(COPIES, sim.spec) for sim in sims]
@@ -89,10 +89,10 @@ def held_actions(spec: Any, seed: int) -> Any:
     """[STEPS, COPIES, act] actions as `collecting.measure` has them: noise of its deviation, held as long."""
     import numpy as np
 
-    from mtray.acting import Acting
-    from mtray.config import CollectorConfig, NetworkConfig
-    from mtray.networks import MultiTaskPolicy
-    from mtray.noise import normal_noise
+    from mtray.collect.exploration import normal_noise
+    from mtray.config.settings import CollectorConfig, NetworkConfig
+    from mtray.policy.acting import Acting
+    from mtray.policy.policy import MultiTaskPolicy
 
     size = (1, COPIES, spec.action_size)
     noise = normal_noise(size, CollectorConfig().noise_steps, np.random.default_rng(seed))
@@ -151,8 +151,8 @@ def draw(rows: Sequence[harness.Row], file: Path) -> None:
 
 def step_costs(tasks: Sequence[str]) -> list[tuple[str, float]]:
     """Each task's cost, cheapest first."""
-    from mtray.placement import step_seconds
-    from mtray.tasks import Task
+    from mtray.collect.placement import step_seconds
+    from mtray.tasks.plan import Task
 
     return sorted(((task, step_seconds(Task(task, "mujoco"))) for task in tasks), key=lambda item: item[1])
 

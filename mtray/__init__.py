@@ -11,33 +11,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtray.checkpoint import load_policy as load_policy
-    from mtray.config import Config as Config
-    from mtray.envs import MultiTaskEnv as MultiTaskEnv
-    from mtray.envs import make_task_env as make_task_env
+    from mtray.cluster.train import train as train
+    from mtray.config.settings import Config as Config
     from mtray.errors import MtrayError as MtrayError
     from mtray.errors import RunError as RunError
     from mtray.errors import SchemaError as SchemaError
     from mtray.errors import UsageError as UsageError
-    from mtray.launch import train as train
-    from mtray.tasks import register_task as register_task
-    from mtray.tasks import task_names as task_names
-    from mtray.tasks import task_sets as task_sets
+    from mtray.rundir.policies import load_policy as load_policy
+    from mtray.tasks.env import make_task_env as make_task_env
+    from mtray.tasks.parallel import MultiTaskEnv as MultiTaskEnv
+    from mtray.tasks.registry import register_task as register_task
+    from mtray.tasks.registry import task_names as task_names
+    from mtray.tasks.registry import task_sets as task_sets
 
 # Name to module: each is imported when it is asked for, so that `import mtray` costs nothing.
 _PUBLIC = {
-    "Config": "config",
+    "Config": "config.settings",
     "MtrayError": "errors",
-    "MultiTaskEnv": "envs",
+    "MultiTaskEnv": "tasks.parallel",
     "RunError": "errors",
     "SchemaError": "errors",
     "UsageError": "errors",
-    "load_policy": "checkpoint",
-    "make_task_env": "envs",
-    "register_task": "tasks",
-    "task_names": "tasks",
-    "task_sets": "tasks",
-    "train": "launch",
+    "load_policy": "rundir.policies",
+    "make_task_env": "tasks.env",
+    "register_task": "tasks.registry",
+    "task_names": "tasks.registry",
+    "task_sets": "tasks.registry",
+    "train": "cluster.train",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -13,53 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
-from mtray import checkpoint
+from mtray.collect.evaluation import evaluate, summarise
 from mtray.errors import UsageError
-from mtray.launch import run_program
-from mtray.networks import MultiTaskPolicy
-from mtray.tasks import Task, resolve
-
-# An episode without a time limit is cut here, so that an evaluation ends.
-_MOST_STEPS = 10_000
-
-
-def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:
-    """Undiscounted returns of so many episodes of a task, with the policy acting deterministically.
-
-    Episodes without an end of their own are cut after 10,000 steps.
-    """
-    from mtray.envs import TaskEnv
-
-    env = TaskEnv(task, num_envs=episodes, seed=seed)
-    deterministic, policy.deterministic = policy.deterministic, True
-    try:
-        with torch.no_grad():
-            state = env.reset()
-            returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
-            for _ in range(_MOST_STEPS):
-                reached, state = env.step_and_maybe_reset(policy(state))
-                returns += running * reached.get(("next", "reward")).numpy()[:, 0]
-                running &= ~reached.get(("next", "done")).numpy()[:, 0]
-                if not running.any():
-                    break
-    finally:
-        policy.deterministic = deterministic
-        env.close()
-    return [float(value) for value in returns]
-
-
-def summarise(returns: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, number and list of returns."""
-    return {
-        "return_mean": float(np.mean(returns)),
-        "return_std": float(np.std(returns)),
-        "episodes": len(returns),
-        "returns": list(returns),
-    }
+from mtray.program import run_program
+from mtray.rundir import checkpoint
+from mtray.rundir.policies import load_policy
+from mtray.tasks.registry import resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +48,7 @@ def run(options: Options) -> dict[str, Any]:
     """
     if options.episodes < 1:
         raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
-    policy = checkpoint.load_policy(options.run_dir)
+    policy = load_policy(options.run_dir)
     config = checkpoint.read_config(_root(options.run_dir))
     learned = {task.name: task for task in resolve(config.tasks, config.engine, config.collector.action_repeat)}
     wanted = [task.name for task in resolve(options.tasks, config.engine)] if options.tasks else list(learned)

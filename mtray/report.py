@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from mtray.errors import UsageError
-from mtray.launch import run_program
+from mtray.program import run_program
 
 
 @dataclass(frozen=True, kw_only=True)

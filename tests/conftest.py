@@ -17,13 +17,13 @@ MIXED = ("cartpole-swingup", "cheetah-run", "humanoid-walk")
 
 @pytest.fixture(scope="session")
 def humanoids():
-    from mtray.tasks import resolve
+    from mtray.tasks.registry import resolve
 
     return resolve(HUMANOIDS)
 
 
 @pytest.fixture(scope="session")
 def mixed():
-    from mtray.tasks import resolve
+    from mtray.tasks.registry import resolve
 
     return resolve(MIXED)

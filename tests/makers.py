@@ -6,7 +6,7 @@ from tensordict import TensorDict
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from mtray.specs import DONE_KEYS, NEXT, TaskSpec, task_key
+from mtray.data.specs import DONE_KEYS, NEXT, TaskSpec, task_key
 
 # -0.0, the smallest and largest denormal, infinities, NaNs with payloads of both signs (one signalling).
 AWKWARD = (0x80000000, 0x00000001, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001)

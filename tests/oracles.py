@@ -5,7 +5,7 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torch.nn import functional
 
-from mtray.specs import task_key
+from mtray.data.specs import task_key
 
 
 def sequential_policy(policy):

@@ -1,4 +1,4 @@
-"""The floors: who may import whom. A file that is not in the table fails; put it on its floor."""
+"""The house: rooms in the order of the flow. Imports go from a room to those left of it, and never in a circle."""
 
 import ast
 import sys
@@ -10,24 +10,27 @@ import mtray
 
 PACKAGE = Path(mtray.__file__).parent
 
-FLOORS = {
-    # Words.
-    0: "__init__ batches config errors messages metrics pacing processes rows schema shared specs weights",
-    # Parts; `testing` is for users' tests too.
-    1: "acting actor_critic checkpoint collector device engines engines.dm_control engines.envpool engines.mujoco "
-    "engines.suite engines.torchrl envs hosts learner losses makers networks noise optimiser placement replay sac tape "
-    "tasks td3 testing values",
-    # The cluster.
-    2: "actors crew exchange supervisor",
-    # Programs.
-    3: "__main__ evaluate launch report",
-}
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
-# dm_control's suite over mujoco.batch: a file per domain.
-DOMAINS = [path.stem for path in (PACKAGE / "engines" / "suite").glob("*.py") if path.stem != "__init__"]
-FLOOR |= {f"engines.suite.{domain}": 1 for domain in DOMAINS}
+# Rooms that stand together never import each other.
+ORDER = (
+    {"errors", "config"},
+    {"data"},
+    {"engines"},
+    {"tasks"},
+    {"policy"},
+    {"collect", "replay", "learn"},
+    {"rundir"},
+    {"cluster"},
+    {"__init__", "__main__", "evaluate", "launch", "program", "report"},
+)
+# For users' tests beside ours.
+APART = {"testing"}
+TOGETHER = ({"errors", "config"}, ORDER[-1])
+FILES_OF_A_ROOM = 11
+PLACE = {room: index for index, rooms in enumerate(ORDER) for room in rooms} | dict.fromkeys(APART, 3)
 MUJOCO = {"dm_control", "mujoco"}
 SIMULATORS = {"dm_control": MUJOCO, "mujoco": MUJOCO, "suite": MUJOCO, "envpool": {"envpool"}}
+# What can be imported without torch, so that processes which need none start quickly.
+WITHOUT_TORCH = ("data.specs", "data.rows", "data.messages", "data.statistics", "data.blocks")
 
 
 def name_of(path):
@@ -39,6 +42,10 @@ FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 MODULES = {"mtray"} | {f"mtray.{name}" for name in FILES if name != "__init__"}
 
 
+def room_of(name):
+    return name.partition(".")[0]
+
+
 def is_type_checking(node):
     return isinstance(node, ast.If) and "TYPE_CHECKING" in {
         part.id if isinstance(part, ast.Name) else part.attr
@@ -47,13 +54,15 @@ def is_type_checking(node):
     }
 
 
-def imports(source):
-    """Every module that a source imports at any depth, except under TYPE_CHECKING, by its full name."""
+def imports(source, *, at_import=False):
+    """Every module that a source imports, except under TYPE_CHECKING; ``at_import``: outside functions only."""
     found, nodes = set(), [ast.parse(source)]
     while nodes:
         node = nodes.pop()
         if is_type_checking(node):
             nodes += node.orelse
+            continue
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
         nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
@@ -62,15 +71,15 @@ def imports(source):
             assert not node.level, "relative import: write the module's full name"
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inner & MODULES or {node.module}
-        elif isinstance(node, ast.Constant) and node.value in MODULES - {"mtray"}:
+        elif not at_import and isinstance(node, ast.Constant) and node.value in MODULES - {"mtray"}:
             # A module's full name in a string is there to be imported by it.
             found.add(node.value)
     return found
 
 
-def own(source):
+def own(source, **kwargs):
     """The package's modules among a source's imports, without the package's name."""
-    return {name.removeprefix("mtray.") for name in imports(source) if name.partition(".")[0] == "mtray"}
+    return {name.removeprefix("mtray.") for name in imports(source, **kwargs) if name.partition(".")[0] == "mtray"}
 
 
 def foreign(source):
@@ -78,28 +87,60 @@ def foreign(source):
     return {name.partition(".")[0] for name in imports(source)} - {"mtray"} - sys.stdlib_module_names
 
 
-def test_every_file_is_on_a_floor_and_every_name_on_a_floor_is_a_file():
-    assert set(FILES) == set(FLOOR)
+def wrong_way(name, others):
+    """Of these modules those that a file must not import."""
+    room = room_of(name)
+    return {
+        other
+        for other in others
+        if room_of(other) != room
+        and not any({room, room_of(other)} <= rooms for rooms in TOGETHER)
+        and PLACE[room_of(other)] >= PLACE[room]
+    }
+
+
+def circles(graph):
+    """Modules that reach themselves, each with the way."""
+
+    def way(start):
+        seen, waiting = set(), [(start,)]
+        while waiting:
+            path = waiting.pop()
+            for other in graph.get(path[-1], ()):
+                if other == start:
+                    return (*path, start)
+                if other not in seen:
+                    seen.add(other)
+                    waiting.append((*path, other))
+        return None
+
+    return [path for path in map(way, sorted(graph)) if path]
+
+
+def test_every_file_is_in_a_room():
+    assert {room_of(name) for name in FILES} == set(PLACE)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_imports_go_to_the_same_floor_or_lower(name):
-    upwards = {
-        other: FLOOR.get(other, "no module: import from the module itself")
-        for other in own(FILES[name].read_text())
-        if FLOOR.get(other, 99) > FLOOR[name]
-    }
-    assert upwards == {}
+def test_imports_go_to_the_left(name):
+    assert wrong_way(name, own(FILES[name].read_text())) == set()
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if FLOOR.get(name) == 0])
-def test_words_know_only_arrays(name):
-    assert foreign(FILES[name].read_text()) <= {"numpy", "torch", "tensordict"}
+def test_no_file_is_in_a_circle_of_imports():
+    assert circles({name: own(path.read_text()) - {name} for name, path in FILES.items()}) == []
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if FLOOR.get(name, 0) < 2])
-def test_words_and_parts_know_no_ray(name):
-    assert "ray" not in foreign(FILES[name].read_text())
+def test_a_room_is_small_and_its_init_says_what_it_is_for():
+    for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()):
+        init = (folder / "__init__.py").read_text()
+        assert ast.get_docstring(ast.parse(init)), folder
+        assert len(init.splitlines()) <= 6, folder
+        assert 3 <= len(list(folder.glob("*.py"))) - 1 <= FILES_OF_A_ROOM, folder
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_ray_is_imported_in_the_cluster_only(name):
+    assert "ray" not in foreign(FILES[name].read_text()) or room_of(name) == "cluster"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -109,36 +150,34 @@ def test_only_its_engine_imports_a_simulator(name):
     assert foreign(FILES[name].read_text()) & set.union(*SIMULATORS.values()) <= allowed
 
 
-@pytest.mark.parametrize(("start", "end"), [("replay", "learner"), ("learner", "replay")])
-def test_replay_and_learner_do_not_reach_each_other(start, end):
-    reached, waiting = set(), [start]
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name in WITHOUT_TORCH or room_of(name) in {"replay", "config"} | ORDER[-1]]
+)
+def test_torch_is_not_imported_with_it(name):
+    """Neither by itself nor by what it imports."""
+    reached, waiting = set(), [name]
     while waiting:
-        name = waiting.pop()
-        if name not in reached:
-            reached.add(name)
-            waiting += own(FILES[name].read_text())
-    assert "specs" in reached
-    assert end not in reached
-
-
-def test_cluster_is_where_ray_is():
-    assert all("ray" in foreign(FILES[name].read_text()) for name in ("actors", "crew", "supervisor", "launch"))
+        current = waiting.pop()
+        if current not in reached:
+            reached.add(current)
+            waiting += own(FILES[current].read_text(), at_import=True)
+    packages = set().union(*(imports(FILES[other].read_text(), at_import=True) for other in reached))
+    assert not {package.partition(".")[0] for package in packages} & {"torch", "tensordict", "torchrl"}
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import mtray.replay", {"replay"}),
-        ("from mtray import replay as store, specs", {"replay", "specs"}),
-        ("from mtray.replay import Ring", {"replay"}),
+        ("import mtray.replay.ring", {"replay.ring"}),
+        ("from mtray.replay import ring as store, buffer", {"replay.ring", "replay.buffer"}),
+        ("from mtray.replay.ring import Ring", {"replay.ring"}),
         ("from mtray.engines import dm_control", {"engines.dm_control"}),
-        ("from mtray.engines import BatchSim", {"engines"}),
-        ("def f():\n    if True:\n        from mtray.replay import Ring", {"replay"}),
+        ("def f():\n    if True:\n        from mtray.replay.ring import Ring", {"replay.ring"}),
         ("from mtray import Config", {"mtray"}),
-        ("importlib.import_module('mtray.replay')", {"replay"}),
-        ("if TYPE_CHECKING:\n    from mtray.replay import Ring\nelse:\n    import mtray.specs", {"specs"}),
-        ("if typing.TYPE_CHECKING:\n    from mtray.replay import Ring", set()),
-        ('"""As mtray.replay does."""', set()),
+        ("importlib.import_module('mtray.replay.ring')", {"replay.ring"}),
+        ("if TYPE_CHECKING:\n    from mtray.replay.ring import Ring\nelse:\n    import mtray.errors", {"errors"}),
+        ("if typing.TYPE_CHECKING:\n    from mtray.replay.ring import Ring", set()),
+        ('"""As mtray.replay.ring does."""', set()),
     ],
 )
 def test_imports_are_found_wherever_they_stand(source, expected):
@@ -148,3 +187,9 @@ def test_imports_are_found_wherever_they_stand(source, expected):
 def test_foreign_imports_are_found_by_their_package():
     source = "import os.path, numpy as np\ndef f():\n    import ray.exceptions\n    from torch.utils import data"
     assert foreign(source) == {"numpy", "ray", "torch"}
+
+
+def test_a_wrong_import_and_a_circle_are_found():
+    assert wrong_way("data.specs", {"policy.policy", "errors"}) == {"policy.policy"}
+    assert wrong_way("learn.trainer", {"replay.ring", "policy.policy"}) == {"replay.ring"}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [("b", "c", "b"), ("c", "b", "c")]

@@ -15,8 +15,9 @@ from torch import nn
 from torchrl.data import LazyTensorStorage, ListStorage, ReplayBuffer
 from torchrl.envs import ParallelEnv, SerialEnv
 
-from mtray.envs import TaskEnv, make_makers
-from mtray.specs import task_key
+from mtray.data.specs import task_key
+from mtray.tasks.env import TaskEnv
+from mtray.tasks.makers import make_makers
 
 
 def random_actions(td):

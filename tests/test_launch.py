@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mtray
-from mtray import checkpoint
+from mtray.rundir import checkpoint
 from tests.processes import Run
 
 # Light and short: two real tasks of different widths.
@@ -126,7 +126,7 @@ def test_a_run_whose_learner_is_on_a_gpu(tmp_path):
         assert run.wait() == 0, run.output
     made = summary_of(run_dir)["updates"]
     assert made > 0
-    assert checkpoint.load_policy(run_dir).mean.device.type == "cpu"
+    assert mtray.load_policy(run_dir).mean.device.type == "cpu"
     with Run("--resume", run_dir, "--total-frames", 4000, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert summary_of(run_dir)["updates"] > made
@@ -139,7 +139,7 @@ def test_a_run_of_td3(tmp_path):
     with Run(*arguments, "--total-frames", 3000, "--run-dir", run_dir, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert summary_of(run_dir)["updates"] > 0
-    policy = checkpoint.load_policy(run_dir)
+    policy = mtray.load_policy(run_dir)
     assert policy.action_noise == 0.3
     assert policy.heads.output.bias.shape[-1] == policy.action_mask.shape[-1]
     with Run("--resume", run_dir, "--total-frames", 4000, cwd=tmp_path) as run:
@@ -186,27 +186,27 @@ def test_ctrl_c_while_everything_starts_exits_0_and_leaves_no_process(tmp_path, 
 
 
 def test_the_commit_is_that_of_a_checkout_of_mtray_only(tmp_path, monkeypatch):
-    from mtray import launch
+    from mtray.rundir import directory
 
     def git(*arguments):
         subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *arguments], cwd=tmp_path, check=True)
 
-    package = tmp_path / "mtray"
-    package.mkdir()
-    (package / "launch.py").touch()
-    monkeypatch.setattr(launch, "__file__", str(package / "launch.py"))
-    assert launch.git_commit() is None
+    package = tmp_path / "mtray" / "rundir"
+    package.mkdir(parents=True)
+    (package / "directory.py").touch()
+    monkeypatch.setattr(directory, "__file__", str(package / "directory.py"))
+    assert directory.git_commit() is None
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "x")
-    commit = launch.git_commit()
+    commit = directory.git_commit()
     assert len(commit) == 40
-    (package / "launch.py").write_text("changed")
-    assert launch.git_commit() == f"{commit}-dirty"
-    inner = tmp_path / "environment" / "mtray"
+    (package / "directory.py").write_text("changed")
+    assert directory.git_commit() == f"{commit}-dirty"
+    inner = tmp_path / "environment" / "mtray" / "rundir"
     inner.mkdir(parents=True)
-    monkeypatch.setattr(launch, "__file__", str(inner / "launch.py"))
-    assert launch.git_commit() is None
+    monkeypatch.setattr(directory, "__file__", str(inner / "directory.py"))
+    assert directory.git_commit() is None
 
 
 @pytest.mark.cluster

@@ -8,15 +8,16 @@ import pytest
 import torch
 from tensordict import LazyStackedTensorDict
 
-from mtray.collector import Collector
-from mtray.config import NetworkConfig, ReplayConfig
-from mtray.envs import TaskEnv, make_makers
-from mtray.hosts import make_host
-from mtray.networks import MultiTaskPolicy
-from mtray.noise import normal_noise
-from mtray.replay import Replay
-from mtray.schema import by_task, validate
-from mtray.weights import snapshot
+from mtray.collect.exploration import normal_noise
+from mtray.collect.host import make_host
+from mtray.collect.loop import ActingLoop
+from mtray.config.settings import NetworkConfig, ReplayConfig
+from mtray.data.schema import by_task, validate
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.weights import snapshot
+from mtray.replay.buffer import ReplayBuffer
+from mtray.tasks.env import TaskEnv
+from mtray.tasks.makers import make_makers
 
 COPIES, STEPS, SEEDS = 2, 48, (1, 2, 3)
 
@@ -30,7 +31,7 @@ class Rollouts:
         self.host = make_host(host, make_makers(tasks, COPIES, SEEDS))
         torch.manual_seed(0)
         policy = MultiTaskPolicy(self.specs, NetworkConfig(actor_width=32)).requires_grad_(False)
-        self.collector = Collector(
+        self.collector = ActingLoop(
             self.host,
             policy,
             rollout_steps=STEPS,
@@ -99,7 +100,7 @@ def test_law_2_a_time_limit_truncates_and_next_is_the_true_last_observation(made
         assert truncated[:, 999].all()
         assert not data["next", "terminated"].any()
         assert torch.equal(data["next", "done"][..., 0], truncated)
-        # Replay the first copy's actions in a plain single environment of the same seed.
+        # ReplayBuffer the first copy's actions in a plain single environment of the same seed.
         env = TaskEnv(task, num_envs=1, seed=seed)
         state = env.reset()
         for step in range(1000):
@@ -111,7 +112,7 @@ def test_law_2_a_time_limit_truncates_and_next_is_the_true_last_observation(made
 
 
 def test_law_2_an_environments_own_end_is_terminated_under_both_hosts():
-    from mtray.tasks import Task
+    from mtray.tasks.plan import Task
     from mtray.testing import CountingMaker
 
     task = Task("short", "torchrl", CountingMaker(terminate_after=5))
@@ -131,7 +132,7 @@ def test_law_2_an_environments_own_end_is_terminated_under_both_hosts():
 
 
 def test_law_3_what_goes_into_the_replay_comes_out_bit_for_bit_in_any_order_and_subset(made):
-    replay = Replay(made.specs, ReplayConfig(capacity_rows=10_000))
+    replay = ReplayBuffer(made.specs, ReplayConfig(capacity_rows=10_000))
     sent = {name: set() for name in made.names}
     orders = [(0, 1, 2), (2, 0, 1), (1,), (2, 1), (0,)]
     for index, data in enumerate(made.rollouts):

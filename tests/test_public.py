@@ -70,9 +70,9 @@ def test_config_and_errors_import_neither_torch_nor_ray():
 @pytest.mark.parametrize(
     ("modules", "absent"),
     [
-        ("mtray.replay", {"torch", "tensordict", "torchrl"}),
-        ("mtray.collector, mtray.hosts, mtray.makers, mtray.engines.mujoco", {"torchrl"}),
-        ("mtray.learner", {"torchrl", "mujoco", "dm_control"}),
+        ("mtray.replay.buffer", {"torch", "tensordict", "torchrl"}),
+        ("mtray.collect.loop, mtray.collect.host, mtray.tasks.makers, mtray.engines.mujoco", {"torchrl"}),
+        ("mtray.learn.trainer", {"torchrl", "mujoco", "dm_control"}),
         ("mtray.launch", {"torch", "torchrl", "mujoco", "ray"}),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtray import launch
-from mtray.config import Config
+from mtray.config.settings import Config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 COMMANDS = re.findall(r"^python -m mtray\.launch .*$", README, re.MULTILINE)

@@ -9,9 +9,10 @@ import torch
 from tensordict import LazyStackedTensorDict
 
 import mtray
-from mtray.config import NetworkConfig
-from mtray.envs import MultiTaskEnv, make_makers
-from mtray.networks import MultiTaskPolicy
+from mtray.config.settings import NetworkConfig
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks.makers import make_makers
+from mtray.tasks.parallel import MultiTaskEnv
 
 STAND, WALK = "observation_humanoid-stand", "observation_humanoid-walk"
 

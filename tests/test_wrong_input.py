@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from mtray import evaluate, launch, report
+from mtray.cluster import train
+from mtray.rundir import directory
 
 
 @pytest.fixture
 def fail(capsys, tmp_path, monkeypatch):
     """Run a command that must be refused before any process is started; gives its one line."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_run", lambda *_: pytest.fail("the run was started"))
+    monkeypatch.setattr(train, "_run", lambda *_: pytest.fail("the run was started"))
 
     def fail(*arguments, program=launch.main):
         assert program([str(argument) for argument in arguments]) == 2
@@ -169,7 +171,7 @@ def test_resuming_what_is_no_run_directory(fail, tmp_path):
 
 def make_run(tmp_path, **changes):
     config = launch.parse(["--tasks", "cartpole-swingup"])
-    described = launch.describe(config)
+    described = directory.describe(config)
     described["config"] |= changes
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))

@@ -15,8 +15,8 @@ from dm_control import suite
 from dm_control.mujoco import Physics, wrapper
 from dm_control.rl.control import Environment, PhysicsError
 
-from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
-from mtray.specs import FloatArray, TaskSpec
+from mtray.data.specs import FloatArray, TaskSpec
+from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
 
 NAME = "dm_control"
 

@@ -19,9 +19,9 @@ from typing import Any
 import envpool
 import numpy as np
 
-from mtray.engines import BatchSim, BoolArray, StepArrays
+from mtray.data.specs import OBSERVATION, FloatArray, TaskSpec
 from mtray.engines import dm_control as reference
-from mtray.specs import OBSERVATION, FloatArray, TaskSpec
+from mtray.engines.base import BatchSim, BoolArray, StepArrays
 
 NAME = "envpool"
 _LAST = 2

@@ -19,10 +19,10 @@ import numpy as np
 from dm_control import suite
 from mujoco.batch import Batch
 
-from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.data.specs import FloatArray, TaskSpec
 from mtray.engines import dm_control as reference
-from mtray.engines.suite import View
-from mtray.specs import FloatArray, TaskSpec
+from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.engines.suite.base import View
 
 NAME = "mujoco"
 # A file of `mtray.engines.suite` each.

@@ -15,9 +15,9 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.envs import EnvBase
 
-from mtray.engines import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.data.specs import ACTION, OBSERVATION, REWARD, FloatArray, TaskSpec
+from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
 from mtray.errors import UsageError
-from mtray.specs import ACTION, OBSERVATION, REWARD, FloatArray, TaskSpec
 
 NAME = "torchrl"
 

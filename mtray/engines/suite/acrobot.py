@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtray.engines.suite import Array, Batch, View, norm, tolerance
+from mtray.engines.suite.base import Array, Batch, View, norm, tolerance
 
 
 class TaskView(View):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from dm_control.suite import finger
 
-from mtray.engines.suite import Array, Batch, View, norm
+from mtray.engines.suite.base import Array, Batch, View, norm
 
 _SPIN_VELOCITY = 15.0
 _PLANE = [0, 2]

@@ -7,7 +7,7 @@ from typing import Any
 
 from dm_control.suite import fish
 
-from mtray.engines.suite import Array, Batch, View, along, norm, tolerance
+from mtray.engines.suite.base import Array, Batch, View, along, norm, tolerance
 
 
 class TaskView(View):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtray.engines.suite import Array, Batch, View, mean_tolerance, tolerance
+from mtray.engines.suite.base import Array, Batch, View, mean_tolerance, tolerance
 
 _STAND_HEIGHT = 0.6
 _HOP_SPEED = 2

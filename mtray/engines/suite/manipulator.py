@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from dm_control.suite import manipulator
 
-from mtray.engines.suite import Array, Batch, View, addresses, norm, pose, tolerance
+from mtray.engines.suite.base import Array, Batch, View, addresses, norm, pose, tolerance
 
 _CLOSE = 0.01
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dm_control.suite import pendulum
 
-from mtray.engines.suite import Array, Batch, View, tolerance
+from mtray.engines.suite.base import Array, Batch, View, tolerance
 
 
 class TaskView(View):

@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 from dm_control.suite import quadruped
 
-from mtray.engines.suite import Array, Batch, View, along, norm, tolerance
+from mtray.engines.suite.base import Array, Batch, View, along, norm, tolerance
 
 _SENSOR = mujoco.mjtSensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mtray.engines.suite import Array, Batch, View, norm, tolerance
+from mtray.engines.suite.base import Array, Batch, View, norm, tolerance
 
 
 class TaskView(View):

@@ -1,0 +1,1 @@
+"""The run on Ray: session, actors, supervisor. The only room that imports ray."""

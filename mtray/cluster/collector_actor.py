@@ -1,0 +1,130 @@
+"""A collector as a Ray actor."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from mtray.cluster.exchange import Pusher
+from mtray.config.settings import Config
+from mtray.data.messages import Report
+from mtray.data.specs import observation_width
+from mtray.data.statistics import TaskStatistics
+from mtray.tasks.plan import Task
+from mtray.tasks.processes import engine_modules, start_fork_server
+
+if TYPE_CHECKING:
+    from mtray.collect.loop import Rollout
+    from mtray.collect.placement import Share
+    from mtray.policy.weights import Weights
+
+
+class Collector:
+    """A collector as an actor: see `mtray.collect.loop.ActingLoop`."""
+
+    def __init__(
+        self,
+        source: str,
+        tasks: Sequence[Task],
+        share: Share,
+        config: Config,
+        seeds: Sequence[int],
+        target: Any,
+    ) -> None:
+        """Start the host.
+
+        Args:
+            source: this actor's name in pushes.
+            tasks: all of the run.
+            share: those to step, and how many copies of each.
+            config: the run's.
+            seeds: one per task of the run, then one for the actions.
+            target: the replay.
+        """
+        # Nothing is drawn here; without this, importing dm_control looks for a display.
+        os.environ.setdefault("MUJOCO_GL", "disabled")
+        stepped = [task for task in tasks if task.name in share]
+        if config.host == "parallel":
+            start_fork_server(engine_modules(stepped))
+        import torch
+
+        from mtray.collect.host import make_host
+        from mtray.collect.loop import ActingLoop
+        from mtray.data.pack import pack
+        from mtray.policy.policy import MultiTaskPolicy
+        from mtray.tasks.makers import make_makers
+
+        torch.set_num_threads(1)
+        self._pack = pack
+        specs = [task.spec for task in tasks]
+        self._width = observation_width(specs)
+        own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
+        copies = [share[task.name] for task in stepped]
+        self._host = make_host(config.host, make_makers(stepped, copies, own_seeds, self._width))
+        policy = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise).requires_grad_(False)
+        self._collector = ActingLoop(
+            self._host,
+            policy,
+            rollout_steps=config.collector.rollout_steps,
+            discounts={spec.name: spec.discount for spec in specs},
+            noise_steps=config.collector.noise_steps,
+            random_share=config.collector.random_episodes,
+            random_steps=config.collector.random_steps,
+            seed=seeds[-1],
+        )
+        limits = config.collector
+        # An episode may end with every step. Memory that is not written is not taken.
+        words = sum(2 * limits.rollout_steps * share[task.name] * task.spec.row_size for task in stepped)
+        clock = self._collector.clock
+        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, words, clock)
+        self._rollout: Rollout | None = None
+
+    def ready(self) -> int:
+        """This actor's process id."""
+        return os.getpid()
+
+    def act(self, version: int, box: list[Any], wait: bool = False) -> Report:
+        """Step one rollout, with the boxed weights if they are newer and here (or, if told to wait, once they are)."""
+        clock = self._collector.clock
+        clock.lap("idle")
+        if box and version > self._collector.weights_version and (wait or ray.wait(box, timeout=0)[0]):
+            weights: Weights = ray.get(box[0])
+            self._collector.load(weights)
+        self._rollout = self._collector.collect()
+        return Report(
+            episodes=self._rollout.episodes, weights_version=self._rollout.weights_version, seconds=clock.take()
+        )
+
+    def push(self, wait: bool = True) -> None:
+        """Send the rollout stepped last to the replay, and wait for the receipt if told to."""
+        assert self._rollout is not None
+        self._collector.clock.lap("idle")
+        lent = self._pusher.lend()
+        rows, statistics = {}, {}
+        for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True):
+            empty = None if lent is None else functools.partial(lent.add, spec.name)
+            rows[spec.name] = self._pack(data, spec, self._width, empty)
+            statistics[spec.name] = TaskStatistics.of(rows[spec.name], spec.observation_size)
+        largest_returns, version = self._rollout.largest_returns, self._rollout.weights_version
+        self._pusher.push(rows if lent is None else lent, statistics, largest_returns, version)
+        if wait:
+            self._pusher.wait()
+
+    def collect(self, version: int, box: list[Any]) -> Report:
+        """Step one rollout and send it; its receipt is waited for while the next is stepped."""
+        report = self.act(version, box)
+        self.push(wait=False)
+        return report
+
+    def flush(self) -> None:
+        """Wait for every receipt."""
+        self._collector.clock.lap("idle")
+        self._pusher.wait()
+
+    def close(self) -> None:
+        """End the host's processes."""
+        self._host.close()

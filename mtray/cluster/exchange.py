@@ -1,0 +1,180 @@
+"""How collectors and the learner talk to the replay actor: pushes and draws, some of them always under way.
+
+Within a node their rows lie in blocks (`mtray.data.blocks`) and Ray carries a small message, pickled here: Ray's own
+serializer takes longer for one, by a tenth of a whole call. To and from another node Ray carries everything.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import math
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
+
+from mtray.collect.clock import Clock
+from mtray.data.blocks import Block, SharedRows
+from mtray.data.messages import Push, Sampled
+from mtray.data.rows import sampled_shape
+from mtray.data.specs import FloatArray, TaskSpec
+from mtray.data.statistics import TaskStatistics
+from mtray.errors import RunError
+
+# How often a push is sent before the replay counts as lost.
+_PUSH_ATTEMPTS = 5
+
+
+class _Lender:
+    """Blocks that are lent to the replay in turns, if it is on this node."""
+
+    def __init__(self, replay: Any, count: int, words: int, timeout_seconds: float | None = None) -> None:
+        self._replay = replay
+        self._timeout = timeout_seconds
+        self._blocks = collections.deque(Block.new(words) for _ in range(count))
+        self._near: bool | None = None
+
+    def lend(self) -> SharedRows | None:
+        """The block whose turn it is, which must be free again; None if the replay is on another node."""
+        if self._near is None:
+            try:
+                self._near = ray.get(self._replay.reaches.remote(self._blocks[0].address), timeout=self._timeout)
+            except (ActorUnavailableError, GetTimeoutError):
+                # It is asked again next time.
+                return None
+        self._blocks.rotate(1)
+        return SharedRows(self._blocks[0]) if self._near else None
+
+
+class Pusher:
+    """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
+
+    def __init__(
+        self, replay: Any, source: str, limit: int, timeout_seconds: float, words: int, clock: Clock | None = None
+    ) -> None:
+        """Start with push 0.
+
+        Args:
+            replay: the actor.
+            source: the name under which to push.
+            limit: pushes under way at once.
+            timeout_seconds: after which one is sent again.
+            words: float32 of the largest push.
+            clock: told what is spent on pushes and on waiting for receipts.
+        """
+        self._replay = replay
+        self._source = source
+        self._limit = limit
+        self._timeout = timeout_seconds
+        self._clock = clock or Clock()
+        self._number = 0
+        self._pending: collections.deque[tuple[int, Callable[[], Any], Any]] = collections.deque()
+        # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
+        # the message come later, it is known by its id and the block is not read.
+        self._lender = _Lender(replay, limit + 1, words, timeout_seconds)
+
+    def lend(self) -> SharedRows | None:
+        """Where to put the rows of the next push; None if they may lie anywhere."""
+        return self._lender.lend()
+
+    def push(
+        self,
+        rows: Mapping[str, FloatArray],
+        statistics: Mapping[str, TaskStatistics],
+        largest_returns: Mapping[str, float],
+        weights_version: int,
+    ) -> None:
+        """Send rows, once fewer pushes than the limit are unanswered."""
+        self.wait(self._limit - 1)
+        push = Push(
+            source=self._source,
+            number=self._number,
+            rows=rows,
+            statistics=statistics,
+            largest_returns=largest_returns,
+            weights_version=weights_version,
+        )
+        if isinstance(rows, SharedRows):
+            send = functools.partial(self._replay.insert_near.remote, pickle.dumps(push))
+        else:
+            send = functools.partial(self._replay.insert.remote, push)
+        self._pending.append((self._number, send, send()))
+        self._number += 1
+
+    def wait(self, left: int = 0) -> None:
+        """Wait until at most ``left`` pushes are unanswered.
+
+        Raises:
+            RunError: one was not answered, however often it was sent.
+        """
+        self._clock.lap("push")
+        while len(self._pending) > left:
+            number, send, answer = self._pending[0]
+            for _ in range(_PUSH_ATTEMPTS):
+                try:
+                    ray.get(answer, timeout=self._timeout)
+                    break
+                except (ActorUnavailableError, GetTimeoutError):
+                    # It may have been stored or not: the replay tells by the push's id.
+                    answer = send()
+            else:
+                raise RunError(f"push {number} of {self._source} was not answered in {_PUSH_ATTEMPTS} attempts")
+            self._pending.popleft()
+        self._clock.lap("receipt")
+
+
+class Draws:
+    """Calls to the replay that are always some ahead of who reads them."""
+
+    def __init__(
+        self,
+        replay: Any,
+        specs: Sequence[TaskSpec],
+        rows_per_task: Mapping[str, int],
+        batches: int,
+        calls_ahead: int,
+        steps: int = 1,
+    ) -> None:
+        """Make no call yet.
+
+        Args:
+            replay: the actor.
+            specs: of all tasks.
+            rows_per_task: of each batch, task by task.
+            batches: of each call.
+            calls_ahead: calls under way or waiting.
+            steps: of each row's return.
+        """
+        self._replay = replay
+        self._size = dict(rows_per_task), batches, steps
+        self._shapes = {spec.name: sampled_shape(spec, rows_per_task[spec.name], batches) for spec in specs}
+        self._calls_ahead = calls_ahead
+        self._calls: collections.deque[Any] = collections.deque()
+        # One is read while the others are written.
+        self._lender = _Lender(replay, calls_ahead + 1, sum(map(math.prod, self._shapes.values())))
+
+    def next(self) -> Sampled:
+        """The next call's batches: arrays that may be overwritten when this is called again."""
+        self._ask()
+        answer = ray.get(self._calls.popleft())
+        self._ask()
+        sampled: Sampled = pickle.loads(answer) if isinstance(answer, bytes) else answer
+        return sampled
+
+    def settle(self) -> None:
+        """Wait until every draw that is under way is made."""
+        if self._calls:
+            ray.wait(list(self._calls), num_returns=len(self._calls))
+
+    def _ask(self) -> None:
+        while len(self._calls) < self._calls_ahead:
+            lent = self._lender.lend()
+            if lent is None:
+                self._calls.append(self._replay.sample_rows.remote(*self._size))
+            else:
+                for task, shape in self._shapes.items():
+                    lent.add(task, shape)
+                self._calls.append(self._replay.sample_near.remote(*self._size, pickle.dumps(lent)))

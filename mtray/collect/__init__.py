@@ -1,0 +1,1 @@
+"""Collecting: what steps simulators with a policy, and evaluates one."""

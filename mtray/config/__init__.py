@@ -1,0 +1,5 @@
+"""Settings of a run: frozen dataclasses, their checks, and their form as plain JSON."""
+
+from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig, RunConfig
+
+__all__ = ["CollectorConfig", "Config", "LearnerConfig", "NetworkConfig", "ReplayConfig", "RunConfig"]

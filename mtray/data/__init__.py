@@ -1,0 +1,1 @@
+"""What data looks like: specs, schema, rows, batches, messages, statistics, shared memory."""

@@ -1,0 +1,167 @@
+"""Every key, shape and dtype: what a task's data looks like.
+
+Used by every process, also by those that never import torch. `schema.py` holds TensorDicts to it, `rows.py` says how
+the data lies in memory.
+
+Axes, used by these names everywhere:
+    K       simulator copies of one task in one collector
+    L       steps in a rollout
+    B       rows of one task in a batch
+    T       tasks
+    obs_t   a task's own observation width, ``act_t`` its action width
+    obs     the widest observation of the run, ``act`` the widest action: padding is zero and happens only in
+            ``observation`` and at the batch's edge
+
+A task's data has these keys, and no others, float32 or bool, each flag and reward with a last axis of one:
+``observation`` [..., obs], ``observation_<task>`` [..., obs_t], ``action`` [..., act_t], ``done``,
+``terminated``, ``truncated``, and under ``next`` the same observations and flags and ``reward``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtray.errors import UsageError
+
+OBSERVATION = "observation"
+
+
+ACTION = "action"
+
+
+REWARD = "reward"
+
+
+DONE_KEYS = ("done", "terminated", "truncated")
+
+
+NEXT = "next"
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def task_key(task: str) -> str:
+    """The exclusive observation key of a task."""
+    return f"{OBSERVATION}_{task}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What a task's data looks like and how long its episodes are.
+
+    Attributes:
+        name: the task's name, as in its exclusive key ``observation_<name>``.
+        engine: what simulates it.
+        observation: (entry, width) in the simulator's own key order; ``observation_<name>`` is their concatenation.
+        action_low: lowest value of each action dimension.
+        action_high: highest value of each action dimension.
+        horizon: control steps after which an episode is truncated; None if never.
+        time_step_seconds: simulated seconds per control step; None if the maker does not say.
+        action_repeat: control steps (frames) per agent step.
+    """
+
+    name: str
+    engine: str
+    observation: tuple[tuple[str, int], ...]
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    horizon: int | None
+    time_step_seconds: float | None
+    action_repeat: int = 1
+
+    @property
+    def discount(self) -> float:
+        """Of an episode's n agent steps, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 without a limit.
+
+        Hansen, Su, Wang 2024, "TD-MPC2", appendix.
+        """
+        if self.horizon is None:
+            return 0.99
+        fifth = self.horizon / self.action_repeat / 5
+        return min(0.995, max(0.95, (fifth - 1) / fifth))
+
+    @property
+    def observation_size(self) -> int:
+        """Width of the concatenated observation."""
+        return sum(width for _, width in self.observation)
+
+    @property
+    def slices(self) -> tuple[tuple[str, slice], ...]:
+        """Where each entry of the simulator's lies in the concatenated observation."""
+        ends = list(itertools.accumulate(width for _, width in self.observation))
+        return tuple(
+            (entry, slice(end - width, end)) for (entry, width), end in zip(self.observation, ends, strict=True)
+        )
+
+    @property
+    def action_size(self) -> int:
+        """Number of action dimensions."""
+        return len(self.action_low)
+
+    @property
+    def row_size(self) -> int:
+        """float32 words in a stored row: observation, action, reward, flags."""
+        return self.observation_size + self.action_size + 2
+
+    @property
+    def key(self) -> str:
+        """The task's exclusive observation key."""
+        return task_key(self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TaskSpec:
+        """The spec that `to_dict` wrote."""
+        return cls(
+            name=data["name"],
+            engine=data["engine"],
+            observation=tuple((str(entry), int(width)) for entry, width in data["observation"]),
+            action_low=tuple(data["action_low"]),
+            action_high=tuple(data["action_high"]),
+            horizon=data["horizon"],
+            time_step_seconds=data["time_step_seconds"],
+            action_repeat=data.get("action_repeat", 1),
+        )
+
+
+def observation_width(specs: Iterable[TaskSpec]) -> int:
+    """The common ``observation`` width of tasks that live in one run."""
+    return max(spec.observation_size for spec in specs)
+
+
+def action_width(specs: Iterable[TaskSpec]) -> int:
+    """The widest action of tasks that live in one run."""
+    return max(spec.action_size for spec in specs)
+
+
+def check_together(specs: Sequence[TaskSpec]) -> None:
+    """Raise if these tasks can't live in one run.
+
+    Raises:
+        UsageError: no task, a name twice, or a task without observation or action.
+    """
+    if not specs:
+        raise UsageError("no task given: name at least one, for example --tasks humanoid")
+    seen: dict[str, TaskSpec] = {}
+    for spec in specs:
+        if spec.name in seen:
+            raise UsageError(
+                f"task {spec.name!r} is named twice (engines {seen[spec.name].engine!r} and {spec.engine!r}): "
+                "each task writes its own key, so drop one of them or register it under another name"
+            )
+        if not spec.observation_size or not spec.action_size:
+            raise UsageError(
+                f"task {spec.name!r} has {spec.observation_size} observation and {spec.action_size} action "
+                "dimensions: both must be at least 1"
+            )
+        seen[spec.name] = spec

@@ -1,0 +1,257 @@
+"""The mathematics of learning: pure functions of tensors.
+
+Shapes: [...] stands for any leading axes, usually [T, B]. Time is in the names: ``_t`` is the state acted on,
+``_tp1`` the one reached.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+_LOG_2 = math.log(2.0)
+
+
+def support(atoms: int, limit: float, device: torch.device | str = "cpu") -> Tensor:
+    """The atoms' values, [atoms], evenly on [-limit, limit]."""
+    return torch.linspace(-limit, limit, atoms, device=device)
+
+
+def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """A squashed sample and its log density.
+
+    Haarnoja et al. 2018, "Soft actor-critic", appendix C, with log(1 - tanh(u)^2) in its stable form
+    2 (log 2 - u - softplus(-2u)).
+
+    Args:
+        mean: [..., act].
+        log_std: [..., act].
+        noise: [..., act], standard normal.
+        mask: [..., act], one for a task's real action dimensions, zero for padding.
+
+    Returns:
+        action [..., act] in (-1, 1), zero where padded; log density [...] over the real dimensions.
+    """
+    pre_tanh = torch.addcmul(mean, noise, log_std.exp())
+    # Sums of the two densities' parts, as few as may be: each is a kernel here and one more going back.
+    constant = _LOG_SQRT_2PI + 2 * _LOG_2
+    log_jacobian = -2 * (pre_tanh + functional.softplus(-2 * pre_tanh))
+    log_normal = -0.5 * noise.square() - log_std
+    return torch.tanh(pre_tanh) * mask, ((log_normal - log_jacobian - constant) * mask).sum(-1)
+
+
+def _step(atoms: Tensor) -> Tensor:
+    return (atoms[-1] - atoms[0]) / (atoms.numel() - 1)
+
+
+def _neighbours(position: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
+    """Index of the atom below each position, the last but one at most, and the share of the atom above it.
+
+    Positions count atoms from the first; they are clipped to the ends, in place.
+    """
+    position.clamp_(0, atoms - 1)
+    # Clamped as integers: what is no number must not become an index, and stays none in the shares.
+    index = position.long().clamp_(0, atoms - 2)
+    return index, position.sub_(index)
+
+
+def _put(probabilities: Tensor, position: Tensor) -> Tensor:
+    """Probabilities [..., atoms] that lie at these positions, as those of the atoms; the positions are overwritten."""
+    index, upper_share = _neighbours(position, position.shape[-1])
+    upper_share.mul_(probabilities)
+    projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
+    return projected.scatter_add_(-1, index.add_(1), upper_share)
+
+
+def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tensor:
+    """Put probability that lies on any values onto the fixed atoms, each value's share to its two neighbours.
+
+    Bellemare, Dabney, Munos 2017, "A distributional perspective on reinforcement learning", algorithm 1.
+
+    Args:
+        probabilities: [..., atoms], of ``target_atoms``.
+        target_atoms: [..., atoms], values; those outside the support are clipped to its ends.
+        atoms: [atoms], ascending and evenly spaced.
+
+    Returns:
+        [..., atoms], probabilities of ``atoms``.
+    """
+    return _put(probabilities, (target_atoms - atoms[0]) / _step(atoms))
+
+
+def soft_target(
+    probabilities_tp1: Tensor,
+    reward: Tensor,
+    terminated: Tensor,
+    discount: Tensor,
+    entropy_bonus_tp1: Tensor,
+    atoms: Tensor,
+) -> Tensor:
+    """The distribution that the critic is trained towards.
+
+    Each atom z becomes r + discount * (z + entropy bonus), and r alone where the episode terminated; a time limit
+    is no termination, there the value goes on.
+
+    Args:
+        probabilities_tp1: [..., atoms], the target critic's at the next state and action.
+        reward: [...], scaled.
+        terminated: [...], bool.
+        discount: [...] or broadcastable.
+        entropy_bonus_tp1: [...], minus temperature times log density of the next action, scaled as the reward.
+        atoms: [atoms].
+
+    Returns:
+        [..., atoms].
+    """
+    going_on = discount.expand_as(reward).masked_fill(terminated, 0)
+    # `project` for values that are evenly spaced as well: where the first atom comes to lie says where all do.
+    low, step = atoms[0], _step(atoms)
+    first = (reward + going_on * (entropy_bonus_tp1 + low) - low) / step
+    return _put(
+        probabilities_tp1,
+        torch.addcmul(first.unsqueeze(-1), going_on.unsqueeze(-1), torch.arange(atoms.numel(), device=atoms.device)),
+    )
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """[...] cross-entropy of logits [..., atoms] to target probabilities [..., atoms]."""
+    return -(target * functional.log_softmax(logits, -1)).sum(-1)
+
+
+def cross_entropy_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """[...] cross-entropy of logits [..., atoms] to target [..., atoms], and its gradient by the logits.
+
+    The gradient of a row is softmax(logits) - target, where the target sums to one.
+    """
+    log_probabilities = functional.log_softmax(logits, -1)
+    loss = -torch.linalg.vecdot(target, log_probabilities)
+    return loss, log_probabilities.exp_().sub_(target)
+
+
+def expected_value_gradient(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
+    """[...] mean of the distribution of logits [..., atoms], and its gradient by the logits.
+
+    The gradient of a row is softmax(logits) * (atoms - mean).
+    """
+    probabilities = functional.softmax(logits, -1)
+    value = probabilities @ atoms
+    return value, probabilities.mul_(atoms - value.unsqueeze(-1))
+
+
+def expected_value(logits: Tensor, atoms: Tensor) -> Tensor:
+    """[...] mean of the distribution of logits [..., atoms]."""
+    return (functional.softmax(logits, -1) * atoms).sum(-1)
+
+
+def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    """Of C critics the one of least value, row by row.
+
+    Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods" (clipped double
+    Q-learning), for distributions: the whole distribution of least mean.
+
+    Args:
+        value: [C, ...].
+        tables: [C, ..., n] each.
+
+    Returns:
+        value [...], and the same critic's rows of each table [..., n].
+    """
+    least, index = value.min(0)
+    return least, *(table.gather(0, index[None, ..., None].expand(1, *table.shape[1:])).squeeze(0) for table in tables)
+
+
+def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entropy: Tensor) -> Tensor:
+    """[T] loss whose descent brings each task's entropy to its target.
+
+    Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", equation 18.
+
+    Args:
+        log_temperature: [T].
+        log_density: [T, B], of sampled actions, without gradient.
+        target_entropy: [T].
+    """
+    return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
+
+
+def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entropy: Tensor) -> Tensor:
+    """[T] gradient of `temperature_loss` by the log temperature, of each task's mean entropy, all [T]."""
+    return log_temperature.exp() * (entropy - target_entropy)
+
+
+def possible_return(largest_return: float, largest_reward: float, discount: float, headroom: float) -> float:
+    """What a task's absolute discounted return may come to, of the largest return and reward seen.
+
+    ``headroom`` times that return, at least 1, yet no more than that reward at every step for ever. A support that ends
+    where returns have ended holds back what the critic learns: everything better is clipped to its end, where actions
+    no longer differ.
+    """
+    return max(largest_return, min(headroom * largest_return, largest_reward / (1 - discount)))
+
+
+def reward_scale(
+    possible_return: Tensor, temperature: Tensor, target_entropy: Tensor, discount: Tensor, value_limit: float
+) -> Tensor:
+    """[T] divisor that brings each task's soft returns into the critic's support.
+
+    (possible return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025, "Bigger,
+    regularized, categorical" (BRC).
+
+    Args:
+        possible_return: [T], see `possible_return`.
+        temperature: [T].
+        target_entropy: [T].
+        discount: [T].
+        value_limit: the support's end.
+    """
+    bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
+    return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
+
+
+def without_conflicts(gradients: Tensor) -> Tensor:
+    """The sum of tasks' gradients, each without what opposes another's.
+
+    Yu et al. 2020, "Gradient surgery for multi-task learning" (PCGrad), but for the order: each gradient meets the
+    others from the one behind it on, not in an order drawn anew.
+
+    Args:
+        gradients: [n, parameters].
+
+    Returns:
+        [parameters].
+    """
+    squares = gradients.square().sum(-1).clamp_min(1e-30)
+    total = torch.zeros_like(gradients[0])
+    for index, gradient in enumerate(gradients):
+        for step in range(1, len(gradients)):
+            at = (index + step) % len(gradients)
+            opposed = (gradient @ gradients[at]).clamp_max(0) / squares[at]
+            gradient = gradient - opposed * gradients[at]
+        total = total + gradient
+    return total
+
+
+def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
+    """Logits over the same atoms of a distribution whose values are divided by a ratio.
+
+    Between two atoms they are interpolated. Beyond the old support they fall by one per atom from its end's.
+
+    Args:
+        logits: [..., atoms].
+        ratio: [...] or broadcastable, positive.
+        atoms: [atoms], ascending and evenly spaced.
+
+    Returns:
+        [..., atoms].
+    """
+    values = atoms * ratio.unsqueeze(-1)
+    index, upper_share = _neighbours((values - atoms[0]) / _step(atoms), atoms.numel())
+    low, high = (logits.gather(-1, part.expand(logits.shape)) for part in (index, index + 1))
+    beyond = (values - values.clamp(atoms[0], atoms[-1])).abs() / (atoms[1] - atoms[0])
+    # So far out nothing is left of it; more would only make the numbers large.
+    return torch.lerp(low, high, upper_share) - beyond.clamp_(max=10)

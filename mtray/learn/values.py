@@ -1,0 +1,103 @@
+"""How a critic's outputs say a value: as a distribution over atoms, or as the value itself.
+
+Both kinds give what an update needs of them: the target that the outputs are trained towards, the loss and the value
+with their gradients by the outputs, and the head's layer after the rewards' scale has moved. Everything is scaled.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mtray.learn import losses
+
+
+class ValueKind(Protocol):
+    """What outputs [C, n, B, size] of C critics mean."""
+
+    def target(
+        self, outputs_tp1: Tensor, reward: Tensor, terminated: Tensor, discount: Tensor, entropy_bonus_tp1: Tensor
+    ) -> Tensor:
+        """What outputs are trained towards, [n, B, size].
+
+        Args:
+            outputs_tp1: [C, n, B, size], the target critics' at the next state and action; row by row the most
+                pessimistic counts.
+            reward: [n, B].
+            terminated: [n, B] bool.
+            discount: [n, 1] or [n, B].
+            entropy_bonus_tp1: [n, B], minus temperature times log density of the next action.
+        """
+        ...
+
+    def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """[C, n, B] loss of outputs [C, n, B, size], and its gradient by them."""
+        ...
+
+    def value(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """[C, n, B] value that outputs [C, n, B, size] say, and its gradient by them."""
+        ...
+
+    def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """Output layers' weight [k, in, size] and bias [k, size] that say the same values divided by ratio [k]."""
+        ...
+
+
+class Categorical:
+    """A distribution over atoms, trained by cross-entropy (Bellemare, Dabney, Munos 2017, C51)."""
+
+    def __init__(self, atoms: Tensor) -> None:
+        """Over these values [atoms], ascending and evenly spaced."""
+        self.atoms = atoms
+
+    def target(
+        self, outputs_tp1: Tensor, reward: Tensor, terminated: Tensor, discount: Tensor, entropy_bonus_tp1: Tensor
+    ) -> Tensor:
+        """See `ValueKind`."""
+        probabilities = outputs_tp1.softmax(-1)
+        if len(probabilities) == 1:
+            probabilities_tp1 = probabilities[0]
+        else:
+            _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
+        return losses.soft_target(probabilities_tp1, reward, terminated, discount, entropy_bonus_tp1, self.atoms)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ValueKind`."""
+        return losses.cross_entropy_gradient(outputs, target)
+
+    def value(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ValueKind`."""
+        return losses.expected_value_gradient(outputs, self.atoms)
+
+    def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ValueKind`."""
+        # A stretched logit is a mix of others less a constant: the constant is the bias's alone.
+        constant = losses.stretch_logits(torch.zeros_like(bias), ratio, self.atoms)
+        stretched = losses.stretch_logits(weight, ratio.unsqueeze(-1), self.atoms) - constant.unsqueeze(1)
+        return stretched, losses.stretch_logits(bias, ratio, self.atoms)
+
+
+class Scalar:
+    """The value itself, trained by half the squared error (Haarnoja et al. 2018, "Soft actor-critic", equation 5)."""
+
+    def target(
+        self, outputs_tp1: Tensor, reward: Tensor, terminated: Tensor, discount: Tensor, entropy_bonus_tp1: Tensor
+    ) -> Tensor:
+        """See `ValueKind`."""
+        reached = (outputs_tp1.amin(0).squeeze(-1) + entropy_bonus_tp1) * discount
+        return (reward + torch.where(terminated, torch.zeros_like(reward), reached)).unsqueeze(-1)
+
+    def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ValueKind`."""
+        error = outputs - target
+        return 0.5 * error.squeeze(-1).square(), error
+
+    def value(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ValueKind`."""
+        return outputs.squeeze(-1), torch.ones_like(outputs)
+
+    def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ValueKind`."""
+        return weight / ratio[:, None, None], bias / ratio[:, None]

@@ -1,0 +1,114 @@
+"""Layers that policy and critic share: grouped per-task layers, residual backbones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class GroupedLinear(nn.Module):
+    """A linear layer per task, as one batched product."""
+
+    def __init__(self, tasks: int, inputs: int, outputs: int, *, scale: float = 1.0) -> None:
+        """Initialise like torch's Linear, every task on its own, times ``scale``."""
+        super().__init__()
+        bound = scale * inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(tasks, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(tasks, outputs))
+
+    def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
+        """Map [n, B, in] to [n, B, out]; row group i belongs to task ``ids[i]`` (None: all tasks in order)."""
+        weight, bias = (self.weight, self.bias) if ids is None else (self.weight[ids], self.bias[ids])
+        return torch.baddbmm(bias.unsqueeze(1), inputs, weight)
+
+
+class GroupedHead(nn.Module):
+    """A head per task: ``layers`` hidden layers (Linear-ReLU) and an output layer, each one grouped product."""
+
+    def __init__(self, tasks: int, inputs: int, width: int, outputs: int, layers: int) -> None:
+        """Build it; outputs start near zero."""
+        super().__init__()
+        sizes = [inputs, *[width] * layers]
+        self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in itertools.pairwise(sizes))
+        self.output = GroupedLinear(tasks, sizes[-1], outputs, scale=0.1)
+
+    @property
+    def layers(self) -> list[GroupedLinear]:
+        """The hidden layers and the output layer."""
+        return [*cast("Iterable[GroupedLinear]", self.hidden), self.output]
+
+    def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
+        """Map [n, B, in] to [n, B, out]."""
+        for layer in self.hidden:
+            inputs = functional.relu(layer(inputs, ids))
+        outputs: Tensor = self.output(inputs, ids)
+        return outputs
+
+
+def _normed(linear: nn.Module, norm: nn.Module, inputs: Tensor) -> Tensor:
+    """Linear, then LayerNorm: as the modules do, without the way through their calls."""
+    assert isinstance(linear, nn.Linear)
+    assert isinstance(norm, nn.LayerNorm)
+    inputs = functional.linear(inputs, linear.weight, linear.bias)
+    return functional.layer_norm(inputs, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+class ResidualBlock(nn.Module):
+    """Linear-LayerNorm-ReLU-Linear-LayerNorm beside a skip connection (BRO, Nauman et al. 2024)."""
+
+    def __init__(self, width: int) -> None:
+        """Build it."""
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, width),
+            nn.LayerNorm(width),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map [..., width] to [..., width]."""
+        one, norm_one, _, two, norm_two = self.layers
+        outputs = _normed(two, norm_two, _normed(one, norm_one, inputs).relu_())
+        return outputs.add_(inputs)  # In place: a LayerNorm's gradient does not read its output.
+
+
+class Backbone(nn.Sequential):
+    """Linear-LayerNorm-ReLU, residual blocks, and, if wanted, a normalisation of what comes out.
+
+    The last is SimBa's (Lee et al. 2025), but without parameters: a head's outputs can then grow with its own weights
+    only, which holds overestimation back (Hussing et al. 2024, "Dissecting Deep RL with High Update Ratios").
+    """
+
+    def __init__(self, inputs: int, width: int, blocks: int, *, output_norm: bool) -> None:
+        """Build it; ``inputs`` counts the task embedding, whose columns come last."""
+        first = nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
+        super().__init__(*first, *[ResidualBlock(width) for _ in range(blocks)])
+        self.output_norm = output_norm
+
+    def forward(self, inputs: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """Map [n, B, in] and embedding [n, e] to [n, B, width], or [..., in + e] to [..., width].
+
+        An embedding is the same for all rows of a task, so its part of the first product is made once per task.
+        """
+        first, norm, _, *blocks = self
+        assert isinstance(first, nn.Linear)
+        if embedding is None or not embedding.shape[-1]:
+            rows = first(inputs.flatten(0, -2))
+        else:
+            own, shared = first.weight.tensor_split([inputs.shape[-1]], 1)
+            offset = torch.addmm(first.bias, embedding, shared.T)
+            rows = functional.linear(inputs, own).add_(offset.unsqueeze(1)).flatten(0, -2)
+        rows = norm(rows).relu_()
+        for block in blocks:
+            rows = block(rows)
+        if self.output_norm:
+            rows = functional.layer_norm(rows, rows.shape[-1:])
+        outputs: Tensor = rows.view(*inputs.shape[:-1], -1)
+        return outputs

@@ -1,0 +1,1 @@
+"""Replay: a dense ring per task, and the pacing of updates to frames."""

@@ -1,0 +1,1 @@
+"""A run's directory: its files, checkpoints, metrics and where they go."""

@@ -1,0 +1,117 @@
+"""What a run tells about itself: per-task episodes, rates, lines of metrics.jsonl, a progress line.
+
+Fed by the supervisor, in the driver. Knows no Ray and no simulator.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mtray.data.messages import Report
+
+# Episodes over which return_mean is taken.
+RECENT_EPISODES = 20
+
+
+class TaskMetrics:
+    """One task's counters."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.frames = 0
+        self.episodes = 0
+        self.recent: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
+        self.learner: Mapping[str, float] = {}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Frames, episodes, mean of the policy's last 20 episodes' returns, the last one; null before one has ended."""
+        return {
+            "frames": self.frames,
+            "episodes": self.episodes,
+            "return_mean": sum(self.recent) / len(self.recent) if self.recent else None,
+            "return_last": self.recent[-1] if self.recent else None,
+            **self.learner,
+        }
+
+
+class Metrics:
+    """Everything counted in a run, all tasks together and each."""
+
+    def __init__(self, tasks: Iterable[str]) -> None:
+        """Start counting, and the clock."""
+        self.tasks = {task: TaskMetrics() for task in tasks}
+        self.updates = 0
+        self.weights_version = 0
+        self.wait_seconds = 0.0
+        self.restarts = 0
+        self._staleness: list[int] = []
+        self._collector_seconds: collections.Counter[str] = collections.Counter()
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self._last = (self._started, 0, 0)
+
+    @property
+    def frames(self) -> int:
+        """Frames of all tasks that the replay has acknowledged."""
+        return sum(task.frames for task in self.tasks.values())
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds, those of the runs this one continues included."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def add_rollout(self, report: Report) -> None:
+        """Count the episodes that ended, how old the policy was, and what the collector's time went into."""
+        self._staleness.append(max(0, self.weights_version - report.weights_version))
+        self._collector_seconds.update(report.seconds)
+        for episode in report.episodes:
+            task = self.tasks[episode.task]
+            task.episodes += 1
+            if episode.of_policy:
+                task.recent.append(episode.episode_return)
+
+    def line(self) -> dict[str, Any]:
+        """The figures since the last line, and totals."""
+        now = time.monotonic()
+        then, frames, updates = self._last
+        elapsed = max(now - then, 1e-9)
+        line = {
+            "time": round(self.seconds, 3),
+            "frames": self.frames,
+            "updates": self.updates,
+            "frames_per_second": (self.frames - frames) / elapsed,
+            "updates_per_second": (self.updates - updates) / elapsed,
+            "weights_version": self.weights_version,
+            "staleness": sum(self._staleness) / len(self._staleness) if self._staleness else 0.0,
+            "learner_wait_seconds": self.wait_seconds,
+            "collector_seconds": {part: round(spent, 3) for part, spent in self._collector_seconds.items()},
+            "restarts": self.restarts,
+            "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
+        }
+        self._last = (now, self.frames, self.updates)
+        self._staleness.clear()
+        self._collector_seconds.clear()
+        return line
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to continue from."""
+        return {
+            "seconds": self.seconds,
+            "updates": self.updates,
+            "tasks": {
+                name: {"frames": task.frames, "episodes": task.episodes, "recent": list(task.recent)}
+                for name, task in self.tasks.items()
+            },
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave."""
+        self._seconds_before, self.updates = state["seconds"], state["updates"]
+        for name, saved in state["tasks"].items():
+            task = self.tasks[name]
+            task.frames, task.episodes = saved["frames"], saved["episodes"]
+            task.recent.extend(saved["recent"])
+        self._last = (self._started, self.frames, self.updates)

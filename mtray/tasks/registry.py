@@ -1,0 +1,106 @@
+"""The registry: from names a user types to tasks that can be built in any process.
+
+Enters: ``humanoid-walk``, ``dm_control/humanoid-walk``, a task set (``humanoid``, ``walker``, ``dmc``), a maker's
+path (``package.module:maker``) or a registered name. Leaves: `Task` values, which pickle and travel to actors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from mtray.errors import MtrayError, UnknownTaskError, UsageError
+
+if TYPE_CHECKING:
+    from mtray.engines.torchrl import Maker
+
+from mtray.tasks.plan import DEFAULT_ENGINE, TORCHRL, Task, load_engine
+
+_REGISTERED: dict[str, Maker] = {}
+
+
+def register_task(name: str, maker: Maker) -> None:
+    """Make ``name`` a task: ``maker(num_envs, seed)`` returns its TorchRL environment (see `mtray.engines.torchrl`).
+
+    The registration holds in this process; actors get the maker itself.
+
+    Raises:
+        UsageError: the name is taken, empty, or has a space, ``/`` or ``:``, or the maker can't be called.
+    """
+    if not name or set(name) & set("/: \t\n"):
+        raise UsageError(f"task name {name!r}: give a name without spaces, '/' or ':'")
+    if not callable(maker):
+        raise UsageError(f"the maker of task {name!r} is a {type(maker).__name__}, not a callable")
+    if name in _REGISTERED and _REGISTERED[name] is not maker:
+        raise UsageError(f"task {name!r} is registered already: choose another name")
+    _REGISTERED[name] = maker
+
+
+def task_names(engine: str = DEFAULT_ENGINE) -> tuple[str, ...]:
+    """Every task of an engine, and those registered."""
+    return (*load_engine(engine).task_names(), *_REGISTERED)
+
+
+def task_sets(engine: str = DEFAULT_ENGINE) -> dict[str, tuple[str, ...]]:
+    """Every task set of an engine: set name to task names."""
+    sets: dict[str, tuple[str, ...]] = load_engine(engine).task_sets()
+    return sets
+
+
+def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: int = 1) -> tuple[Task, ...]:
+    """The tasks that these names mean, in order, each once; an engine's with this action repeat.
+
+    Raises:
+        UnknownTaskError: a name is no task and no set; the message lists near matches.
+        UsageError: no name, an unknown engine, or a maker that can't be imported.
+    """
+    if not names:
+        raise UsageError("no task given: name at least one, for example --tasks humanoid")
+    tasks: list[Task] = []
+    for name in names:
+        # By equality: a maker need not be hashable.
+        tasks += [task for task in _resolve_one(name, engine, action_repeat) if task not in tasks]
+    return tuple(tasks)
+
+
+def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
+    if name in _REGISTERED:
+        if name in load_engine(engine).task_names():
+            raise UsageError(
+                f"task {name!r} is registered and also a task of engine {engine!r}: register yours under another name"
+            )
+        return [Task(name, TORCHRL, _REGISTERED[name])]
+    if ":" in name:
+        return [Task(name.rpartition(":")[2], TORCHRL, _import_maker(name))]
+    prefix, slash, rest = name.partition("/")
+    if slash:
+        engine, name = prefix, rest
+    module = load_engine(engine)
+    known, sets = module.task_names(), module.task_sets()
+    if name in known:
+        return [Task(name, engine, action_repeat=action_repeat)]
+    if name in sets:
+        return [Task(member, engine, action_repeat=action_repeat) for member in sets[name]]
+    candidates = [*known, *sets, *_REGISTERED]
+    near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"task sets: {', '.join(sorted(sets))}"
+    raise UnknownTaskError(f"unknown task {name!r} of engine {engine!r}: {hint}")
+
+
+def _import_maker(path: str) -> Maker:
+    module_name, _, attribute = path.rpartition(":")
+    try:
+        maker = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+    except MtrayError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"maker {path!r} can't be imported ({type(error).__name__}: {error}): "
+            "write package.module:maker, with the package installed or in the current folder"
+        ) from error
+    if not callable(maker):
+        raise UsageError(f"maker {path!r} is a {type(maker).__name__}, not a callable")
+    return cast("Maker", maker)

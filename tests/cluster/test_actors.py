@@ -1,0 +1,167 @@
+"""The actors on a real Ray: pushes counted once, weights pulled when newer and never waited for."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+
+from mtray.cluster.collector_actor import Collector
+from mtray.cluster.learner_actor import Learner
+from mtray.cluster.replay_actor import Replay
+from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.errors import RunError
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.weights import snapshot
+from mtray.rundir.checkpoint import from_bytes, to_bytes
+from mtray.tasks.plan import Task
+from mtray.testing import CountingMaker
+
+TASKS = [
+    Task("a", "torchrl", CountingMaker(truncate_after=20)),
+    Task("b", "torchrl", CountingMaker(observation_size=4)),
+]
+SPECS = tuple(task.spec for task in TASKS)
+SHARE = {"a": 2, "b": 2}
+CONFIG = Config(
+    tasks=("a", "b"),
+    workers=1,
+    envs_per_task=2,
+    host="inline",
+    collector=CollectorConfig(rollout_steps=8, push_timeout_seconds=0.5),
+    network=NetworkConfig(actor_width=8, critic_width=8, embedding_size=2),
+    replay=ReplayConfig(capacity_rows=1000),
+    learner=LearnerConfig(batch_rows=16, batches_per_call=4),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def replay():
+    actor = ray.remote(Replay).options(num_cpus=0).remote(SPECS, CONFIG)
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.fixture
+def collector(replay):
+    actor = ray.remote(Collector).options(num_cpus=0).remote("here", TASKS, SHARE, CONFIG, [1, 2, 3], replay)
+    yield actor
+    ray.kill(actor)
+
+
+def policy_weights(version):
+    torch.manual_seed(version)
+    return snapshot(MultiTaskPolicy(SPECS, CONFIG.network), version)
+
+
+def test_law_8_pushes_that_are_sent_again_count_once(replay, collector):
+    ray.get(collector.collect.remote(0, []))
+    ray.get(collector.flush.remote())
+    pid = ray.get(replay.ready.remote())
+    # The replay stands still for longer than a push waits: the push is sent again, more than once.
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(1.8, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    try:
+        started = time.monotonic()
+        ray.get([collector.collect.remote(0, []) for _ in range(3)])
+        ray.get(collector.flush.remote())
+        assert time.monotonic() - started > 1.0
+    finally:
+        timer.join()
+    stats = ray.get(replay.stats.remote())
+    assert stats["frames"] == {"a": 4 * 16, "b": 4 * 16}
+    assert stats["sources"] == {"here": 4 * 32}
+    state, rows = ray.get(replay.snapshot.remote())
+    assert state["frames"] == stats["frames"]
+    for task, held in rows.items():
+        assert (held[:, -1].view("int32") & 1).sum() == stats["frames"][task]
+
+
+def test_newer_weights_are_taken_older_ones_are_not(collector):
+    versions = []
+    for version in (0, 2, 1, 3):
+        weights = ray.put(policy_weights(version))
+        versions.append(ray.get(collector.act.remote(version, [weights])).weights_version)
+    assert versions == [0, 2, 2, 3]
+
+
+def test_a_collector_does_not_wait_for_weights_that_are_not_here_yet(collector):
+    gate = ray.remote(Gate).options(num_cpus=0, max_concurrency=2).remote()
+    late = gate.weights.remote()
+    assert ray.get(collector.act.remote(5, [late]), timeout=60).weights_version == 0
+    ray.get(gate.open.remote())
+    ray.wait([late])
+    assert ray.get(collector.act.remote(5, [late])).weights_version == 5
+
+
+def test_a_real_head_passes_the_check_of_its_address():
+    from mtray.cluster.session import check_address
+
+    check_address(ray.get_runtime_context().gcs_address)
+
+
+class Gate:
+    """Holds weights back until it is opened."""
+
+    def __init__(self):
+        self._event = threading.Event()
+
+    def open(self):
+        self._event.set()
+
+    def weights(self):
+        self._event.wait()
+        return policy_weights(5)
+
+
+def test_the_learner_draws_from_the_replay_and_gives_weights_as_a_return_value(replay, collector):
+    ray.get([collector.collect.remote(0, []) for _ in range(10)])
+    ray.get(collector.flush.remote())
+    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, replay)
+    figures, weights = learner.train.options(num_returns=2).remote(10, 60.0)
+    figures = ray.get(figures)
+    assert figures["updates"] == figures["made"] == 10
+    assert figures["version"] == 1
+    assert set(figures["tasks"]) == {"a", "b"}
+    assert ray.get(collector.act.remote(1, [weights], True)).weights_version == 1
+    # Nothing on the way wrote into the snapshot, which lies in memory that processes share.
+    assert not ray.get(weights).values.flags.writeable
+    ray.kill(learner)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_loss_that_is_not_finite_is_told_with_its_task_and_the_pushes_of_its_batch(replay, collector, graphs):
+    ray.get([collector.collect.remote(0, []) for _ in range(2)])
+    ray.get(collector.flush.remote())
+    config = replace(CONFIG, learner=replace(CONFIG.learner, graphs=graphs))
+    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, config, replay)
+    figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
+    assert ray.get(figures)["updates"] == 4
+    state = from_bytes(ray.get(learner.state.options(num_returns=2).remote()[1]))
+    state["critic"]["raw_embedding"][1] = float("inf")
+    ray.get(learner.load_state.remote(to_bytes(state)))
+    figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
+    with pytest.raises(RunError, match=r"critic's loss of b or.* at update 4.* came with these pushes: b: here 0, 1"):
+        ray.get(figures)
+    ray.kill(learner)
+
+
+def test_a_slice_ends_in_time_with_at_least_one_update(replay, collector):
+    ray.get([collector.collect.remote(0, []) for _ in range(4)])
+    ray.get(collector.flush.remote())
+    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, replay)
+    figures, _ = learner.train.options(num_returns=2).remote(1_000_000, 0.2)
+    assert 1 <= ray.get(figures, timeout=60)["made"] < 1_000_000
+    ray.kill(learner)

@@ -1,0 +1,141 @@
+"""Pushes and draws on a real Ray: the same rows near and afar, and no block written before it is free."""
+
+import os
+import pickle
+import signal
+import threading
+
+import numpy as np
+import pytest
+import ray
+
+from mtray.cluster.exchange import Draws, Pusher
+from mtray.cluster.replay_actor import Replay
+from mtray.config.settings import Config, ReplayConfig
+from mtray.data.rows import TRANSITION, row_flags
+from mtray.data.statistics import TaskStatistics
+from mtray.errors import RunError
+from tests.makers import make_spec
+
+SPECS = (make_spec("left", 3, 2), make_spec("right", 1, 3))
+CONFIG = Config(tasks=("left", "right"), replay=ReplayConfig(capacity_rows=1000))
+WORDS = 1000
+
+
+class Far(Replay):
+    """A replay on another node."""
+
+    def reaches(self, address):
+        return False
+
+    def insert_near(self, push):
+        raise AssertionError
+
+    sample_near = insert_near
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["near", "far"])
+def replay(request):
+    actor = ray.remote(Replay if request.param == "near" else Far).options(num_cpus=0).remote(SPECS, CONFIG)
+    yield actor
+    ray.kill(actor)
+
+
+def push(pusher, fill, count=5):
+    """Push rows of one value, in what is lent if there is any; give them."""
+    lent = pusher.lend()
+    rows = {}
+    for spec in SPECS:
+        shape = count, spec.row_size
+        rows[spec.name] = np.empty(shape, np.float32) if lent is None else lent.add(spec.name, shape)
+        rows[spec.name][:] = fill
+        row_flags(rows[spec.name])[:] = [TRANSITION] * (count - 1) + [0]
+    statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in SPECS}
+    pusher.push(rows if lent is None else lent, statistics, {"left": float(fill)}, 0)
+    return {task: part.copy() for task, part in rows.items()}
+
+
+def assert_holds(replay, pushes):
+    _, rows = ray.get(replay.snapshot.remote())
+    for task, held in rows.items():
+        assert held.tobytes() == np.concatenate([push[task] for push in pushes]).tobytes()
+
+
+def test_what_is_pushed_is_held(replay):
+    pusher = Pusher(replay, "here", 1, 60.0, WORDS)
+    pushes = [push(pusher, fill, count=fill + 1) for fill in range(1, 8)]
+    pusher.wait()
+    assert_holds(replay, pushes)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_block_is_not_filled_before_its_push_is_acknowledged(replay, limit):
+    pusher = Pusher(replay, "here", limit, 60.0, WORDS)
+    pushes = [push(pusher, 1)]
+    pusher.wait()
+    pid = ray.get(replay.ready.remote())
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
+    timer.start()
+    # The last one's rows are written while as many pushes as may be are under way and none of them is read.
+    pushes += [push(pusher, fill) for fill in range(2, 3 + limit)]
+    timer.join()
+    pusher.wait()
+    assert_holds(replay, pushes)
+
+
+def test_a_push_that_is_sent_again_holds_what_it_held(replay):
+    pid = ray.get(replay.ready.remote())
+    pusher = Pusher(replay, "here", 1, 0.3, WORDS)
+    pushes = [push(pusher, 1)]
+    pusher.wait()
+    os.kill(pid, signal.SIGSTOP)
+    pushes.append(push(pusher, 2))
+    with pytest.raises(RunError, match="push 1 of here was not answered"):
+        pusher.wait()
+    os.kill(pid, signal.SIGCONT)
+    pusher.wait()
+    pushes.append(push(pusher, 3))
+    pusher.wait()
+    assert_holds(replay, pushes)
+    assert ray.get(replay.stats.remote())["frames"] == {"left": 12, "right": 12}
+
+
+def test_draws_are_the_replays_in_its_order(replay):
+    pusher = Pusher(replay, "here", 1, 60.0, WORDS)
+    for fill in range(1, 20):
+        push(pusher, fill)
+    pusher.wait()
+    state, rows = ray.get(replay.snapshot.remote())
+    oracle = Replay(SPECS, CONFIG)
+    oracle.load(state, rows)
+    size = {"left": 6, "right": 12}
+    draws = Draws(replay, SPECS, size, 4, calls_ahead=2)
+    for _ in range(8):
+        found, expected = draws.next(), oracle.sample_rows(size, 4)
+        assert {task: part.shape[:2] for task, part in found.rows.items()} == {"left": (4, 6), "right": (4, 12)}
+        assert {task: part.tobytes() for task, part in found.rows.items()} == {
+            task: part.tobytes() for task, part in expected.rows.items()
+        }
+        assert pickle.dumps(found.statistics["left"].mean) == pickle.dumps(expected.statistics["left"].mean)
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_draws_stay_as_they_are_until_the_next_is_asked_for(replay, ahead):
+    pusher = Pusher(replay, "here", 1, 60.0, WORDS)
+    for fill in range(1, 20):
+        push(pusher, fill)
+    pusher.wait()
+    draws = Draws(replay, SPECS, {"left": 6, "right": 6}, 4, calls_ahead=ahead)
+    for _ in range(2 * ahead + 3):
+        found = draws.next().rows["left"]
+        before = found.tobytes()
+        draws.settle()
+        assert found.tobytes() == before

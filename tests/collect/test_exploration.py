@@ -1,0 +1,142 @@
+"""Noise and random actions that are held: how long, where, and how they are distributed."""
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mtray.collect.exploration import RandomEpisodes, normal_noise, random_actions, zeta
+
+
+def make_noise(*size, longest=16, seed=0):
+    return normal_noise(size, longest, np.random.default_rng(seed))
+
+
+def drawn(noise, steps):
+    return torch.stack([torch.from_numpy(noise.draw().copy()) for _ in range(steps)])
+
+
+def test_lengths_fall_with_their_power():
+    # 1 + 1/4 + 1/9 = 49/36; 1 + 1/2 + 1/3 = 11/6.
+    np.testing.assert_allclose(zeta(3, 2), np.array([36, 9, 4]) / 49)
+    np.testing.assert_allclose(zeta(3, 1), np.array([6, 3, 2]) / 11)
+
+
+@pytest.mark.parametrize(("make", "exponent"), [(normal_noise, 2), (random_actions, 1)])
+def test_values_are_held_for_lengths_of_their_distribution(make, exponent):
+    steps = drawn(make((2, 50, 3), 4, np.random.default_rng(0)), 2000)
+    starts = torch.ones(2000, 2, 50, dtype=torch.bool)
+    starts[1:] = (steps[1:] != steps[:-1]).any(-1)
+    assert ((steps[1:] != steps[:-1]).all(-1) == starts[1:]).all()
+    lengths = torch.cat([torch.diff(column.nonzero()[:, 0]) for column in starts.flatten(1).T])
+    shares = torch.bincount(lengths, minlength=5)[1:] / len(lengths)
+    np.testing.assert_allclose(shares, zeta(4, exponent), rtol=0, atol=0.01)
+
+
+def test_noise_is_standard_normal_and_differs_between_copies():
+    steps = drawn(make_noise(2, 200, 3), 500)
+    assert_close(steps.mean((0, 1, 2)), torch.zeros(3), rtol=0, atol=0.05)
+    assert_close(steps.std((0, 1, 2)), torch.ones(3), rtol=0, atol=0.05)
+    assert len(steps[0].reshape(-1, 3).unique(dim=0)) == 400
+
+
+def test_longest_one_draws_anew_at_every_step():
+    steps = drawn(make_noise(1, 20, 2, longest=1), 50)
+    assert (steps[1:] != steps[:-1]).all()
+
+
+def test_a_copy_that_starts_anew_gets_new_noise_at_once_and_others_keep_theirs():
+    noise = make_noise(1, 400, 2)
+    before = noise.draw().copy()
+    ended = np.zeros((1, 400), bool)
+    ended[:, :200] = True
+    noise.restart(ended)
+    after = noise.draw()
+    assert (before[:, :200] != after[:, :200]).all()
+    assert (before[:, 200:] == after[:, 200:]).any()
+
+
+def test_the_same_generator_gives_the_same_noise():
+    assert torch.equal(drawn(make_noise(2, 3, 4, seed=5), 40), drawn(make_noise(2, 3, 4, seed=5), 40))
+
+
+def test_random_actions_fill_their_range_evenly():
+    steps = drawn(random_actions((2, 200, 3), 8, np.random.default_rng(0)), 500)
+    shares = torch.histc(steps, 4, -1, 1) / steps.numel()
+    assert_close(shares, torch.full((4,), 0.25), rtol=0, atol=0.02)
+
+
+def chosen_of(share, copies=500, seed=0):
+    return RandomEpisodes(2, copies, share, np.random.default_rng(seed))
+
+
+def test_share_of_episodes_is_random_and_stays_so_until_they_end():
+    chosen = chosen_of(0.2)
+    first = chosen.draw().copy()
+    assert all((chosen.draw() == first).all() for _ in range(999))
+    np.testing.assert_allclose(first.mean(), 0.2, atol=0.05)
+    # An episode that goes on for more than 1,000 steps is decided anew.
+    after = chosen.draw().copy()
+    np.testing.assert_allclose((after & first).mean(), 0.04, atol=0.03)
+    ended = np.zeros((2, 500), bool)
+    ended[0] = True
+    chosen.restart(ended)
+    again = chosen.draw()
+    assert (again[1] == after[1]).all()
+    assert (again[0] != after[0]).any()
+    np.testing.assert_allclose(again.mean(), 0.2, atol=0.05)
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_all_or_no_episodes_may_be_random(share):
+    assert (chosen_of(share).draw() == share).all()
+
+
+def test_episodes_are_random_while_the_policy_returns_no_more_than_the_best_of_them():
+    chosen = chosen_of(0.5)
+
+    def shares():
+        chosen.restart(np.ones((2, 500), bool))
+        return chosen.draw().mean(1)
+
+    for task, episode_return, of_policy, random in (
+        (0, 5.0, True, True),  # Nothing to compare with.
+        (0, -1.0, False, False),
+        (0, 7.0, False, True),  # One of them found more.
+        (0, 9.0, True, True),  # 7 on average: no more than 7.
+        (0, 8.0, True, False),
+        (0, -50.0, True, True),  # And back, when the policy has become worse.
+    ):
+        chosen.add(task, episode_return, of_policy)
+        np.testing.assert_allclose(shares(), [0.5 * random, 0.5], atol=0.1)
+    # The last twenty count.
+    for _ in range(20):
+        chosen.add(0, 7.1, True)
+    assert shares()[0] == 0
+    chosen.add(0, 8.0, False)
+    assert shares()[0] > 0.4
+    for _ in range(20):
+        chosen.add(0, 1.0, False)
+    assert shares()[0] == 0
+
+
+@pytest.mark.parametrize(("share", "more"), [(0.0, 0.0), (0.05, 0.2), (0.2, 0.5), (0.7, 0.7)])
+def test_random_episodes_become_more_while_those_of_the_policy_all_return_the_same(share, more):
+    chosen = chosen_of(share)
+
+    def shares():
+        chosen.restart(np.ones((2, 500), bool))
+        return chosen.draw().mean(1)
+
+    for _ in range(4):
+        chosen.add(0, 0.0, True)
+    np.testing.assert_allclose(shares(), [share, share], atol=0.05)
+    chosen.add(0, 0.0, True)
+    np.testing.assert_allclose(shares(), [more, share], atol=0.05)
+    chosen.add(0, 3.0, False)  # That they find something is no reason to have fewer of them,
+    np.testing.assert_allclose(shares(), [more, share], atol=0.05)
+    chosen.add(0, 1.0, True)  # but that the policy does is.
+    np.testing.assert_allclose(shares(), [share, share], atol=0.05)
+    for _ in range(20):
+        chosen.add(0, 5.0, True)
+    assert shares()[0] == 0  # All the same, and better.

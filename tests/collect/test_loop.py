@@ -1,0 +1,140 @@
+"""The collector's own bookkeeping: returns, lengths, random first actions, weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtray.collect.episodes import discounted_returns
+from mtray.collect.host import make_host
+from mtray.collect.loop import ActingLoop
+from mtray.config.settings import NetworkConfig
+from mtray.errors import SchemaError
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.weights import snapshot
+from mtray.tasks.makers import make_makers
+from mtray.tasks.plan import Task
+from mtray.testing import CountingMaker
+
+NETWORK = NetworkConfig(actor_width=8, embedding_size=2)
+TASKS = [
+    Task("short", "torchrl", CountingMaker(truncate_after=5)),
+    Task("long", "torchrl", CountingMaker(terminate_after=12, action_size=3)),
+]
+SPECS = [task.spec for task in TASKS]
+
+
+def make_collector(steps=8, seed=0, **settings):
+    host = make_host("inline", make_makers(TASKS, 2, [0, 1]))
+    policy = MultiTaskPolicy(SPECS, NETWORK).requires_grad_(False)
+    return ActingLoop(host, policy, rollout_steps=steps, discounts={"short": 0.9, "long": 0.5}, seed=seed, **settings)
+
+
+def certain_policy():
+    """Heads that say 2 before the tanh, with hardly any deviation."""
+    policy = MultiTaskPolicy(SPECS, NETWORK)
+    with torch.no_grad():
+        policy.heads.output.weight.zero_()
+        policy.heads.output.bias[:, :3] = 2.0
+        policy.heads.output.bias[:, 3:] = -20.0
+    return policy
+
+
+@pytest.mark.parametrize("discount", [0.5, 0.95, 0.995])
+def test_discounted_returns_equal_the_plain_recursion(discount):
+    rewards = np.random.default_rng(0).normal(size=int(8 / (1 - discount)) + 1).astype(np.float32)
+    expected, running = [], 0.0
+    for reward in rewards[::-1].astype(np.float64):
+        running = reward + discount * running
+        expected.append(running)
+    np.testing.assert_allclose(discounted_returns(rewards, discount), expected[::-1], rtol=1e-9, atol=1e-9)
+
+
+def test_episodes_across_rollouts_keep_their_return_and_length():
+    collector = make_collector()
+    rewards, episodes = {"short": [], "long": []}, []
+    for _ in range(6):
+        rollout = collector.collect()
+        for name, part in zip(rewards, rollout.data.tensordicts, strict=True):
+            rewards[name].append(part["next", "reward"][..., 0].clone())
+        episodes += rollout.episodes
+    for name, length in (("short", 5), ("long", 12)):
+        together = torch.cat(rewards[name], 1).double()
+        found = sorted(e.episode_return for e in episodes if e.task == name)
+        assert {e.steps for e in episodes if e.task == name} == {length}
+        expected = [
+            together[copy, start : start + length].sum().item()
+            for copy in range(2)
+            for start in range(0, 48 - length + 1, length)
+        ]
+        np.testing.assert_allclose(found, sorted(expected), rtol=1e-6)
+
+
+def test_the_largest_return_is_that_of_any_step_of_any_episode_so_far():
+    collector = make_collector(steps=4)
+    rollout = collector.collect()
+    for name, part, discount in zip(("short", "long"), rollout.data.tensordicts, (0.9, 0.5), strict=True):
+        rewards = part["next", "reward"][..., 0].numpy()
+        expected = max(np.abs(discounted_returns(row, discount)).max() for row in rewards)
+        assert rollout.largest_returns[name] == pytest.approx(expected)
+
+
+def test_first_actions_are_uniform_then_the_policys():
+    collector = make_collector(steps=200)
+    random = collector.collect().data[1]["action"].reshape(-1)
+    assert random.min() < -0.97
+    assert random.max() > 0.97
+    assert abs(random.mean()) < 0.06
+    collector.load(snapshot(certain_policy(), version=4))
+    rollout = collector.collect()
+    assert rollout.weights_version == 4
+    np.testing.assert_allclose(rollout.data[1]["action"], np.tanh(2.0), atol=1e-3)
+
+
+def test_chosen_episodes_are_random_from_beginning_to_end_and_say_so():
+    collector = make_collector(steps=60, random_share=0.5, random_steps=1)
+    collector.load(snapshot(certain_policy(), version=1))
+    rollout = collector.collect()
+    counts = set()
+    for name, length, part in zip(("short", "long"), (5, 12), rollout.data.tensordicts, strict=True):
+        of_policy = [e.of_policy for e in rollout.episodes if e.task == name]
+        # Episode after episode of each copy; no action that is drawn is as large as the policy's.
+        actions = part["action"][..., 0].reshape(2 * 60 // length, length)
+        is_policys = (actions - np.tanh(2.0)).abs() < 1e-3
+        assert (is_policys.all(1) | ~is_policys.any(1)).all()
+        assert is_policys.all(1).tolist() == of_policy
+        counts |= set(of_policy)
+    assert counts == {True, False}
+
+
+def test_weights_of_another_network_are_refused():
+    collector = make_collector()
+    other = MultiTaskPolicy(SPECS, NetworkConfig(actor_width=9, embedding_size=2))
+    with pytest.raises(SchemaError, match="layout"):
+        collector.load(snapshot(other, version=1))
+    assert collector.weights_version == 0
+
+
+def test_same_seed_same_rollout():
+    first, second, third = (make_collector(seed=seed).collect().data for seed in (3, 3, 4))
+    assert (first[1] == second[1]).all()
+    assert not torch.equal(first[1]["action"], third[1]["action"])
+
+
+def test_noise_is_held_within_an_episode_and_drawn_anew_with_the_next(monkeypatch):
+    collector = make_collector(noise_steps=1000)
+    drawn, ended = [], []
+
+    def act(observation, noise):
+        drawn.append(torch.from_numpy(noise.copy()))
+        return np.zeros_like(noise)
+
+    collector.load(snapshot(collector.policy, 1))
+    monkeypatch.setattr(collector, "_acting", act)
+    for _ in range(4):
+        ended += collector.collect().data.tensordicts[0]["next", "done"][..., 0].clone().unbind(1)
+    steps = list(zip(drawn[:-1], drawn[1:], ended, strict=False))
+    assert sum(int(over.sum()) for *_, over in steps) >= 10
+    for before, after, over in steps:
+        assert (before[0] != after[0]).any(-1)[over].all()
+    held = [bool((before == after).all(-1).any()) for before, after, _ in steps]
+    assert sum(held) > len(held) / 4

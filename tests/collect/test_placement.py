@@ -1,0 +1,115 @@
+"""Who steps what: shares of equal cost, the host that uses the cores, and Ray's logical CPUs."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtray.cluster.session import cpus_per_actor
+from mtray.cluster.supervisor import make_shares
+from mtray.collect.placement import choose_host, everywhere, spread, step_seconds
+from mtray.config.settings import CollectorConfig, Config
+from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve
+
+
+def cost_of(share, costs):
+    return sum(costs[task] * copies for task, copies in share.items())
+
+
+def test_everywhere_is_every_task_in_every_collector():
+    assert everywhere(["a", "b"], 4, 3) == [{"a": 4, "b": 4}] * 3
+
+
+def test_a_dear_task_is_split_and_cheap_ones_lie_together():
+    costs = {"dear": 6.0, "cheap": 1.0, "cheaper": 1.0}
+    assert spread(costs, 4, 2) == [{"dear": 3}, {"dear": 1, "cheap": 4, "cheaper": 4}]
+
+
+COSTS = st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=40)
+
+
+@given(COSTS, st.integers(1, 20), st.data())
+def test_every_copy_has_one_place_and_no_collector_none(costs, copies, data):
+    names = {f"t{index}": cost for index, cost in enumerate(costs)}
+    collectors = data.draw(st.integers(1, min(40, copies * len(costs))))
+    shares = spread(names, copies, collectors)
+    total = Counter()
+    for share in shares:
+        assert share
+        assert min(share.values()) > 0
+        total.update(share)
+    assert len(shares) == collectors
+    assert total == dict.fromkeys(names, copies)
+
+
+@given(COSTS, st.integers(4, 20), st.integers(1, 4))
+def test_no_share_costs_more_than_its_part_and_a_copy(costs, copies, collectors):
+    names = {f"t{index}": cost for index, cost in enumerate(costs)}
+    part = copies * sum(costs) / collectors
+    for share in spread(names, copies, collectors):
+        assert cost_of(share, names) <= part + 1.01 * max(costs)
+
+
+def test_measured_costs_tell_dear_from_cheap():
+    dear, cheap = (step_seconds(Task(name, "mujoco")) for name in ("humanoid-walk", "pendulum-swingup"))
+    assert dear > 5 * cheap
+
+
+@pytest.mark.parametrize(
+    ("tasks", "collectors", "cores", "host"),
+    [
+        (2, 1, 2, "parallel"),
+        (2, 2, 2, "inline"),
+        (2, 8, 2, "inline"),
+        (2, 8, 64, "parallel"),
+        (6, 2, 8, "parallel"),
+        (1, 4, 64, "inline"),
+        (50, 1, 1, "inline"),
+    ],
+)
+def test_the_host_is_the_one_that_puts_more_cores_to_work(tasks, collectors, cores, host):
+    assert choose_host([Task(str(index), "mujoco") for index in range(tasks)], collectors, cores) == host
+
+
+def test_simulators_with_threads_need_no_processes():
+    assert choose_host([Task("a", "envpool"), Task("b", "envpool")], 1, 64) == "inline"
+
+
+def shares_of(tasks, **settings):
+    config = Config(tasks=tuple(tasks), workers=3, envs_per_task=2, deterministic=True, **settings)
+    return make_shares(config, [SimpleNamespace(name=task) for task in tasks])
+
+
+def test_few_tasks_are_stepped_by_all_and_many_are_spread():
+    few, many = [f"t{index}" for index in range(8)], [f"t{index}" for index in range(9)]
+    assert shares_of(few, host="inline") == everywhere(few, 2, 3)
+    assert shares_of(many, host="parallel") == everywhere(many, 2, 3)
+    assert shares_of(many, host="inline") == [dict.fromkeys(many[start : start + 3], 6) for start in (0, 3, 6)]
+    assert shares_of(few, host="inline", collector=CollectorConfig(tasks_each=7)) != everywhere(few, 2, 3)
+
+
+def test_a_task_knows_its_action_repeat_wherever_it_is_resolved():
+    assert [task.spec.action_repeat for task in resolve(["cartpole", "mujoco/reacher-easy"], action_repeat=2)] == [
+        2
+    ] * 7
+
+
+@pytest.mark.parametrize(
+    ("nodes", "actors", "expected"),
+    [([10.0], 10, 1.0), ([64.0], 10, 1.0), ([2.0], 10, 0.2), ([2.0, 2.0], 5, 0.666), ([1.0, 3.0], 4, 1.0)],
+)
+def test_the_share_is_the_largest_that_places_all(nodes, actors, expected):
+    assert cpus_per_actor(nodes, actors) == expected
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=5), st.integers(1, 200))
+def test_all_actors_find_a_place(nodes, actors):
+    share = cpus_per_actor([float(cpus) for cpus in nodes], actors)
+    # As Ray does: one after the other onto whichever node has room, in units of a ten thousandth.
+    left = [cpus * 10_000 for cpus in nodes]
+    for _ in range(actors):
+        node = next(index for index, room in enumerate(left) if room >= round(share * 10_000))
+        left[node] -= round(share * 10_000)

@@ -1,0 +1,216 @@
+"""Engine envpool against the reference: the same contract, the same rules of episodes, the same distributions.
+
+Two engines agree on a task when, under the same uniformly random policy, the mean over an episode's first steps of
+every observation entry and of the reward differ by less than five standard errors of the difference (copies are
+independent samples), or by less than a hundredth of the entry's own spread.
+"""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("envpool")
+
+from mtray.engines import envpool as envpool_engine
+from mtray.engines.base import StepArrays
+from mtray.engines.dm_control import task_names
+from mtray.tasks.plan import Task
+
+COPIES, STEPS = 48, 40
+QUICK = ["cartpole-swingup", "cheetah-run", "humanoid-walk", "reacher-easy", "finger-turn_easy"]
+SUITE = sorted(set(envpool_engine.task_names()) & set(task_names()))
+
+
+def sim_of(engine, name, copies, seed=0):
+    return Task(name, engine).make_sim(copies, seed)
+
+
+def everyone(sim):
+    return np.ones(sim.num_envs, dtype=bool)
+
+
+def random_means(engine, name, copies=COPIES, steps=STEPS):
+    """Per copy: mean observation and mean reward over an episode's first steps of random actions, [copies, obs + 1]."""
+    sim = sim_of(engine, name, copies, seed=17)
+    out = StepArrays.empty(copies, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    low, high = (np.clip(bound, -1, 1) for bound in (sim.spec.action_low, sim.spec.action_high))
+    random = np.random.default_rng(3)
+    total = np.zeros((copies, sim.spec.observation_size + 1))
+    for _ in range(steps):
+        sim.step(random.uniform(low, high, (copies, sim.spec.action_size)).astype(np.float32), out)
+        total[:, :-1] += out.observation
+        total[:, -1] += out.reward
+    sim.close()
+    return total / steps
+
+
+def agree(name, **sizes):
+    ours, theirs = (random_means(engine, name, **sizes) for engine in ("envpool", "dm_control"))
+    error = np.sqrt(ours.var(0, ddof=1) / len(ours) + theirs.var(0, ddof=1) / len(theirs))
+    difference = np.abs(ours.mean(0) - theirs.mean(0))
+    spread = np.concatenate([ours, theirs]).std(0)
+    return difference <= np.maximum(5 * error, 0.01 * spread + 1e-6)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_distributions_agree_with_dm_control(name):
+    assert agree(name).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SUITE if name not in QUICK])
+def test_distributions_agree_with_dm_control_over_the_suite(name):
+    good = agree(name)
+    assert good.all(), np.flatnonzero(~good)
+
+
+def test_the_comparison_can_fail():
+    ours, theirs = random_means("envpool", "walker-walk"), random_means("dm_control", "walker-run")
+    assert ours.shape == theirs.shape
+    assert abs(ours[:, -1].mean() - theirs[:, -1].mean()) > 5 * theirs[:, -1].std() / np.sqrt(COPIES)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_spec_is_dm_controls(name):
+    ours, theirs = sim_of("envpool", name, 1).spec, sim_of("dm_control", name, 1).spec
+    for field in ("name", "observation", "action_low", "action_high", "horizon", "time_step_seconds"):
+        assert getattr(ours, field) == getattr(theirs, field)
+
+
+@pytest.mark.parametrize("name", ["cartpole-balance", "reacher-easy"])
+def test_an_episode_is_truncated_at_the_horizon_and_goes_on_after_a_reset(name):
+    sim = sim_of("envpool", name, 3)
+    out = StepArrays.empty(3, sim.spec)
+    start = np.zeros_like(out.observation)
+    sim.reset(everyone(sim), start)
+    action = np.zeros((3, sim.spec.action_size), np.float32)
+    for step in range(1, 1001):
+        sim.step(action, out)
+        assert out.truncated.tolist() == [step == 1000] * 3
+        assert not out.terminated.any()
+    last = out.observation.copy()
+    sim.reset(np.array([True, False, True]), out.observation)
+    assert np.array_equal(out.observation[1], last[1])
+    assert not np.array_equal(out.observation[0], last[0])
+    sim.reset(np.array([False, True, False]), out.observation)
+    sim.step(action, out)
+    assert not out.truncated.any()
+
+
+def test_copies_step_on_their_own_actions():
+    sim = sim_of("envpool", "walker-walk", 4)
+    out = StepArrays.empty(4, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    action = np.zeros((4, 6), np.float32)
+    action[2] = 1.0
+    before = out.observation.copy()
+    for _ in range(3):
+        sim.step(action, out)
+    moved = np.abs(out.observation - before).sum(1)
+    assert np.argmax(moved) == 2
+
+
+def test_same_seed_same_episode():
+    states = []
+    for seed in (1, 1, 2):
+        sim = sim_of("envpool", "cartpole-swingup", 2, seed)
+        observation = np.zeros((2, 5), np.float32)
+        sim.reset(everyone(sim), observation)
+        states.append(observation)
+        sim.close()
+    assert np.array_equal(states[0], states[1])
+    assert not np.array_equal(states[0], states[2])
+
+
+def test_a_repeated_action_is_that_many_steps_and_their_rewards_summed():
+    once, twice = (
+        sim_of("envpool", "walker-walk", 3, seed=2),
+        Task("walker-walk", "envpool", action_repeat=2).make_sim(3, 2),
+    )
+    single, double = StepArrays.empty(3, once.spec), StepArrays.empty(3, once.spec)
+    once.reset(everyone(once), single.observation)
+    twice.reset(everyone(twice), double.observation)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        action = random.uniform(-1, 1, (3, 6)).astype(np.float32)
+        reward = np.zeros(3, np.float32)
+        for _ in range(2):
+            once.step(action, single)
+            reward += single.reward
+        twice.step(action, double)
+        assert np.array_equal(single.observation, double.observation)
+        assert np.array_equal(reward, double.reward)
+
+
+def test_an_episode_that_ends_within_a_repeat_stops_there():
+    sim = Task("cartpole-balance", "envpool", action_repeat=3).make_sim(2)
+    out = StepArrays.empty(2, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    action = np.zeros((2, 1), np.float32)
+    for step in range(1, 335):
+        # The second copy begins anew a hundred steps later, so the first ends alone.
+        if step == 101:
+            sim.reset(np.array([False, True]), out.observation)
+        sim.step(action, out)
+        assert out.truncated.tolist() == [step == 334, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("Pendulum-v1", 200), ("HalfCheetah-v5", 1000), ("metaworld-drawer-open", 500)]
+)
+def test_other_tasks_by_name_end_at_their_horizon(name, steps):
+    sim = Task(name, "envpool", action_repeat=2).make_sim(2, seed=1)
+    # They repeat actions as they were made to.
+    assert (sim.spec.horizon, sim.spec.action_repeat) == (steps, 1)
+    out = StepArrays.empty(2, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    first = out.observation.copy()
+    low, high = np.array(sim.spec.action_low), np.array(sim.spec.action_high)
+    random = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        sim.step(random.uniform(low, high, (2, len(low))).astype(np.float32), out)
+        assert out.truncated.tolist() == [step == steps] * 2
+        assert np.isfinite(out.observation).all()
+        assert np.isfinite(out.reward).all()
+    assert not np.array_equal(out.observation, first)
+    assert not np.array_equal(out.observation[0], out.observation[1])
+    last = out.observation.copy()
+    sim.reset(np.array([True, False]), out.observation)
+    assert np.array_equal(out.observation[1], last[1])
+    assert not np.array_equal(out.observation[0], last[0])
+
+
+def test_a_task_that_falls_over_is_terminated_not_truncated():
+    sim = sim_of("envpool", "Hopper-v5", 4)
+    out = StepArrays.empty(4, sim.spec)
+    sim.reset(everyone(sim), out.observation)
+    for _ in range(200):
+        sim.step(np.ones((4, 3), np.float32), out)
+        if out.terminated.any():
+            break
+    assert out.terminated.any()
+    assert not out.truncated.any()
+
+
+def test_the_sets_of_other_tasks():
+    sets = envpool_engine.task_sets()
+    assert len(sets["metaworld"]) == 50
+    assert {"metaworld-reach", "metaworld-button-press-topdown-wall"} <= set(sets["metaworld"])
+    assert "Ant-v5" in sets["gymnasium"]
+    for name in sets["gymnasium"]:
+        assert envpool_engine.spec_of(name, 1).observation_size > 0
+
+
+def test_no_dm_control_task_is_missing():
+    import envpool
+
+    assert set(envpool_engine.task_names().values()) <= set(envpool.list_all_envs())
+    assert set(task_names()) - set(SUITE) == set(envpool_engine._DIFFERENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", envpool_engine._DIFFERENT)
+def test_tasks_that_are_not_offered_still_differ(name, monkeypatch):
+    monkeypatch.setattr(envpool_engine, "_DIFFERENT", ())
+    monkeypatch.setattr(envpool_engine, "task_names", envpool_engine.task_names.__wrapped__)
+    assert not agree(name).all()

@@ -1,0 +1,348 @@
+"""The mathematics of learning against numbers worked by hand, torch's own distributions, and what must hold for any."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
+from torch.testing import assert_close
+
+from mtray.learn import losses
+
+ATOMS = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+
+
+def close(found, expected):
+    assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_support_is_even_and_reaches_both_ends():
+    close(losses.support(5, 10.0), [-10.0, -5.0, 0.0, 5.0, 10.0])
+
+
+# Projection
+
+
+def test_project_shares_each_value_between_its_neighbours():
+    atoms = torch.tensor([-1.0, 0.0, 1.0])
+    # -1.5 is clipped to -1. 0.25: three quarters to 0, one to 1. 0.5: halves.
+    found = losses.project(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-1.5, 0.25, 0.5]), atoms)
+    close(found, [0.2, 0.525, 0.275])
+
+
+def test_project_of_values_on_the_atoms_changes_nothing():
+    atoms = losses.support(101, 10.0)
+    probabilities = torch.softmax(torch.arange(101) / 30.0, 0)
+    assert_close(losses.project(probabilities, atoms, atoms), probabilities, rtol=0, atol=1e-6)
+
+
+def test_project_clips_to_both_ends():
+    found = losses.project(torch.tensor([0.1, 0.2, 0.3, 0.0, 0.4]), torch.tensor([-9.0, -2.0, 2.0, 5.0, 99.0]), ATOMS)
+    close(found, [0.3, 0.0, 0.0, 0.0, 0.7])
+
+
+def test_project_of_what_is_no_number_is_none():
+    found = losses.project(torch.full((5,), 0.2), torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0]), ATOMS)
+    assert found.isnan().any()
+
+
+def test_project_treats_every_row_alone():
+    probabilities = torch.tensor([[[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]]])
+    values = torch.tensor([[[0.5, 9, 9, 9, 9], [9, 9, 9, 9, -1.25]]])
+    close(losses.project(probabilities, values, ATOMS), [[[0, 0, 0.5, 0.5, 0], [0.25, 0.75, 0, 0, 0]]])
+
+
+@st.composite
+def distributions(draw):
+    atoms = losses.support(draw(st.integers(2, 51)), draw(st.floats(0.5, 50.0)))
+    size = atoms.numel()
+    weights = torch.tensor(draw(st.lists(st.floats(0, 1), min_size=size, max_size=size)))
+    weights[draw(st.integers(0, size - 1))] += 0.1
+    shares = torch.tensor(draw(st.lists(st.floats(-2.0, 2.0), min_size=size, max_size=size)))
+    return atoms, weights / weights.sum(), shares * atoms[-1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(distributions())
+def test_project_keeps_the_mass_and_puts_none_below_zero(drawn):
+    atoms, probabilities, values = drawn
+    found = losses.project(probabilities, values, atoms)
+    assert_close(found.sum(), torch.tensor(1.0), rtol=0, atol=1e-5)
+    # Shares are differences of positions up to 50, in single precision.
+    assert found.min() >= -2e-5
+
+
+@settings(max_examples=100, deadline=None)
+@given(distributions())
+def test_project_keeps_the_mean_of_values_inside_the_support(drawn):
+    atoms, probabilities, values = drawn
+    values = values.clamp(atoms[0], atoms[-1])
+    found = losses.project(probabilities, values, atoms)
+    mean, limit = (probabilities * values).sum(), float(atoms[-1])
+    assert_close((found * atoms).sum(), mean, rtol=0, atol=1e-5 * limit)
+
+
+# The critic's target
+
+
+def target(terminated, reward=0.5, discount=0.5, bonus=0.5):
+    return losses.soft_target(
+        torch.tensor([0.0, 0.0, 0.5, 0.5, 0.0]),
+        torch.tensor(reward),
+        torch.tensor(terminated),
+        torch.tensor(discount),
+        torch.tensor(bonus),
+        ATOMS,
+    )
+
+
+def test_value_goes_on_where_the_episode_did_or_was_truncated():
+    # 0.5 + 0.5 (0 + 0.5) = 0.75 and 0.5 + 0.5 (1 + 0.5) = 1.25, each with half of the mass.
+    close(target(terminated=False), [0.0, 0.0, 0.125, 0.75, 0.125])
+
+
+def test_reward_alone_counts_where_the_episode_terminated():
+    close(target(terminated=True), [0.0, 0.0, 0.5, 0.5, 0.0])
+
+
+def test_negative_entropy_bonus_lowers_the_target():
+    # -1 + 1 (0 - 0.5) = -1.5 and -1 + 1 (1 - 0.5) = -0.5.
+    close(target(terminated=False, reward=-1.0, discount=1.0, bonus=-0.5), [0.25, 0.5, 0.25, 0.0, 0.0])
+
+
+def test_each_task_and_row_has_its_own_reward_end_and_discount():
+    probabilities = torch.zeros(2, 2, 5)
+    probabilities[..., 4] = 1.0
+    found = losses.soft_target(
+        probabilities,
+        torch.tensor([[0.0, 1.0], [0.0, -1.0]]),
+        torch.tensor([[False, True], [False, False]]),
+        torch.tensor([[0.5], [0.25]]),
+        torch.zeros(2, 2),
+        ATOMS,
+    )
+    # 0.5 * 2; 1; 0.25 * 2; -1 + 0.25 * 2.
+    close(found, [[[0, 0, 0, 1.0, 0], [0, 0, 0, 1.0, 0]], [[0, 0, 0.5, 0.5, 0], [0, 0.5, 0.5, 0, 0]]])
+
+
+def test_cross_entropy_of_worked_numbers():
+    logits = torch.tensor([[0.0, math.log(3)], [5.0, 5.0]])
+    # Probabilities 1/4 and 3/4: -(ln 1/4 + ln 3/4) / 2; then ln 2.
+    close(losses.cross_entropy(logits, torch.tensor([[0.5, 0.5], [1.0, 0.0]])), [0.8369882, 0.6931472])
+
+
+def test_cross_entropy_has_no_gradient_at_its_target():
+    logits = torch.tensor([0.3, -1.0, 2.0], requires_grad=True)
+    losses.cross_entropy(logits, logits.detach().softmax(-1)).backward()
+    close(logits.grad, [0.0, 0.0, 0.0])
+    losses.cross_entropy(logits, torch.tensor([0.0, 1.0, 0.0])).backward()
+    assert logits.grad[1] < 0 < logits.grad[0]
+
+
+def test_expected_value_of_worked_numbers():
+    logits = torch.tensor([[0.0, math.log(3)], [1.0, 1.0]])
+    close(losses.expected_value(logits, torch.tensor([-1.0, 3.0])), [2.0, 1.0])
+
+
+# The policy's sample
+
+
+def sample(mean, log_std, noise, mask):
+    return losses.tanh_gaussian_sample(*(torch.tensor(value) for value in (mean, log_std, noise, mask)))
+
+
+def test_squashed_sample_of_the_standard_normals_middle():
+    action, log_density = sample([0.0], [0.0], [0.0], [1.0])
+    close(action, [0.0])
+    close(log_density, -0.9189385)
+
+
+def test_squashed_sample_of_worked_numbers():
+    # u = 1 + 0.5 * 0.5 = 1.25; log N = -0.125 + ln 2 - 0.9189385 = -0.3507914; ln(1 - tanh(u)^2) = -1.2714801.
+    action, log_density = sample([1.0], [-math.log(2)], [0.5], [1.0])
+    close(action, [0.8482836])
+    close(log_density, 0.9206887)
+
+
+def test_squashed_sample_is_torchs_transformed_distribution():
+    generator = torch.Generator().manual_seed(0)
+    mean, noise = (torch.randn(3, 7, 4, generator=generator) for _ in range(2))
+    log_std = torch.rand(3, 7, 4, generator=generator) * 3 - 2.5
+    action, log_density = losses.tanh_gaussian_sample(mean, log_std, noise, torch.ones(4))
+    pre_tanh = mean + noise * log_std.exp()
+    base = TransformedDistribution(Normal(torch.zeros_like(mean), 1.0), [AffineTransform(mean, log_std.exp())])
+    oracle = TransformedDistribution(base, [TanhTransform(cache_size=1)])
+    assert_close(action, torch.tanh(pre_tanh), rtol=0, atol=1e-6)
+    # In double, from the value before the tanh: inverting a saturated tanh is what the stable form avoids.
+    double = pre_tanh.double()
+    exact = Independent(Normal(mean.double(), log_std.double().exp()), 1).log_prob(double)
+    exact = exact - torch.log1p(-torch.tanh(double).square()).sum(-1)
+    assert_close(log_density.double(), exact, rtol=1e-5, atol=1e-5)
+    mild = (pre_tanh.abs() < 2).all(-1)
+    assert mild.any()
+    found = oracle.log_prob(action).sum(-1)
+    assert_close(log_density[mild], found[mild], rtol=1e-5, atol=2e-5)
+
+
+def test_density_of_a_saturated_action_is_finite_and_has_a_gradient():
+    mean = torch.tensor([30.0, -30.0], requires_grad=True)
+    action, log_density = losses.tanh_gaussian_sample(mean, torch.zeros(2), torch.zeros(2), torch.ones(2))
+    close(action.detach(), [1.0, -1.0])
+    # log N - 2 (ln 2 - 30) each way.
+    close(log_density.detach(), 2 * (-0.9189385 + 60 - 2 * 0.6931472))
+    log_density.backward()
+    close(mean.grad, [2.0, -2.0])
+
+
+def test_padded_dimension_is_zero_and_has_no_share_in_the_density():
+    action, log_density = sample([0.3, 5.0], [0.1, 1.0], [0.7, -2.0], [1.0, 0.0])
+    alone, density_alone = sample([0.3], [0.1], [0.7], [1.0])
+    assert action.tolist() == [alone.item(), 0.0]
+    assert log_density.item() == pytest.approx(density_alone.item(), abs=1e-6)
+
+
+# Temperature and reward scale
+
+
+def test_temperature_loss_of_worked_numbers():
+    found = losses.temperature_loss(
+        torch.tensor([0.0, math.log(2)]), torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([-1.0, -3.0])
+    )
+    # -1 (2 - 1) and -2 (0 - 3).
+    close(found, [-1.0, 6.0])
+
+
+@pytest.mark.parametrize(("log_density", "rises"), [(2.0, True), (-2.0, False)], ids=["too narrow", "too wide"])
+def test_descent_raises_the_temperature_of_a_policy_whose_entropy_is_below_target(log_density, rises):
+    log_temperature = torch.zeros(1, requires_grad=True)
+    density = torch.full((1, 4), log_density, requires_grad=True)
+    losses.temperature_loss(log_temperature, density, torch.tensor([-1.0])).sum().backward()
+    assert (log_temperature.grad.item() < 0) is rises
+    assert density.grad is None
+
+
+@pytest.mark.parametrize(
+    ("largest_return", "largest_reward", "discount", "headroom", "expected"),
+    [
+        (10.0, 1.0, 0.99, 3.0, 30.0),
+        (50.0, 1.0, 0.99, 3.0, 100.0),  # The largest reward for ever: 1 / 0.01.
+        (100.5, 1.0, 0.99, 3.0, 100.5),  # What was seen is possible, whatever rounding says.
+        (10.0, 1.0, 0.99, 1.0, 10.0),
+        (0.0, 0.0, 0.95, 3.0, 0.0),
+    ],
+)
+def test_possible_return_of_worked_numbers(largest_return, largest_reward, discount, headroom, expected):
+    assert losses.possible_return(largest_return, largest_reward, discount, headroom) == pytest.approx(expected)
+
+
+def test_reward_scale_of_worked_numbers():
+    found = losses.reward_scale(
+        torch.tensor([10.0, 0.0, 4.0]),
+        torch.tensor([0.1, 0.0, 1.0]),
+        torch.tensor([-3.0, -3.0, -0.5]),
+        torch.tensor([0.95, 0.99, 0.75]),
+        10.0,
+    )
+    # (10 + 0.1 * 3 / 0.1) / 10; the least; (4 + 0.5 / 0.5) / 10.
+    close(found, [1.3, 1e-3, 0.5])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 200), st.floats(0.1, 100.0), st.floats(-300.0, 300.0))
+def test_projected_probability_is_never_negative(atoms, limit, value):
+    support = losses.support(atoms, limit)
+    projected = losses.project(torch.eye(1, atoms)[0], torch.full((atoms,), value), support)
+    assert (projected >= 0).all()
+    # This pair of limit and clipped value rounds above the last atom.
+    support = losses.support(101, 13.25)
+    assert (losses.project(torch.eye(1, 101)[0], torch.full((101,), 20.0), support) >= 0).all()
+
+
+# Gradients in closed form
+
+
+def test_cross_entropy_and_its_gradient_by_hand():
+    # softmax(0, ln 3) is (1/4, 3/4); to (1/2, 1/2): -(ln 1/4 + ln 3/4) / 2.
+    loss, gradient = losses.cross_entropy_gradient(torch.tensor([0.0, math.log(3)]), torch.tensor([0.5, 0.5]))
+    close(loss, -(math.log(0.25) + math.log(0.75)) / 2)
+    close(gradient, [-0.25, 0.25])
+
+
+def test_expected_value_and_its_gradient_by_hand():
+    # Mean of (-2, 2) under (1/4, 3/4) is 1; the gradient p * (z - 1) is (-3/4, 3/4).
+    value, gradient = losses.expected_value_gradient(torch.tensor([0.0, math.log(3)]), torch.tensor([-2.0, 2.0]))
+    close(value, 1.0)
+    close(gradient, [-0.75, 0.75])
+
+
+def test_closed_gradients_are_those_of_autograd():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 4, 5, requires_grad=True)
+    target = torch.softmax(torch.randn(3, 4, 5), -1)
+    for plain, closed in (
+        (losses.cross_entropy(logits, target), losses.cross_entropy_gradient(logits.detach(), target)),
+        (losses.expected_value(logits, ATOMS), losses.expected_value_gradient(logits.detach(), ATOMS)),
+    ):
+        assert_close(closed[0], plain.detach())
+        assert_close(closed[1], torch.autograd.grad(plain.sum(), logits)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_temperatures_gradient_is_that_of_its_loss():
+    log_temperature = torch.tensor([0.1, -2.0], requires_grad=True)
+    log_density, wanted = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([-1.0, -0.5])
+    loss = losses.temperature_loss(log_temperature, log_density, wanted).sum()
+    found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), wanted)
+    assert_close(found, torch.autograd.grad(loss, log_temperature)[0])
+
+
+def test_the_most_pessimistic_critic_counts_row_by_row():
+    value = torch.tensor([[1.0, 5.0], [2.0, 4.0]])
+    table = torch.tensor([[[0.1, 0.9], [0.2, 0.8]], [[0.3, 0.7], [0.4, 0.6]]])
+    least, rows = losses.most_pessimistic(value, table)
+    close(least, [1.0, 4.0])
+    close(rows, [[0.1, 0.9], [0.4, 0.6]])
+    least, rows = losses.most_pessimistic(value[:1], table[:1])
+    close(least, [1.0, 5.0])
+    close(rows, [[0.1, 0.9], [0.2, 0.8]])
+
+
+def test_stretched_logits_by_hand():
+    atoms = losses.support(5, 2.0)
+    logits = torch.tensor([1.0, 3.0, 2.0, 0.0, -4.0])
+    # Halved values: atom 1 has what 2 had, atom 2 and on what lay beyond the old end, one less per atom.
+    close(losses.stretch_logits(logits, torch.tensor(2.0), atoms), [1.0 - 2.0, 1.0, 2.0, -4.0, -4.0 - 2.0])
+    # Doubled values: atom 1 has what 0.5 had.
+    close(losses.stretch_logits(logits, torch.tensor(0.5), atoms), [3.0, 2.5, 2.0, 1.0, 0.0])
+    close(losses.stretch_logits(logits, torch.tensor(1.0), atoms), logits.tolist())
+
+
+@pytest.mark.parametrize("ratio", [0.7, 1.02, 1.5, 4.0])
+def test_stretching_logits_divides_the_mean(ratio):
+    atoms = losses.support(101, 10.0)
+    middle = torch.tensor([[-5.0], [0.0], [3.0], [5.0]])
+    logits = -((atoms - middle) ** 2) / 0.5
+    ratios = torch.tensor([ratio, 1.0, ratio, ratio])
+    found = losses.expected_value(losses.stretch_logits(logits, ratios, atoms), atoms)
+    torch.testing.assert_close(found, middle[:, 0] / ratios, atol=0.02, rtol=0)
+
+
+def test_gradients_lose_what_opposes_another_task():
+    # (1, 0) and (-1, 1) oppose each other: (1, 0) - (-1/2) (-1, 1) and (-1, 1) - (-1) (1, 0).
+    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([0.5, 1.5]))
+    # None of these does.
+    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
+    torch.testing.assert_close(found, torch.tensor([2.0, 3.0]))
+    # The third meets the first, then what is left of it the second: (-2, -1) -> (0, -1) -> (0, 0).
+    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, -1.0]]))
+    first = torch.tensor([1.0, 0.0]) + 2 / 5 * torch.tensor([-2.0, -1.0])
+    second = torch.tensor([0.0, 1.0]) + 1 / 5 * torch.tensor([-2.0, -1.0])
+    second = second + 2 / 5 * torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(found, first + second)
+
+
+def test_a_task_without_a_gradient_changes_nothing():
+    found = losses.without_conflicts(torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]))

@@ -1,0 +1,67 @@
+"""The lean form of the policy against the policy itself."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from mtray.config.settings import NetworkConfig
+from mtray.policy.acting import Acting
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks.registry import resolve
+
+TASKS = ("humanoid-walk", "cartpole-swingup", "lqr-lqr_2_1")
+
+
+def drawn(config, action_noise=None):
+    """A policy whose every number is drawn, so that none is at a value that hides it."""
+    policy = MultiTaskPolicy([task.spec for task in resolve(TASKS)], config, action_noise=action_noise)
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in policy.state_dict(keep_vars=True).items():
+        if not name.startswith("action_"):
+            tensor.data.normal_(generator=generator).mul_(0.1)
+    policy.scale.abs_().add_(0.5)
+    return policy
+
+
+@pytest.mark.parametrize("ids", [None, [2, 0], [1]])
+@pytest.mark.parametrize(
+    ("config", "action_noise"),
+    [
+        (NetworkConfig(), None),
+        (NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0), None),
+        (NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True), None),
+        (NetworkConfig(actor_output_norm=False), None),
+        (NetworkConfig(), 0.3),
+    ],
+)
+def test_acting_is_the_policys_act(config, action_noise, ids):
+    policy = drawn(config, action_noise)
+    acting = Acting(policy, None if ids is None else np.array(ids))
+    ids = None if ids is None else torch.tensor(ids)
+    tasks, obs, act = (len(TASKS) if ids is None else len(ids)), policy.mean.shape[-1], policy.action_mask.shape[-1]
+    generator = torch.Generator().manual_seed(1)
+    observation, noise = (torch.randn(tasks, 1000, size, generator=generator) for size in (obs, act))
+    observation *= 20
+    # How far rounding takes either depends on the networks, so both are held to the policy in double precision.
+    with torch.no_grad():
+        exact = deepcopy(policy).double().act(observation.double(), ids, noise=noise.double())
+        rounded = policy.act(observation, ids, noise=noise)
+    assert exact.std() > 0.1
+    error = torch.as_tensor(acting(observation.numpy(), noise.numpy())) - exact
+    assert error.abs().max() < 2e-4
+    assert error.square().mean() < 2**2 * (rounded - exact).square().mean()
+
+
+def test_what_it_is_given_stays_as_it_was():
+    policy = drawn(NetworkConfig())
+    sizes = policy.mean.shape[-1], policy.action_mask.shape[-1]
+    observation, noise = (np.ones((3, 2, size), np.float32) for size in sizes)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    first = Acting(policy)(observation, noise)
+    again = Acting(policy)(observation, noise)
+    assert (first == again).all()
+    assert (observation == 1).all()
+    assert (noise == 1).all()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())

@@ -1,0 +1,213 @@
+"""Metrics: the figures of a line, what they count over, and that they go on after a resume."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from mtray.collect.clock import Clock
+from mtray.data.messages import Episode, Report
+from mtray.rundir.metrics import RECENT_EPISODES, Metrics
+from mtray.rundir.sinks import JsonLines, Progress, TensorBoard
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that `mtray.rundir.metrics` reads; a test moves it."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("mtray.rundir.metrics.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def episodes(*returns, task="left"):
+    return [Episode(task, value, 10) for value in returns]
+
+
+def report(ended, weights_version, **seconds):
+    return Report(episodes=tuple(ended), weights_version=weights_version, seconds=seconds)
+
+
+def test_line_has_the_keys_that_readers_rely_on():
+    line = Metrics(["left", "right"]).line()
+    assert line.keys() >= {
+        "time", "frames", "updates", "frames_per_second", "updates_per_second", "weights_version", "staleness", "tasks"
+    }  # fmt: skip
+    assert list(line["tasks"]) == ["left", "right"]
+    for figures in line["tasks"].values():
+        assert figures == {"frames": 0, "episodes": 0, "return_mean": None, "return_last": None}
+
+
+def test_line_is_json():
+    metrics = Metrics(["left", "right"])
+    metrics.add_rollout(report(episodes(1.5), 0))
+    line = metrics.line()
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
+
+
+def test_frames_are_those_of_all_tasks():
+    metrics = Metrics(["left", "right"])
+    metrics.tasks["left"].frames, metrics.tasks["right"].frames = 30, 12
+    line = metrics.line()
+    assert (metrics.frames, line["frames"], line["tasks"]["right"]["frames"]) == (42, 42, 12)
+
+
+def test_returns_of_random_episodes_are_not_shown():
+    metrics = Metrics(["left"])
+    metrics.add_rollout(report([Episode("left", 7.0, 10), Episode("left", -50.0, 10, of_policy=False)], 0))
+    figures = metrics.line()["tasks"]["left"]
+    assert (figures["episodes"], figures["return_mean"], figures["return_last"]) == (2, 7.0, 7.0)
+
+
+def test_rates_are_those_since_the_last_line(clock):
+    metrics = Metrics(["left"])
+    clock.now += 4
+    metrics.tasks["left"].frames, metrics.updates = 100, 8
+    line = metrics.line()
+    assert (line["time"], line["frames_per_second"], line["updates_per_second"]) == (4.0, 25.0, 2.0)
+    clock.now += 2
+    metrics.tasks["left"].frames, metrics.updates = 120, 9
+    line = metrics.line()
+    assert (line["time"], line["frames_per_second"], line["updates_per_second"]) == (6.0, 10.0, 0.5)
+
+
+def test_two_lines_at_the_same_instant_have_rates(clock):
+    metrics = Metrics(["left"])
+    metrics.line()
+    assert metrics.line()["frames_per_second"] == 0.0
+
+
+def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
+    metrics = Metrics(["left", "right"])
+    metrics.add_rollout(report(episodes(*range(7)), 0))
+    metrics.add_rollout(report([*episodes(*range(7, 30)), *episodes(-3.0, task="right")], 0))
+    assert RECENT_EPISODES == 20
+    tasks = metrics.line()["tasks"]
+    assert tasks["left"] == {"frames": 0, "episodes": 30, "return_mean": sum(range(10, 30)) / 20, "return_last": 29}
+    assert tasks["right"] == {"frames": 0, "episodes": 1, "return_mean": -3.0, "return_last": -3.0}
+
+
+def test_staleness_is_the_mean_since_the_last_line_and_starts_anew():
+    metrics = Metrics(["left"])
+    metrics.weights_version = 5
+    metrics.add_rollout(report([], 5))
+    metrics.add_rollout(report([], 3))
+    metrics.weights_version = 9
+    metrics.add_rollout(report([], 2))
+    line = metrics.line()
+    assert (line["weights_version"], line["staleness"]) == (9, (0 + 2 + 7) / 3)
+    assert metrics.line()["staleness"] == 0.0
+    metrics.add_rollout(report([], 8))
+    assert metrics.line()["staleness"] == 1.0
+
+
+def test_collector_ahead_of_what_the_driver_knows_is_not_stale():
+    metrics = Metrics(["left"])
+    metrics.add_rollout(report([], 3))
+    assert metrics.line()["staleness"] == 0.0
+
+
+def test_collectors_time_is_summed_over_them_since_the_last_line():
+    metrics = Metrics(["left"])
+    metrics.add_rollout(report([], 0, simulate=2.0, policy=0.5))
+    metrics.add_rollout(report([], 0, simulate=1.5, idle=0.25))
+    assert metrics.line()["collector_seconds"] == {"simulate": 3.5, "policy": 0.5, "idle": 0.25}
+    assert metrics.line()["collector_seconds"] == {}
+
+
+def test_a_clock_gives_every_lap_to_what_it_was_spent_on(monkeypatch):
+    now = iter([10.0, 12.0, 13.0, 17.0, 18.0])
+    monkeypatch.setattr("mtray.collect.clock.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    clock = Clock()
+    for part in ("policy", "simulate", "policy"):
+        clock.lap(part)
+    assert clock.take() == {"policy": 6.0, "simulate": 1.0}
+    clock.lap("copy")
+    assert clock.take() == {"copy": 1.0}
+
+
+def test_learners_figures_stand_beside_the_tasks():
+    metrics = Metrics(["left", "right"])
+    metrics.tasks["left"].learner = {"critic_loss": 0.5}
+    tasks = metrics.line()["tasks"]
+    assert tasks["left"]["critic_loss"] == 0.5
+    assert "critic_loss" not in tasks["right"]
+
+
+def test_counts_go_on_from_a_saved_state(clock):
+    metrics = Metrics(["left", "right"])
+    clock.now += 50
+    metrics.tasks["left"].frames, metrics.updates = 400, 30
+    metrics.add_rollout(report([*episodes(*range(25)), *episodes(4.0, task="right")], 0))
+    state = json.loads(json.dumps(metrics.state()))
+    before = metrics.line()
+
+    clock.now += 1000
+    resumed = Metrics(["left", "right"])
+    resumed.load_state(state)
+    assert json.loads(json.dumps(resumed.state())) == state
+    clock.now += 2
+    resumed.tasks["left"].frames, resumed.updates = 420, 31
+    resumed.add_rollout(report(episodes(100.0), 0))
+    line = resumed.line()
+    assert (line["time"], line["frames"], line["updates"]) == (52.0, 420, 31)
+    # The rates are of this run alone.
+    assert (line["frames_per_second"], line["updates_per_second"]) == (10.0, 0.5)
+    assert line["tasks"]["left"] == {
+        "frames": 420, "episodes": 26, "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0
+    }  # fmt: skip
+    assert line["tasks"]["right"] == before["tasks"]["right"]
+
+
+def test_json_lines_can_be_read_while_they_are_written_and_are_appended(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for run in range(2):
+        lines = JsonLines(path)
+        for number in range(3):
+            lines.write({"run": run, "number": number, "tasks": {"left": {"return_mean": None}}})
+            assert json.loads(path.read_text().splitlines()[-1])["number"] == number
+        lines.close()
+    text = path.read_text()
+    assert text.endswith("\n")
+    found = [(line["run"], line["number"]) for line in map(json.loads, text.splitlines())]
+    assert found == [(run, number) for run in range(2) for number in range(3)]
+
+
+def test_tensorboard_has_every_number_over_frames(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics = Metrics(["left", "right"])
+    metrics.tasks["left"].frames = 42
+    metrics.add_rollout(report(episodes(1.5), 0))
+    board = TensorBoard(tmp_path)
+    board.write(metrics.line())
+    board.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"run/frames", "run/staleness", "left/return_mean", "right/episodes"} <= tags
+    assert "right/return_mean" not in tags
+    [event] = events.Scalars("left/return_mean")
+    assert (event.step, event.value) == (42, 1.5)
+
+
+def test_progress_is_one_line_of_text_each_where_there_is_no_terminal(capsys):
+    metrics = Metrics(["left", "right"])
+    metrics.tasks["left"].frames = 2_500
+    progress = Progress(10_000)
+    progress.write(metrics.line())
+    metrics.add_rollout(report([*episodes(2.0), *episodes(3.0, task="right")], 0))
+    progress.write(metrics.line())
+    progress.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert "2,500/10,000 frames (25%)" in first
+    assert "return -" in first
+    assert "return 2.5" in second
+
+
+def test_json_lines_go_on_after_the_last_whole_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    sink = JsonLines(path)
+    sink.write({"a": 2})
+    sink.close()
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2]

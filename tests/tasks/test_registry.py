@@ -1,0 +1,300 @@
+"""The registry: what names mean, what a wrong one is told, and what a user's maker may and may not build."""
+
+import pickle
+
+import cloudpickle
+import numpy as np
+import pytest
+from dm_control import suite
+
+from mtray.data.specs import TaskSpec
+from mtray.engines.base import StepArrays
+from mtray.errors import UnknownTaskError, UsageError
+from mtray.tasks import plan as tasks_module
+from mtray.tasks import registry
+from mtray.tasks.plan import Task
+from mtray.tasks.registry import register_task, resolve, task_names, task_sets
+from tests import makers
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+    return registry._REGISTERED
+
+
+def names(*asked, engine="dm_control"):
+    return [task.name for task in resolve(asked, engine)]
+
+
+def full_names(pairs):
+    return ["-".join(pair) for pair in pairs]
+
+
+# Names and sets
+
+
+def test_name_is_a_task_of_the_engine():
+    assert resolve(["humanoid-walk"]) == (Task("humanoid-walk", "mujoco"),)
+    assert resolve(["humanoid-walk"], "dm_control", 3) == (Task("humanoid-walk", "dm_control", action_repeat=3),)
+
+
+def test_engine_may_be_named_before_the_task_whatever_the_default_is():
+    assert resolve(["dm_control/humanoid-walk"], "envpool") == (Task("humanoid-walk", "dm_control"),)
+    assert [task.name for task in resolve(["dm_control/walker"], "envpool")] == names("walker")
+
+
+def test_domain_is_the_set_of_its_tasks():
+    assert names("walker") == ["walker-stand", "walker-walk", "walker-run"]
+    assert names("humanoid") == full_names(("humanoid", task) for task in suite.TASKS_BY_DOMAIN["humanoid"])
+    assert {"humanoid-stand", "humanoid-walk", "humanoid-run"} <= set(names("humanoid"))
+
+
+def test_every_domain_is_a_set():
+    sets = task_sets()
+    assert set(suite.TASKS_BY_DOMAIN) <= set(sets)
+    assert all(name.startswith(f"{domain}-") for domain in suite.TASKS_BY_DOMAIN for name in sets[domain])
+
+
+def test_dmc_is_the_benchmark_and_dmc_all_the_suite():
+    assert names("dmc") == full_names(suite.BENCHMARKING)
+    assert names("dmc_all") == full_names(suite.ALL_TASKS) == list(task_names())
+    assert len(names("dmc")) == 28 < len(names("dmc_all"))
+
+
+def test_names_come_in_the_order_asked_for_and_each_once():
+    asked = ("walker-walk", "dm_control/cartpole-balance", "walker", "cartpole-balance", "walker-walk")
+    assert names(*asked) == ["walker-walk", "cartpole-balance", "walker-stand", "walker-run"]
+
+
+def test_no_name_is_refused_with_an_example():
+    with pytest.raises(UsageError, match="--tasks humanoid"):
+        resolve([])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("humanoid-wlk", "humanoid-walk"), ("wakler", "walker"), ("mujoco/cheeta", "cheetah")]
+)
+def test_unknown_name_is_told_what_comes_near(wrong, near):
+    with pytest.raises(UnknownTaskError) as caught:
+        resolve(["walker-walk", wrong])
+    message = str(caught.value)
+    assert f"unknown task {wrong.rpartition('/')[2]!r} of engine 'mujoco': did you mean" in message
+    assert near in message.partition("did you mean ")[2].rstrip("?").split(", ")
+
+
+def test_name_like_nothing_is_told_the_sets():
+    with pytest.raises(UnknownTaskError, match=r"task sets: .*dmc, dmc_all.*humanoid"):
+        resolve(["qqqqqq"])
+
+
+def test_registered_name_is_a_near_match_too():
+    register_task("gripper-lift", makers.point)
+    with pytest.raises(UnknownTaskError, match="gripper-lift"):
+        resolve(["griper-lift"])
+
+
+@pytest.mark.parametrize(("asked", "engine"), [("walker-walk", "mujocco"), ("mujocco/walker-walk", "dm_control")])
+def test_unknown_engine_is_told_the_known_ones(asked, engine):
+    with pytest.raises(UsageError, match=r"unknown engine 'mujocco': choose from .*dm_control"):
+        resolve([asked], engine)
+
+
+def test_engine_that_is_not_installed_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(tasks_module.ENGINES, "other", "mtray.engines.not_there")
+    with pytest.raises(UsageError, match=r"engine 'other' can't be loaded here .*not_there"):
+        resolve(["other/walker-walk"])
+
+
+# A user's own tasks
+
+
+def test_maker_is_found_by_its_path_and_named_after_it():
+    assert resolve(["tests.makers:point"]) == (Task("point", "torchrl", makers.point),)
+    assert resolve(["tests.makers:Nested.point"]) == (Task("Nested.point", "torchrl", makers.point),)
+
+
+def test_maker_twice_is_one_task():
+    assert len(resolve(["tests.makers:point", "walker-walk", "tests.makers:point"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("tests.nowhere:point", "ModuleNotFoundError"),
+        ("tests.makers:nothing", "AttributeError"),
+        (":point", "ValueError"),
+        ("tests.makers:", "AttributeError"),
+    ],
+)
+def test_maker_that_can_not_be_imported_is_refused_with_its_path(path, why):
+    with pytest.raises(UsageError, match=rf"maker '{path}' can't be imported \({why}.*package\.module:maker"):
+        resolve([path])
+
+
+def test_path_to_what_is_no_callable_is_refused():
+    with pytest.raises(UsageError, match=r"maker 'tests\.makers:NOT_CALLABLE' is a int, not a callable"):
+        resolve(["tests.makers:NOT_CALLABLE"])
+
+
+def test_registered_task_is_found_among_the_engines():
+    register_task("gripper-lift", makers.point)
+    assert resolve(["gripper-lift", "walker-walk"]) == (
+        Task("gripper-lift", "torchrl", makers.point),
+        Task("walker-walk", "mujoco"),
+    )
+    assert "gripper-lift" in task_names()
+
+
+def test_registering_the_same_maker_again_changes_nothing(registered):
+    register_task("gripper-lift", makers.point)
+    register_task("gripper-lift", makers.point)
+    assert registered == {"gripper-lift": makers.point}
+
+
+def test_name_of_another_registration_is_refused(registered):
+    register_task("gripper-lift", makers.point)
+    with pytest.raises(UsageError, match="'gripper-lift' is registered already"):
+        register_task("gripper-lift", makers.single_point)
+    assert registered == {"gripper-lift": makers.point}
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a:b", "a\tb"])
+def test_name_that_could_not_be_asked_for_is_refused(registered, name):
+    with pytest.raises(UsageError, match="give a name without"):
+        register_task(name, makers.point)
+    assert registered == {}
+
+
+def test_registering_no_callable_is_refused(registered):
+    with pytest.raises(UsageError, match="the maker of task 'gripper' is a str, not a callable"):
+        register_task("gripper", "tests.makers:point")
+    assert registered == {}
+
+
+# What they build
+
+
+def test_spec_of_a_suites_task():
+    spec = Task("cartpole-balance", "dm_control").spec
+    assert spec == TaskSpec(
+        name="cartpole-balance",
+        engine="dm_control",
+        observation=(("position", 3), ("velocity", 2)),
+        action_low=(-1.0,),
+        action_high=(1.0,),
+        horizon=1000,
+        time_step_seconds=0.01,
+    )
+
+
+@pytest.mark.parametrize("maker", [makers.point, makers.single_point], ids=lambda maker: maker.__name__)
+def test_spec_of_a_users_task(maker):
+    assert Task("mine", "torchrl", maker).spec == TaskSpec(
+        name="mine",
+        engine="torchrl",
+        observation=(("observation", 2),),
+        action_low=(-0.5,),
+        action_high=(0.5,),
+        horizon=None,
+        time_step_seconds=None,
+    )
+
+
+@pytest.mark.parametrize("maker", [makers.point, makers.single_point], ids=lambda maker: maker.__name__)
+def test_copies_of_a_users_task_step_and_reset_one_by_one(maker):
+    sim = Task("mine", "torchrl", maker).make_sim(3, seed=5)
+    observation, out = np.zeros((3, 2), np.float32), StepArrays.empty(3, sim.spec)
+    sim.reset(np.ones(3, bool), observation)
+    start = observation.copy()
+    assert len(set(start[:, 0].tolist())) == 3
+    sim.step(np.array([[0.5], [-0.5], [0.0]], np.float32), out)
+    np.testing.assert_allclose(out.observation, start + np.array([[0.5, 1], [-0.5, 1], [0, 1]]), rtol=1e-6)
+    np.testing.assert_array_equal(out.reward, out.observation[:, 0])
+    sim.reset(np.array([False, True, False]), observation)
+    assert observation[1, 1] == 0.0
+    np.testing.assert_array_equal(observation[[0, 2]], start[[0, 2]])
+    for _ in range(4):
+        sim.step(np.array([[0.5], [0.0], [0.0]], np.float32), out)
+    # Copy 0 is beyond 2 after five pushes, copy 2 is stopped by its limit, copy 1 was reset later.
+    assert out.terminated.tolist() == [True, False, False]
+    assert out.truncated.tolist() == [False, False, True]
+    sim.close()
+
+
+@pytest.mark.parametrize("name", ["cartpole-balance", "tests.makers:point"])
+def test_fewer_than_one_copy_is_refused(name):
+    [task] = resolve([name])
+    with pytest.raises(UsageError, match=f"'{task.name}': 0 copies"):
+        task.make_sim(0)
+
+
+@pytest.mark.parametrize(
+    ("maker", "message"),
+    [
+        (makers.raising, r"raised FileNotFoundError: no arena\.xml .*maker\(2, 7\)"),
+        (makers.garbage, r"returned dict, expected a torchrl EnvBase"),
+        (makers.wrong_batch, r"built an environment of batch size \(3,\): it must be \(2,\)"),
+        (makers.no_observation, r"no float vector under 'observation' .*position"),
+        (makers.integer_observation, r"no float vector under 'observation' .*int64"),
+        (makers.image_observation, r"no float vector under 'observation' .*\(2, 8, 8\)"),
+        (makers.discrete_action, r"an action of shape \(2,\) and dtype torch\.int64"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_maker_that_builds_what_can_not_be_used_is_refused_with_the_task(maker, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        Task("mine", "torchrl", maker).make_sim(2, seed=7)
+    assert "task 'mine'" in str(caught.value)
+
+
+# Travelling
+
+
+@pytest.mark.parametrize("name", ["cartpole-balance", "tests.makers:point"])
+def test_task_pickles(name):
+    [task] = resolve([name])
+    for copy in (cloudpickle.loads(cloudpickle.dumps(task)), pickle.loads(pickle.dumps(task))):
+        assert copy == task
+        assert copy.spec == task.spec
+
+
+def test_task_with_a_local_maker_and_its_spec_pickles_with_cloudpickle():
+    offset = 3
+
+    def maker(num_envs, seed):
+        return makers.PointEnv(num_envs, seed + offset)
+
+    task = Task("mine", "torchrl", maker)
+    spec = task.spec
+    copy = cloudpickle.loads(cloudpickle.dumps(task))
+    assert (copy.name, copy.engine, copy.spec) == ("mine", "torchrl", spec)
+    sim, observation = copy.make_sim(2, seed=1), np.zeros((2, 2), np.float32)
+    sim.reset(np.ones(2, bool), observation)
+    expected = makers.PointEnv(2, 1 + offset).reset()["observation"].numpy()
+    np.testing.assert_array_equal(observation, expected)
+
+
+def test_tasks_are_equal_by_name_engine_and_maker():
+    assert len({Task("a", "x"), Task("a", "x"), Task("a", "y"), Task("b", "x"), Task("a", "x", makers.point)}) == 4
+
+
+def test_a_maker_need_not_be_hashable():
+    class Maker:
+        __hash__ = None
+
+        def __call__(self, num_envs, seed):
+            raise NotImplementedError
+
+    register_task("unhashable", Maker())
+    assert [task.name for task in resolve(["unhashable", "unhashable"])] == ["unhashable"]
+
+
+def test_a_registered_name_of_the_suite_is_refused_rather_than_shadowed():
+    register_task("walker-walk", lambda num_envs, seed: None)
+    try:
+        with pytest.raises(UsageError, match="also a task of engine"):
+            resolve(["walker-walk"])
+    finally:
+        del tasks_module._REGISTERED["walker-walk"]
