@@ -7,10 +7,12 @@
     │   ├── UnknownTaskError    no task of that name
     │   └── SchemaError         data that does not fit its task's schema
     └── RunError                the run could not go on: exit code 1
-        └── NotFiniteError      an update met a number that is none
+        ├── TaskError           a task's own code failed: its maker, reset, step or close
+        └── NotFiniteError      an update met a number that is not finite
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class MtrayError(Exception):
@@ -36,10 +38,36 @@ class RunError(MtrayError, RuntimeError):
     """A run that could not go on; what was saved before it is whole."""
 
 
+class TaskError(RunError):
+    """A task's own code failed: its maker, reset, step or close.
+
+    The message names the task, what was called, and the error's type and text.
+
+    Attributes:
+        task: name of the task.
+    """
+
+    def __init__(self, message: str, task: str) -> None:
+        """Take the whole message and the task's name."""
+        super().__init__(message)
+        self.task = task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.task)
+
+
 class NotFiniteError(RunError):
-    """An update met a number that is not finite: it was not made, and the weights are those before it."""
+    """An update met a number that is not finite: it was not made, and the weights are those before it.
+
+    Attributes:
+        tasks: names of the tasks whose numbers they were.
+        update: how many updates had been made before.
+    """
 
     def __init__(self, message: str, tasks: Sequence[str], update: int) -> None:
-        """Of these tasks, at the update after so many."""
+        """Take the whole message, the tasks and the number of updates."""
         super().__init__(message)
         self.tasks, self.update = tuple(tasks), update
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.tasks, self.update)
