@@ -2,16 +2,19 @@
 
 With ``frames`` acknowledged by the replay (all tasks together) and F frames in one agent step of every task:
 
-    updates allowed = updates_per_step * (frames - warmup_frames) / F            (never below 0)
-    frames allowed  = warmup_frames + F * updates / updates_per_step + slack_frames
+    updates allowed = start_updates + updates_per_step * (frames - start_frames) / F     (never below start_updates)
+    frames allowed  = start_frames + F * (updates - start_updates) / updates_per_step + slack_frames
 
-so the learner waits for collectors that lag behind and collectors wait for a learner that lags behind; between the
+A new run starts with no update at the end of its warm-up. A resumed run keeps its start, unless its ratio was changed
+or its rows were not saved: it then owes nothing of before, so neither side waits for what the other did not do. So the
+learner waits for collectors that lag behind and collectors wait for a learner that lags behind; between the
 two lies ``slack_frames``. Reverb's rate limiter holds the same two lines (Cassirer et al. 2021, "Reverb: a framework
 for experience replay", section 3.4).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from mtray.errors import UsageError
@@ -24,16 +27,18 @@ class Pacing:
     Attributes:
         updates_per_step: updates per agent step of every task; 0 collects without learning.
         step_frames: frames of one agent step of every task: the sum of their action repeats.
-        warmup_frames: frames of all tasks before the first update.
+        start_frames: frames of all tasks from which on updates are owed: those of the warm-up.
         slack_frames: frames that collectors may be ahead of the learner.
         round_frames: frames that all collectors bring when each brings one rollout.
+        start_updates: updates made when ``start_frames`` were reached.
     """
 
     updates_per_step: float
     step_frames: int
-    warmup_frames: int
+    start_frames: int
     slack_frames: int
     round_frames: int
+    start_updates: int = 0
 
     def __post_init__(self) -> None:
         """Refuse settings under which both sides would wait for ever.
@@ -41,7 +46,7 @@ class Pacing:
         Raises:
             UsageError: names the setting.
         """
-        if self.updates_per_step < 0 or self.step_frames < 1 or self.warmup_frames < 0:
+        if self.updates_per_step < 0 or self.step_frames < 1 or min(self.start_frames, self.start_updates) < 0:
             raise UsageError(f"pacing can't be negative: {self}")
         if not self.updates_per_step:
             return
@@ -53,11 +58,28 @@ class Pacing:
             )
 
     def updates_allowed(self, frames: int) -> int:
-        """Updates that may have been made in all once ``frames`` are acknowledged."""
-        return max(0, int(self.updates_per_step * (frames - self.warmup_frames) / self.step_frames))
+        """Return how many updates may have been made in all once ``frames`` are acknowledged."""
+        owed = int(self.updates_per_step * (frames - self.start_frames) / self.step_frames)
+        return self.start_updates + max(0, owed)
 
     def frames_allowed(self, updates: int) -> float:
-        """Frames that may be acknowledged or under way in all once ``updates`` are made."""
+        """Return how many frames may be acknowledged or under way in all once ``updates`` are made."""
         if not self.updates_per_step:
             return float("inf")
-        return self.warmup_frames + self.step_frames * updates / self.updates_per_step + self.slack_frames
+        steps = (updates - self.start_updates) / self.updates_per_step
+        return self.start_frames + self.step_frames * steps + self.slack_frames
+
+    def resumed(self, saved: Pacing, frames: int, updates: int, *, lost_rows: bool) -> Pacing:
+        """Return the pacing of a run that goes on at these counts.
+
+        Args:
+            saved: of the run until then.
+            frames: acknowledged in all.
+            updates: made in all.
+            lost_rows: whether the replay starts empty: the warm-up is then repeated, without updates.
+        """
+        if lost_rows:
+            return dataclasses.replace(self, start_frames=frames + self.start_frames, start_updates=updates)
+        if self.updates_per_step == saved.updates_per_step:
+            return dataclasses.replace(self, start_frames=saved.start_frames, start_updates=saved.start_updates)
+        return dataclasses.replace(self, start_frames=max(frames, saved.start_frames), start_updates=updates)

@@ -11,7 +11,7 @@ from mtray.replay.pacing import Pacing
 
 
 def make_pacing(**changes):
-    fields = {"updates_per_step": 2.0, "step_frames": 3, "warmup_frames": 30, "slack_frames": 60, "round_frames": 12}
+    fields = {"updates_per_step": 2.0, "step_frames": 3, "start_frames": 30, "slack_frames": 60, "round_frames": 12}
     return Pacing(**{**fields, **changes})
 
 
@@ -28,7 +28,7 @@ def test_frames_allowed_are_those_of_the_updates_and_the_slack(updates, frames):
 
 
 def test_fewer_than_one_update_per_step():
-    pacing = make_pacing(updates_per_step=0.25, warmup_frames=0)
+    pacing = make_pacing(updates_per_step=0.25, start_frames=0)
     assert [pacing.updates_allowed(frames) for frames in (0, 11, 12, 23, 24)] == [0, 0, 1, 1, 2]
     assert pacing.frames_allowed(2) == 24 + 60
 
@@ -46,7 +46,7 @@ def test_slack_that_only_just_suffices_is_taken_and_one_less_refused():
         make_pacing(slack_frames=13)
 
 
-@pytest.mark.parametrize("change", [{"updates_per_step": -0.5}, {"step_frames": 0}, {"warmup_frames": -1}], ids=str)
+@pytest.mark.parametrize("change", [{"updates_per_step": -0.5}, {"step_frames": 0}, {"start_frames": -1}], ids=str)
 def test_negative_setting_is_refused_with_its_value(change):
     [(name, value)] = change.items()
     with pytest.raises(UsageError, match=f"{name}={value}"):
@@ -61,7 +61,7 @@ def settings_that_are_taken(draw):
     return Pacing(
         updates_per_step=updates_per_step,
         step_frames=step_frames,
-        warmup_frames=draw(st.integers(0, 500)),
+        start_frames=draw(st.integers(0, 500)),
         slack_frames=least + draw(st.integers(0, 50)),
         round_frames=round_frames,
     )
@@ -74,7 +74,7 @@ SCHEDULES = st.lists(st.tuples(st.booleans(), st.sampled_from([0.0, 0.3, 1.0])),
 @settings(max_examples=200, deadline=None)
 @given(settings_that_are_taken(), SCHEDULES)
 def test_no_interleaving_stops_both_sides_or_crosses_a_line(pacing, schedule):
-    total = pacing.warmup_frames + 3 * pacing.slack_frames
+    total = pacing.start_frames + 3 * pacing.slack_frames
     frames = updates = 0
     moves = itertools.cycle(schedule)
     while frames < total:
@@ -87,13 +87,13 @@ def test_no_interleaving_stops_both_sides_or_crosses_a_line(pacing, schedule):
             frames += chunk
         else:
             updates += 1 + int(share * (behind - 1))
-        steps = (frames - pacing.warmup_frames) / pacing.step_frames
+        steps = (frames - pacing.start_frames) / pacing.step_frames
         assert updates <= max(0.0, pacing.updates_per_step * steps) + 1e-6
         ahead = steps - updates / pacing.updates_per_step
         assert ahead * pacing.step_frames <= pacing.slack_frames + 1e-6
 
 
 def test_without_updates_collectors_are_never_held_back():
-    pacing = Pacing(updates_per_step=0, step_frames=1, warmup_frames=0, slack_frames=0, round_frames=10)
+    pacing = Pacing(updates_per_step=0, step_frames=1, start_frames=0, slack_frames=0, round_frames=10)
     assert pacing.frames_allowed(0) == float("inf")
     assert pacing.updates_allowed(1_000_000) == 0

@@ -1,0 +1,328 @@
+"""How the processes of a run start, die, hang, and are replaced: the half of control that knows nothing of its work.
+
+A place (`Actor`) is filled by one process after another. The first replacement is immediate; starts that fail back off,
+doubling up to a minute; after a minute of health all is forgiven. A process that waits for room in a cluster has not
+died. Each call has a deadline, counted from when the process was last heard of.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtray.cluster.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
+
+# Time after which a call that did not reach its process, and does no harm when run twice, is made again.
+RETRY_SECONDS = 1.0
+# Longest pause between two starts that fail, and the health after which earlier failures are forgotten.
+LONGEST_PAUSE_SECONDS = 60.0
+HEALTHY_SECONDS = 60.0
+
+# Running these twice does the same as running them once.
+_REPEATABLE = {
+    Method.HELLO,
+    Method.BUILD,
+    Method.FLUSH,
+    Method.STATUS,
+    Method.STATE,
+    Method.COUNT,
+    Method.FENCE,
+    Method.SNAPSHOT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How long things may take, in seconds.
+
+    Attributes:
+        start_seconds: for a process to come up, and again to become ready.
+        call_seconds: for a call.
+        give_up_seconds: for starts to fail in a row.
+        stop_seconds: for calls under way to end once the run shall end.
+        shares_cluster: whether a process may have to wait for room, for as long as it takes.
+    """
+
+    start_seconds: float = 180.0
+    call_seconds: float = 300.0
+    give_up_seconds: float = 600.0
+    stop_seconds: float = 10.0
+    shares_cluster: bool = False
+
+
+class Phase(enum.Enum):
+    """Where a place's process stands."""
+
+    PAUSING = "pausing"
+    PLACING = "placing"
+    BUILDING = "building"
+    UP = "up"
+
+
+@dataclass(eq=False)
+class Actor:
+    """A place of the run and the process that fills it.
+
+    Attributes:
+        kind: what it is.
+        index: its place among those of its kind.
+        tasks: of a collector, those it steps.
+        rollout_frames: of a collector, frames of one rollout of it.
+        life: processes that have filled the place before this one.
+        phase: of this process.
+        calls: under way, by id, in the order they were made.
+        heard: when it last answered, or was first asked again.
+        since: when this phase began.
+        failures: deaths in a row without a minute of health between.
+        failing_since: when the first of the starts in a row that failed was made.
+        has_worked: whether this process has answered a call of work.
+        requested: frames asked of this process.
+        lost: of these those that it is known not to have pushed.
+        suspect: a call that may or may not have run, or None.
+        retries: calls that will be made again.
+        is_watched: whether a deadline is planned.
+        is_told: whether users know that it can't be started.
+    """
+
+    kind: Kind
+    index: int = 0
+    tasks: frozenset[str] = frozenset()
+    rollout_frames: int = 0
+    life: int = 0
+    phase: Phase = Phase.PAUSING
+    calls: dict[int, Call] = field(default_factory=dict)
+    heard: float = 0.0
+    since: float = 0.0
+    failures: int = 0
+    failing_since: float | None = None
+    has_worked: bool = False
+    requested: int = 0
+    lost: int = 0
+    suspect: int | None = None
+    retries: int = 0
+    is_watched: bool = False
+    is_told: bool = False
+
+    @property
+    def part(self) -> Part:
+        """The process that fills the place now."""
+        return Part(self.kind, self.index, self.life)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is under way or will be made again."""
+        return bool(self.calls or self.retries)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can be asked to work."""
+        return self.phase is Phase.UP
+
+
+class Lifecycle(ABC):
+    """Places and their processes, calls under way, timers, and the commands that come of it."""
+
+    def __init__(self, actors: Iterable[Actor], limits: Limits, now: float) -> None:
+        """Take the places, all of them empty."""
+        self.actors = list(actors)
+        self.limits = limits
+        self.restarts = 0
+        self.now = now
+        self._ids = itertools.count()
+        self._calls: dict[int, tuple[Call, Actor | None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._out: list[Command] = []
+
+    # What control decides.
+
+    @abstractmethod
+    def _came_up(self, actor: Actor) -> None:
+        """Put a process that became ready to work."""
+
+    @abstractmethod
+    def _went_down(self, actor: Actor, text: str) -> bool:
+        """Settle what a process that died was asked for; whether its place is filled again."""
+
+    @abstractmethod
+    def _can_not_start(self, actor: Actor, text: str) -> None:
+        """Go on without a place that could not be filled for long, or end the run."""
+
+    @abstractmethod
+    def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
+        """Decide on a call that raised."""
+
+    @abstractmethod
+    def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
+        """Find out whether a call that may have run did."""
+
+    # Commands, calls, timers.
+
+    def _give(self, command: Command) -> None:
+        self._out.append(command)
+
+    def _tell(self, event: str, *, warning: bool = False, **fields: Any) -> None:
+        self._give(Tell(event, fields, warning))
+
+    def _take(self) -> list[Command]:
+        out, self._out = self._out, []
+        # Nothing follows the end.
+        for index, command in enumerate(out):
+            if isinstance(command, End):
+                return out[: index + 1]
+        return out
+
+    def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
+        call = Call(next(self._ids), actor.part if actor else None, method, amount, of)
+        self._calls[call.id] = call, actor
+        if actor is not None:
+            if not actor.calls:
+                actor.heard = self.now
+            actor.calls[call.id] = call
+            if not actor.is_watched:
+                self._watch(actor)
+        self._give(call)
+        return call
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (self.now + seconds, next(self._ids), action))
+
+    def next_tick(self) -> float | None:
+        """When `Control.tick` has something to do; None if nothing is planned."""
+        return self._timers[0][0] if self._timers else None
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= self.now:
+            heapq.heappop(self._timers)[2]()
+
+    # Starting.
+
+    def _start(self, actor: Actor) -> None:
+        actor.phase, actor.since, actor.heard = Phase.PLACING, self.now, self.now
+        actor.has_worked = actor.is_told = False
+        actor.suspect = None
+        actor.requested = actor.lost = 0
+        self._give(Start(actor.part))
+        self._call(actor, Method.HELLO)
+
+    def _answered_start(self, actor: Actor, call: Call) -> None:
+        if call.method is Method.HELLO and actor.phase is Phase.PLACING:
+            actor.phase, actor.since = Phase.BUILDING, self.now
+            self._tell("placed", part=actor.part.name, life=actor.life)
+            self._call(actor, Method.BUILD)
+        elif call.method is Method.BUILD and actor.phase is Phase.BUILDING:
+            actor.phase, actor.since = Phase.UP, self.now
+            self._tell("up", part=actor.part.name, life=actor.life)
+            self._came_up(actor)
+
+    def _worked(self, actor: Actor) -> None:
+        actor.has_worked = True
+        actor.failing_since = None
+
+    # Deadlines.
+
+    def _watch(self, actor: Actor) -> None:
+        actor.is_watched = True
+        life, deadline = actor.life, actor.heard + self._limit(actor)
+
+        def check() -> None:
+            actor.is_watched = False
+            if not actor.calls:
+                return
+            # A new life has new deadlines; so has a process that was heard of since.
+            if actor.life != life or self.now < actor.heard + self._limit(actor):
+                self._watch(actor)
+            else:
+                self._overdue(actor)
+
+        self._after(max(0.0, deadline - self.now), check)
+
+    def _limit(self, actor: Actor) -> float:
+        return self.limits.call_seconds if actor.is_up else self.limits.start_seconds
+
+    def _overdue(self, actor: Actor) -> None:
+        seconds = self.now - actor.heard
+        if actor.phase is Phase.PLACING and self.limits.shares_cluster:
+            self._tell_waiting(actor)
+        elif actor.phase is Phase.PLACING:
+            self._die(actor, f"its process did not come up within {seconds:.0f} s")
+        elif actor.phase is Phase.BUILDING:
+            self._die(actor, f"it was not ready within {seconds:.0f} s")
+        else:
+            method = next(iter(actor.calls.values())).method.value
+            self._die(actor, f"it has not answered for {seconds:.0f} s (asked to {method})")
+
+    def _tell_waiting(self, actor: Actor) -> None:
+        text = f"no process for {self.now - actor.since:.0f} s: `ray status` tells whether the cluster has room"
+        if not actor.is_told:
+            actor.is_told = True
+            self._tell("waiting", warning=True, part=actor.part.name, cause=text)
+        if self.now - actor.since >= self.limits.give_up_seconds:
+            self._can_not_start(actor, text)
+        actor.heard = self.now
+        self._watch(actor)
+
+    # Failures.
+
+    def _failed(self, failure: Failed) -> None:
+        call, actor = self._calls.pop(failure.call, (None, None))
+        if call is None or actor is None:
+            return
+        actor.calls.pop(call.id, None)
+        if failure.kind is Failure.DIED:
+            self._die(actor, failure.text)
+        elif failure.kind not in (Failure.UNAVAILABLE, Failure.PEER):
+            self._raised(actor, call, failure)
+        elif self.now - actor.heard > self._limit(actor):
+            self._die(actor, f"it could not be reached for {self.now - actor.heard:.0f} s: {failure.text}")
+        else:
+            if call.method in _REPEATABLE:
+                self._again(actor, call)
+            self._unreached(actor, call, failure)
+
+    def _again(self, actor: Actor, call: Call) -> None:
+        life, heard = actor.life, actor.heard
+        actor.retries += 1
+
+        def again() -> None:
+            actor.retries -= 1
+            if actor.life == life and actor.phase is not Phase.PAUSING:
+                was_idle = not actor.calls
+                self._call(actor, call.method, call.amount, call.of)
+                # Not heard of yet: the deadline goes on.
+                if was_idle and actor.heard == self.now:
+                    actor.heard = heard
+
+        self._after(RETRY_SECONDS, again)
+
+    def _die(self, actor: Actor, text: str) -> None:
+        """End a process and, if control says so, plan the next one of its place."""
+        part = actor.part
+        for call in actor.calls:
+            self._calls.pop(call, None)
+        actor.calls.clear()
+        self._give(Kill(part))
+        self._tell("death", warning=True, part=part.name, life=part.life, cause=text)
+        is_healthy = actor.is_up and self.now - actor.since >= HEALTHY_SECONDS
+        started, actor.phase = actor.since, Phase.PAUSING
+        is_replaced = self._went_down(actor, text)
+        actor.life += 1
+        actor.requested = actor.lost = 0
+        if not is_replaced:
+            return
+        actor.failures = 1 if is_healthy else actor.failures + 1
+        if not actor.has_worked and actor.failing_since is None:
+            actor.failing_since = started
+        self.restarts += 1
+        if actor.failing_since is not None and self.now - actor.failing_since >= self.limits.give_up_seconds:
+            self._can_not_start(actor, text)
+        pause = 0.0 if actor.failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (actor.failures - 2))
+        self._tell("replacement", part=actor.part.name, life=actor.life, pause_seconds=pause)
+        if pause:
+            self._after(pause, lambda: self._start(actor))
+        else:
+            self._start(actor)

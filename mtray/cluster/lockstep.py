@@ -1,0 +1,94 @@
+"""Control of a run in lockstep: the same seed gives the same data and weights.
+
+A round: every collector steps one rollout with the same weights, then they push one after the other, the replay counts,
+and the learner makes the updates that are owed. Checkpoints are written between rounds. A process that dies ends the
+run, because what replaced it would draw other numbers; the last checkpoint, which stands between two rounds, stays.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from mtray.cluster.control import Control, Plan
+from mtray.cluster.lifecycle import Actor
+from mtray.cluster.protocol import Call, Failed, Failure, Method
+from mtray.replay.pacing import Pacing
+
+
+class Lockstep(Control):
+    """Rounds instead of queues."""
+
+    def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
+        """Plan a run; `start` begins it."""
+        super().__init__(plan, pacing, now)
+        self._is_round_over = True
+        self._pushers: deque[Actor] = deque()
+
+    def _proceed(self) -> None:
+        if all(actor.is_up and not actor.is_busy for actor in self.actors) and self._saving is None:
+            self._step()
+        self._finish()
+
+    def _step(self) -> None:
+        if self._is_round_over:
+            if self._ending is not None or self._is_done():
+                return
+            if self.counts.frames >= self._next_checkpoint:
+                self._save()
+                return
+            self._begin_round()
+        elif self._pushers:
+            self._call(self._pushers.popleft(), Method.PUSH)
+        elif self._is_stale:
+            self._is_stale = False
+            self._call(self.replay, Method.COUNT)
+        else:
+            self._is_round_over = True
+            owed = self._updates_allowed() - self.updates
+            if owed > 0:
+                self._call(self.learner, Method.TRAIN, owed)
+            else:
+                self._step()
+
+    def _begin_round(self) -> None:
+        self._is_round_over = False
+        self._pushers = deque(self.collectors)
+        for actor in self.collectors:
+            self._collect(actor, Method.ACT)
+
+    def _answered_lockstep(self, actor: Actor, call: Call) -> None:
+        if call.method is Method.PUSH:
+            self._unflushed.discard(actor.index)
+            self._is_stale = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a round is over and nothing of it is under way."""
+        return self._is_round_over and not any(actor.is_busy for actor in self.actors)
+
+    def _can_save(self) -> bool:
+        return self.is_idle and super()._can_save()
+
+    def _came_up(self, actor: Actor) -> None:
+        pass
+
+    def _can_do_without(self, actor: Actor) -> bool:
+        return False
+
+    def _went_down(self, actor: Actor, text: str) -> bool:
+        if actor.kind == "collector":
+            self._fence(actor)
+        remedy = "--deterministic replaces no process: go on with --resume"
+        self._end(f"{actor.part.name} died: {text}; {remedy}", "failed")
+        return False
+
+    def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
+        if failure.kind in (Failure.INPUT, Failure.TASK):
+            is_first = failure.kind is Failure.INPUT or failure.task not in self.counts.tasks
+            self._end(failure.text, "input" if is_first else "failed")
+        else:
+            self._end(f"{actor.part.name} failed: {failure.text}", "failed")
+
+    def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
+        if call.method in (Method.ACT, Method.PUSH, Method.TRAIN):
+            self._die(actor, f"it could not be reached, so what it did is unknown: {failure.text}")

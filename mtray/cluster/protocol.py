@@ -1,0 +1,193 @@
+"""What control is told and what it asks for: plain values, without Ray.
+
+A run has parts: one replay, one learner, collectors. Control gives commands; a driver carries them out and reports each
+call's end as an event. A call ends with an answer or a failure, late, twice, or never; control needs no more than that.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+Kind: TypeAlias = Literal["replay", "learner", "collector"]
+
+
+class Part(NamedTuple):
+    """One process that fills a place of the run.
+
+    Attributes:
+        kind: what it is.
+        place: its place among those of its kind.
+        life: how many processes have filled the place before.
+    """
+
+    kind: Kind
+    place: int = 0
+    life: int = 0
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        return f"collector {self.place}" if self.kind == "collector" else f"the {self.kind}"
+
+
+class Method(enum.Enum):
+    """What a part can be asked for. A part works on one call at a time, in the order they were given."""
+
+    HELLO = "hello"
+    """Answered once the process is there."""
+    BUILD = "build"
+    """Make the part ready; does nothing where it is ready."""
+    COLLECT = "collect"
+    """Step one rollout and push it; its receipt may come later."""
+    FLUSH = "flush"
+    """Wait for every receipt. Answer: frames acknowledged of all that this process pushed."""
+    ACT = "act"
+    """Lockstep: step one rollout with the newest weights."""
+    PUSH = "push"
+    """Lockstep: push it and wait for the receipt."""
+    TRAIN = "train"
+    """Make up to ``amount`` updates. Answer: updates made in all."""
+    STATUS = "status"
+    """Answer: updates made in all."""
+    STATE = "state"
+    """The learner's state, for a checkpoint."""
+    COUNT = "count"
+    """Answer: `Counts`."""
+    FENCE = "fence"
+    """Refuse further pushes of a process that is gone, ``of``. Answer: frames acknowledged of all that it pushed."""
+    SNAPSHOT = "snapshot"
+    """The replay's state, for a checkpoint. Answer: `Counts` as of it."""
+    WRITE = "write"
+    """Write a checkpoint of the last state and snapshot. Done by the driver itself, no part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the replay holds: the truth of what was collected.
+
+    Attributes:
+        frames: of all tasks, ever acknowledged.
+        tasks: tasks with at least one frame acknowledged by this replay's process.
+        is_warm: whether every task holds the warm-up's transitions (or as many as its ring can).
+    """
+
+    frames: int
+    tasks: frozenset[str] = frozenset()
+    is_warm: bool = False
+
+
+# Commands.
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Start a process; its first call will be HELLO."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Ask a part for something.
+
+    Attributes:
+        id: of the call; its end is reported with it.
+        part: who is asked; None for WRITE.
+        method: what for.
+        amount: of TRAIN.
+        of: of FENCE, the process that is gone.
+    """
+
+    id: int
+    part: Part | None
+    method: Method
+    amount: int = 0
+    of: Part | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a process, if it is still there."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Something happened that users want to know: a line of events.jsonl, and a warning where it is one."""
+
+    event: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run is over.
+
+    Attributes:
+        reason: ``finished``, the reason of a stop, or what went wrong.
+        outcome: ``done`` (finished, or stopped on request), ``failed``, or ``input`` (what the user gave can't work).
+    """
+
+    reason: str
+    outcome: Literal["done", "failed", "input"] = "done"
+
+
+Command: TypeAlias = Start | Call | Kill | Tell | End
+
+
+# Events.
+
+
+class Failure(enum.Enum):
+    """How a call can fail."""
+
+    DIED = "died"
+    """The process is gone."""
+    UNAVAILABLE = "unavailable"
+    """It can't be reached now; the call may have run or not."""
+    PEER = "peer"
+    """It could not reach another part; the call may have run in part."""
+    RAISED = "raised"
+    """It raised."""
+    TASK = "task"
+    """A task's own code raised."""
+    INPUT = "input"
+    """What the user gave can't work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A call's answer."""
+
+    call: int
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call's failure.
+
+    Attributes:
+        text: one line for the user.
+        task: of a TASK failure.
+    """
+
+    call: int
+    kind: Failure
+    text: str
+    task: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Somebody asks the run to save and end."""
+
+    reason: str
+
+
+Event: TypeAlias = Answered | Failed | Stop

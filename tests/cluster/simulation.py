@@ -1,0 +1,715 @@
+"""A simulated cluster: whole runs of control on a virtual clock, with faults of every kind, all from one seed.
+
+    python -m tests.cluster.simulation 17          # play seed 17 and print what happened, event by event
+    python -m tests.cluster.simulation 0:100000    # play many; prints what fails
+
+The world holds the truth: what the replay has, what the learner made, what was written. After every event it is held
+against what control believes (`World.check`), and at the end of a run against what the run promised. Processes work on
+their calls in order, as actors do; the network delays, reorders and repeats answers, or loses them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from mtray.cluster.control import CALLS, Control, Place, Plan
+from mtray.cluster.lifecycle import Limits
+from mtray.cluster.lockstep import Lockstep
+from mtray.cluster.protocol import Answered, Call, Counts, End, Failed, Failure, Kill, Method, Part, Start, Stop, Tell
+from mtray.replay.pacing import Pacing
+
+# No run may stand still for longer: a hung call's deadline, a start's, and the pauses between.
+STANDSTILL_SECONDS = 2500.0
+LIMITS = Limits(start_seconds=60.0, call_seconds=120.0, give_up_seconds=600.0, stop_seconds=10.0)
+
+
+class Broken(AssertionError):
+    """A law of control does not hold."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What happens in one run, all drawn from a seed.
+
+    Attributes:
+        rates: fault to how often it happens: per call, or per virtual second and part.
+        faults_end: virtual second after which nothing fails any more, so that the run must end.
+    """
+
+    shares: tuple[tuple[str, ...], ...]
+    frames_of_a_task: int
+    total_frames: int
+    checkpoint_frames: int
+    updates_per_step: float
+    warmup: int
+    capacity: int
+    slack_rounds: float
+    lockstep: bool
+    shares_cluster: bool
+    nodes: int
+    room: int
+    rates: dict[str, float]
+    faults_end: float
+    stop_at: float | None
+    kill_driver_at: float | None
+    saves_rows: bool
+
+
+def draw(generator: random.Random) -> Scenario:
+    """A run that could be."""
+    tasks = [f"t{i}" for i in range(generator.randint(1, 4))]
+    workers = generator.choice([1, 1, 2, 2, 3, 4, 8])
+    if len(tasks) > 1 and workers > 1 and generator.random() < 0.4:
+        shares = [tuple(tasks[i::workers]) for i in range(workers)] if workers <= len(tasks) else None
+        shares = shares or [(tasks[i % len(tasks)],) for i in range(workers)]
+    else:
+        shares = [tuple(tasks)] * workers
+    lockstep = generator.random() < 0.1
+    calm = generator.random() < 0.2
+
+    def rate(largest: float) -> float:
+        return 0.0 if calm or generator.random() < 0.5 else largest * generator.random() ** 2
+
+    rates = {
+        # Per call.
+        "unavailable": rate(0.1), "never": rate(0.01), "twice": rate(0.2), "late": rate(0.2), "lost_push": rate(0.2),
+        "task_error": rate(0.02), "raised": rate(0.01), "disk_full": rate(0.5), "input": rate(0.002),
+        # Per start.
+        "build_raises": rate(0.3), "build_dies": rate(0.5), "build_hangs": rate(0.2), "task_in_build": rate(0.05),
+        # Per second and process.
+        "dies": rate(0.02), "hangs": rate(0.01), "slow": rate(0.02),
+        # Per second.
+        "core_dies": rate(0.002), "core_hangs": rate(0.001), "node_goes": rate(0.01), "link_down": rate(0.02),
+    }  # fmt: skip
+    size = generator.choice([1, 2, 16, 32])
+    total = size * generator.choice([1, 7, 40, 120]) * len(tasks)
+    nodes = generator.randint(1, 3)
+    room = workers + 2 if generator.random() < 0.7 else generator.randint(3, max(3, workers + 1))
+    warmup = generator.choice([0, 1, size, size * 5, size * 30])
+    return Scenario(
+        shares=tuple(shares),
+        frames_of_a_task=size,
+        total_frames=total,
+        checkpoint_frames=generator.choice([10**9, total // 2 + 1, total // 7 + 1]),
+        updates_per_step=generator.choice([0.0, 0.05, 0.5, 1.0, 4.0]),
+        warmup=warmup,
+        capacity=generator.choice([10**6, max(2 * size, 4)]),
+        slack_rounds=generator.choice([1.0, 1.25, 4.0]),
+        lockstep=lockstep,
+        shares_cluster=generator.random() < 0.5,
+        nodes=nodes,
+        room=room,
+        rates=rates,
+        faults_end=generator.choice([0.0, 30.0, 300.0, 1500.0]),
+        stop_at=generator.uniform(0, 60) if generator.random() < 0.25 else None,
+        kill_driver_at=generator.uniform(0, 60) if generator.random() < 0.1 else None,
+        saves_rows=generator.random() < 0.6,
+    )
+
+
+@dataclass
+class Saved:
+    """A checkpoint, as far as control has to do with it."""
+
+    frames: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] | None = None
+    updates: int = 0
+    pacing: Pacing | None = None
+
+
+@dataclass
+class Process:
+    """One process of the run."""
+
+    part: Part
+    node: int
+    speed: float = 1.0
+    is_alive: bool = True
+    is_hung: bool = False
+    is_built: bool = False
+    queue: list[Call] = field(default_factory=list)
+    is_busy: bool = False
+    # Of a collector: pushes without a receipt, the next one's number, frames acknowledged; who waits for receipts.
+    unreceipted: set[int] = field(default_factory=set)
+    number: int = 0
+    acknowledged: int = 0
+    flushing: Call | None = None
+
+
+class World:
+    """One run of control in a world of faults."""
+
+    def __init__(self, seed: int, scenario: Scenario, saved: Saved, control=None, *, log: bool = False) -> None:
+        self.generator = random.Random(seed)
+        self.scenario = scenario
+        self.now = 0.0
+        self.lines: list[str] | None = [] if log else None
+        self.heap: list = []
+        self.sequence = 0
+        self.events = 0
+        self.ended: End | None = None
+        self.told: Counter[str] = Counter()
+        # The truth.
+        self.tasks = tuple(dict.fromkeys(task for share in scenario.shares for task in share))
+        self.frames = Counter({task: saved.frames[task] for task in self.tasks})
+        self.held = Counter(saved.rows or {})
+        self.updates = saved.updates
+        self.sources: Counter[Part] = Counter()
+        self.requested: Counter[Part] = Counter()
+        self.seen: set[tuple[Part, int]] = set()
+        self.fenced: set[Part] = set()
+        self.fence_answered: set[Part] = set()
+        self.begin = sum(saved.frames.values())
+        self.processes: dict[Part, Process] = {}
+        self.pending: list[Part] = []
+        self.nodes = [True] * scenario.nodes
+        self.link_until: dict[Part, float] = {}
+        self.progressed = 0.0
+        self.state_updates = saved.updates
+        self.snapshot = saved
+        self.saved = saved
+        self.saves = 0
+        self.pacing = make_pacing(scenario)
+        if saved.pacing is not None:
+            lost_rows = saved.rows is None
+            self.pacing = self.pacing.resumed(saved.pacing, self.begin, saved.updates, lost_rows=lost_rows)
+        size = scenario.frames_of_a_task
+        plan = Plan(
+            places=[Place(rollout_frames=size * len(share), tasks=frozenset(share)) for share in scenario.shares],
+            total_frames=scenario.total_frames,
+            checkpoint_frames=scenario.checkpoint_frames,
+            frames=self.begin,
+            updates=saved.updates,
+            limits=replace(LIMITS, shares_cluster=scenario.shares_cluster),
+        )
+        self.largest = max(place.rollout_frames for place in plan.places)
+        self.control = (control or (Lockstep if scenario.lockstep else Control))(plan, self.pacing, 0.0)
+
+    # Chance.
+
+    def happens(self, fault: str) -> bool:
+        rate = self.scenario.rates[fault]
+        return rate > 0 and self.now < self.scenario.faults_end and self.generator.random() < rate
+
+    def after(self, seconds: float, action, *arguments) -> None:
+        self.sequence += 1
+        heapq.heappush(self.heap, (self.now + seconds, self.sequence, action, arguments))
+
+    def delay(self) -> float:
+        return self.generator.expovariate(500.0) + (self.generator.uniform(0, 30) if self.happens("late") else 0.0)
+
+    def log(self, text: str, *values) -> None:
+        if self.lines is not None:
+            self.lines.append(f"{self.now:10.3f}  {text % values if values else text}")
+
+    # The run.
+
+    def run(self) -> End | None:
+        """Play to the end; None if the driver was killed."""
+        scenario = self.scenario
+        if scenario.stop_at is not None:
+            self.after(scenario.stop_at, self.event, Stop("interrupted"))
+        if any(scenario.rates.values()):
+            self.after(1.0, self.second)
+        self.perform(self.control.start())
+        while self.ended is None:
+            tick = self.control.next_tick()
+            if not self.heap and tick is None:
+                raise Broken("nothing is under way and nothing is planned")
+            if self.heap and (tick is None or self.heap[0][0] <= tick):
+                self.now, _, action, arguments = heapq.heappop(self.heap)
+                action(*arguments)
+            else:
+                self.now = max(tick, self.now)
+                self.perform(self.control.tick(self.now))
+                self.check()
+            if self.now - self.progressed > STANDSTILL_SECONDS:
+                raise Broken(f"no progress since {self.progressed:.0f} s")
+            if scenario.kill_driver_at is not None and self.now >= scenario.kill_driver_at:
+                self.log("the driver is killed")
+                return None
+        self.check_end()
+        return self.ended
+
+    def progress(self) -> None:
+        self.progressed = self.now
+
+    def event(self, event) -> None:
+        self.events += 1
+        self.log("-> %s", event)
+        self.perform(self.control.handle(event, self.now))
+        self.check()
+
+    def perform(self, commands) -> None:
+        for command in commands:
+            self.log("<- %s", command)
+            match command:
+                case Call():
+                    self.ask(command)
+                case Start():
+                    self.pending.append(command.part)
+                    self.place()
+                case Kill():
+                    self.kill(command.part)
+                case Tell():
+                    self.told[command.event] += 1
+                case End():
+                    if self.ended is not None:
+                        raise Broken("ended twice")
+                    self.ended = command
+
+    # Processes.
+
+    def place(self) -> None:
+        """Give processes that wait a node, if one has room."""
+        waiting, self.pending = self.pending, []
+        for part in waiting:
+            used = Counter(process.node for process in self.processes.values() if process.is_alive)
+            room = self.scenario.room if self.scenario.shares_cluster else 10**6
+            nodes = [i for i, is_up in enumerate(self.nodes) if is_up and used[i] < room]
+            if not nodes:
+                self.pending.append(part)
+                continue
+            process = Process(part, self.generator.choice(nodes))
+            self.processes[part] = process
+            self.after(self.generator.uniform(0.5, 3), self.work, process)
+
+    def kill(self, part: Part) -> None:
+        if part in self.pending:
+            self.pending.remove(part)
+        process = self.processes.get(part)
+        if process is not None:
+            self.die(process, tell=False)
+
+    def die(self, process: Process, *, tell: bool = True, within: float = 1.0) -> None:
+        if not process.is_alive:
+            return
+        self.log("%s dies", process.part)
+        process.is_alive = False
+        if tell:
+            for call in self.calls_of(process.part):
+                self.after(self.generator.uniform(0, within), self.fail, call, Failure.DIED)
+        process.queue.clear()
+        self.after(0.01, self.place)
+
+    def calls_of(self, part: Part) -> list[Call]:
+        return [call for call, _ in self.control._calls.values() if call.part == part]
+
+    def second(self) -> None:
+        """What may happen in any second."""
+        if self.now >= self.scenario.faults_end:
+            self.nodes = [True] * len(self.nodes)
+            self.after(0.0, self.place)
+            return
+        for process in list(self.processes.values()):
+            if not process.is_alive:
+                continue
+            kind = "" if process.part.kind == "collector" else "core_"
+            if self.happens(f"{kind}dies"):
+                self.die(process)
+            elif self.happens(f"{kind}hangs"):
+                self.log("%s hangs", process.part)
+                process.is_hung = True
+            elif self.happens("slow"):
+                process.speed = self.generator.choice([0.02, 0.1, 1.0])
+            elif self.happens("link_down"):
+                self.link_until[process.part] = self.now + self.generator.uniform(0, 40)
+        if len(self.nodes) > 1 and self.happens("node_goes"):
+            self.node_goes(self.generator.randrange(len(self.nodes)))
+        self.after(1.0, self.second)
+
+    def node_goes(self, node: int) -> None:
+        self.log("node %d goes", node)
+        self.nodes[node] = False
+        for process in list(self.processes.values()):
+            # Those of replay and learner end the run; other scenarios have that.
+            if process.node == node and process.part.kind == "collector":
+                self.die(process, within=60.0)
+        self.after(self.generator.uniform(1, 400), self.node_comes, node)
+
+    def node_comes(self, node: int) -> None:
+        self.log("node %d comes", node)
+        self.nodes[node] = True
+        self.place()
+
+    # Calls.
+
+    def ask(self, call: Call) -> None:
+        if call.method is Method.WRITE:
+            self.after(self.generator.uniform(0, 2), self.write, call)
+            return
+        if call.method in (Method.COLLECT, Method.ACT):
+            share = self.scenario.shares[call.part.place]
+            self.requested[call.part] += self.scenario.frames_of_a_task * len(share)
+            self.check_pacing()
+        process = self.processes.get(call.part)
+        if process is not None and not process.is_alive:
+            self.after(self.delay(), self.fail, call, Failure.DIED)
+            return
+        is_down = self.link_until.get(call.part, 0.0) > self.now
+        if call.method is not Method.HELLO and (is_down or self.happens("unavailable")):
+            self.after(self.delay(), self.fail, call, Failure.UNAVAILABLE)
+            # It may run all the same, and its answer may come all the same.
+            if self.generator.random() < 0.5:
+                return
+        if process is None:
+            # Until it is placed.
+            self.after(0.2, self.ask_again, call)
+        else:
+            process.queue.append(call)
+            self.work(process)
+
+    def ask_again(self, call: Call) -> None:
+        process = self.processes.get(call.part)
+        if process is None:
+            if call.part in self.pending:
+                self.after(0.2, self.ask_again, call)
+        elif process.is_alive:
+            process.queue.append(call)
+            self.work(process)
+        else:
+            self.fail(call, Failure.DIED)
+
+    def work(self, process: Process) -> None:
+        if process.is_busy or process.is_hung or not process.is_alive or not process.queue or process.flushing:
+            return
+        process.is_busy = True
+        call = process.queue.pop(0)
+        seconds = {Method.COLLECT: 0.3, Method.ACT: 0.3, Method.TRAIN: 0.3, Method.BUILD: 5.0}.get(call.method, 0.001)
+        self.after(seconds * self.generator.uniform(0.5, 1.5) / process.speed, self.done, process, call)
+
+    def done(self, process: Process, call: Call) -> None:
+        process.is_busy = False
+        if not process.is_alive or process.is_hung:
+            return
+        getattr(self, f"do_{call.method.value}")(process, call)
+        self.work(process)
+
+    def answer(self, process: Process, call: Call, value=None) -> None:
+        if self.happens("never"):
+            self.log("the answer of %s is lost", call)
+            return
+        for _ in range(2 if self.happens("twice") else 1):
+            self.after(self.delay(), self.event, Answered(call.id, value))
+
+    def fail(self, call: Call, kind: Failure, task: str | None = None) -> None:
+        self.event(Failed(call.id, kind, f"simulated: {kind.value}", task))
+
+    def raises(self, call: Call, kind: Failure, task: str | None = None) -> None:
+        self.after(self.delay(), self.fail, call, kind, task)
+
+    def do_hello(self, process: Process, call: Call) -> None:
+        self.progress()
+        self.answer(process, call)
+
+    def do_build(self, process: Process, call: Call) -> None:
+        if not process.is_built:
+            if self.happens("build_dies"):
+                self.die(process)
+                return
+            if self.happens("build_hangs"):
+                process.is_hung = True
+                return
+            if self.happens("build_raises"):
+                self.raises(call, Failure.RAISED)
+                return
+            if process.part.kind == "collector" and self.happens("task_in_build"):
+                self.raises(call, Failure.TASK, self.scenario.shares[process.part.place][0])
+                return
+            process.is_built = True
+            self.progress()
+        self.answer(process, call)
+
+    @property
+    def replay(self) -> Process | None:
+        process = self.processes.get(Part("replay"))
+        return process if process is not None and process.is_alive and process.is_built else None
+
+    def do_collect(self, process: Process, call: Call) -> None:
+        if self.happens("input"):
+            self.raises(call, Failure.INPUT)
+            return
+        if self.happens("task_error"):
+            self.raises(call, Failure.TASK, self.generator.choice(self.scenario.shares[process.part.place]))
+            return
+        if self.happens("raised"):
+            self.raises(call, Failure.RAISED)
+            return
+        if not process.is_built:
+            raise Broken(f"{process.part} is asked to collect before it is built")
+        number, process.number = process.number, process.number + 1
+        process.unreceipted.add(number)
+        self.push(process, number)
+        self.answer(process, call)
+
+    def push(self, process: Process, number: int) -> None:
+        """Send a push, again after a while if it was lost; it may arrive twice."""
+        is_lost = self.happens("lost_push")
+        if is_lost or self.generator.random() < 0.1:
+            self.after(5.0, self.push_again, process, number)
+        if not is_lost:
+            self.after(self.delay(), self.arrive, process, number)
+
+    def push_again(self, process: Process, number: int) -> None:
+        if process.is_alive and number in process.unreceipted:
+            self.push(process, number)
+
+    def arrive(self, process: Process, number: int) -> None:
+        part = process.part
+        replay = self.replay
+        if replay is None or replay.is_hung:
+            self.after(5.0, self.push_again, process, number)
+            if replay is None and process.flushing is not None:
+                call, process.flushing = process.flushing, None
+                self.raises(call, Failure.PEER)
+            return
+        if part in self.fenced:
+            return
+        if (part, number) not in self.seen:
+            self.seen.add((part, number))
+            share = self.scenario.shares[part.place]
+            for task in share:
+                self.frames[task] += self.scenario.frames_of_a_task
+                self.held[task] = min(self.held[task] + self.scenario.frames_of_a_task, self.scenario.capacity)
+            self.sources[part] += self.scenario.frames_of_a_task * len(share)
+            self.progress()
+        self.after(self.delay(), self.receipt, process, number)
+
+    def receipt(self, process: Process, number: int) -> None:
+        if not process.is_alive or number not in process.unreceipted:
+            return
+        process.unreceipted.discard(number)
+        process.acknowledged += self.scenario.frames_of_a_task * len(self.scenario.shares[process.part.place])
+        self.receipts(process)
+
+    def receipts(self, process: Process) -> None:
+        if process.flushing is not None and not process.unreceipted:
+            call, process.flushing = process.flushing, None
+            self.answer(process, call, process.acknowledged)
+            self.work(process)
+
+    def do_flush(self, process: Process, call: Call) -> None:
+        if self.replay is None and process.unreceipted:
+            self.raises(call, Failure.PEER)
+            return
+        process.flushing = call
+        self.receipts(process)
+
+    def do_act(self, process: Process, call: Call) -> None:
+        self.answer(process, call)
+
+    def do_push(self, process: Process, call: Call) -> None:
+        number, process.number = process.number, process.number + 1
+        process.unreceipted.add(number)
+        if self.replay is None:
+            self.raises(call, Failure.PEER)
+            return
+        self.arrive(process, number)
+        self.answer(process, call)
+
+    def do_train(self, process: Process, call: Call) -> None:
+        if self.replay is None:
+            self.raises(call, Failure.PEER)
+            return
+        if any(not self.held[task] for task in self.tasks):
+            raise Broken(f"training without a transition of every task: {dict(self.held)}")
+        if not self.is_warm():
+            raise Broken("training before the warm-up's rows are held")
+        most = call.amount if self.scenario.lockstep else self.generator.randint(1, 40)
+        self.updates += min(call.amount, most)
+        allowed = self.pacing.updates_allowed(sum(self.frames.values()))
+        if self.updates > allowed:
+            raise Broken(f"{self.updates} updates where pacing allows {allowed}")
+        self.progress()
+        self.answer(process, call, self.updates)
+
+    def do_status(self, process: Process, call: Call) -> None:
+        self.answer(process, call, self.updates)
+
+    def do_state(self, process: Process, call: Call) -> None:
+        self.state_updates = self.updates
+        self.answer(process, call)
+
+    def is_warm(self) -> bool:
+        least = min(self.scenario.warmup, self.scenario.capacity)
+        return all(self.held[task] >= max(1, least) for task in self.tasks)
+
+    def counts(self) -> Counts:
+        tasks = frozenset(task for part in self.sources for task in self.scenario.shares[part.place])
+        return Counts(sum(self.frames.values()), tasks, self.is_warm())
+
+    def do_count(self, process: Process, call: Call) -> None:
+        self.answer(process, call, self.counts())
+
+    def do_fence(self, process: Process, call: Call) -> None:
+        self.fenced.add(call.of)
+        self.answer(process, call, self.sources[call.of])
+
+    def do_snapshot(self, process: Process, call: Call) -> None:
+        rows = Counter(self.held) if self.scenario.saves_rows else None
+        self.snapshot = Saved(Counter(self.frames), rows)
+        self.answer(process, call, self.counts())
+
+    def write(self, call: Call) -> None:
+        if self.happens("disk_full"):
+            self.event(Failed(call.id, Failure.RAISED, "no space left on device"))
+            return
+        if self.state_updates < self.saved.updates or sum(self.snapshot.frames.values()) < sum(
+            self.saved.frames.values()
+        ):
+            raise Broken("a checkpoint is older than the one before")
+        self.saved = replace(self.snapshot, updates=self.state_updates, pacing=self.pacing)
+        self.saves += 1
+        self.progress()
+        self.event(Answered(call.id))
+
+    # What must hold.
+
+    def check_pacing(self) -> None:
+        control = self.control
+        asked = control.asked - control.lost
+        allowed = self.pacing.frames_allowed(self.updates)
+        if not self.is_warm() or not control.counts.is_warm:
+            allowed = max(allowed, sum(self.frames.values()) + self.pacing.slack_frames)
+        if not self.scenario.lockstep and asked > allowed:
+            raise Broken(f"{asked} frames asked for where pacing allows {allowed}")
+        if not self.scenario.lockstep and asked >= self.scenario.total_frames + self.largest:
+            raise Broken(f"{asked} frames asked for, {self.scenario.total_frames} are wanted")
+
+    def check(self) -> None:
+        """Law 10: what was asked for is acknowledged, in flight, or lost; control's figures against the truth."""
+        control = self.control
+        if control.asked != self.begin + sum(self.requested.values()):
+            raise Broken(f"asked {control.asked}, but {self.begin} + {sum(self.requested.values())} was")
+        lost = 0
+        believed = {actor.part: (actor.requested, actor.lost) for actor in control.collectors} | control._fencing
+        for part, requested in self.requested.items():
+            acknowledged = self.sources[part]
+            if part in believed:
+                if believed[part][0] != requested:
+                    raise Broken(f"{part}: {requested} frames asked for, control counts {believed[part][0]}")
+                if requested - believed[part][1] < acknowledged:
+                    raise Broken(f"{part}: {requested} frames asked for, {believed[part][1]} lost, {acknowledged} here")
+                lost += believed[part][1]
+            else:
+                lost += requested - acknowledged
+        if control.lost != lost:
+            raise Broken(f"control counts {control.lost} lost frames, the truth is {lost}")
+        for actor in control.actors:
+            work = [call for call in actor.calls.values() if call.method in (Method.COLLECT, Method.TRAIN)]
+            if len(work) > CALLS:
+                raise Broken(f"{actor.part} has {len(work)} calls under way")
+
+    def check_end(self) -> None:
+        """Laws 12 and 13, as far as control has to do with them."""
+        end, frames = self.ended, sum(self.frames.values())
+        if not end.reason:
+            raise Broken("a run ended without a reason")
+        if end.outcome == "done" and end.reason == "finished":
+            if frames < self.scenario.total_frames:
+                raise Broken(f"finished with {frames} of {self.scenario.total_frames} frames")
+            allowed = self.pacing.updates_allowed(frames)
+            if self.updates != allowed and self.is_warm():
+                raise Broken(f"finished with {self.updates} of {allowed} updates")
+        core = [self.processes.get(Part(kind)) for kind in ("replay", "learner")]
+        fine = all(process and process.is_alive and process.is_built and not process.is_hung for process in core)
+        made = frames > self.begin or self.updates > self.control.plan.updates
+        calm = self.now >= self.scenario.faults_end or not any(self.scenario.rates.values())
+        if (
+            end.outcome == "done"
+            and made
+            and (self.saved.updates, sum(self.saved.frames.values())) != (self.updates, frames)
+        ):
+            late = sum(self.saved.frames.values()) < frames or self.saved.updates < self.updates
+            if end.reason == "finished" or (calm and fine and not late):
+                raise Broken(f"saved {self.saved} where {frames} frames and {self.updates} updates were made")
+        if fine and made and calm and not self.saves and not self.scenario.lockstep and end.outcome != "failed":
+            raise Broken("a run that could be saved was not")
+
+
+def make_pacing(scenario: Scenario) -> Pacing:
+    """A pacing that both sides can live with, as tight as the scenario wants it."""
+    step = len(dict.fromkeys(task for share in scenario.shares for task in share))
+    once = sum(scenario.frames_of_a_task * len(share) for share in scenario.shares)
+    round_frames = once * (CALLS + 1)
+    least = round_frames + (int(step / scenario.updates_per_step) + 1 if scenario.updates_per_step else 0)
+    return Pacing(
+        updates_per_step=scenario.updates_per_step,
+        step_frames=step,
+        start_frames=scenario.warmup * step,
+        slack_frames=int(scenario.slack_rounds * least) + 1,
+        round_frames=round_frames,
+    )
+
+
+def play(seed: int, control=None, *, log: bool = False, worlds: list | None = None) -> tuple[int, int]:
+    """Play a run and up to three resumes of it; return how many events and runs that were.
+
+    Raises:
+        Broken: a law does not hold.
+    """
+    generator = random.Random(seed)
+    scenario, saved, events = draw(generator), Saved(), 0
+    for attempt in range(4):
+        world = World(generator.randrange(2**32), scenario, saved, control, log=log)
+        if worlds is not None:
+            worlds.append(world)
+        world.run()
+        events += world.events
+        saved = world.saved
+        if attempt == 3 or generator.random() < 0.3:
+            break
+        # The next one goes on from what was written, perhaps with other settings.
+        scenario = replace(
+            scenario,
+            total_frames=max(scenario.total_frames, sum(saved.frames.values()) + 1) * generator.choice([1, 2]),
+            stop_at=generator.uniform(0, 60) if generator.random() < 0.25 else None,
+            kill_driver_at=None,
+            saves_rows=generator.random() < 0.6,
+            updates_per_step=scenario.updates_per_step
+            if generator.random() < 0.6
+            else generator.choice([0.05, 1.0, 4.0]),
+        )
+    return events, attempt + 1
+
+
+def tell(seed: int, control=None) -> str:
+    """What happened in a run, event by event, and the law that broke."""
+    worlds: list[World] = []
+    try:
+        play(seed, control, log=True, worlds=worlds)
+        end = "every law holds"
+    except Exception as error:
+        end = f"{type(error).__name__}: {error}"
+    parts = []
+    for number, world in enumerate(worlds):
+        parts += [f"--- run {number}: {world.scenario}", *(world.lines or [])]
+    return "\n".join([*parts, end])
+
+
+def main() -> None:
+    """Play one seed aloud, or many quietly."""
+    text = sys.argv[1]
+    if ":" not in text:
+        print(tell(int(text)))
+        return
+    first, last = map(int, text.split(":"))
+    begin, events, runs, broken = time.perf_counter(), 0, 0, 0
+    for seed in range(first, last):
+        try:
+            more, times = play(seed)
+            events, runs = events + more, runs + times
+        except Exception as error:
+            broken += 1
+            print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
+    seconds = time.perf_counter() - begin
+    print(f"{last - first} seeds, {runs} runs, {events} events, {seconds:.0f} s; {broken} broken")
+
+
+if __name__ == "__main__":
+    main()
