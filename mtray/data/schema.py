@@ -57,6 +57,25 @@ def validate(data: TensorDictBase, spec: TaskSpec, width: int) -> None:
             )
 
 
+def check_same_observation(data: TensorDictBase, spec: TaskSpec) -> None:
+    """Raise unless ``observation`` is the exclusive observation, padded with zeros.
+
+    Raises:
+        SchemaError: names the task and says which of the two conditions fails.
+    """
+    common, exclusive = data.get(OBSERVATION), data.get(spec.key)
+    width = spec.observation_size
+    if common.data_ptr() != exclusive.data_ptr() or common.stride()[:-1] != exclusive.stride()[:-1]:
+        unpadded = common[..., :width].contiguous().view(torch.int32)
+        if not torch.equal(unpadded, exclusive.contiguous().view(torch.int32)):
+            raise SchemaError(
+                f"task {spec.name!r}: 'observation' and {spec.key!r} differ: the first must be the second, "
+                "padded with zeros; both can't be kept if they are different data"
+            )
+    if common[..., width:].contiguous().view(torch.int32).count_nonzero():
+        raise SchemaError(f"task {spec.name!r}: 'observation' has values behind the task's {width} entries")
+
+
 def _names(keys: Iterable[Any]) -> str:
     return ", ".join(sorted(key if isinstance(key, str) else "/".join(key) for key in keys))
 

@@ -121,9 +121,13 @@ class ReplayBuffer:
         """
         from mtray.data.pack import pack
         from mtray.data.schema import by_task
+        from mtray.data.tensordicts import to_rollout
 
-        known = {spec.name: spec for spec in self.specs}
-        rows = {task: pack(data, known[task], self.width) for task, data in by_task(rollout, list(known)).items()}
+        spec_of = {spec.name: spec for spec in self.specs}
+        rows = {
+            task: pack(to_rollout(data, spec_of[task], self.width))
+            for task, data in by_task(rollout, list(spec_of)).items()
+        }
         if number is None:
             number = max(self._receipts.get(source, {}), default=-1) + 1
         return self.insert(Push(source=source, number=number, rows=rows))

@@ -3,16 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 
 from mtray.collect.episodes import discounted_returns
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.settings import NetworkConfig
+from mtray.data.pack import pack
+from mtray.data.specs import observation_width
+from mtray.data.tensordicts import to_rollout
 from mtray.errors import SchemaError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve
 from mtray.testing import CountingMaker
 
 NETWORK = NetworkConfig(actor_width=8, embedding_size=2)
@@ -21,6 +26,8 @@ TASKS = [
     Task("long", "torchrl", CountingMaker(terminate_after=12, action_size=3)),
 ]
 SPECS = [task.spec for task in TASKS]
+# Of an engine without TensorDicts; their widths differ.
+PLAIN = ("cartpole-balance", "walker-walk")
 
 
 def make_collector(steps=8, seed=0, **settings):
@@ -104,6 +111,64 @@ def test_chosen_episodes_are_random_from_beginning_to_end_and_say_so():
         assert is_policys.all(1).tolist() == of_policy
         counts |= set(of_policy)
     assert counts == {True, False}
+
+
+def test_buffers_have_each_tasks_own_widths_and_are_allocated_once():
+    specs = [task.spec for task in resolve(PLAIN)]
+    assert len({(spec.observation_size, spec.action_size) for spec in specs}) == len(specs)
+    host = make_host("inline", make_makers(resolve(PLAIN), [2, 3], [0, 1]))
+    policy = MultiTaskPolicy(specs, NETWORK).requires_grad_(False)
+    collector = ActingLoop(host, policy, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
+    first, second = collector.collect().tasks, collector.collect().tasks
+    assert tuple(first) == PLAIN
+    for spec, copies in zip(specs, (2, 3), strict=True):
+        arrays = vars(first[spec.name])
+        assert {name: array.shape for name, array in arrays.items()} == {
+            "observation": (copies, 4, spec.observation_size),
+            "action": (copies, 4, spec.action_size),
+            "reward": (copies, 4),
+            "next_observation": (copies, 4, spec.observation_size),
+            "flags": (copies, 4),
+        }
+        assert all(array is vars(second[spec.name])[name] for name, array in arrays.items())
+    host.close()
+
+
+def test_no_tensordict_is_made_between_simulator_and_rows(monkeypatch):
+    tasks = resolve(PLAIN)
+    host = make_host("inline", make_makers(tasks, 2, [0, 1]))
+    policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
+    collector = ActingLoop(host, policy, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
+    collector.load(snapshot(policy, version=1))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a TensorDict was made")
+
+    monkeypatch.setattr(TensorDict, "__init__", refuse)
+    rollout = collector.collect()
+    assert [len(pack(arrays)) for arrays in rollout.tasks.values()] == [2 * 5, 2 * 5]
+    with pytest.raises(AssertionError, match="a TensorDict was made"):
+        assert rollout.data
+    host.close()
+
+
+def test_the_lazy_stack_of_a_rollout_is_a_copy_of_its_arrays_and_flags_tell_how_each_episode_ended():
+    collector = make_collector(steps=30)
+    rollout = collector.collect()
+    for data, spec in zip(rollout.data.tensordicts, SPECS, strict=True):
+        arrays = vars(rollout.tasks[spec.name])
+        for name, field in vars(to_rollout(data, spec, observation_width(SPECS))).items():
+            np.testing.assert_array_equal(field, arrays[name])
+        before = data.clone()
+        for array in arrays.values():
+            array.view(np.int32)[:] = -1
+        assert (data == before).all()
+        step = torch.arange(1, 31).expand(2, -1)
+        ended = {"short": {"truncated": step % 5 == 0}, "long": {"terminated": step % 12 == 0}}[spec.name]
+        for key in ("terminated", "truncated"):
+            assert torch.equal(data["next", key][..., 0], ended.get(key, torch.zeros(2, 30, dtype=torch.bool)))
+        assert torch.equal(data["next", "done"], data["next", "terminated"] | data["next", "truncated"])
+        assert not any(data[key].any() for key in ("done", "terminated", "truncated"))
 
 
 def test_weights_of_another_network_are_refused():
