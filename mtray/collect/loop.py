@@ -99,11 +99,12 @@ class ActingLoop:
         generators = np.random.default_rng(seed).spawn(4)
         self._noise = normal_noise(actions, noise_steps, generators[0])
         self._random = random_actions(actions, random_steps, generators[1])
-        self._chosen = RandomEpisodes(*size, random_share, generators[2])
+        self._random_episodes = RandomEpisodes(*size, random_share, generators[2])
+        # Until the first weights arrive.
         self._first = random_actions(actions, 1, generators[3])
         self._was_random = np.zeros((rollout_steps, *size), np.bool_)
         self._buffers = [_Buffer(spec, count, rollout_steps) for spec, count in zip(host.specs, copies, strict=True)]
-        self._tracks = [
+        self._trackers = [
             EpisodeTracker(spec.name, count, discounts[spec.name])
             for spec, count in zip(host.specs, copies, strict=True)
         ]
@@ -129,34 +130,38 @@ class ActingLoop:
             for index, (slot, buffer) in enumerate(zip(self.host.slots, self._buffers, strict=True)):
                 buffer.write_end(step, slot)
                 np.logical_or(slot.terminated, slot.truncated, out=self._ended[index, : len(slot.reward)])
-            for explorer in (self._noise, self._random, self._chosen):
+            for explorer in (self._noise, self._random, self._random_episodes):
                 explorer.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
-        for index, (track, buffer) in enumerate(zip(self._tracks, self._buffers, strict=True)):
-            ended = track.add(buffer.rollout.reward, buffer.finish(), self._was_random[:, index].T)
+        for index, (tracker, buffer) in enumerate(zip(self._trackers, self._buffers, strict=True)):
+            done = buffer.finish()
+            ended = tracker.add(buffer.rollout.reward, done, self._was_random[:, index].T)
             for episode in ended:
-                self._chosen.add(index, episode.episode_return, episode.of_policy)
+                # An episode of both kinds, as when weights arrive in the middle of it, speaks for neither.
+                if episode.random_steps in (0, episode.steps):
+                    self._random_episodes.add(index, episode.episode_return, episode.of_policy)
             episodes += ended
         return Rollout(
-            {track.task: buffer.rollout for track, buffer in zip(self._tracks, self._buffers, strict=True)},
+            {tracker.task: buffer.rollout for tracker, buffer in zip(self._trackers, self._buffers, strict=True)},
             self.policy.specs,
             tuple(episodes),
-            {track.task: track.largest_return for track in self._tracks},
+            {tracker.task: tracker.largest_return for tracker in self._trackers},
             self.weights_version,
         )
 
     def _act(self, step: int) -> FloatArray:
+        is_random = self._random_episodes.draw()
         if self.weights_version == 0:
             action = self._acting.to_bounds(self._first.draw())
+            self._was_random[step] = True
         else:
             for index, slot in enumerate(self.host.slots):
                 self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
             action = self._acting(self._observation, self._noise.draw())
-        chosen = self._chosen.draw()
-        self._was_random[step] = chosen
-        if chosen.any():
-            np.copyto(action, self._acting.to_bounds(self._random.draw().copy()), where=chosen[..., None])
+            self._was_random[step] = is_random
+        if is_random.any():
+            np.copyto(action, self._acting.to_bounds(self._random.draw().copy()), where=is_random[..., None])
         return action
 
 
