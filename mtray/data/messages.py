@@ -19,7 +19,7 @@ class Push:
     Attributes:
         source: who pushes; every collector process has a name of its own.
         number: 0, 1, 2, ... of this source: with ``source`` the push's id.
-        rows: task to [rows, row_size] float32 as `batches.pack` makes them.
+        rows: task to [rows, row_size] float32 as `mtray.data.pack` makes them.
         statistics: task to those of its rows, which collectors take so that the one replay need not; the replay takes
             those that are not here.
         largest_returns: task to the largest absolute discounted return its copies have seen.
@@ -65,13 +65,18 @@ class Episode:
     Attributes:
         episode_return: undiscounted.
         steps: of the agent.
-        of_policy: whether the policy acted, not the random actions of an exploring episode.
+        random_steps: those with random actions: of an exploring episode, or before the first weights arrived.
     """
 
     task: str
     episode_return: float
     steps: int
-    of_policy: bool = True
+    random_steps: int = 0
+
+    @property
+    def of_policy(self) -> bool:
+        """Whether the policy chose every action."""
+        return self.random_steps == 0
 
 
 @dataclass(frozen=True, kw_only=True)
