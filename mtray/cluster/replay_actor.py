@@ -49,10 +49,6 @@ class Replay:
         """`sample_rows` into a block."""
         return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out), steps=steps))
 
-    def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
-        """See `mtray.replay.buffer.ReplayBuffer.pushes_of`."""
-        return self._replay.pushes_of(task, rows)
-
     def stats(self) -> dict[str, dict[str, int]]:
         """Frames inserted ever, per task and per source."""
         return {"frames": self._replay.frames(), "sources": self._replay.source_frames()}

@@ -84,7 +84,7 @@ class ReplayBuffer:
             ring, known = self._rings[task], self._statistics[task]
             known.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
             known.largest_return = max(known.largest_return, push.largest_returns.get(task, 0.0))
-            frames[task] = ring.insert(rows, acted[task], (push.source, push.number)) * ring.spec.action_repeat
+            frames[task] = ring.insert(rows, acted[task]) * ring.spec.action_repeat
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
         receipt = Receipt(push.source, push.number, frames)
@@ -171,10 +171,6 @@ class ReplayBuffer:
 
         batch = unpack_batches(self.sample_rows(rows_per_task, 1, tasks).rows, self.specs)[0]
         return batch.to_stack({spec.name: spec for spec in self.specs})
-
-    def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
-        """Which pushes a task's rows [n, row_size] came with, as far as they are held and came in this run."""
-        return self._rings[task].pushes_of(rows)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Task to frames inserted ever, transitions and bytes held now."""

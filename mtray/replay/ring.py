@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import collections
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +10,6 @@ import numpy.typing as npt
 from mtray.data.rows import (
     NEXT_BITS,
     STEPS_SHIFT,
-    bits,
     row_flags,
 )
 from mtray.data.specs import FloatArray, TaskSpec
@@ -36,8 +33,6 @@ class Ring:
         self._window = np.dtype((np.void, 4 * (spec.row_size + spec.observation_size)))
         self.written = 0
         self.transitions = 0
-        # Each push's first row, counted from the first ever written, with the push's source and number.
-        self._pushes: collections.deque[tuple[int, str, int]] = collections.deque()
 
     @property
     def start(self) -> int:
@@ -49,13 +44,12 @@ class Ring:
         """Bytes of the rows held."""
         return (self.written - self.start) * self.spec.row_size * 4
 
-    def insert(self, rows: FloatArray, acted: npt.NDArray[np.bool_], push: tuple[str, int] | None = None) -> int:
+    def insert(self, rows: FloatArray, acted: npt.NDArray[np.bool_]) -> int:
         """Write rows over the oldest; give how many of them hold a transition.
 
         Args:
             rows: [n, row_size], the last of them without a transition.
             acted: [n], which of them hold one.
-            push: source and number of the push they came with.
 
         Raises:
             SchemaError: more rows than the ring holds.
@@ -76,31 +70,8 @@ class Ring:
             self.rows[place] = rows[part]
         self._memory[-1] = self._memory[0]
         self.transitions += inserted - overwritten
-        if push is not None:
-            self._pushes.append((self.written, *push))
         self.written += count
-        while len(self._pushes) > 1 and self._pushes[1][0] <= self.start:
-            self._pushes.popleft()
         return inserted
-
-    def pushes_of(self, rows: FloatArray) -> dict[str, list[int]]:
-        """Which pushes rows [n, row_size] that are held came with: source to numbers, ascending.
-
-        Rows are known by observation and action: of sampled ones the rest may be that of several steps.
-        """
-        capacity = len(self.rows)
-        held, rows = self.rows[: min(self.written, capacity), :-2], rows[:, :-2]
-        # By their actions first: comparing whole rows with all that is held would take seconds.
-        places = np.flatnonzero(np.isin(bits(held)[:, -1], bits(rows)[:, -1]))
-        wanted = {row.tobytes() for row in rows}
-        firsts = [first for first, _, _ in self._pushes]
-        found: dict[str, set[int]] = {}
-        for place in places[[held[place].tobytes() in wanted for place in places]]:
-            index = bisect.bisect_right(firsts, self.start + (place - self.start) % capacity) - 1
-            if index >= 0:
-                _, source, number = self._pushes[index]
-                found.setdefault(source, set()).add(number)
-        return {source: sorted(numbers) for source, numbers in sorted(found.items())}
 
     def sample(self, out: FloatArray, generator: np.random.Generator, steps: int = 1) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.
