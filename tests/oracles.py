@@ -8,6 +8,32 @@ from torch.nn import functional
 from mtray.data.specs import task_key
 
 
+def project(probabilities, values, atoms):
+    """Probabilities [..., n] of values [..., n] put onto fixed atoms [m], each value's share to its two neighbours.
+
+    Bellemare, Dabney, Munos 2017, algorithm 1, as a sum over all pairs: an atom takes a share of each value that falls
+    from one to zero with their distance in steps.
+    """
+    clipped = values.clamp(atoms[0], atoms[-1]).unsqueeze(-2)
+    distance = (clipped - atoms.unsqueeze(-1)).abs() / (atoms[1] - atoms[0])
+    return ((1 - distance).clamp(min=0) * probabilities.unsqueeze(-2)).sum(-1)
+
+
+def cross_entropy(logits, target):
+    """[...] cross-entropy of logits [..., atoms] to target probabilities [..., atoms]."""
+    return -(target * functional.log_softmax(logits, -1)).sum(-1)
+
+
+def expected_value(logits, atoms):
+    """[...] mean of the distribution of logits [..., atoms]."""
+    return (functional.softmax(logits, -1) * atoms).sum(-1)
+
+
+def temperature_loss(log_temperature, log_density, target_entropy):
+    """[T] loss of log temperatures [T] for log densities [T, B] (Haarnoja et al. 2018, equation 18)."""
+    return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
+
+
 def sequential_policy(policy):
     """A MultiTaskPolicy's numbers as the tutorial would write them: modules per task, run with partial_tolerant.
 

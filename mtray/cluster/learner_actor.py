@@ -8,12 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import ray
-
 from mtray.cluster.exchange import Draws
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
-from mtray.errors import NotFiniteError, RunError
 from mtray.learn.threads import Threads, prepare_updates
 from mtray.tasks.processes import usable_cores
 
@@ -44,7 +41,7 @@ class Learner:
         counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
         self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
         self._checkpoint, self._unpack = checkpoint, unpack
-        self._specs, self._source = specs, source
+        self._specs = specs
         self._deterministic = config.deterministic
         self._learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
@@ -52,10 +49,7 @@ class Learner:
         self._draws = Draws(
             source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead, settings.n_step
         )
-        # Each as it was drawn, and where the learner computes.
-        self._batches: collections.deque[tuple[Batch, Batch]] = collections.deque()
-        # Updates made before, and the batch: of all updates that an error may still tell of.
-        self._used: collections.deque[tuple[int, Batch]] = collections.deque(maxlen=self._learner.algorithm.look_every)
+        self._batches: collections.deque[Batch] = collections.deque()
         self._wait_seconds = 0.0
         self._ages: Mapping[str, float] = {}
 
@@ -67,17 +61,13 @@ class Learner:
         """Make updates, at most so many and about so long; give figures and new weights, as two return values."""
         deadline = time.monotonic() + seconds
         made = 0
-        try:
-            while made < updates and (made == 0 or time.monotonic() < deadline):
-                batch, near = self._next()
-                self._used.append((self._learner.updates, batch))
-                started = time.perf_counter()
-                self._learner.update(near)
-                self._threads.spent(time.perf_counter() - started)
-                made += 1
-            weights = self._learner.weights()
-        except NotFiniteError as error:
-            raise RunError(f"{error}; {self._origin(error)}") from None
+        while made < updates and (made == 0 or time.monotonic() < deadline):
+            batch = self._next()
+            started = time.perf_counter()
+            self._learner.update(batch)
+            self._threads.spent(time.perf_counter() - started)
+            made += 1
+        weights = self._learner.weights()
         if self._deterministic:
             # Draws that are under way are made before the next push, whatever the scheduler does.
             self._draws.settle()
@@ -92,28 +82,16 @@ class Learner:
         }
         return figures, weights
 
-    def _origin(self, error: NotFiniteError) -> str:
-        """Which pushes the rows of an update that failed came with."""
-        batch = dict(self._used)[error.update]
-        parts = []
-        for spec in self._specs:
-            if spec.name in error.tasks:
-                found = ray.get(self._source.pushes_of.remote(spec.name, batch.rows(spec.name, spec)))
-                pushes = [f"{source} {', '.join(map(str, numbers))}" for source, numbers in found.items()]
-                parts.append(f"{spec.name}: {'; '.join(pushes) or 'loaded with the checkpoint'}")
-        return f"its batch's rows came with these pushes: {' | '.join(parts)}"
-
-    def _next(self) -> tuple[Batch, Batch]:
+    def _next(self) -> Batch:
         if not self._batches:
             started = time.monotonic()
             sampled = self._draws.next()
             self._wait_seconds += time.monotonic() - started
             self._ages = sampled.ages
             # A GPU goes on with earlier updates while these are unpacked; statistics are taken over once it has ended.
-            batches = self._unpack(sampled.rows, self._specs)
-            near = batches.to(self._learner.device)
+            batches = self._unpack(sampled.rows, self._specs).to(self._learner.device)
             self._learner.set_statistics(sampled.statistics)
-            self._batches.extend(zip(batches.unbind(), near.unbind(), strict=True))
+            self._batches.extend(batches.unbind())
         return self._batches.popleft()
 
     def weights(self) -> Weights:

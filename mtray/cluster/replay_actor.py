@@ -42,10 +42,6 @@ class Replay:
         """Return whether rows may come and go in that process's blocks."""
         return blocks.reaches(address)
 
-    def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
-        """See `mtray.replay.buffer.ReplayBuffer.pushes_of`."""
-        return self._replay.pushes_of(task, rows)
-
     def stats(self) -> dict[str, dict[str, int]]:
         """Frames inserted ever, per task and per source."""
         return {"frames": self._replay.frames(), "sources": self._replay.source_frames()}

@@ -154,9 +154,6 @@ class LearnerConfig:
     """Tasks whose losses count more or less than the others', whose weight is 1: cheetah-run=2 walker-walk=0.5."""
     row_weights: tuple[str, ...] = ()
     """Tasks with more rows in every update than the others, whose weight is 1; whole numbers: cheetah-run=2."""
-    gradient_surgery: Literal["none", "pcgrad"] = "none"
-    """Whether the tasks' gradients of what they share are freed of what opposes another task's before they are summed;
-    every update then goes back through the networks once for each task."""
     batches_per_call: int = 16
     """Batches fetched from the replay in one call."""
     calls_ahead: int = 2

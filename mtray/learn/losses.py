@@ -69,22 +69,6 @@ def _put(probabilities: Tensor, position: Tensor) -> Tensor:
     return projected.scatter_add_(-1, index.add_(1), upper_share)
 
 
-def project(probabilities: Tensor, target_atoms: Tensor, atoms: Tensor) -> Tensor:
-    """Put probability that lies on any values onto the fixed atoms, each value's share to its two neighbours.
-
-    Bellemare, Dabney, Munos 2017, "A distributional perspective on reinforcement learning", algorithm 1.
-
-    Args:
-        probabilities: [..., atoms], of ``target_atoms``.
-        target_atoms: [..., atoms], values; those outside the support are clipped to its ends.
-        atoms: [atoms], ascending and evenly spaced.
-
-    Returns:
-        [..., atoms], probabilities of ``atoms``.
-    """
-    return _put(probabilities, (target_atoms - atoms[0]) / _step(atoms))
-
-
 def soft_target(
     probabilities_tp1: Tensor,
     reward: Tensor,
@@ -110,18 +94,13 @@ def soft_target(
         [..., atoms].
     """
     going_on = discount.expand_as(reward).masked_fill(terminated, 0)
-    # `project` for values that are evenly spaced as well: where the first atom comes to lie says where all do.
+    # The moved atoms are evenly spaced as well: the position of the first one gives all others.
     low, step = atoms[0], _step(atoms)
     first = (reward + going_on * (entropy_bonus_tp1 + low) - low) / step
     return _put(
         probabilities_tp1,
         torch.addcmul(first.unsqueeze(-1), going_on.unsqueeze(-1), torch.arange(atoms.numel(), device=atoms.device)),
     )
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """[...] cross-entropy of logits [..., atoms] to target probabilities [..., atoms]."""
-    return -(target * functional.log_softmax(logits, -1)).sum(-1)
 
 
 def cross_entropy_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,11 +123,6 @@ def expected_value_gradient(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tens
     return value, probabilities.mul_(atoms - value.unsqueeze(-1))
 
 
-def expected_value(logits: Tensor, atoms: Tensor) -> Tensor:
-    """[...] mean of the distribution of logits [..., atoms]."""
-    return (functional.softmax(logits, -1) * atoms).sum(-1)
-
-
 def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     """Of C critics the one of least value, row by row.
 
@@ -166,21 +140,19 @@ def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     return least, *(table.gather(0, index[None, ..., None].expand(1, *table.shape[1:])).squeeze(0) for table in tables)
 
 
-def temperature_loss(log_temperature: Tensor, log_density: Tensor, target_entropy: Tensor) -> Tensor:
-    """[T] loss whose descent brings each task's entropy to its target.
+def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entropy: Tensor) -> Tensor:
+    """Return the gradient [T] of the temperature's loss by the log temperature.
 
-    Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", equation 18.
+    Its descent brings each task's entropy to its target.
+
+    Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", equation 18:
+    temperature * (entropy - target entropy), averaged over a task's rows.
 
     Args:
         log_temperature: [T].
-        log_density: [T, B], of sampled actions, without gradient.
+        entropy: [T], mean over each task's rows.
         target_entropy: [T].
     """
-    return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
-
-
-def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entropy: Tensor) -> Tensor:
-    """[T] gradient of `temperature_loss` by the log temperature, of each task's mean entropy, all [T]."""
     return log_temperature.exp() * (entropy - target_entropy)
 
 
@@ -211,29 +183,6 @@ def reward_scale(
     """
     bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
     return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
-
-
-def without_conflicts(gradients: Tensor) -> Tensor:
-    """The sum of tasks' gradients, each without what opposes another's.
-
-    Yu et al. 2020, "Gradient surgery for multi-task learning" (PCGrad), but for the order: each gradient meets the
-    others from the one behind it on, not in an order drawn anew.
-
-    Args:
-        gradients: [n, parameters].
-
-    Returns:
-        [parameters].
-    """
-    squares = gradients.square().sum(-1).clamp_min(1e-30)
-    total = torch.zeros_like(gradients[0])
-    for index, gradient in enumerate(gradients):
-        for step in range(1, len(gradients)):
-            at = (index + step) % len(gradients)
-            opposed = (gradient @ gradients[at]).clamp_max(0) / squares[at]
-            gradient = gradient - opposed * gradients[at]
-        total = total + gradient
-    return total
 
 
 def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from mtray.config.settings import LearnerConfig
-from mtray.learn import losses
 from mtray.policy.layers import GroupedHead
 
 
@@ -31,14 +30,6 @@ def _own(heads: GroupedHead) -> list[tuple[nn.Parameter, nn.Parameter]]:
 def tensors_of(shared: Sequence[nn.Parameter], heads: GroupedHead) -> list[Tensor]:
     """What `Part.tensors` is, of a network alike whose parameters nobody differentiates."""
     return [flatten(shared), *(part.detach() for layer in _own(heads) for part in layer)]
-
-
-def _only(gradient: Tensor, task: int) -> Tensor:
-    """A gradient by outputs [C, n, B, size] or [n, B] with those of the other tasks zero."""
-    axis = 1 if gradient.ndim == 4 else 0
-    alone = torch.zeros_like(gradient)
-    alone.select(axis, task).copy_(gradient.select(axis, task))
-    return alone
 
 
 class AdamW:
@@ -113,7 +104,6 @@ class Part:
         self.gradients: list[Tensor] = []
         self.optimiser = AdamW(self.tensors, config.learning_rate, config.weight_decay)
         self._shared_gradient = torch.zeros_like(self.tensors[0])
-        self._surgery = config.gradient_surgery == "pcgrad"
 
     def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
         """Find the parameters' gradients, given the loss's by each of the outputs; nothing else is differentiated.
@@ -126,24 +116,11 @@ class Part:
             [] norm of the shared parameters' gradient, through which every task's passes.
         """
         own = len(self.tensors) - 1
-        if self._surgery:
-            tasks = range(outputs[0].shape[-3])
-            parts = [self._parts(outputs, [_only(part, task) for part in gradients], keep=True) for task in tasks]
-            shared = torch.stack([torch.cat([part.reshape(-1) for part in each[:-own]]) for each in parts])
-            self._shared_gradient.copy_(losses.without_conflicts(shared))
-            heads = [torch.stack(same).sum(0) for same in list(zip(*parts, strict=True))[-own:]]
-        else:
-            each = self._parts(outputs, gradients)
-            torch.cat([part.reshape(-1) for part in each[:-own]], out=self._shared_gradient)
-            heads = list(each[-own:])
-        self.gradients = [self._shared_gradient, *heads]
+        parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
+        torch.cat([part.reshape(-1) for part in parts[:-own]], out=self._shared_gradient)
+        self.gradients = [self._shared_gradient, *parts[-own:]]
         norm: Tensor = torch.linalg.vector_norm(self._shared_gradient)
         return norm
-
-    def _parts(
-        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], *, keep: bool = False
-    ) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(outputs, self.parameters, gradients, retain_graph=keep, materialize_grads=True)
 
     def step(self) -> None:
         """Descend along the last gradients."""

@@ -78,7 +78,7 @@ class ReplayBuffer:
             ring, total = self._rings[task], self._statistics[task]
             total.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
             total.largest_return = max(total.largest_return, push.largest_returns.get(task, 0.0))
-            inserted = ring.insert(rows, is_transition[task], (push.source, push.number))
+            inserted = ring.insert(rows, is_transition[task])
             frames[task] = inserted * ring.spec.action_repeat
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
@@ -172,10 +172,6 @@ class ReplayBuffer:
 
         batch = unpack_batches(self.sample_rows(rows_per_task, 1, tasks).rows, self.specs)[0]
         return batch.to_stack({spec.name: spec for spec in self.specs})
-
-    def pushes_of(self, task: str, rows: FloatArray) -> dict[str, list[int]]:
-        """Return the pushes that brought a task's rows [n, row_size], as far as they are held and came in this run."""
-        return self._rings[task].pushes_of(rows)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Return, by task, the frames ever inserted and the transitions and bytes held now."""

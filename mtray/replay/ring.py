@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import bisect
-import collections
-
 import numpy as np
 import numpy.typing as npt
 
-from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, bits, row_flags
+from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, row_flags
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import SchemaError
 
@@ -27,8 +24,6 @@ class Ring:
         self._window = np.dtype((np.void, 4 * (spec.row_size + spec.observation_size)))
         self.written = 0
         self.transitions = 0
-        # Each push's first row, numbered from the first ever written, with the push's source and number.
-        self._pushes: collections.deque[tuple[int, str, int]] = collections.deque()
 
     @property
     def start(self) -> int:
@@ -40,15 +35,12 @@ class Ring:
         """Bytes of the rows held."""
         return (self.written - self.start) * self.spec.row_size * 4
 
-    def insert(
-        self, rows: FloatArray, is_transition: npt.NDArray[np.bool_], push: tuple[str, int] | None = None
-    ) -> int:
+    def insert(self, rows: FloatArray, is_transition: npt.NDArray[np.bool_]) -> int:
         """Write rows over the oldest; return the number of transitions among them.
 
         Args:
             rows: [n, row_size], the last of them without a transition.
             is_transition: [n], which of them hold one.
-            push: source and number of the push they came with.
 
         Raises:
             SchemaError: more rows than the ring holds.
@@ -69,31 +61,8 @@ class Ring:
             self.rows[place] = rows[part]
         self._memory[-1] = self._memory[0]
         self.transitions += inserted - overwritten
-        if push is not None:
-            self._pushes.append((self.written, *push))
         self.written += count
-        while len(self._pushes) > 1 and self._pushes[1][0] <= self.start:
-            self._pushes.popleft()
         return inserted
-
-    def pushes_of(self, rows: FloatArray) -> dict[str, list[int]]:
-        """Return the pushes that brought rows [n, row_size] which are held: source to numbers, ascending.
-
-        Rows are compared by observation and action: the rest of sampled rows may be that of several steps.
-        """
-        capacity = len(self.rows)
-        held, rows = self.rows[: min(self.written, capacity), :-2], rows[:, :-2]
-        # First by the last entry of the action: comparing whole rows with all that are held would take seconds.
-        places = np.flatnonzero(np.isin(bits(held)[:, -1], bits(rows)[:, -1]))
-        looked_up = {row.tobytes() for row in rows}
-        firsts = [first for first, _, _ in self._pushes]
-        found: dict[str, set[int]] = {}
-        for place in places[[held[place].tobytes() in looked_up for place in places]]:
-            index = bisect.bisect_right(firsts, self.start + (place - self.start) % capacity) - 1
-            if index >= 0:
-                _, source, number = self._pushes[index]
-                found.setdefault(source, set()).add(number)
-        return {source: sorted(numbers) for source, numbers in sorted(found.items())}
 
     def sample(self, out: FloatArray, generator: np.random.Generator, steps: int = 1) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.

@@ -49,7 +49,7 @@ CHANGED = Config(
         polyak=1.0, actor_polyak=0.5, actor_period=1, atoms=2, value_limit=1 / 3, headroom=1.5, initial_temperature=2.0,
         batches_per_call=3, calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),
         row_weights=("cartpole-balance=2",),
-        n_step=2, gradient_surgery="pcgrad", precision="bfloat16", graphs=False, compile="eager",
+        n_step=2, precision="bfloat16", graphs=False, compile="eager",
     ),
     run=RunConfig(
         log_seconds=0.5, checkpoint_frames=1, keep_checkpoints=1, cpus_per_actor=0.5, start_timeout_seconds=2.0,

@@ -10,6 +10,7 @@ from torch.distributions import AffineTransform, Independent, Normal, TanhTransf
 from torch.testing import assert_close
 
 from mtray.learn import losses
+from tests import oracles
 
 ATOMS = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
 
@@ -22,69 +23,54 @@ def test_support_is_even_and_reaches_both_ends():
     close(losses.support(5, 10.0), [-10.0, -5.0, 0.0, 5.0, 10.0])
 
 
-# Projection
+# The critic's target
 
 
-def test_project_shares_each_value_between_its_neighbours():
+def test_the_plain_projection_shares_each_value_between_its_neighbours():
     atoms = torch.tensor([-1.0, 0.0, 1.0])
     # -1.5 is clipped to -1. 0.25: three quarters to 0, one to 1. 0.5: halves.
-    found = losses.project(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-1.5, 0.25, 0.5]), atoms)
+    found = oracles.project(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-1.5, 0.25, 0.5]), atoms)
     close(found, [0.2, 0.525, 0.275])
 
 
-def test_project_of_values_on_the_atoms_changes_nothing():
-    atoms = losses.support(101, 10.0)
-    probabilities = torch.softmax(torch.arange(101) / 30.0, 0)
-    assert_close(losses.project(probabilities, atoms, atoms), probabilities, rtol=0, atol=1e-6)
-
-
-def test_project_clips_to_both_ends():
-    found = losses.project(torch.tensor([0.1, 0.2, 0.3, 0.0, 0.4]), torch.tensor([-9.0, -2.0, 2.0, 5.0, 99.0]), ATOMS)
-    close(found, [0.3, 0.0, 0.0, 0.0, 0.7])
-
-
-def test_project_of_what_is_no_number_is_none():
-    found = losses.project(torch.full((5,), 0.2), torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0]), ATOMS)
-    assert found.isnan().any()
-
-
-def test_project_treats_every_row_alone():
-    probabilities = torch.tensor([[[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]]])
-    values = torch.tensor([[[0.5, 9, 9, 9, 9], [9, 9, 9, 9, -1.25]]])
-    close(losses.project(probabilities, values, ATOMS), [[[0, 0, 0.5, 0.5, 0], [0.25, 0.75, 0, 0, 0]]])
-
-
 @st.composite
-def distributions(draw):
+def moved_distributions(draw):
+    """Atoms and probabilities [2, atoms], with a reward, discount and entropy bonus [2] that move the atoms."""
     atoms = losses.support(draw(st.integers(2, 51)), draw(st.floats(0.5, 50.0)))
     size = atoms.numel()
-    weights = torch.tensor(draw(st.lists(st.floats(0, 1), min_size=size, max_size=size)))
-    weights[draw(st.integers(0, size - 1))] += 0.1
-    shares = torch.tensor(draw(st.lists(st.floats(-2.0, 2.0), min_size=size, max_size=size)))
-    return atoms, weights / weights.sum(), shares * atoms[-1]
+    weights = torch.tensor(draw(st.lists(st.floats(0, 1), min_size=2 * size, max_size=2 * size))).view(2, size)
+    weights[:, draw(st.integers(0, size - 1))] += 0.1
+    reward, bonus = (torch.tensor(draw(st.lists(st.floats(-9.0, 9.0), min_size=2, max_size=2))) for _ in range(2))
+    discount = torch.tensor(draw(st.lists(st.floats(0.0, 1.0), min_size=2, max_size=2)))
+    terminated = torch.tensor(draw(st.lists(st.booleans(), min_size=2, max_size=2)))
+    return atoms, weights / weights.sum(-1, keepdim=True), reward, terminated, discount, bonus
 
 
-@settings(max_examples=100, deadline=None)
-@given(distributions())
-def test_project_keeps_the_mass_and_puts_none_below_zero(drawn):
-    atoms, probabilities, values = drawn
-    found = losses.project(probabilities, values, atoms)
-    assert_close(found.sum(), torch.tensor(1.0), rtol=0, atol=1e-5)
+@settings(max_examples=200, deadline=None)
+@given(moved_distributions())
+def test_target_is_the_projection_of_the_moved_atoms(drawn):
+    atoms, probabilities, reward, terminated, discount, bonus = drawn
+    found = losses.soft_target(probabilities, reward, terminated, discount, bonus, atoms)
+    reached = (discount * ~terminated).unsqueeze(-1) * (atoms + bonus.unsqueeze(-1))
+    values = reward.unsqueeze(-1) + reached
     # Shares are differences of positions up to 50, in single precision.
+    assert_close(found, oracles.project(probabilities, values, atoms), rtol=0, atol=1e-4)
     assert found.min() >= -2e-5
+    assert_close(found.sum(-1), torch.ones(2), rtol=0, atol=1e-5)
+    mean, limit = (probabilities * values.clamp(atoms[0], atoms[-1])).sum(-1), float(atoms[-1])
+    assert_close((found * atoms).sum(-1), mean, rtol=0, atol=1e-5 * limit)
 
 
-@settings(max_examples=100, deadline=None)
-@given(distributions())
-def test_project_keeps_the_mean_of_values_inside_the_support(drawn):
-    atoms, probabilities, values = drawn
-    values = values.clamp(atoms[0], atoms[-1])
-    found = losses.project(probabilities, values, atoms)
-    mean, limit = (probabilities * values).sum(), float(atoms[-1])
-    assert_close((found * atoms).sum(), mean, rtol=0, atol=1e-5 * limit)
+def test_target_of_atoms_that_do_not_move_is_what_they_had():
+    atoms = losses.support(101, 10.0)
+    probabilities = torch.softmax(torch.arange(101) / 30.0, 0)
+    zero = torch.tensor(0.0)
+    found = losses.soft_target(probabilities, zero, torch.tensor(False), torch.tensor(1.0), zero, atoms)
+    assert_close(found, probabilities, rtol=0, atol=1e-6)
 
 
-# The critic's target
+def test_target_of_a_reward_that_is_not_a_number_is_none():
+    assert target(terminated=False, reward=math.nan).isnan().any()
 
 
 def target(terminated, reward=0.5, discount=0.5, bonus=0.5):
@@ -130,20 +116,20 @@ def test_each_task_and_row_has_its_own_reward_end_and_discount():
 def test_cross_entropy_of_worked_numbers():
     logits = torch.tensor([[0.0, math.log(3)], [5.0, 5.0]])
     # Probabilities 1/4 and 3/4: -(ln 1/4 + ln 3/4) / 2; then ln 2.
-    close(losses.cross_entropy(logits, torch.tensor([[0.5, 0.5], [1.0, 0.0]])), [0.8369882, 0.6931472])
+    close(oracles.cross_entropy(logits, torch.tensor([[0.5, 0.5], [1.0, 0.0]])), [0.8369882, 0.6931472])
 
 
 def test_cross_entropy_has_no_gradient_at_its_target():
     logits = torch.tensor([0.3, -1.0, 2.0], requires_grad=True)
-    losses.cross_entropy(logits, logits.detach().softmax(-1)).backward()
+    oracles.cross_entropy(logits, logits.detach().softmax(-1)).backward()
     close(logits.grad, [0.0, 0.0, 0.0])
-    losses.cross_entropy(logits, torch.tensor([0.0, 1.0, 0.0])).backward()
+    oracles.cross_entropy(logits, torch.tensor([0.0, 1.0, 0.0])).backward()
     assert logits.grad[1] < 0 < logits.grad[0]
 
 
 def test_expected_value_of_worked_numbers():
     logits = torch.tensor([[0.0, math.log(3)], [1.0, 1.0]])
-    close(losses.expected_value(logits, torch.tensor([-1.0, 3.0])), [2.0, 1.0])
+    close(oracles.expected_value(logits, torch.tensor([-1.0, 3.0])), [2.0, 1.0])
 
 
 # The policy's sample
@@ -207,7 +193,7 @@ def test_padded_dimension_is_zero_and_has_no_share_in_the_density():
 
 
 def test_temperature_loss_of_worked_numbers():
-    found = losses.temperature_loss(
+    found = oracles.temperature_loss(
         torch.tensor([0.0, math.log(2)]), torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([-1.0, -3.0])
     )
     # -1 (2 - 1) and -2 (0 - 3).
@@ -218,7 +204,7 @@ def test_temperature_loss_of_worked_numbers():
 def test_descent_raises_the_temperature_of_a_policy_whose_entropy_is_below_target(log_density, rises):
     log_temperature = torch.zeros(1, requires_grad=True)
     density = torch.full((1, 4), log_density, requires_grad=True)
-    losses.temperature_loss(log_temperature, density, torch.tensor([-1.0])).sum().backward()
+    oracles.temperature_loss(log_temperature, density, torch.tensor([-1.0])).sum().backward()
     assert (log_temperature.grad.item() < 0) is rises
     assert density.grad is None
 
@@ -249,15 +235,18 @@ def test_reward_scale_of_worked_numbers():
     close(found, [1.3, 1e-3, 0.5])
 
 
+def all_at(value, atoms):
+    """The target of an episode that terminated with this reward."""
+    reward, ended, zero = torch.tensor(value), torch.tensor(True), torch.tensor(0.0)
+    return losses.soft_target(torch.eye(1, atoms.numel())[0], reward, ended, zero, zero, atoms)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(2, 200), st.floats(0.1, 100.0), st.floats(-300.0, 300.0))
 def test_projected_probability_is_never_negative(atoms, limit, value):
-    support = losses.support(atoms, limit)
-    projected = losses.project(torch.eye(1, atoms)[0], torch.full((atoms,), value), support)
-    assert (projected >= 0).all()
+    assert (all_at(value, losses.support(atoms, limit)) >= 0).all()
     # This pair of limit and clipped value rounds above the last atom.
-    support = losses.support(101, 13.25)
-    assert (losses.project(torch.eye(1, 101)[0], torch.full((101,), 20.0), support) >= 0).all()
+    assert (all_at(20.0, losses.support(101, 13.25)) >= 0).all()
 
 
 # Gradients in closed form
@@ -282,8 +271,8 @@ def test_closed_gradients_are_those_of_autograd():
     logits = torch.randn(3, 4, 5, requires_grad=True)
     target = torch.softmax(torch.randn(3, 4, 5), -1)
     for plain, closed in (
-        (losses.cross_entropy(logits, target), losses.cross_entropy_gradient(logits.detach(), target)),
-        (losses.expected_value(logits, ATOMS), losses.expected_value_gradient(logits.detach(), ATOMS)),
+        (oracles.cross_entropy(logits, target), losses.cross_entropy_gradient(logits.detach(), target)),
+        (oracles.expected_value(logits, ATOMS), losses.expected_value_gradient(logits.detach(), ATOMS)),
     ):
         assert_close(closed[0], plain.detach())
         assert_close(closed[1], torch.autograd.grad(plain.sum(), logits)[0], rtol=1e-5, atol=1e-6)
@@ -292,7 +281,7 @@ def test_closed_gradients_are_those_of_autograd():
 def test_the_temperatures_gradient_is_that_of_its_loss():
     log_temperature = torch.tensor([0.1, -2.0], requires_grad=True)
     log_density, wanted = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([-1.0, -0.5])
-    loss = losses.temperature_loss(log_temperature, log_density, wanted).sum()
+    loss = oracles.temperature_loss(log_temperature, log_density, wanted).sum()
     found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), wanted)
     assert_close(found, torch.autograd.grad(loss, log_temperature)[0])
 
@@ -324,25 +313,5 @@ def test_stretching_logits_divides_the_mean(ratio):
     middle = torch.tensor([[-5.0], [0.0], [3.0], [5.0]])
     logits = -((atoms - middle) ** 2) / 0.5
     ratios = torch.tensor([ratio, 1.0, ratio, ratio])
-    found = losses.expected_value(losses.stretch_logits(logits, ratios, atoms), atoms)
+    found = oracles.expected_value(losses.stretch_logits(logits, ratios, atoms), atoms)
     torch.testing.assert_close(found, middle[:, 0] / ratios, atol=0.02, rtol=0)
-
-
-def test_gradients_lose_what_opposes_another_task():
-    # (1, 0) and (-1, 1) oppose each other: (1, 0) - (-1/2) (-1, 1) and (-1, 1) - (-1) (1, 0).
-    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
-    torch.testing.assert_close(found, torch.tensor([0.5, 1.5]))
-    # None of these does.
-    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]]))
-    torch.testing.assert_close(found, torch.tensor([2.0, 3.0]))
-    # The third meets the first, then what is left of it the second: (-2, -1) -> (0, -1) -> (0, 0).
-    found = losses.without_conflicts(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-2.0, -1.0]]))
-    first = torch.tensor([1.0, 0.0]) + 2 / 5 * torch.tensor([-2.0, -1.0])
-    second = torch.tensor([0.0, 1.0]) + 1 / 5 * torch.tensor([-2.0, -1.0])
-    second = second + 2 / 5 * torch.tensor([1.0, 0.0])
-    torch.testing.assert_close(found, first + second)
-
-
-def test_a_task_without_a_gradient_changes_nothing():
-    found = losses.without_conflicts(torch.tensor([[0.0, 0.0], [-1.0, 1.0]]))
-    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0]))

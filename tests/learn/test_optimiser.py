@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from mtray.config.settings import LearnerConfig, NetworkConfig
-from mtray.learn import losses
-from mtray.learn.optimiser import AdamW, Part
-from mtray.policy.critic import MultiTaskCritic
-from tests.makers import make_spec
+from mtray.learn.optimiser import AdamW
 
 SHAPES = (3, 4), (5,)
 
@@ -47,32 +43,3 @@ def test_steps_found_infinite_leave_everything_as_it_is():
     optimiser.step([torch.full((3,), float("inf"))])
     after = [tensor, *optimiser.state_dict()["means"], optimiser.state_dict()["steps"]]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
-
-
-@pytest.mark.parametrize("critics", [1, 2])
-def test_gradient_surgery_frees_what_is_shared_and_leaves_each_tasks_own(critics):
-    torch.manual_seed(0)
-    specs = [make_spec(name, 3, 2) for name in ("a", "b", "c")]
-    critic = MultiTaskCritic(specs, NetworkConfig(critic_width=16, critics=critics, embedding_size=4), 5)
-    part = Part(critic.shared_parameters(), critic.heads, LearnerConfig(gradient_surgery="pcgrad"))
-    observation, action = torch.randn(3, 8, 3), torch.randn(3, 8, 2)
-
-    def forward():
-        return critic(observation, action), observation.sum(-1) * critic.embedding.sum(-1, keepdim=True)
-
-    outputs = forward()
-    gradients = [torch.randn_like(output) for output in outputs]
-    norm = part.differentiate(outputs, gradients)
-    shared = []
-    for task in range(3):
-        loss = (forward()[0][:, task] * gradients[0][:, task]).sum() + (forward()[1][task] * gradients[1][task]).sum()
-        alone = torch.autograd.grad(loss, critic.shared_parameters(), materialize_grads=True)
-        shared.append(torch.cat([piece.reshape(-1) for piece in alone]))
-    expected = losses.without_conflicts(torch.stack(shared))
-    assert not torch.allclose(expected, torch.stack(shared).sum(0), rtol=1e-2)
-    torch.testing.assert_close(part.gradients[0], expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norm, expected.norm())
-    total = sum((output * gradient).sum() for output, gradient in zip(forward(), gradients, strict=True))
-    own = torch.autograd.grad(total, list(critic.heads.parameters()))
-    for found, wanted in zip(part.gradients[1:], own, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

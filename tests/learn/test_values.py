@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mtray.learn import losses
 from mtray.learn.values import Categorical, Scalar
+from tests import oracles
 
 ATOMS = torch.tensor([-2.0, 0.0, 2.0])
 KINDS = pytest.mark.parametrize("kind", [Categorical(ATOMS), Scalar()], ids=["categorical", "scalar"])
@@ -50,14 +50,14 @@ def test_gradients_are_those_of_autograd(kind):
     target = outputs_of(kind, 3, 4, seed=1)
     if isinstance(kind, Categorical):
         target = target.softmax(-1)
-        expected = losses.cross_entropy(outputs, target)
+        expected = oracles.cross_entropy(outputs, target)
     else:
         expected = (outputs - target)[..., 0] ** 2 / 2
     loss, gradient = kind.loss(outputs.detach(), target)
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), outputs)[0])
     value, gradient = kind.value(outputs.detach())
-    expected = losses.expected_value(outputs, ATOMS) if isinstance(kind, Categorical) else outputs[..., 0]
+    expected = oracles.expected_value(outputs, ATOMS) if isinstance(kind, Categorical) else outputs[..., 0]
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), outputs)[0])
 

@@ -17,7 +17,7 @@ from torchrl.data import ReplayBuffer as TorchReplayBuffer
 from mtray.config.settings import ReplayConfig
 from mtray.data.batch import unpack_batches
 from mtray.data.messages import Push
-from mtray.data.rows import TRANSITION, holds_transition, row_flags, sampled_shape
+from mtray.data.rows import TRANSITION, row_flags, sampled_shape
 from mtray.data.schema import by_task
 from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
@@ -520,9 +520,6 @@ def test_returns_of_several_steps_end_with_the_episode_and_the_rollout(steps, en
     assert batch.flag(ended)[0].tolist() == batch.flag("done")[0].tolist() == ends
     one = unpack_batches(replay.sample_rows(64, 1, ("left",)).rows, SPECS)[0]
     assert one.steps.unique().tolist() == [1]
-    found = replay.pushes_of("left", batch.rows("left", spec))
-    assert set(found) == {"local"}
-    assert max(found["local"]) == 4
 
 
 def test_rows_are_drawn_into_arrays_that_are_given():
@@ -563,27 +560,6 @@ def test_ages_count_the_rows_written_since(pushes):
         size = BY_NAME[task].row_size
         ages = [len(held) - 1 - held.index(row.tobytes()) for row in drawn.reshape(-1, drawn.shape[-1])[:, :size]]
         assert sampled.ages[task] == pytest.approx(np.mean(ages))
-
-
-def test_rows_are_traced_to_the_pushes_they_came_with():
-    lasts = [pack_data(rollout_of("right", seed=number), BY_NAME["right"], WIDTH) for number in range(8)]
-    replay = make_replay(capacity=sum(map(len, lasts[4:])))
-    lasts = [rows[holds_transition(rows)] for rows in lasts]
-    for number in range(8):
-        source = "even" if number % 2 == 0 else "odd"
-        replay.insert(push_of(number, source, right=rollout_of("right", seed=number)))
-    assert replay.pushes_of("right", np.concatenate([lasts[7][3:5], lasts[4][:1], lasts[5][7:8]])) == {
-        "even": [4],
-        "odd": [5, 7],
-    }
-    assert replay.pushes_of("right", lasts[3]) == {}, "overwritten"
-    for batch in unpack_batches(replay.sample_rows(5, 20, ("right",)).rows, SPECS):
-        drawn = {row.tobytes() for row in batch.rows("right", BY_NAME["right"])}
-        wanted = {number for number in range(8) if drawn & {row.tobytes() for row in lasts[number]}}
-        found = replay.pushes_of("right", batch.rows("right", BY_NAME["right"]))
-        assert {number for numbers in found.values() for number in numbers} == wanted
-    loaded = saved_and_loaded(replay, len(replay.rows("right")))
-    assert loaded.pushes_of("right", lasts[7]) == {}, "of an earlier run"
 
 
 def test_sampling_a_task_without_data_is_an_error_that_names_it():
