@@ -84,7 +84,8 @@ def measure(
     # From version 1 on the network acts; before that, random actions cost less to choose.
     snapshot = weights.snapshot(policy, version=1)
     shares = make_shares(config, built)
-    with ray_session(config) as cpus:
+    with ray_session(config) as session:
+        cpus = session.cpus_per_actor
         replay = ray.remote(Replay).options(num_cpus=cpus).remote(specs, config)
         kind = ray.remote(Collector).options(num_cpus=cpus)
         seeds = [range(worker * 100, worker * 100 + len(built) + 1) for worker in range(workers)]

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from mtray.errors import RunError as RunError
     from mtray.errors import SchemaError as SchemaError
     from mtray.errors import UsageError as UsageError
+    from mtray.rundir.checkpoint import read_config as read_config
+    from mtray.rundir.evaluation import evaluate_run as evaluate_run
     from mtray.rundir.policies import load_policy as load_policy
     from mtray.tasks.env import make_task_env as make_task_env
     from mtray.tasks.parallel import MultiTaskEnv as MultiTaskEnv
     from mtray.tasks.registry import register_task as register_task
     from mtray.tasks.registry import task_names as task_names
     from mtray.tasks.registry import task_sets as task_sets
+
+__version__: str
 
 # Name to module: each is imported when it is asked for, so that `import mtray` costs nothing.
 _PUBLIC = {
@@ -32,8 +36,10 @@ _PUBLIC = {
     "RunError": "errors",
     "SchemaError": "errors",
     "UsageError": "errors",
+    "evaluate_run": "rundir.evaluation",
     "load_policy": "rundir.policies",
     "make_task_env": "tasks.env",
+    "read_config": "rundir.checkpoint",
     "register_task": "tasks.registry",
     "task_names": "tasks.registry",
     "task_sets": "tasks.registry",
@@ -44,6 +50,8 @@ __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("mtray")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'mtray' has no attribute {name!r}")
     return getattr(importlib.import_module(f"mtray.{_PUBLIC[name]}"), name)

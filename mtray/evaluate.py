@@ -5,7 +5,6 @@ Each task's episodes are stepped side by side in one process, in plain single-ta
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,15 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
-from mtray.collect.evaluation import evaluate, summarise
 from mtray.errors import UsageError
 from mtray.program import run_program
-from mtray.rundir import checkpoint
-from mtray.rundir.policies import load_policy
-from mtray.tasks.registry import resolve
+from mtray.rundir.files import to_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,49 +35,46 @@ class Options:
     """File to write the returns to."""
 
 
-def run(options: Options) -> dict[str, Any]:
-    """Evaluate, print a line per task, write the file if asked; gives what the file holds.
+def run(options: Options) -> None:
+    """Evaluate, print a line per task, write the file if asked."""
+    import torch
 
-    Raises:
-        UsageError: no checkpoint, a task the run did not learn, or a file that can't be written.
-    """
-    if options.episodes < 1:
-        raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
-    policy = load_policy(options.run_dir)
-    config = checkpoint.read_config(_root(options.run_dir))
-    learned = {task.name: task for task in resolve(config.tasks, config.engine, config.collector.action_repeat)}
-    wanted = [task.name for task in resolve(options.tasks, config.engine)] if options.tasks else list(learned)
-    for name in wanted:
-        if name not in policy.names:
-            raise UsageError(f"task {name!r} was not learned in {options.run_dir}: it has {', '.join(policy.names)}")
-    results = {}
-    width = max(map(len, wanted))
-    for name in wanted:
-        results[name] = summarise(evaluate(policy, learned[name], options.episodes, seed=options.seed))
-        figures = results[name]
+    from mtray.rundir.evaluation import evaluate_run
+
+    torch.set_num_threads(1)
+    if options.json is not None:
+        _check_writable(options.json)
+
+    def show(task: str, figures: dict[str, Any]) -> None:
         mean, deviation = figures["return_mean"], figures["return_std"]
-        print(f"{name:{width}}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
+        print(f"{task:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
+
+    results = evaluate_run(
+        options.run_dir, episodes=options.episodes, tasks=options.tasks, seed=options.seed, on_task=show
+    )
     if options.json is not None:
         try:
-            options.json.write_text(json.dumps(results, indent=1))
+            options.json.write_text(to_json(results, indent=1))
         except OSError as error:
             raise UsageError(f"--json {options.json} can't be written: {error.strerror}") from error
-    return results
 
 
-def _root(path: Path) -> Path:
-    return path if (path / "config.json").is_file() else path.resolve().parent.parent
+def _check_writable(path: Path) -> None:
+    """Raise before the episodes are run, not after."""
+    there = path.exists()
+    try:
+        path.open("a").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"--json {path} can't be written: {error.strerror}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; gives the exit code."""
+    """Run the command; return its exit code."""
+    # Nothing is drawn; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    torch.set_num_threads(1)
-
-    def program() -> None:
-        run(tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments)))
-
-    return run_program(program)
+    return run_program(lambda: run(tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))))
 
 
 if __name__ == "__main__":

@@ -1,54 +1,37 @@
-"""Train one policy on many tasks: ``python -m mtray.launch --workers 8``.
-
-Reads the command line, checks everything that can be checked before a process is started, starts a Ray of the run's
-own (or joins a cluster), runs the supervisor, and leaves a run directory behind.
-"""
+"""Train one policy on many tasks: ``python -m mtray.launch --workers 8``."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import operator
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mtray.cluster.train import train
+from mtray.config.command_line import whole_numbers
 from mtray.config.settings import Config
-from mtray.errors import UsageError
 from mtray.program import run_program
-from mtray.rundir import checkpoint
-
-# Settings that a resumed run may not change: what was saved would not fit or not mean the same.
-_FIXED = ("tasks", "engine", "collector.action_repeat", "network", "learner.algorithm", "seed")
+from mtray.rundir.checkpoint import read_config
+from mtray.rundir.sinks import say
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """The config of a command line; with ``--resume``, what the saved run had and the line does not say.
+    """Return the config of a command line; with ``--resume``, settings that it leaves out are those of the saved run.
 
     Raises:
-        UsageError: a setting that can't work, or one that a resumed run may not change.
+        UsageError: a setting that can't work, or no run to resume.
     """
     import tyro
 
     default = Config()
     folder = _resume_folder(arguments)
     if folder is not None:
-        default = dataclasses.replace(checkpoint.read_config(folder), resume=folder, run_dir=folder)
-    config = tyro.cli(Config, args=list(arguments), prog="python -m mtray.launch", default=default)
-    if folder is not None:
-        for name in _FIXED:
-            given, saved = operator.attrgetter(name)(config), operator.attrgetter(name)(default)
-            if given != saved:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {given} differs from the {saved} that {folder} was "
-                    "made with: a resumed run keeps its tasks, network, algorithm and seed; start a new one to change "
-                    "them"
-                )
-        if config.run_dir != folder:
-            raise UsageError(f"--run-dir {config.run_dir}: a resumed run goes on in its own folder, {folder}")
-    return config
+        default = dataclasses.replace(read_config(folder), resume=folder, run_dir=None)
+    return tyro.cli(
+        Config, args=list(arguments), prog="python -m mtray.launch", default=default, registry=whole_numbers()
+    )
 
 
 def _resume_folder(arguments: Sequence[str]) -> Path | None:
@@ -61,7 +44,7 @@ def _resume_folder(arguments: Sequence[str]) -> Path | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; gives the exit code."""
+    """Run the command; return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Nothing is drawn; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -70,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def program() -> None:
         summary = train(parse(sys.argv[1:] if arguments is None else arguments))
-        sys.stderr.write(
+        say(
             f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
             f"in {summary['wall_seconds']:.0f} s\n"
         )

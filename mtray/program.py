@@ -1,24 +1,75 @@
-"""What every command-line program does: exit codes, one line for wrong input."""
+"""What every command-line program does: exit codes, and one line for every error."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 
 from mtray.errors import MtrayError, UsageError
+from mtray.rundir.sinks import say
 
 
 def run_program(program: Callable[[], None]) -> int:
-    """Run a command-line program: 0 done, 2 wrong input with one line on stderr, 1 anything else."""
+    """Run a command-line program and return its exit code.
+
+    0 is done, 2 is wrong input, 1 is anything else. Errors are one line on stderr; the traceback of an unexpected one
+    goes to a file that the line names. What a terminal's encoding lacks is shown as ``?``.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    try:
+        code = _run(program)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has seen enough, as `head` does.
+        _drop_output()
+        return 0
+    except OSError as error:
+        _drop_output()
+        return _fail(f"output can't be written: {error.strerror}", 1)
+    return code
+
+
+def _drop_output() -> None:
+    """Send what is still buffered nowhere: it would fail again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(program: Callable[[], None]) -> int:
     try:
         program()
     except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _fail(error, 2)
     except MtrayError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
+        return _fail(error, 1)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 1
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error}{_keep_traceback(error)}", 1)
     return 0
+
+
+def _keep_traceback(error: Exception) -> str:
+    with contextlib.suppress(OSError):
+        with tempfile.NamedTemporaryFile("w", prefix="mtray-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+        return f"; the traceback is in {file.name}"
+    return ""
+
+
+def _fail(error: object, code: int) -> int:
+    say(f"error: {one_line(error)}\n")
+    return code
+
+
+def one_line(text: object) -> str:
+    """Return text on one line, without control characters."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(str(text).split()))

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ PUBLIC = [
     "RunError",
     "SchemaError",
     "UsageError",
+    "evaluate_run",
     "load_policy",
     "make_task_env",
+    "read_config",
     "register_task",
     "task_names",
     "task_sets",
@@ -41,6 +44,13 @@ def test_every_public_name_is_there_and_defined_by_mtray():
     values = fresh("import mtray\nfor n in mtray.__all__:\n    v = getattr(mtray, n); print(v.__module__, v.__name__)")
     assert values[1::2] == PUBLIC
     assert all(module.startswith("mtray.") for module in values[::2])
+
+
+def test_version_is_that_of_the_installed_package():
+    [version] = fresh("import mtray; print(mtray.__version__)")
+    assert version == metadata.version("mtray")
+    done = subprocess.run([sys.executable, "-m", "mtray", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"mtray {version}\n"
 
 
 def test_unknown_name_is_an_attribute_error_that_names_it():

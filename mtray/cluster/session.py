@@ -1,29 +1,47 @@
-"""Ray for one run: started here or joined."""
+"""Ray for one run: the one that is up in this process, a new one of the run's own, or a cluster that is joined."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
+import secrets
 import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mtray.config.settings import Config
-from mtray.errors import UsageError
+from mtray.errors import RunError, UsageError
+from mtray.tasks.processes import usable_cores
 
 _CONNECT_SECONDS = 5.0
+_HEALTH_SECONDS = 10.0
+# Ray makes sockets at <folder>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107 bytes.
+_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
-# RFC 9113, sections 3.4 and 6.5: the client's preface and an empty SETTINGS frame; the fourth byte is a frame's type.
-_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+@dataclass(frozen=True)
+class Session:
+    """What a run may use of Ray.
 
+    Attributes:
+        cpus_per_actor: logical CPUs that each actor may ask for, so that all can be placed.
+        cores: cores that actors can keep busy.
+    """
 
-_HTTP2_SETTINGS = 4
+    cpus_per_actor: float
+    cores: int
 
 
 def check_address(address: str) -> None:
-    """Raise if no Ray can be reached there.
+    """Raise if no Ray head answers there within seconds; Ray itself would try for minutes.
 
     Raises:
         UsageError: names the address.
@@ -34,25 +52,39 @@ def check_address(address: str) -> None:
         return
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS) as connection:
-            # Ray itself would try for minutes: a head speaks gRPC, so it answers HTTP/2's greeting with its settings.
-            connection.sendall(_HTTP2_GREETING)
-            answer = connection.recv(9, socket.MSG_WAITALL)
-            if len(answer) < 9 or answer[3] != _HTTP2_SETTINGS:
-                raise OSError("what listens there is no Ray head")
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--address {address} can't be reached ({error}): give host:port of a running Ray head, 'auto', or "
-            "leave it out to start one here"
-        ) from error
+        # A port that nobody listens on is refused at once.
+        socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS).close()
+        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        # Not in this folder, where a user's files might have the names of modules.
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=_HEALTH_SECONDS, cwd=tempfile.gettempdir()
+        )
+    except subprocess.TimeoutExpired as error:
+        raise _unreachable(address, f"no Ray head has answered within {_HEALTH_SECONDS:g} seconds") from error
+    except subprocess.CalledProcessError as error:
+        raise _unreachable(address, _last_line(error.stderr)) from error
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> UsageError:
+    return UsageError(
+        f"--address {address} can't be reached ({reason}): give host:port of a running Ray head, 'auto', or leave it "
+        "out to start one here"
+    )
+
+
+def _last_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else "no reason was given"
 
 
 def cpus_per_actor(nodes: Sequence[float], actors: int) -> float:
-    """The most logical CPUs that each of so many actors can ask for and all still find a place on these nodes.
+    """Return the most logical CPUs that each of ``actors`` can ask for while all still fit on the nodes.
 
     Args:
         nodes: CPUs of each node.
-        actors: how many.
+        actors: number of actors.
     """
     thousandths = 1000
     # What is left over on one node can't be put together with another's, so dividing the sum is not enough.
@@ -62,29 +94,145 @@ def cpus_per_actor(nodes: Sequence[float], actors: int) -> float:
 
 
 @contextlib.contextmanager
-def ray_session(config: Config) -> Iterator[float]:
-    """Ray, started here or joined; gives the logical CPUs an actor may ask for, so that all can be placed.
+def ray_session(config: Config) -> Iterator[Session]:
+    """Use a Ray for a run; one that was up in this process before is left up.
 
     Raises:
-        UsageError: the cluster can't be reached.
+        UsageError: the cluster can't be reached, or this process has joined another.
+        RunError: Ray does not start.
     """
     import ray
 
-    actors = config.workers + 2
+    was_up = ray.is_initialized()
+    if was_up:
+        _check_joined(config.address)
+    elif config.address in (None, "local"):
+        _start(config.workers + 2)
+    else:
+        _join(str(config.address))
+    try:
+        yield _session(config, was_up=was_up)
+    finally:
+        if not was_up:
+            ray.shutdown()
+
+
+def _session(config: Config, *, was_up: bool) -> Session:
+    import ray
+
+    actors, given = config.workers + 2, config.run.cpus_per_actor
+    if not was_up and config.address in (None, "local"):
+        # Ray's CPUs are logical: a Ray of the run's own has as many as actors, whatever the machine has.
+        return Session(1.0 if given is None else given, usable_cores())
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    cores = max(1, int(sum(nodes)))
+    if was_up:
+        # What the caller's own tasks hold, this one perhaps among them, is not there for actors.
+        per_node = ray._private.state.available_resources_per_node()
+        nodes = [resources.get("CPU", 0.0) for resources in per_node.values()]
+    share = cpus_per_actor(nodes, actors)
+    fits = sum(int(cpus / share) for cpus in nodes) >= actors
+    return Session((share if fits else 0.0) if given is None else given, cores)
+
+
+def _check_joined(address: str | None) -> None:
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", "local", here):
+        raise UsageError(
+            f"--address {address}: this process has joined the Ray at {here} already; leave the address out to run "
+            "there, or call ray.shutdown() first"
+        )
+
+
+def _start(actors: int) -> None:
+    import ray
+
+    with _environment_for_ray(), _groups_of_their_own():
+        try:
+            # Ray's CPUs are logical: as many as actors, so that none waits for ever.
+            ray.init(address="local", num_cpus=actors, include_dashboard=False, **_QUIET)
+        except Exception as error:
+            ray.shutdown()
+            raise RunError(f"Ray could not be started here: {_last_line(error)}") from error
+
+
+def _join(address: str) -> None:
+    import ray
+
+    check_address(address)
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        ray.shutdown()
+        raise UsageError(f"--address {address}: no Ray answers there ({_last_line(error)})") from error
+
+
+@contextlib.contextmanager
+def _environment_for_ray() -> Iterator[None]:
+    """Set what the processes of a Ray of the run's own inherit; `process_restored` takes it back."""
     # Ray's own 15 lets any other program of the machine outrun a run.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if config.address is None:
-        # Ray's CPUs are logical: a Ray of the run's own has as many as actors, so that none waits for ever.
-        ray.init(address="local", num_cpus=actors, include_dashboard=False, **quiet)
-    else:
-        check_address(config.address)
-        try:
-            ray.init(address=config.address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"--address {config.address}: no Ray answers there ({error})") from error
+    folder = _temporary_folder()
+    if folder is not None:
+        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = folder
+    if not _can_keep_token():
+        # Ray would write a token into the home folder.
+        os.environ["RAY_AUTH_TOKEN"] = _token()
+    yield
+
+
+def _temporary_folder() -> str | None:
+    """Return another folder for Ray's sockets where the usual one has too long a name or can't be written."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    for folder in (usual, "/tmp", "/dev/shm"):
+        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_writable(Path(folder)):
+            return None if folder == usual else folder
+    raise UsageError(
+        f"Ray can't keep its sockets in {usual}: set RAY_TMPDIR to a folder that can be written, with a path of at "
+        f"most {_LONGEST_FOLDER} bytes"
+    )
+
+
+def _can_keep_token() -> bool:
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return True
     try:
-        nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-        yield config.run.cpus_per_actor if config.run.cpus_per_actor is not None else cpus_per_actor(nodes, actors)
+        folder = Path.home() / ".ray"
+        return (folder / "auth_token").is_file() or _is_writable(folder)
+    except (OSError, RuntimeError):
+        # RuntimeError: this user has no home.
+        return False
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@functools.cache
+def _token() -> str:
+    # The same for every run of this process, since Ray reads it once.
+    return secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Start Ray's processes in process groups of their own.
+
+    A signal to this process's group, as `timeout` or a closed terminal sends it, would end them before a checkpoint is
+    saved.
+    """
+    from ray._private import services
+
+    popen = services.ConsolePopen
+    setattr(services, "ConsolePopen", functools.partial(popen, process_group=0))  # noqa: B010
+    try:
+        yield
     finally:
-        ray.shutdown()
+        setattr(services, "ConsolePopen", popen)  # noqa: B010

@@ -35,29 +35,38 @@ _FIRST_SECONDS = 0.25
 _FEWEST_STEPS = 20
 
 
-def choose_host(tasks: Sequence[Task], collectors: int, cores: int) -> Literal["parallel", "inline"]:
-    """The host that puts more of the cores to work.
+def choose_host(tasks: Sequence[Task], collectors: int, cores: int, tasks_each: int) -> Literal["parallel", "inline"]:
+    """Return the host that puts more of the cores to work.
 
     A process per task and collector reaches cores that collectors alone would leave idle, and costs about a fifth of
     each for handing over (measured: benchmarks/collect.py). Simulators with threads of their own need no processes.
+    Many tasks are spread over collectors that step them inline, and there are never more than two processes a core.
+
+    Args:
+        tasks: the run's.
+        collectors: their number.
+        cores: that they can keep busy.
+        tasks_each: tasks above which several collectors share the tasks out.
     """
-    processes = min(cores, collectors * len(tasks))
-    threaded = any(task.has_threads for task in tasks)
-    return "parallel" if not threaded and 0.8 * processes > min(cores, collectors) else "inline"
+    simulators = collectors * len(tasks)
+    is_spread = collectors > 1 and len(tasks) > tasks_each
+    if is_spread or simulators > 2 * cores or any(task.has_threads for task in tasks):
+        return "inline"
+    return "parallel" if 0.8 * min(cores, simulators) > min(cores, collectors) else "inline"
 
 
 def everywhere(tasks: Sequence[str], copies: int, collectors: int) -> list[Share]:
-    """Every collector steps so many copies of every task."""
+    """Return shares in which every collector steps ``copies`` of every task."""
     return [dict.fromkeys(tasks, copies) for _ in range(collectors)]
 
 
 def spread(costs: Mapping[str, float], copies: int, collectors: int) -> list[Share]:
-    """Shares of equal cost: so many copies of each task in all, and at least one copy for each collector.
+    """Return shares of equal cost, which hold ``copies`` of each task in all and at least one copy for each collector.
 
     Args:
         costs: task to seconds per step of one copy.
         copies: of each task, over all collectors.
-        collectors: how many shares; no more than there are copies.
+        collectors: number of shares, at most that of all copies.
     """
     line = [task for task in costs for _ in range(copies)]
     total = copies * sum(costs.values())
@@ -75,7 +84,7 @@ def spread(costs: Mapping[str, float], copies: int, collectors: int) -> list[Sha
 
 
 def step_seconds(task: Task, seconds: float = 0.01) -> float:
-    """Seconds of this process's CPU that one agent step of one copy takes, measured for about so long."""
+    """Measure the CPU seconds of this process for one agent step of one copy, for about ``seconds``."""
     sim = task.make_sim(_MEASURED_COPIES)
     try:
         out = StepArrays.empty(sim.num_envs, sim.spec)

@@ -6,13 +6,13 @@ here but what follows from the fields; validation names the value, the limit and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from mtray.config.checks import is_positive, is_positive_integer, require
+from mtray.config.types import convert_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,8 @@ class CollectorConfig:
     """Times that one collector that died is replaced before the run ends with its error."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Convert and validate."""
+        convert_fields(self)
         require(self.action_repeat >= 1, f"--collector.action-repeat {self.action_repeat}: at least 1 is needed")
         require(self.tasks_each >= 1, f"--collector.tasks-each {self.tasks_each}: at least 1 is needed")
         require(self.rollout_steps >= 1, f"--collector.rollout-steps {self.rollout_steps}: at least 1 is needed")
@@ -67,7 +68,8 @@ class ReplayConfig:
     """Write the rings into checkpoints, so that a resumed run continues with its data."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Convert and validate."""
+        convert_fields(self)
         require(self.capacity_rows >= 2, f"--replay.capacity-rows {self.capacity_rows}: at least 2 are needed")
 
 
@@ -99,7 +101,8 @@ class NetworkConfig:
     """Feed each head its task's own observation beside the backbone's output, as the TorchRL tutorial does."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Convert and validate."""
+        convert_fields(self)
         for name in ("actor_width", "critic_width", "critics"):
             require(getattr(self, name) >= 1, f"--network.{name.replace('_', '-')} must be at least 1")
         for name in ("actor_blocks", "critic_blocks", "embedding_size", "adapter_size", "head_layers"):
@@ -173,7 +176,8 @@ class LearnerConfig:
     """Backend of torch.compile for networks and losses, for example inductor. On the CPU that halves the speed."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Convert and validate."""
+        convert_fields(self)
         for name in ("batch_rows", "threads"):
             count = getattr(self, name)
             require(count is None or count >= 1, f"--learner.{name.replace('_', '-')} {count}: at least 1 is needed")
@@ -192,7 +196,6 @@ class LearnerConfig:
         require(self.headroom >= 1, f"--learner.headroom {self.headroom}: at least 1 is needed")
         for name in ("updates_per_step", "warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"--learner.{name.replace('_', '-')} can't be negative")
-        require(math.isfinite(self.updates_per_step), "--learner.updates-per-step must be finite")
         require(self.atoms >= 1, f"--learner.atoms {self.atoms}: at least 1 is needed, for a scalar critic")
         for name in ("polyak", "actor_polyak"):
             share = getattr(self, name)
@@ -288,7 +291,8 @@ class RunConfig:
     """Time within which an actor's call must end; one that does not ends the run with the actor's name."""
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Convert and validate."""
+        convert_fields(self)
         require(self.cpus_per_actor is None or self.cpus_per_actor >= 0, "--run.cpus-per-actor can't be negative")
         for name in ("log_seconds", "start_timeout_seconds", "call_timeout_seconds"):
             require(getattr(self, name) > 0, f"--run.{name.replace('_', '-')} must be above 0")
@@ -335,7 +339,8 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        """Validate."""
+        """Convert and validate."""
+        convert_fields(self)
         require(bool(self.tasks), "--tasks: name at least one task, for example --tasks humanoid")
         require(self.workers >= 1, f"--workers {self.workers}: at least 1 collector is needed")
         require(

@@ -8,37 +8,38 @@ torch is imported by what needs it: the driver writes bytes that actors made, an
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import itertools
 import json
-import os
 import pickle
 import shutil
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mtray.config import plain as config_module
 from mtray.config.settings import Config
-from mtray.data.specs import FloatArray
+from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
-
+from mtray.rundir.files import file_name, replace_file, sync, sync_folder
 
 # What reading a damaged file of JSON, numpy or torch raises.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
-META, POLICY, LEARNER, REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.json"
+META, POLICY, LEARNER, REPLAY, LATEST = "meta.json", "policy.pt", "learner.pt", "replay.json", "latest"
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
 FORMAT = 2
+
+_CHUNK_BYTES = 2**24
 
 
 @dataclass
@@ -79,34 +80,28 @@ def from_bytes(data: bytes) -> Any:
 
 
 def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint, make it the latest, drop all but the newest ``keep``."""
+    """Write a checkpoint, make it the latest, drop all but the newest ``keep``.
+
+    Raises:
+        OSError: it can't be written; what was saved before it is whole, and nothing partial is left.
+    """
     folder = run_dir / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
+    # Not its parents: a run directory that was deleted is not made again.
+    folder.mkdir(exist_ok=True)
     # A name is never used twice: the folder that `latest` names stands until another is whole and named.
     name = f"{checkpoint.frames:012d}"
     suffixes = itertools.chain([""], (f".{count}" for count in itertools.count(1)))
     final = next(path for suffix in suffixes if not (path := folder / (name + suffix)).exists())
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _write_file(partial / POLICY, checkpoint.policy)
-    _write_file(partial / LEARNER, checkpoint.learner)
-    if checkpoint.replay is not None:
-        _write_file(partial / REPLAY, json.dumps(checkpoint.replay).encode())
-        for task, rows in checkpoint.rows.items():
-            with (partial / f"rows_{task}.npy").open("wb") as file:
-                np.save(file, rows)
-                _flush(file.fileno())
-    meta = {
-        **checkpoint.meta,
-        "format": FORMAT,
-        "frames": checkpoint.frames,
-        "has_replay": checkpoint.replay is not None,
-    }
-    _write_file(partial / META, json.dumps(meta, indent=1).encode())
-    partial.rename(final)
-    _flush_folder(folder)
-    replace_file(folder / "latest", final.name)
+    try:
+        _write_files(partial, checkpoint)
+        partial.rename(final)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(folder)
+    replace_file(folder / LATEST, final.name)
     others = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit() and path != final]
     # By when they were written: one that was never named may have a higher number.
     for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[keep - 1 :]:
@@ -114,66 +109,178 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     return final
 
 
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir()
+    checksums = {}
+    for name, content in _files(checkpoint):
+        with (folder / name).open("wb") as file:
+            summed = _Summed(file)
+            content(summed)
+            file.flush()
+            sync(file.fileno())
+        checksums[name] = summed.checksum
+    meta = {
+        **checkpoint.meta,
+        "format": FORMAT,
+        "frames": checkpoint.frames,
+        "has_replay": checkpoint.replay is not None,
+        "crc32": checksums,
+    }
+    with (folder / META).open("wb") as file:
+        file.write(json.dumps(meta, indent=1).encode())
         file.flush()
-        _flush(file.fileno())
+        sync(file.fileno())
+    sync_folder(folder)
 
 
-def _flush(descriptor: int) -> None:
-    os.fsync(descriptor)
+def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """Each file's name, and what writes it into an open one."""
+    yield POLICY, lambda file: file.write(checkpoint.policy)
+    yield LEARNER, lambda file: file.write(checkpoint.learner)
+    if checkpoint.replay is not None:
+        yield REPLAY, lambda file: file.write(json.dumps(checkpoint.replay).encode())
+        for task, rows in checkpoint.rows.items():
+            yield rows_file(task), functools.partial(_save_rows, rows=rows)
 
 
-def _flush_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _flush(descriptor)
-    finally:
-        os.close(descriptor)
+def _save_rows(file: Any, rows: FloatArray) -> None:
+    np.lib.format.write_array(file, rows, allow_pickle=False)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a small file so that a reader finds the old one or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
-    _write_file(partial, text.encode())
-    partial.replace(path)
-    _flush_folder(path.parent)
+class _Summed:
+    """An open file that sums up what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.checksum = 0
+
+    def write(self, data: Any) -> int:
+        self.checksum = zlib.crc32(data, self.checksum)
+        return self._file.write(data)
+
+
+def rows_file(task: str) -> str:
+    """Return the name of the file with a task's rows, whatever the task's name."""
+    return f"rows_{file_name(task)}.npy"
+
+
+def remove_partial(run_dir: Path) -> None:
+    """Remove what killed writers left half written; only the run directory's owner may."""
+    for path in (run_dir / "checkpoints").glob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for path in run_dir.glob(".*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def latest(run_dir: Path) -> Path:
-    """The newest whole checkpoint of a run.
+    """Return the newest whole checkpoint of a run.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the file that names it is damaged.
     """
     folder = run_dir / "checkpoints"
+    named = folder / LATEST
     try:
-        path = folder / (folder / "latest").read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"no checkpoint in {run_dir}: expected the file {folder / 'latest'} ({error})") from error
-    if not (path / META).is_file():
-        raise UsageError(f"checkpoint {path} is named by 'latest' but is not whole: {META} is missing")
-    return path
+        name = named.read_bytes()[:100].decode("ascii").strip()
+    except UnicodeDecodeError:
+        name = ""
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"no checkpoint in {run_dir}: {named} can't be read ({reason}){_others(folder)}") from error
+    if not name[:1].isdigit() or "/" in name:
+        raise UsageError(f"{named} is damaged: it holds no checkpoint's name{_others(folder)}")
+    if not (folder / name / META).is_file():
+        raise UsageError(f"checkpoint {folder / name} is not whole: {META} is missing{_others(folder, name)}")
+    return folder / name
+
+
+def _others(folder: Path, without: str = "") -> str:
+    """The remedy where other whole checkpoints are there."""
+    names = sorted(path.parent.name for path in folder.glob(f"[0-9]*/{META}"))
+    found = [name for name in names if name != without]
+    return f"; to go on from another checkpoint, write its name into {folder / LATEST}: {found[-1]}" if found else ""
 
 
 def read(path: Path) -> Checkpoint:
     """Read a whole checkpoint.
 
     Raises:
-        UsageError: a file is missing or damaged, or another version wrote it in another format.
+        UsageError: names a file that is missing or damaged, or the format if another version wrote it.
     """
-    try:
-        meta = json.loads((path / META).read_text())
-        replay, rows = None, {}
+    meta = read_meta(path)
+    replay, rows = None, {}
+    policy, learner = read_checked(path / POLICY, meta), read_checked(path / LEARNER, meta)
+    if meta.pop("has_replay"):
+        with damaged(path / REPLAY):
+            replay = {**json.loads(read_checked(path / REPLAY, meta))}
+        # Ids of pushes are a run's own: no push of this run repeats one of those.
+        if "receipts" in replay:
+            replay["receipts"] = {}
+        for spec in meta["specs"]:
+            file = path / rows_file(spec["name"])
+            verify(file, meta)
+            with damaged(file):
+                rows[spec["name"]] = np.load(file, allow_pickle=False)
+    meta.pop("crc32", None)
+    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Read the plain values of a checkpoint.
+
+    Raises:
+        UsageError: the file is missing or damaged, or another version wrote it in another format.
+    """
+    with damaged(path / META):
+        meta = {**json.loads((path / META).read_bytes())}
         check_format(path, meta)
-        if meta.pop("has_replay"):
-            replay = json.loads((path / REPLAY).read_text())
-            rows = {spec["name"]: np.load(path / f"rows_{spec['name']}.npy") for spec in meta["specs"]}
-        policy, learner = (path / POLICY).read_bytes(), (path / LEARNER).read_bytes()
-        return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
+        int(meta["frames"]), bool(meta["has_replay"])
+        for spec in meta["specs"]:
+            TaskSpec.from_dict(spec)
+    return meta
+
+
+def read_checked(path: Path, meta: Mapping[str, Any]) -> bytes:
+    """Read a file of a checkpoint that `verify` accepts.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    verify(path, meta)
+    with damaged(path):
+        return path.read_bytes()
+
+
+def verify(path: Path, meta: Mapping[str, Any]) -> None:
+    """Compare a file with the checksum that was noted when it was written.
+
+    Raises:
+        UsageError: the file is missing or damaged.
+    """
+    with damaged(path), path.open("rb") as file:
+        checksum = 0
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+        # Earlier checkpoints have no checksums.
+        if meta.get("crc32", {}).get(path.name, checksum) != checksum:
+            raise ValueError("its checksum differs from the one noted when it was written")
+
+
+@contextlib.contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises into a UsageError that names the file."""
+    try:
+        yield
+    except UsageError:
+        raise
     except DAMAGED as error:
-        raise UsageError(f"checkpoint {path} can't be read: {type(error).__name__}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        text = reason or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        hint = _others(path.parent.parent, path.parent.name) if path.parent.parent.name == "checkpoints" else ""
+        raise UsageError(f"{path} can't be read ({text}){hint}") from error
 
 
 def check_format(path: Path, meta: dict[str, Any]) -> None:
@@ -186,15 +293,16 @@ def check_format(path: Path, meta: dict[str, Any]) -> None:
         )
 
 
-def read_config(run_dir: Path) -> Config:
-    """The config that a run directory was made with.
+def read_config(run_dir: str | Path) -> Config:
+    """Read the settings that a run directory was made with; ``dataclasses.replace`` gives those of a resume.
 
     Raises:
         UsageError: it is no run directory, or was made by a version with other settings.
     """
-    path = run_dir / "config.json"
+    path = Path(run_dir) / "config.json"
     try:
-        config: Config = config_module.from_dict(json.loads(path.read_text())["config"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-        raise UsageError(f"{run_dir} is no run directory of this version: {path}: {error}") from error
+        config: Config = config_module.from_dict(json.loads(path.read_bytes())["config"])
+    except (*DAMAGED, UsageError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise UsageError(f"{run_dir} is no run directory of this version: {path}: {reason}") from error
     return config

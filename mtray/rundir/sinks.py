@@ -1,12 +1,17 @@
-"""Where lines of figures go: metrics.jsonl, TensorBoard, the terminal."""
+"""Where lines of figures go: metrics.jsonl, TensorBoard, the terminal.
+
+A sink that can't be written never ends a run: `Guarded` warns once per cause and lets the run go on.
+"""
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+from mtray.rundir.files import to_json
 
 
 class Sink(Protocol):
@@ -19,25 +24,85 @@ class Sink(Protocol):
         """No more lines."""
 
 
+def say(text: str) -> None:
+    """Write to stderr; a terminal or pipe that was closed is no reason to end a run."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        # AttributeError and ValueError: there is no stderr, or it was closed in this process.
+        return
+
+
+class Guarded:
+    """A sink whose failures to write are told once per cause."""
+
+    def __init__(self, sink: Sink, name: str) -> None:
+        """Wrap a sink; ``name`` stands in the warning."""
+        self._sink = sink
+        self._name = name
+        self._told: set[str] = set()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Pass the line on."""
+        try:
+            self._sink.write(line)
+        except OSError as error:
+            self._warn(error)
+
+    def close(self) -> None:
+        """Close the sink."""
+        try:
+            self._sink.close()
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        cause = error.strerror or str(error)
+        if cause not in self._told:
+            self._told.add(cause)
+            say(f"warning: {self._name} can't be written: {cause}; the run goes on without\n")
+
+
 class JsonLines:
     """metrics.jsonl: a line of JSON each."""
 
     def __init__(self, path: Path) -> None:
-        """Append to the file, after its last whole line: one that a killed run left half written is cut off."""
-        if path.exists():
-            text = path.read_bytes()
-            with path.open("r+b") as file:
-                file.truncate(text.rfind(b"\n") + 1)
-        self._file = path.open("a")
+        """Append to the file, after its last whole line; a line that a killed run left half written is cut off.
+
+        The file is opened with the first line.
+        """
+        self._path = path
+        self._descriptor: int | None = None
+        self._size = 0
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write and flush a line."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Write a line, whole or not at all.
+
+        Raises:
+            OSError: it can't be written; the next line is tried again.
+        """
+        data = (to_json(line) + "\n").encode()
+        if self._descriptor is None:
+            self._open()
+        assert self._descriptor is not None
+        # A disk that is full takes a part of a line.
+        os.ftruncate(self._descriptor, self._size)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._descriptor, data[written:], self._size + written)
+        self._size += written
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = self._path.read_bytes().rfind(b"\n") + 1
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            os.ftruncate(descriptor, self._size)
+            os.close(descriptor)
 
 
 class TensorBoard:
@@ -76,7 +141,7 @@ class Progress:
     def __init__(self, total_frames: int) -> None:
         """Write to stderr."""
         self._total = total_frames
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr is not None and sys.stderr.isatty()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Show where the run stands."""
@@ -88,10 +153,9 @@ class Progress:
             f"{line['updates_per_second']:.0f}/s  return {mean}  staleness {line['staleness']:.1f}  "
             f"{line['time']:.0f} s"
         )
-        sys.stderr.write(f"\r\033[K{text}" if self._live else f"{text}\n")
-        sys.stderr.flush()
+        say(f"\r\033[K{text}" if self._live else f"{text}\n")
 
     def close(self) -> None:
         """Leave the last line standing."""
         if self._live:
-            sys.stderr.write("\n")
+            say("\n")

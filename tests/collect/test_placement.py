@@ -68,14 +68,24 @@ def test_measured_costs_tell_dear_from_cheap():
         (6, 2, 8, "parallel"),
         (1, 4, 64, "inline"),
         (50, 1, 1, "inline"),
+        (8, 8, 64, "parallel"),
+        # As many processes as two a core.
+        (8, 8, 32, "parallel"),
+        (8, 8, 31, "inline"),
+        # More tasks than a collector steps alone are spread over collectors, which step them inline.
+        (28, 8, 16, "inline"),
+        (28, 8, 256, "inline"),
+        # One collector steps them all, in as many processes as help.
+        (28, 1, 16, "parallel"),
+        (28, 1, 8, "inline"),
     ],
 )
 def test_the_host_is_the_one_that_puts_more_cores_to_work(tasks, collectors, cores, host):
-    assert choose_host([Task(str(index), "mujoco") for index in range(tasks)], collectors, cores) == host
+    assert choose_host([Task(str(index), "mujoco") for index in range(tasks)], collectors, cores, 8) == host
 
 
 def test_simulators_with_threads_need_no_processes():
-    assert choose_host([Task("a", "envpool"), Task("b", "envpool")], 1, 64) == "inline"
+    assert choose_host([Task("a", "envpool"), Task("b", "envpool")], 1, 64, 8) == "inline"
 
 
 def shares_of(tasks, **settings):

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, whenever the writer was killed; and what was saved acts as it did."""
 
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
@@ -9,6 +10,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tensordict import LazyStackedTensorDict, TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
@@ -18,8 +21,9 @@ from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.replay.buffer import ReplayBuffer
-from mtray.rundir import checkpoint
+from mtray.rundir import checkpoint, files
 from mtray.rundir.checkpoint import Checkpoint, from_bytes, latest, read, read_config, to_bytes, write
+from mtray.rundir.files import replace_file
 from mtray.rundir.policies import load_policy
 from tests.makers import awkward, make_spec
 
@@ -109,7 +113,7 @@ def test_same_frames_again_stand_beside_those_before(tmp_path):
 def test_the_one_just_written_is_kept_also_beside_one_of_a_higher_number_that_was_never_named(tmp_path):
     write(tmp_path, make_checkpoint(100), keep=1)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        kill_at(monkeypatch, 7)
+        kill_at(monkeypatch, 8)
         with pytest.raises(KilledError):
             write(tmp_path, make_checkpoint(200), keep=1)
     assert folders(tmp_path) == ["000000000100", "000000000200"]
@@ -118,7 +122,7 @@ def test_the_one_just_written_is_kept_also_beside_one_of_a_higher_number_that_wa
     assert folders(tmp_path) == ["000000000150"]
 
 
-@pytest.mark.parametrize("step", range(10))
+@pytest.mark.parametrize("step", range(11))
 def test_writer_of_the_same_frames_killed_at_any_step_leaves_a_whole_one(tmp_path, step):
     write(tmp_path, make_checkpoint(100), keep=2)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -140,26 +144,28 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def kill_at(monkeypatch, step):
+def kill_at(monkeypatch, step, error=KilledError):
     """End the writer when it flushes or renames for the ``step``-th time."""
     steps = itertools.count()
 
     def counted(function):
         def call(*args, **kwargs):
             if next(steps) == step:
-                raise KilledError
+                raise error
             return function(*args, **kwargs)
 
         return call
 
-    monkeypatch.setattr(checkpoint, "_flush", counted(checkpoint._flush))
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "sync", counted(files.sync))
     path_class = checkpoint.Path
     monkeypatch.setattr(path_class, "rename", counted(path_class.rename))
     monkeypatch.setattr(path_class, "replace", counted(path_class.replace))
 
 
-# Four files and two tasks' rows, the folder's rename and its parent's flush, the flush and the rename of `latest`.
-@pytest.mark.parametrize("step", range(10))
+# The flush of four files, of two tasks' rows and of the folder, its rename and its parent's flush, the flush and the
+# rename of `latest`.
+@pytest.mark.parametrize("step", range(11))
 def test_writer_killed_at_any_step_leaves_the_one_before(tmp_path, step):
     before, after = make_checkpoint(100), make_checkpoint(200)
     write(tmp_path, before, keep=2)
@@ -176,10 +182,10 @@ def test_writer_killed_at_any_step_leaves_the_one_before(tmp_path, step):
 
 def test_writer_has_no_more_steps_than_are_killed_above(tmp_path, monkeypatch):
     # And the flush of the folder that holds `latest`.
-    kill_at(monkeypatch, 11)
+    kill_at(monkeypatch, 12)
     write(tmp_path, make_checkpoint(100), keep=2)
     with pytest.raises(KilledError):
-        checkpoint.replace_file(tmp_path / "other", "")
+        replace_file(tmp_path / "other", "")
 
 
 def test_partial_folder_of_a_killed_writer_is_ignored_and_written_over(tmp_path):
@@ -197,12 +203,12 @@ def test_partial_folder_of_a_killed_writer_is_ignored_and_written_over(tmp_path)
 
 def test_small_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
-    checkpoint.replace_file(path, "old")
+    replace_file(path, "old")
     kill_at(monkeypatch, 0)
     with pytest.raises(KilledError):
-        checkpoint.replace_file(path, "new")
+        replace_file(path, "new")
     assert path.read_text() == "old"
-    checkpoint.replace_file(path, "new")
+    replace_file(path, "new")
     assert path.read_text() == "new"
 
 
@@ -223,32 +229,133 @@ def test_latest_that_names_no_whole_checkpoint_is_refused_by_name(tmp_path):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "policy.pt", "learner.pt", "rows_left.npy"])
-def test_missing_file_is_refused_with_the_checkpoint_and_the_file(tmp_path, name):
-    path = write(tmp_path, make_checkpoint(100), keep=2)
-    (path / name).unlink()
-    with pytest.raises(UsageError) as caught:
-        read(path)
-    assert f"checkpoint {path} can't be read" in str(caught.value)
-    assert name in str(caught.value)
+EVERY_FILE = ("meta.json", "policy.pt", "learner.pt", "replay.json", "rows_left.npy", "rows_right.npy")
+DAMAGE = {
+    "gone": None,
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "noise": lambda data: bytes(byte ^ 0x5A for byte in data),
+    "foreign": lambda data: b'{"format": 2, "frames": 1}',
+}
 
 
-@pytest.mark.parametrize("name", ["meta.json", "replay.json", "rows_right.npy"])
-def test_file_cut_in_half_is_refused_with_the_checkpoint(tmp_path, name):
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_damaged_file_is_refused_by_name_and_the_older_checkpoint_is_offered(tmp_path, name, how):
+    older = write(tmp_path, make_checkpoint(50), keep=2)
     path = write(tmp_path, make_checkpoint(100), keep=2)
     data = (path / name).read_bytes()
-    (path / name).write_bytes(data[: len(data) // 2])
+    (path / name).unlink()
+    if how != "gone":
+        (path / name).write_bytes(DAMAGE[how](data))
     with pytest.raises(UsageError) as caught:
-        read(path)
-    assert f"checkpoint {path} can't be read" in str(caught.value)
-
-
-def test_meta_without_what_it_must_hold_is_refused_with_the_checkpoint(tmp_path):
-    path = write(tmp_path, make_checkpoint(100), keep=2)
-    (path / "meta.json").write_text(json.dumps({"format": checkpoint.FORMAT}))
-    with pytest.raises(UsageError, match="can't be read: KeyError") as caught:
-        read(path)
+        read(latest(tmp_path))
     assert str(path) in str(caught.value)
+    assert name in str(caught.value)
+    assert str(caught.value).endswith(f"write its name into {tmp_path}/checkpoints/latest: {older.name}")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "checkpoints" / "latest").write_text(older.name)
+    assert_same_checkpoint(read(latest(tmp_path)), make_checkpoint(50))
+
+
+@pytest.mark.parametrize("name", EVERY_FILE[1:])
+def test_one_bit_that_has_changed_is_noticed(tmp_path, name):
+    path = write(tmp_path, make_checkpoint(100), keep=2)
+    data = bytearray((path / name).read_bytes())
+    data[-9] ^= 4
+    (path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=f"{name} can't be read .*checksum"):
+        read(path)
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe", b"../../elsewhere", b"nonsense", b"0" * 4000, b"000000000050/../x"])
+def test_damaged_name_of_the_latest_is_refused(tmp_path, text):
+    write(tmp_path, make_checkpoint(100), keep=2)
+    (tmp_path / "checkpoints" / "latest").write_bytes(text)
+    with pytest.raises(UsageError, match=r"(latest is damaged|is not whole).*: 000000000100$"):
+        latest(tmp_path)
+
+
+def test_checkpoint_without_checksums_is_read(tmp_path, policy):
+    path = write(tmp_path, make_checkpoint(100, policy), keep=2)
+    meta = json.loads((path / "meta.json").read_text())
+    del meta["crc32"]
+    (path / "meta.json").write_text(json.dumps(meta))
+    assert_same_checkpoint(read(path), make_checkpoint(100, policy))
+    load_policy(path)
+
+
+def test_receipts_of_earlier_runs_are_not_carried_on(tmp_path):
+    saved = make_checkpoint(100)
+    saved.replay["receipts"] = {"dead": [[0, {"left": 2}]]}
+    assert read(write(tmp_path, saved, keep=2)).replay == {"frames": {"left": 100}, "receipts": {}}
+
+
+# What is left by writers that were killed, or that met a full disk
+
+
+def test_owner_removes_what_killed_writers_left_and_nothing_else(tmp_path):
+    whole = write(tmp_path, make_checkpoint(100), keep=2)
+    shutil.copytree(whole, whole.with_name(".000000000200.partial"))
+    (tmp_path / "checkpoints" / ".latest.partial").touch()
+    (tmp_path / ".config.json.partial").touch()
+    checkpoint.remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["000000000100", "latest"]
+    assert_same_checkpoint(read(latest(tmp_path)), make_checkpoint(100))
+
+
+@pytest.mark.parametrize("step", range(11))
+def test_writer_that_meets_a_full_disk_leaves_nothing_partial(tmp_path, monkeypatch, step):
+    before = make_checkpoint(100)
+    write(tmp_path, before, keep=2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        kill_at(monkeypatch, step, OSError(errno.ENOSPC, "No space left on device"))
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path, make_checkpoint(200), keep=2)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert_same_checkpoint(read(latest(tmp_path)), before)
+
+
+def test_run_directory_that_was_deleted_is_not_made_again(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write(tmp_path / "gone", make_checkpoint(100), keep=2)
+    assert not (tmp_path / "gone").exists()
+
+
+# Names
+
+
+NAMES = ("a.b.c", "läufer-走る", "x" * 300, "..", ".", "../../up", "/root", "a\\b", "a\0b", "a\rb", "-x", "a*b", "50%",
+         "a\udc80b", "~", "x" * 299 + "y", "%2E.", "", "CON", "a/../b", "\x1b[2J")  # fmt: skip
+
+
+def test_rows_of_tasks_of_any_name_lie_in_files_of_their_own_inside_the_checkpoint(tmp_path):
+    specs = [make_spec(name, 2, 1) for name in NAMES]
+    rows = {spec.name: np.full((1, spec.row_size), index, np.float32) for index, spec in enumerate(specs)}
+    meta = {"config": to_dict(CONFIG), "specs": [json.loads(json.dumps(spec.to_dict())) for spec in specs]}
+    path = write(tmp_path, Checkpoint(7, meta, b"", b"", {}, rows), keep=2)
+    found = read(path).rows
+    assert {name: held.tolist() for name, held in found.items()} == {name: held.tolist() for name, held in rows.items()}
+    assert len(list(path.iterdir())) == len(NAMES) + 4
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoints"]
+
+
+@given(st.lists(st.text(st.characters(), max_size=400), min_size=2, max_size=2, unique=True))
+def test_file_names_are_different_printable_and_short(texts):
+    one, other = map(files.file_name, texts)
+    assert one != other
+    for name in (one, other):
+        assert name.isascii()
+        assert name.isprintable()
+        assert len(name) <= 200
+        assert not set(name) & set("/\\: ")
+        assert not name.startswith(".")
+
+
+def test_usual_task_names_are_their_own_file_names():
+    for name in ("humanoid-walk", "my_task.v2"):
+        assert files.file_name(name) == name
 
 
 @pytest.mark.parametrize("found", [None, checkpoint.FORMAT - 1, checkpoint.FORMAT + 1])

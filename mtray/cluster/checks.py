@@ -1,0 +1,112 @@
+"""What a run needs of this machine, checked before Ray starts."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Sequence
+
+from mtray.config.settings import Config
+from mtray.data.specs import TaskSpec
+from mtray.errors import UsageError
+from mtray.tasks.processes import usable_bytes, usable_cores
+
+# Rings leave this share of the memory to processes: learner and collectors take half a GiB each.
+_RING_SHARE = 0.8
+# Measured with 2 to 16 actors: Ray's own processes hold 60 files and up to 8 more for each actor.
+_FILES, _FILES_OF_ACTOR = 128, 12
+
+
+def check_machine(config: Config, specs: Sequence[TaskSpec]) -> None:
+    """Raise if this machine can't hold the run.
+
+    Raises:
+        UsageError: names the limit and the remedy.
+    """
+    check_device(config)
+    if config.address is None:
+        _check_memory(config, specs)
+        _check_open_files(config)
+
+
+def check_device(config: Config) -> None:
+    """Raise if the learner can't compute where and how it is told to.
+
+    Raises:
+        UsageError: no such device or compiler, as far as this machine can tell.
+    """
+    compiler = config.learner.compile
+    if config.device == "cpu" and not compiler:
+        return
+    import torch
+
+    if compiler and compiler not in (known := torch.compiler.list_backends(exclude_tags=())):
+        raise UsageError(f"--learner.compile {compiler}: no such backend; torch.compile has {', '.join(known)}")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {config.device}: no such device; give cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {config.device}: the learner computes on cpu or cuda")
+    # Ray shows an actor the one GPU that it has given it, under the number 0.
+    if device.index:
+        raise UsageError(
+            f"--device {config.device}: the learner sees one GPU only, as cuda; give --device cuda, and choose the GPU "
+            f"by CUDA_VISIBLE_DEVICES={device.index} where Ray is started"
+        )
+    # On a cluster the learner may run on another machine, which has one.
+    if device.type == "cuda" and config.address is None and not torch.cuda.is_available():
+        raise UsageError(f"--device {config.device}: this machine has no CUDA device that torch can use; give cpu")
+
+
+def ring_bytes(config: Config, specs: Sequence[TaskSpec], capacity_rows: int | None = None) -> int:
+    """Return the memory of the replay's rings when all are full, or as full as the run makes them."""
+    capacity = config.replay.capacity_rows if capacity_rows is None else capacity_rows
+    step_frames = sum(spec.action_repeat for spec in specs)
+    # A step takes two rows where every observation differs from the one reached before.
+    rows = min(capacity, 2 * config.total_frames // step_frames)
+    return sum(spec.row_size for spec in specs) * 4 * rows
+
+
+def _check_memory(config: Config, specs: Sequence[TaskSpec]) -> None:
+    memory, needed = usable_bytes(), ring_bytes(config, specs)
+    if memory is None or needed <= _RING_SHARE * memory:
+        return
+    row = sum(spec.row_size for spec in specs) * 4
+    fits = int(_RING_SHARE * memory / row)
+    raise UsageError(
+        f"--replay.capacity-rows {config.replay.capacity_rows}: the rings of {len(specs)} tasks grow to "
+        f"{needed / 2**30:.1f} GiB, and of this machine's {memory / 2**30:.1f} GiB at most "
+        f"{_RING_SHARE * memory / 2**30:.1f} are for them; --replay.capacity-rows {fits} would fit"
+    )
+
+
+def _check_open_files(config: Config) -> None:
+    """Raise the process's soft limit of open files where it is too low, as far as the hard limit allows."""
+    needed = _FILES + _FILES_OF_ACTOR * (config.workers + 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UsageError(
+            f"this shell allows {hard} open files (ulimit -n), and {config.workers} collectors need {needed}: raise "
+            "the limit, or give fewer --workers"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
+    """Return what the run puts on the machine, in one line."""
+    cores = usable_cores()
+    simulators = config.workers * len(specs) if config.host == "parallel" else 0
+    processes = config.workers + simulators + 2
+    replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
+    text = (
+        f"{len(specs)} tasks x {config.copies(len(specs))} copies x {config.workers} collectors: {processes} processes "
+        f"({simulators} simulate), replay of up to {replay / 2**30:.1f} GiB"
+    )
+    if config.address is None:
+        text += f", on {cores} core{'s' if cores > 1 else ''}"
+        if processes > 2 * cores:
+            enough = max(1, cores // (len(specs) if simulators else 1))
+            text += f"; more processes than cores cost memory and time: --workers {enough} would keep them busy"
+    return text

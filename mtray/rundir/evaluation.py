@@ -1,0 +1,63 @@
+"""Evaluate what a run has learned: its saved policy on its own tasks, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtray.data.specs import TaskSpec, check_same_specs
+from mtray.errors import UnknownTaskError, UsageError
+from mtray.rundir.checkpoint import read_config, read_meta
+from mtray.rundir.policies import checkpoint_folder, load_policy, run_dir_of
+from mtray.tasks.registry import resolve
+
+
+def evaluate_run(
+    run_dir: str | Path,
+    *,
+    episodes: int = 10,
+    tasks: Sequence[str] = (),
+    seed: int = 12345,
+    on_task: Callable[[str, dict[str, Any]], None] = lambda *_: None,
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a run's newest policy (or one checkpoint's), acting deterministically.
+
+    Args:
+        run_dir: run directory, or one checkpoint's folder.
+        episodes: of each task.
+        tasks: names or task sets; by default all of the run.
+        seed: of the episodes.
+        on_task: called with each task's name and figures as soon as they are there.
+
+    Returns:
+        Task to return_mean, return_std, episodes and the list of returns.
+
+    Raises:
+        UsageError: no checkpoint, a task the run did not learn, or one that has changed since.
+    """
+    from mtray.collect.evaluation import evaluate, summarise
+
+    if episodes < 1:
+        raise UsageError(f"--episodes {episodes}: at least 1 is needed")
+    policy = load_policy(run_dir)
+    config = read_config(run_dir_of(run_dir))
+    repeat = config.collector.action_repeat
+    try:
+        learned = {task.name: task for task in resolve(config.tasks, config.engine, repeat)}
+    except UnknownTaskError as error:
+        raise UnknownTaskError(
+            f"{error}; a task that was registered in Python is known only there: call mtray.evaluate_run in a program "
+            "that registers it first, or name the task package.module:maker"
+        ) from error
+    wanted = [task.name for task in resolve(tasks, config.engine, repeat)] if tasks else list(learned)
+    for name in wanted:
+        if name not in policy.names or name not in learned:
+            raise UsageError(f"task {name!r} was not learned in {run_dir}: it has {', '.join(policy.names)}")
+    saved = [TaskSpec.from_dict(spec) for spec in read_meta(checkpoint_folder(run_dir))["specs"]]
+    check_same_specs([spec for spec in saved if spec.name in wanted], [learned[name].spec for name in wanted])
+    results = {}
+    for name in wanted:
+        results[name] = summarise(evaluate(policy, learned[name], episodes, seed=seed))
+        on_task(name, results[name])
+    return results

@@ -1,0 +1,48 @@
+"""What a resumed run may change: checked before anything is written, for the command line and for Python callers."""
+
+from __future__ import annotations
+
+import operator
+
+from mtray.config.settings import Config
+from mtray.errors import UsageError
+
+# The saved weights, rows or numbers would not fit, or would not mean the same.
+FIXED = (
+    "tasks",
+    "engine",
+    "seed",
+    "collector.action_repeat",
+    "network",
+    "learner.algorithm",
+    "learner.atoms",
+    "learner.value_limit",
+)
+
+
+def check_resume(given: Config, saved: Config) -> None:
+    """Raise if a resumed run's settings do not fit those that it was made with.
+
+    Raises:
+        UsageError: names the flag and both values.
+    """
+    for name in FIXED:
+        now, before = operator.attrgetter(name)(given), operator.attrgetter(name)(saved)
+        if name == "network" and now != before:
+            name, now, before = next(
+                (f"network.{field}", getattr(now, field), getattr(before, field))
+                for field in vars(before)
+                if getattr(now, field) != getattr(before, field)
+            )
+        if now != before:
+            raise UsageError(
+                f"--{name.replace('_', '-')} {_text(now)} differs from the {_text(before)} that {given.resume} was "
+                "made with: a resumed run keeps its tasks, network, algorithm and seed. Start a new run to change "
+                "them; in Python begin with dataclasses.replace(mtray.read_config(run_dir), resume=run_dir)"
+            )
+    if given.run_dir not in (None, given.resume):
+        raise UsageError(f"--run-dir {given.run_dir}: a resumed run goes on in its own folder, {given.resume}")
+
+
+def _text(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
