@@ -55,9 +55,9 @@ def measure(
     """
     import ray
 
-    from mtray.cluster.collector_actor import Collector
-    from mtray.cluster.learner_actor import Learner
-    from mtray.cluster.replay_actor import Replay
+    from mtray.cluster.actors.collector import Collector
+    from mtray.cluster.actors.learner import Learner
+    from mtray.cluster.actors.replay import Replay
     from mtray.cluster.session import ray_session
     from mtray.cluster.supervisor import make_shares
     from mtray.config.settings import CollectorConfig, Config

@@ -38,7 +38,7 @@ class Caller:
         """Fill the replay to its capacity."""
         import torch
 
-        from mtray.cluster.exchange import Draws, Pusher
+        from mtray.cluster.actors.exchange import Draws, Pusher
 
         torch.set_num_threads(1)
         self._replay = replay
@@ -253,7 +253,7 @@ def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[
     """Every contender in turns, on a Ray of their own; gives baseline to contender to rates in MB/s."""
     import ray
 
-    from mtray.cluster.replay_actor import Replay
+    from mtray.cluster.actors.replay import Replay
     from mtray.config.settings import Config, ReplayConfig
     from mtray.tasks.registry import resolve
 

@@ -139,7 +139,7 @@ def test_no_file_is_in_a_circle_of_imports():
 
 
 def test_a_room_is_small_and_its_init_says_what_it_is_for():
-    for folder in (path for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()):
+    for folder in (path.parent for path in PACKAGE.glob("*/**/__init__.py") if path.parent.name != "suite"):
         init = (folder / "__init__.py").read_text()
         assert ast.get_docstring(ast.parse(init)), folder
         assert len(init.splitlines()) <= 6, folder
@@ -149,6 +149,26 @@ def test_a_room_is_small_and_its_init_says_what_it_is_for():
 @pytest.mark.parametrize("name", FILES)
 def test_ray_is_imported_in_the_cluster_only(name):
     assert "ray" not in foreign(FILES[name].read_text()) or room_of(name) == "cluster"
+
+
+def test_control_knows_no_ray_no_thread_and_no_clock():
+    """Control and what it imports, however far, are plain Python."""
+    reached, waiting = set(), ["cluster.control.free", "cluster.control.lockstep"]
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += own(FILES[name].read_text())
+    assert len(reached) > 1
+    packages = set().union(*(imports(FILES[name].read_text()) for name in reached))
+    assert not {name.partition(".")[0] for name in packages} & {
+        "ray",
+        "threading",
+        "asyncio",
+        "time",
+        "torch",
+        "random",
+    }
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from mtray.cluster.collector_actor import Collector
+from mtray.cluster.actors.collector import Collector
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
 from mtray.data.messages import Report

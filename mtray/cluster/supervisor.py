@@ -20,9 +20,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from mtray.cluster.actors.learner import Learner
+from mtray.cluster.actors.replay import Replay
 from mtray.cluster.crew import CALLS, Crew
-from mtray.cluster.learner_actor import Learner
-from mtray.cluster.replay_actor import Replay
 from mtray.collect.placement import Share, everywhere, spread, step_seconds
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config

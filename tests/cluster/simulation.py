@@ -17,10 +17,23 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from mtray.cluster.control import CALLS, Control, Place, Plan
-from mtray.cluster.lifecycle import Limits
-from mtray.cluster.lockstep import Lockstep
-from mtray.cluster.protocol import Answered, Call, Counts, End, Failed, Failure, Kill, Method, Part, Start, Stop, Tell
+from mtray.cluster.control.free import CALLS, Control, Place, Plan
+from mtray.cluster.control.lifecycle import Limits
+from mtray.cluster.control.lockstep import Lockstep
+from mtray.cluster.control.protocol import (
+    Answered,
+    Call,
+    Counts,
+    End,
+    Failed,
+    Failure,
+    Kill,
+    Method,
+    Part,
+    Start,
+    Stop,
+    Tell,
+)
 from mtray.replay.pacing import Pacing
 
 # No run may stand still for longer: a hung call's deadline, a start's, and the pauses between.

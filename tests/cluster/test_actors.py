@@ -10,9 +10,9 @@ import pytest
 import ray
 import torch
 
-from mtray.cluster.collector_actor import Collector
-from mtray.cluster.learner_actor import Learner
-from mtray.cluster.replay_actor import Replay
+from mtray.cluster.actors.collector import Collector
+from mtray.cluster.actors.learner import Learner
+from mtray.cluster.actors.replay import Replay
 from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig
 from mtray.errors import NotFiniteError
 from mtray.policy.policy import MultiTaskPolicy

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import ray
 
-from mtray.cluster.exchange import Draws, Pusher
-from mtray.cluster.replay_actor import Replay
+from mtray.cluster.actors.exchange import Draws, Pusher
+from mtray.cluster.actors.replay import Replay
 from mtray.config.settings import Config, ReplayConfig
 from mtray.data.rows import TRANSITION, row_flags
 from mtray.data.statistics import TaskStatistics

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from mtray.cluster.exchange import Pusher
+from mtray.cluster.actors.exchange import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report
 from mtray.data.pack import pack

@@ -1,6 +1,6 @@
 """Control: what the parts of a run are asked for, and when. A state machine without Ray, threads or a clock of its own.
 
-Enters: events (`mtray.cluster.protocol`) and the time they came at. Leaves: commands. The driver carries them out; a
+Enters: events (`mtray.cluster.control.protocol`) and the time they came at. Leaves: commands. The driver carries them out; a
 simulation plays whole runs with faults of every kind (`tests/cluster/simulation.py`). What holds after every event:
 
 - ``asked == acknowledged + in flight + lost``, in frames. The replay's counts are the truth. What a process that died
@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from mtray.cluster.levels import Levels
-from mtray.cluster.lifecycle import HEALTHY_SECONDS, Actor, Lifecycle, Limits
-from mtray.cluster.protocol import (
+from mtray.cluster.control.levels import Levels
+from mtray.cluster.control.lifecycle import HEALTHY_SECONDS, Actor, Lifecycle, Limits
+from mtray.cluster.control.protocol import (
     Answered,
     Call,
     Command,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtray.cluster.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
+from mtray.cluster.control.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0

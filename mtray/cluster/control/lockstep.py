@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from mtray.cluster.control import Control, Plan
-from mtray.cluster.lifecycle import Actor
-from mtray.cluster.protocol import Call, Failed, Failure, Method
+from mtray.cluster.control.free import Control, Plan
+from mtray.cluster.control.lifecycle import Actor
+from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.replay.pacing import Pacing
 
 

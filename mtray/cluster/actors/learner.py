@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtray.cluster.exchange import Draws
+from mtray.cluster.actors.exchange import Draws
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.learn.threads import Threads, prepare_updates

@@ -1,0 +1,1 @@
+"""The Ray actors, and how they talk to each other."""
