@@ -58,8 +58,8 @@ def measure(
     from mtray.cluster.actors.collector import Collector
     from mtray.cluster.actors.learner import Learner
     from mtray.cluster.actors.replay import Replay
+    from mtray.cluster.plan import make_shares
     from mtray.cluster.session import ray_session
-    from mtray.cluster.supervisor import make_shares
     from mtray.config.settings import CollectorConfig, Config
     from mtray.learn.losses import LOG_STD_HIGH, LOG_STD_LOW
     from mtray.policy import weights
@@ -140,7 +140,7 @@ def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> li
     """
     import ray
 
-    from mtray.cluster.crew import CALLS
+    from mtray.cluster.control.free import CALLS
 
     calls: list[deque[Any]] = [deque() for _ in asks]
     ends: list[list[tuple[float, Any]]] = [[] for _ in asks]

@@ -8,6 +8,7 @@
     │   └── SchemaError         data that does not fit its task's schema
     └── RunError                the run could not go on: exit code 1
         ├── TaskError           a task's own code failed: its maker, reset, step or close
+        ├── UnreachableError    another part of the run could not be reached
         └── NotFiniteError      an update met a number that is not finite
 """
 
@@ -54,6 +55,10 @@ class TaskError(RunError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (str(self), self.task)
+
+
+class UnreachableError(RunError):
+    """Another part of the run could not be reached; what it was asked for may have happened or not."""
 
 
 class NotFiniteError(RunError):

@@ -13,6 +13,7 @@ ERRORS = [
     errors.SchemaError("text"),
     errors.RunError("text"),
     errors.TaskError("text", "walker-walk"),
+    errors.UnreachableError("text"),
     errors.NotFiniteError("text", ["a", "b"], 3),
 ]
 

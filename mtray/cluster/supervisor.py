@@ -1,89 +1,62 @@
-"""The supervisor: places the actors, keeps all of them busy, watches, saves.
+"""The supervisor: carries out what control asks for, and reports to it how each call ended.
 
-Runs in the driver. Data goes from collectors to the replay and from there to the learner without passing here; what
-passes here are references, counts and weights' references. It never blocks on one actor: it waits for whichever
-call ends first, and each call has a deadline.
-
-Frames are the replay's own counts. What was asked of the collectors and has not arrived is bounded by two calls
-each and by `Pacing`, so neither collectors nor learner run away from the other.
+Runs in the driver. It decides nothing (`mtray.cluster.control` does). Data goes from collectors to the replay and from
+there to the learner without passing here; what passes here are references, counts, figures, and checkpoints. It blocks
+on no actor: each call's end comes into one inbox, by a callback of Ray's, so a turn takes as long with a thousand
+collectors as with one.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+import functools
+import logging
+import queue
 import time
-from collections import deque
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
-from mtray.cluster.crew import CALLS, Crew
-from mtray.collect.placement import Share, everywhere, spread, step_seconds
+from mtray.cluster.control.free import Control
+from mtray.cluster.control.lockstep import Lockstep
+from mtray.cluster.control.protocol import (
+    Answered,
+    Call,
+    Command,
+    Counts,
+    End,
+    Event,
+    Failed,
+    Kill,
+    Method,
+    Part,
+    Start,
+    Stop,
+    Tell,
+)
+from mtray.cluster.failures import failure_of
+from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing, seeds_of
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
-from mtray.data.specs import TaskSpec
-from mtray.errors import MtrayError, RunError, UsageError
-from mtray.replay.pacing import Pacing
+from mtray.data.messages import Report
+from mtray.errors import RunError, UsageError
 from mtray.rundir import checkpoint
 from mtray.rundir.checkpoint import Checkpoint
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.sinks import Sink
+from mtray.rundir.sinks import Guarded, JsonLines, Sink
 from mtray.tasks.plan import Task
 
-_POLL_SECONDS = 0.1
+# How often a request to stop is looked for, and how long collectors may take to end their simulators at the end.
+_LOOK_SECONDS = 0.2
+_CLOSE_SECONDS = 5.0
 
-
-def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
-    """The run's pacing.
-
-    Raises:
-        UsageError: a slack under which both sides would wait for ever.
-    """
-    settings = config.learner
-    step_frames = sum(spec.action_repeat for spec in specs)
-    # What is asked and not yet counted: two calls and the pushes under way of each collector.
-    calls = CALLS + config.collector.pushes_in_flight
-    round_frames = step_frames * config.copies(len(specs)) * config.workers * config.collector.rollout_steps * calls
-    if settings.slack_steps is not None:
-        slack_frames = settings.slack_steps * step_frames
-    else:
-        # Where the learner is the slower side, collectors are this far ahead all the time, and what they bring was
-        # chosen by weights as old: no more than keeps both sides from waiting.
-        update_frames = step_frames / settings.updates_per_step if settings.updates_per_step else 0.0
-        slack_frames = math.ceil(1.25 * round_frames + 2 * update_frames)
-    return Pacing(
-        updates_per_step=settings.updates_per_step,
-        step_frames=step_frames,
-        warmup_frames=settings.warmup_steps * step_frames,
-        slack_frames=slack_frames,
-        round_frames=round_frames,
-    )
-
-
-def make_shares(config: Config, tasks: Sequence[Task]) -> list[Share]:
-    """What each collector steps.
-
-    Raises:
-        UsageError: the rings are too small for what one collector sends of a task.
-    """
-    names, copies = [task.name for task in tasks], config.copies(len(tasks))
-    if config.host != "inline" or len(tasks) <= config.collector.tasks_each or config.workers == 1:
-        return everywhere(names, copies, config.workers)
-    # Measured costs differ from run to run, and with them who steps what.
-    costs = {task.name: 1.0 if config.deterministic else step_seconds(task) for task in tasks}
-    shares = spread(costs, copies * config.workers, config.workers)
-    most, limit = 2 * max(max(share.values()) for share in shares) * config.collector.rollout_steps, config.replay
-    if most > limit.capacity_rows:
-        raise UsageError(
-            f"--replay.capacity-rows {limit.capacity_rows}: a collector that steps most copies of a task sends up to "
-            f"{most} rows at once, so at least that many are needed"
-        )
-    return shares
+_LOGGER = logging.getLogger("mtray")
 
 
 class Supervisor:
@@ -105,12 +78,11 @@ class Supervisor:
         Args:
             config: the run's.
             tasks: what to learn.
-            run_dir: where checkpoints go.
+            run_dir: where checkpoints and events go.
             sinks: where lines of figures go.
             resume: what to continue from.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
-            asked_to_stop: once it holds a reason, the run saves and ends at the next opportunity; a signal handler may
-                put it there.
+            asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
 
         Raises:
             UsageError: settings under which the run could not move.
@@ -120,223 +92,265 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self.run_dir = run_dir
         self.metrics = Metrics(task.name for task in tasks)
-        self.pacing = make_pacing(config, self.specs)
+        self.pacing = resume_pacing(make_pacing(config, self.specs), resume)
         self._asked_to_stop = asked_to_stop
         self._sinks = list(sinks)
-        self._resume = resume
+        events = run_dir / "events.jsonl"
+        self._events = Guarded(JsonLines(events), str(events))
         self._options: dict[str, Any] = {"num_cpus": cpus_per_actor}
-        self._replay: Any = None
-        self._learner: Any = None
-        self._crew: Crew | None = None
-        self._train_calls: deque[tuple[Any, Any, int]] = deque()
-        self._train_heard = 0.0
+        self._run_id = uuid.uuid4().hex[:8]
+        self._inbox: queue.SimpleQueue[tuple[Call, Any]] = queue.SimpleQueue()
+        self._actors: dict[Part, Any] = {}
+        self._resume = resume
+        self._begin_frames = resume.frames if resume else 0
+        if resume is not None:
+            self.metrics.load_state(resume.meta["metrics"])
+        # Weights under way by their call, and the newest here in a box: a reference on its own would be resolved.
+        self._weights_of: dict[int, Any] = {}
         self._weights: list[Any] = []
+        self._state: tuple[bytes, bytes, int] = b"", b"", 0
+        self._snapshot: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        self._end: End | None = None
+        self._has_stopped = False
         self._next_line = 0.0
-        self._next_checkpoint = 0
-
-    @property
-    def stop_reason(self) -> str | None:
-        """Why the run shall end early; None if it shall not."""
-        return self._asked_to_stop[0] if self._asked_to_stop else None
 
     def run(self) -> str:
-        """Run to the end and give the reason why it ended.
+        """Run to the end and return the reason why it ended.
 
         Raises:
+            UsageError: what the user gave can't work, as found on the way.
             RunError: the run could not go on.
         """
+        shares = make_shares(self.config, self.tasks)
+        plan = make_plan(self.config, self.specs, shares, self._resume)
+        kind = Lockstep if self.config.deterministic else Control
+        self._shares, self.control = shares, kind(plan, self.pacing, time.monotonic())
+        self._next_line = time.monotonic() + self.config.run.log_seconds
         try:
-            crew = self._start()
-            if self.config.deterministic:
-                self._run_lockstep(crew)
-            else:
-                self._run_freely(crew)
+            self._perform(self.control.start())
+            while self._end is None:
+                self._turn()
             self._line()
-            self._save()
-            return self.stop_reason or "finished"
         finally:
             self._close()
+        end = self._end
+        if end.outcome == "done":
+            return end.reason
+        raise (UsageError if end.outcome == "input" else RunError)(end.reason)
 
-    def _start(self) -> Crew:
-        replay_class: Any = ray.remote(Replay)
-        learner_class: Any = ray.remote(Learner)
-        gpus = {"num_gpus": 1} if self.config.device.startswith("cuda") else {}
-        self._replay = replay_class.options(**self._options).remote(self.specs, self.config)
-        self._learner = learner_class.options(**self._options, **gpus).remote(self.specs, self.config, self._replay)
-        begin = self._resume.frames if self._resume else 0
-        shares = make_shares(self.config, self.tasks)
-        self._crew = Crew(self.config, self.tasks, shares, self._replay, self._options, self._source_frames, begin)
-        seconds = self.config.run.start_timeout_seconds
-        self._get(self._replay.ready.remote(), "replay", seconds)
-        self._get(self._learner.ready.remote(), "learner", seconds)
-        if self._resume is not None:
-            self._restore(self._resume)
-        self._weights = [self._learner.weights.remote()]
-        self.metrics.weights_version = self._get(self._weights[0], "learner").version
-        self._next_line = time.monotonic() + self.config.run.log_seconds
-        self._next_checkpoint = self.metrics.frames + self.config.run.checkpoint_frames
-        return self._crew
+    # Turns.
 
-    def _restore(self, saved: Checkpoint) -> None:
-        self.metrics.load_state(saved.meta["metrics"])
-        self.metrics.updates = self._get(self._learner.load_state.remote(saved.learner), "learner")
-        if saved.replay is not None:
-            self._get(self._replay.load.remote(saved.replay, saved.rows), "replay")
+    def _turn(self) -> None:
+        """Wait for the end of a call, or for what is planned next; then do what control says."""
+        tick, now = self.control.next_tick(), time.monotonic()
+        wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
+        with contextlib.suppress(queue.Empty):
+            call, result = self._inbox.get(timeout=max(0.0, wake - now))
+            self._handle(self._event(call, result))
+        if self._asked_to_stop and not self._has_stopped:
+            self._has_stopped = True
+            self._handle(Stop(self._asked_to_stop[0]))
+        now = time.monotonic()
+        if tick is not None and now >= tick:
+            self._perform(self.control.tick(now))
+        if now >= self._next_line:
+            self._next_line = now + self.config.run.log_seconds
+            self._line()
 
-    def _source_frames(self) -> Mapping[str, int]:
-        sources: Mapping[str, int] = self._get(self._replay.stats.remote(), "replay")["sources"]
-        return sources
+    def _handle(self, event: Event) -> None:
+        self._perform(self.control.handle(event, time.monotonic()))
 
-    # The free-running loop
+    def _perform(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            match command:
+                case Call(part=None):
+                    self._inbox.put((command, self._written()))
+                case Call():
+                    self._ask(command)
+                case Start():
+                    self._actors[command.part] = self._start(command.part)
+                case Kill():
+                    actor = self._actors.pop(command.part, None)
+                    if actor is not None:
+                        ray.kill(actor)
+                case Tell():
+                    self._tell(command)
+                case End():
+                    self._end = command
 
-    def _run_freely(self, crew: Crew) -> None:
-        stats, asked_at, next_poll = None, 0.0, 0.0
-        while not self._finished(crew):
-            now = time.monotonic()
-            if stats is None and now >= next_poll:
-                stats, asked_at = self._replay.stats.remote(), now
-            self._ask(crew)
-            self._wait([*crew.waiting(), *(figures for figures, *_ in list(self._train_calls)[:1])], stats)
-            for report in crew.reports():
-                self.metrics.add_rollout(report)
-            self._take_figures()
-            if stats is not None and _is_here(stats):
-                self._count(self._get(stats, "replay"))
-                stats, next_poll = None, asked_at + _POLL_SECONDS
-            elif stats is not None and now - asked_at > self.config.run.call_timeout_seconds:
-                raise RunError(f"the replay has not answered for {now - asked_at:.0f} seconds")
-            self._tick()
-        self._count(self._get(self._replay.stats.remote(), "replay"))
+    def _tell(self, told: Tell) -> None:
+        self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **told.fields})
+        if told.is_warning:
+            _LOGGER.warning("%s: %s", told.event, ", ".join(str(value) for value in told.fields.values()))
 
-    def _finished(self, crew: Crew) -> bool:
-        if self._train_calls or not crew.idle:
-            return False
-        done = self.metrics.frames >= self.config.total_frames
-        trained = self.metrics.updates >= self.pacing.updates_allowed(self.metrics.frames)
-        return self.stop_reason is not None or (done and trained)
+    # Processes.
 
-    def _ask(self, crew: Crew) -> None:
-        total = 0 if self.stop_reason else self.config.total_frames
-        allowed = self.pacing.frames_allowed(self.metrics.updates)
-        crew.ask(total, allowed, self.metrics.weights_version, self._weights)
-        if crew.asked_frames >= total:
-            crew.flush()
-        asked = self.metrics.updates + sum(updates for *_, updates in self._train_calls)
-        updates = self.pacing.updates_allowed(self.metrics.frames) - asked
-        warmup = self.config.learner.warmup_steps
-        short = any(self.metrics.tasks[spec.name].frames < warmup * spec.action_repeat for spec in self.specs)
-        if self.stop_reason or short or updates <= 0 or len(self._train_calls) >= CALLS:
+    def _start(self, part: Part) -> Any:
+        def create(cls: type[Any], *arguments: Any, **options: Any) -> Any:
+            remote: Any = ray.remote(cls)
+            return remote.options(**self._options, **options).remote(*arguments)
+
+        config = self.config
+        if part.kind == "replay":
+            return create(Replay, self.specs, config)
+        replay = self._actors[Part("replay")]
+        if part.kind == "learner":
+            gpus = {"num_gpus": 1} if config.device.startswith("cuda") else {}
+            return create(Learner, self.specs, config, replay, **gpus)
+        seeds = seeds_of(config, part, self._begin_frames, len(self.tasks))
+        share = self._shares[part.place]
+        return create(Collector, self._source(part), self.tasks, share, config, seeds, replay)
+
+    def _source(self, part: Part) -> str:
+        return f"{self._run_id}/{part.place}.{part.life}"
+
+    # Calls and their ends.
+
+    def _ask(self, call: Call) -> None:
+        assert call.part is not None
+        actor = self._actors.get(call.part)
+        if actor is None:
+            # Killed meanwhile: control has forgotten the call.
             return
-        if not self._train_calls:
-            self._train_heard = time.monotonic()
-        figures, weights = self._train(updates, self.config.learner.slice_seconds)
-        self._train_calls.append((figures, weights, updates))
+        reference = self._submit(actor, call)
+        reference.future().add_done_callback(functools.partial(self._ended, call))
 
-    def _train(self, updates: int, seconds: float) -> tuple[Any, Any]:
-        figures, weights = self._learner.train.options(num_returns=2).remote(updates, seconds)
-        return figures, weights
+    def _ended(self, call: Call, future: Any) -> None:
+        """Take a call's end, in a thread of Ray's."""
+        error = future.exception()
+        self._inbox.put((call, future.result() if error is None else error))
 
-    def _wait(self, calls: list[Any], stats: Any) -> None:
-        calls = calls if stats is None else [*calls, stats]
-        if calls:
-            ray.wait(calls, timeout=_POLL_SECONDS)
-        else:
-            time.sleep(_POLL_SECONDS / 10)
+    def _submit(self, actor: Any, call: Call) -> Any:
+        version = self.metrics.weights_version
+        match call.method:
+            case Method.HELLO:
+                return actor.hello.remote()
+            case Method.BUILD:
+                return self._build(actor, call)
+            case Method.COLLECT:
+                return actor.collect.remote(version, self._weights)
+            case Method.ACT:
+                return actor.act.remote(version, self._weights, True)
+            case Method.PUSH:
+                return actor.push.remote()
+            case Method.FLUSH:
+                return actor.flush.remote()
+            case Method.TRAIN | Method.STATUS:
+                seconds = float("inf") if self.config.deterministic else self.config.learner.slice_seconds
+                return self._with_weights(call, actor.train.options(num_returns=2).remote(call.amount, seconds))
+            case Method.STATE:
+                return actor.state.remote()
+            case Method.COUNT:
+                return actor.count.remote()
+            case Method.FENCE:
+                assert call.of is not None
+                return actor.fence.remote(self._source(call.of))
+            case Method.SNAPSHOT:
+                return actor.snapshot.remote(self.config.replay.save)
+            case _:
+                raise ValueError(call)
 
-    def _take_figures(self) -> None:
-        while self._train_calls and _is_here(self._train_calls[0][0]):
-            figures, weights, _ = self._train_calls.popleft()
-            self._take_weights(self._get(figures, "learner"), weights)
-            self._train_heard = time.monotonic()
-        limit = self.config.run.call_timeout_seconds
-        if self._train_calls and time.monotonic() - self._train_heard > limit:
-            raise RunError(f"the learner has not answered for {limit:g} seconds")
+    def _build(self, actor: Any, call: Call) -> Any:
+        assert call.part is not None
+        saved = self._resume
+        if call.part.kind == "learner":
+            state = None if saved is None else saved.learner
+            return self._with_weights(call, actor.build.options(num_returns=2).remote(state))
+        if call.part.kind == "replay" and saved is not None:
+            return actor.build.remote(saved.replay, saved.rows)
+        return actor.build.remote()
 
-    def _take_weights(self, figures: Mapping[str, Any], weights: Any) -> None:
+    def _with_weights(self, call: Call, references: Sequence[Any]) -> Any:
+        figures, self._weights_of[call.id] = references
+        return figures
+
+    def _event(self, call: Call, result: Any) -> Event:
+        """Keep what a call brought, and return what control must know of it."""
+        weights = self._weights_of.pop(call.id, None)
+        if isinstance(result, Failed):
+            return result
+        if isinstance(result, BaseException):
+            return failure_of(call.id, result)
+        match call.method:
+            case Method.COLLECT | Method.ACT:
+                report: Report = result
+                self.metrics.add_rollout(report)
+                return Answered(call.id)
+            case Method.BUILD if weights is not None:
+                self._take_figures(result, weights)
+                return Answered(call.id)
+            case Method.BUILD if call.part == Part("replay") and self._resume is not None:
+                # Rows are not kept here for the whole run.
+                self._resume.rows = {}
+                return Answered(call.id)
+            case Method.TRAIN | Method.STATUS:
+                self._take_figures(result, weights)
+                return Answered(call.id, result["updates"])
+            case Method.STATE:
+                self._state = result
+                return Answered(call.id)
+            case Method.COUNT:
+                return Answered(call.id, self._count(result))
+            case Method.SNAPSHOT:
+                counts, *self._snapshot = result
+                return Answered(call.id, self._count(counts))
+            case _:
+                return Answered(call.id, result)
+
+    def _count(self, counts: Mapping[str, Any]) -> Counts:
+        frames: Mapping[str, int] = counts["frames"]
+        for name, count in frames.items():
+            self.metrics.tasks[name].frames = max(count, self.metrics.tasks[name].frames)
+        return Counts(sum(frames.values()), frozenset(counts["tasks"]), counts["is_warm"])
+
+    def _take_figures(self, figures: Mapping[str, Any], weights: Any) -> None:
         metrics = self.metrics
+        if figures["version"] < metrics.weights_version or figures["updates"] < metrics.updates:
+            return
         metrics.updates, metrics.weights_version = figures["updates"], figures["version"]
         metrics.wait_seconds = figures["wait_seconds"]
         for name, values in figures["tasks"].items():
             metrics.tasks[name].learner = values
         self._weights = [weights]
 
-    def _count(self, stats: Mapping[str, Any]) -> None:
-        for name, frames in stats["frames"].items():
-            if self._resume is not None and self._resume.replay is None:
-                frames += self._resume.meta["metrics"]["tasks"][name]["frames"]
-            self.metrics.tasks[name].frames = frames
-
-    # The lockstep loop
-
-    def _run_lockstep(self, crew: Crew) -> None:
-        while self.stop_reason is None and self.metrics.frames < self.config.total_frames:
-            for report in crew.round(self._get, self.metrics.weights_version, self._weights):
-                self.metrics.add_rollout(report)
-            self._count(self._get(self._replay.stats.remote(), "replay"))
-            updates = self.pacing.updates_allowed(self.metrics.frames) - self.metrics.updates
-            if updates > 0:
-                figures, weights = self._train(updates, float("inf"))
-                self._take_weights(self._get(figures, "learner"), weights)
-            self._tick()
-
-    # Watching, saving, ending
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        if now >= self._next_line:
-            self._next_line = now + self.config.run.log_seconds
-            self._line()
-        if self.metrics.frames >= self._next_checkpoint:
-            self._next_checkpoint = self.metrics.frames + self.config.run.checkpoint_frames
-            self._save()
+    # Lines and checkpoints.
 
     def _line(self) -> None:
-        self.metrics.restarts = self._crew.restarts if self._crew else 0
+        self.metrics.restarts = self.control.restarts
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)
 
-    def _save(self) -> None:
-        replay, rows = None, {}
-        policy, learner = self._get(self._learner.state.remote(), "learner")
-        if self.config.replay.save:
-            replay, rows = self._get(self._replay.snapshot.remote(), "replay")
-            self._count(replay)
+    def _written(self) -> Any:
+        """Write a checkpoint of the last state and snapshot; return None, or the error."""
+        policy, learner, updates = self._state
+        replay, rows = self._snapshot
+        metrics = {**self.metrics.state(), "updates": updates}
+        for name, count in replay["frames"].items():
+            metrics["tasks"][name]["frames"] = count
         meta = {
-            "metrics": self.metrics.state(),
+            "metrics": metrics,
+            "pacing": pacing_state(self.pacing),
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],
         }
-        saved = Checkpoint(self.metrics.frames, meta, policy, learner, replay, rows)
-        checkpoint.write(self.run_dir, saved, self.config.run.keep_checkpoints)
-
-    def _get(self, reference: Any, who: str, seconds: float | None = None) -> Any:
-        """An answer within its deadline; who did not give it is named."""
-        limit = seconds or self.config.run.call_timeout_seconds
-        deadline = time.monotonic() + limit
-        while True:
-            try:
-                # In short waits, so that a signal is not kept waiting.
-                return ray.get(reference, timeout=min(1.0, limit))
-            except GetTimeoutError:
-                if time.monotonic() > deadline:
-                    raise RunError(f"the {who} did not answer within {limit:g} seconds") from None
-            except RayTaskError as error:
-                if isinstance(error.cause, MtrayError):
-                    raise error.cause from None
-                raise RunError(f"the {who} failed: {error}") from error
-            except RayActorError as error:
-                raise RunError(f"the {who} died: {error}") from error
+        frames = sum(replay["frames"].values())
+        try:
+            saved = Checkpoint(frames, meta, policy, learner, replay, rows)
+            checkpoint.write(self.run_dir, saved, self.config.run.keep_checkpoints)
+        except OSError as error:
+            return OSError(f"checkpoint in {self.run_dir}: {error.strerror or error}")
+        finally:
+            self._snapshot = {}, {}
+        return None
 
     def _close(self) -> None:
-        for sink in self._sinks:
+        for sink in [*self._sinks, self._events]:
             sink.close()
-        if self._crew is not None:
-            self._crew.close()
-        for actor in (self._learner, self._replay):
-            if actor is not None:
-                ray.kill(actor)
-
-
-def _is_here(reference: Any) -> bool:
-    return bool(ray.wait([reference], timeout=0)[0])
+        collectors = [actor for part, actor in self._actors.items() if part.kind == "collector"]
+        closing = [actor.close.remote() for actor in collectors]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()

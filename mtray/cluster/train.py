@@ -60,7 +60,7 @@ def _with_paths(config: Config) -> Config:
 
 def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     """Check what can be checked without the run directory."""
-    from mtray.cluster.supervisor import make_pacing
+    from mtray.cluster.plan import make_pacing
 
     check_together(specs)
     check_machine(config, specs)

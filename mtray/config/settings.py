@@ -39,8 +39,6 @@ class CollectorConfig:
     """Most steps that these random actions are held before they are drawn anew; 1 for a fresh one at every step."""
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
-    max_restarts: int = 3
-    """Times that one collector that died is replaced before the run ends with its error."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
@@ -54,7 +52,6 @@ class CollectorConfig:
         require(0 <= share <= 1, f"--collector.random-episodes {share}: a share, from 0 to 1, is needed")
         require(self.random_steps >= 1, f"--collector.random-steps {self.random_steps}: at least 1 is needed")
         require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
-        require(self.max_restarts >= 0, "--collector.max-restarts can't be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +284,9 @@ class RunConfig:
     where an autoscaler shall bring machines."""
     start_timeout_seconds: float = 180.0
     """Time within which every actor must answer for the first time."""
+    give_up_seconds: float = 600.0
+    """Time for which an actor can fail to start, or wait for room in the cluster, before the run ends; it goes on if
+    others step its tasks."""
     call_timeout_seconds: float = 300.0
     """Time within which an actor's call must end; one that does not ends the run with the actor's name."""
 
@@ -294,7 +294,7 @@ class RunConfig:
         """Convert and validate."""
         convert_fields(self)
         require(self.cpus_per_actor is None or self.cpus_per_actor >= 0, "--run.cpus-per-actor can't be negative")
-        for name in ("log_seconds", "start_timeout_seconds", "call_timeout_seconds"):
+        for name in ("log_seconds", "start_timeout_seconds", "call_timeout_seconds", "give_up_seconds"):
             require(getattr(self, name) > 0, f"--run.{name.replace('_', '-')} must be above 0")
         for name in ("checkpoint_frames", "keep_checkpoints"):
             require(getattr(self, name) >= 1, f"--run.{name.replace('_', '-')} must be at least 1")

@@ -46,6 +46,9 @@ class ReplayBuffer:
         self._generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
         self._frames = dict.fromkeys(self._rings, 0)
         self._source_frames: dict[str, int] = {}
+        self._loaded_frames: dict[str, int] = {}
+        # Sources whose process is gone: what comes of them late is not stored, since it was asked for again.
+        self._fenced: set[str] = set()
 
     def insert(self, push: Push) -> Receipt:
         """Store a push; if it is stored already, return the same receipt again.
@@ -54,6 +57,8 @@ class ReplayBuffer:
             SchemaError: rows of an unknown task or of another width; nothing of the push is stored then.
             RunError: the push is older than the receipts kept, or a value is not finite; nothing of it is stored.
         """
+        if push.source in self._fenced:
+            raise RunError(f"push {push.number} of {push.source} is refused: its process was replaced")
         receipts = self._receipts.get(push.source, {})
         if push.number in receipts:
             return receipts[push.number]
@@ -184,6 +189,20 @@ class ReplayBuffer:
         """Return the frames ever inserted, by task."""
         return dict(self._frames)
 
+    def new_tasks(self) -> list[str]:
+        """Return the tasks of which frames were stored since this replay was made or loaded."""
+        return [task for task, frames in self._frames.items() if frames > self._loaded_frames.get(task, 0)]
+
+    def holds(self, transitions: int) -> bool:
+        """Return whether every task holds so many transitions, or as many as its ring can."""
+        return all(ring.transitions >= transitions or ring.is_full for ring in self._rings.values())
+
+    def fence(self, source: str) -> int:
+        """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""
+        self._fenced.add(source)
+        self._receipts.pop(source, None)
+        return self._source_frames.get(source, 0)
+
     def source_frames(self) -> dict[str, int]:
         """Return the frames of all tasks ever inserted, by source."""
         return dict(self._source_frames)
@@ -231,6 +250,7 @@ class ReplayBuffer:
             ring.written = written - len(held) if is_same_place else 0
             ring.insert(held, holds_transition(held))
         self._frames.update(state["frames"])
+        self._loaded_frames = dict(self._frames)
         for task, (count, mean, square, largest_reward, largest_return) in state["statistics"].items():
             self._statistics[task] = TaskStatistics(
                 count, np.array(mean), np.array(square), largest_reward, largest_return

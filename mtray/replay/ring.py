@@ -31,6 +31,11 @@ class Ring:
         return max(0, self.written - len(self.rows))
 
     @property
+    def is_full(self) -> bool:
+        """Whether every row was written."""
+        return self.written >= len(self.rows)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the rows held."""
         return (self.written - self.start) * self.spec.row_size * 4

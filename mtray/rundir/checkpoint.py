@@ -37,7 +37,7 @@ META, POLICY, LEARNER, REPLAY, LATEST = "meta.json", "policy.pt", "learner.pt", 
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
-FORMAT = 2
+FORMAT = 3
 
 _CHUNK_BYTES = 2**24
 
@@ -51,15 +51,15 @@ class Checkpoint:
         meta: plain values: config, specs, counters.
         policy: what `torch.save` made of the policy's state.
         learner: what `torch.save` made of the learner's state.
-        replay: the replay's plain state, None if it was not saved.
-        rows: task to rows held.
+        replay: the replay's plain state: counts and statistics, which a run needs even where it saves no rows.
+        rows: task to rows held; empty if they were not saved.
     """
 
     frames: int
     meta: dict[str, Any]
     policy: bytes
     learner: bytes
-    replay: dict[str, Any] | None = None
+    replay: dict[str, Any]
     rows: Mapping[str, FloatArray] = field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
         **checkpoint.meta,
         "format": FORMAT,
         "frames": checkpoint.frames,
-        "has_replay": checkpoint.replay is not None,
+        "has_rows": bool(checkpoint.rows),
         "crc32": checksums,
     }
     with (folder / META).open("wb") as file:
@@ -137,10 +137,9 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[Any], Any]]]
     """Each file's name, and what writes it into an open one."""
     yield POLICY, lambda file: file.write(checkpoint.policy)
     yield LEARNER, lambda file: file.write(checkpoint.learner)
-    if checkpoint.replay is not None:
-        yield REPLAY, lambda file: file.write(json.dumps(checkpoint.replay).encode())
-        for task, rows in checkpoint.rows.items():
-            yield rows_file(task), functools.partial(_save_rows, rows=rows)
+    yield REPLAY, lambda file: file.write(json.dumps(checkpoint.replay).encode())
+    for task, rows in checkpoint.rows.items():
+        yield rows_file(task), functools.partial(_save_rows, rows=rows)
 
 
 def _save_rows(file: Any, rows: FloatArray) -> None:
@@ -211,14 +210,12 @@ def read(path: Path) -> Checkpoint:
         UsageError: names a file that is missing or damaged, or the format if another version wrote it.
     """
     meta = read_meta(path)
-    replay, rows = None, {}
     policy, learner = read_checked(path / POLICY, meta), read_checked(path / LEARNER, meta)
-    if meta.pop("has_replay"):
-        with damaged(path / REPLAY):
-            replay = {**json.loads(read_checked(path / REPLAY, meta))}
+    with damaged(path / REPLAY):
         # Ids of pushes are a run's own: no push of this run repeats one of those.
-        if "receipts" in replay:
-            replay["receipts"] = {}
+        replay = {**json.loads(read_checked(path / REPLAY, meta)), "receipts": {}}
+    rows = {}
+    if meta.pop("has_rows"):
         for spec in meta["specs"]:
             file = path / rows_file(spec["name"])
             verify(file, meta)
@@ -237,7 +234,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     with damaged(path / META):
         meta = {**json.loads((path / META).read_bytes())}
         check_format(path, meta)
-        int(meta["frames"]), bool(meta["has_replay"])
+        int(meta["frames"]), bool(meta["has_rows"])
         for spec in meta["specs"]:
             TaskSpec.from_dict(spec)
     return meta

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtray.cluster.plan import make_shares
 from mtray.cluster.session import cpus_per_actor
-from mtray.cluster.supervisor import make_shares
 from mtray.collect.placement import choose_host, everywhere, spread, step_seconds
 from mtray.config.settings import CollectorConfig, Config
 from mtray.tasks.plan import Task

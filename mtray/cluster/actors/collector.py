@@ -19,6 +19,7 @@ from mtray.tasks.plan import Task
 from mtray.tasks.processes import engine_modules, start_fork_server
 
 if TYPE_CHECKING:
+    from mtray.collect.host import Host
     from mtray.collect.loop import Rollout
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
@@ -36,7 +37,7 @@ class Collector:
         seeds: Sequence[int],
         target: Any,
     ) -> None:
-        """Start the host.
+        """Take what `build` needs.
 
         Args:
             source: this actor's name in pushes.
@@ -46,6 +47,22 @@ class Collector:
             seeds: one per task of the run, then one for the actions.
             target: the replay.
         """
+        self._arguments = source, tasks, share, config, seeds, target
+        self._host: Host | None = None
+
+    def hello(self) -> int:
+        """Return this actor's process id."""
+        return os.getpid()
+
+    def build(self) -> None:
+        """Build the host and the policy, and start the simulators' processes; once only.
+
+        Raises:
+            TaskError: a task's maker or simulator failed.
+        """
+        if self._host is not None:
+            return
+        source, tasks, share, config, seeds, target = self._arguments
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
@@ -63,10 +80,10 @@ class Collector:
         width = observation_width(specs)
         own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
         copies = [share[task.name] for task in stepped]
-        self._host = make_host(config.host, make_makers(stepped, copies, own_seeds, width))
+        host = make_host(config.host, make_makers(stepped, copies, own_seeds, width))
         policy = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise).requires_grad_(False)
         self._collector = ActingLoop(
-            self._host,
+            host,
             policy,
             rollout_steps=config.collector.rollout_steps,
             discounts={spec.name: spec.discount for spec in specs},
@@ -81,10 +98,7 @@ class Collector:
         clock = self._collector.clock
         self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, words, clock)
         self._rollout: Rollout | None = None
-
-    def ready(self) -> int:
-        """This actor's process id."""
-        return os.getpid()
+        self._host = host
 
     def act(self, version: int, box: list[Any], wait: bool = False) -> Report:
         """Step one rollout, with the boxed weights if they are newer and here (or, if told to wait, once they are)."""
@@ -116,11 +130,13 @@ class Collector:
         self.push(wait=False)
         return report
 
-    def flush(self) -> None:
-        """Wait for every receipt."""
+    def flush(self) -> int:
+        """Wait for every receipt; return the frames acknowledged of all that this actor pushed."""
         self._collector.clock.lap("idle")
         self._pusher.wait()
+        return self._pusher.acknowledged_frames
 
     def close(self) -> None:
         """End the host's processes."""
-        self._host.close()
+        if self._host is not None:
+            self._host.close()

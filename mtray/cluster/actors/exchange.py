@@ -7,15 +7,17 @@ serializer takes longer for one, by a tenth of a whole call. To and from another
 from __future__ import annotations
 
 import collections
-import functools
+import contextlib
 import math
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
 from mtray.collect.clock import Clock
 from mtray.data.blocks import Block, SharedRows
@@ -23,10 +25,11 @@ from mtray.data.messages import Push, Sampled
 from mtray.data.rows import sampled_shape
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.data.statistics import TaskStatistics
-from mtray.errors import RunError
+from mtray.errors import UnreachableError
 
-# How often a push is sent before the replay counts as lost.
-_PUSH_ATTEMPTS = 5
+# How often a push or a draw is sent before the replay counts as lost.
+_ATTEMPTS = 5
+_RETRY_SECONDS = 1.0
 
 
 class HeapRows(dict[str, FloatArray]):
@@ -51,7 +54,7 @@ class _BlockPool:
         """Return rows in the next block, which must be free again; None if the replay is on another node."""
         if self._is_shared is None:
             try:
-                self._is_shared = ray.get(self._replay.reaches.remote(self._blocks[0].address), timeout=self._timeout)
+                self._is_shared = _get(self._replay.reaches.remote(self._blocks[0].address), self._timeout)
             except (ActorUnavailableError, GetTimeoutError):
                 # The next call tries again.
                 return None
@@ -81,7 +84,8 @@ class Pusher:
         self._timeout = timeout_seconds
         self._clock = clock or Clock()
         self._number = 0
-        self._pending: collections.deque[tuple[int, Callable[[], Any], Any]] = collections.deque()
+        self.acknowledged_frames = 0
+        self._pending: collections.deque[_Pending] = collections.deque()
         # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
         # the message come later, it is known by its id and the block is not read.
         self._pool = _BlockPool(replay, limit + 1, words, timeout_seconds)
@@ -109,30 +113,56 @@ class Pusher:
             weights_version=weights_version,
         )
         message = pickle.dumps(push) if isinstance(rows, SharedRows) else push
-        send = functools.partial(self._replay.insert.remote, message)
-        self._pending.append((self._number, send, send()))
+        self._pending.append(_Pending(self._number, message, self._replay.insert.remote(message)))
         self._number += 1
 
     def wait(self, left: int = 0) -> None:
-        """Wait until at most ``left`` pushes are unanswered.
+        """Wait until at most ``left`` pushes are unanswered; add what was stored to ``acknowledged_frames``.
 
         Raises:
-            RunError: one was not answered, however often it was sent.
+            UnreachableError: the replay did not answer one, however often it was sent; it is sent again next time.
         """
         self._clock.lap("push")
         while len(self._pending) > left:
-            number, send, answer = self._pending[0]
-            for _ in range(_PUSH_ATTEMPTS):
-                try:
-                    ray.get(answer, timeout=self._timeout)
-                    break
-                except (ActorUnavailableError, GetTimeoutError):
-                    # It may have been stored or not: the replay tells by the push's id.
-                    answer = send()
-            else:
-                raise RunError(f"push {number} of {self._source} was not answered in {_PUSH_ATTEMPTS} attempts")
+            self.acknowledged_frames += self._receipt(self._pending[0])
             self._pending.popleft()
         self._clock.lap("receipt")
+
+    def _receipt(self, pending: _Pending) -> int:
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
+                frames: int = _get(pending.answer, self._timeout)
+                return frames
+            # It may have been stored or not: the replay tells by the push's id.
+            pending.answer = self._replay.insert.remote(pending.message)
+        raise UnreachableError(
+            f"the replay did not answer push {pending.number} of {self._source} in {_ATTEMPTS} attempts"
+        )
+
+
+@dataclass
+class _Pending:
+    """A push under way."""
+
+    number: int
+    message: Any
+    answer: Any
+
+
+def _get(reference: Any, timeout: float | None = None) -> Any:
+    """Return the replay's answer.
+
+    Raises:
+        ActorUnavailableError: it can't be reached now.
+        GetTimeoutError: it did not answer in time.
+        UnreachableError: it is gone.
+    """
+    try:
+        return ray.get(reference, timeout=timeout)
+    except ActorUnavailableError:
+        raise
+    except RayActorError as error:
+        raise UnreachableError("the replay is gone") from error
 
 
 class Draws:
@@ -162,16 +192,34 @@ class Draws:
         self._shapes = {spec.name: sampled_shape(spec, rows_per_task[spec.name], batches) for spec in specs}
         self._calls_ahead = calls_ahead
         self._calls: collections.deque[Any] = collections.deque()
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> _BlockPool:
         # One is read while the others are written.
-        self._pool = _BlockPool(replay, calls_ahead + 1, sum(map(math.prod, self._shapes.values())))
+        return _BlockPool(self._replay, self._calls_ahead + 1, sum(map(math.prod, self._shapes.values())))
 
     def next(self) -> Sampled:
-        """The next call's batches: arrays that may be overwritten when this is called again."""
-        self._ask()
-        answer = ray.get(self._calls.popleft())
-        self._ask()
-        sampled: Sampled = pickle.loads(answer) if isinstance(answer, bytes) else answer
-        return sampled
+        """Return the next call's batches: arrays that may be overwritten when this is called again.
+
+        Raises:
+            UnreachableError: the replay is gone, or could not be reached however often it was asked.
+        """
+        for _ in range(_ATTEMPTS):
+            self._ask()
+            try:
+                answer = _get(self._calls.popleft())
+            except (ActorUnavailableError, UnreachableError) as error:
+                # What was lost may be drawn all the same, later, so its block is not used again.
+                self._calls.clear()
+                self._pool = self._new_pool()
+                if isinstance(error, UnreachableError):
+                    raise
+                time.sleep(_RETRY_SECONDS)
+                continue
+            self._ask()
+            sampled: Sampled = pickle.loads(answer) if isinstance(answer, bytes) else answer
+            return sampled
+        raise UnreachableError(f"the replay could not be reached in {_ATTEMPTS} attempts to draw")
 
     def settle(self) -> None:
         """Wait until every draw that is under way is made."""

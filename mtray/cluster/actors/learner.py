@@ -16,6 +16,7 @@ from mtray.tasks.processes import usable_cores
 
 if TYPE_CHECKING:
     from mtray.data.batch import Batch
+    from mtray.learn.trainer import Trainer
     from mtray.policy.weights import Weights
 
 
@@ -23,13 +24,30 @@ class Learner:
     """The learner as an actor: see `mtray.learn.trainer.Trainer`."""
 
     def __init__(self, specs: tuple[TaskSpec, ...], config: Config, source: Any) -> None:
-        """Build networks and optimisers.
+        """Take what `build` needs.
 
         Args:
             specs: of all tasks.
             config: the run's.
             source: the replay.
         """
+        self._arguments = specs, config, source
+        self._learner: Trainer | None = None
+
+    def hello(self) -> int:
+        """Return this actor's process id."""
+        return os.getpid()
+
+    def build(self, state: bytes | None = None) -> tuple[dict[str, Any], Weights]:
+        """Build networks and optimisers, once, or continue from a state; return as `train` does."""
+        if self._learner is None:
+            self._learner = self._make()
+            if state is not None:
+                self._learner.load_state_dict(self._checkpoint.from_bytes(state))
+        return self.train(0, 0.0)
+
+    def _make(self) -> Trainer:
+        specs, config, source = self._arguments
         import torch
 
         from mtray.data.batch import unpack
@@ -43,7 +61,7 @@ class Learner:
         self._checkpoint, self._unpack = checkpoint, unpack
         self._specs = specs
         self._deterministic = config.deterministic
-        self._learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
+        learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
         rows_per_task = settings.rows_of([spec.name for spec in specs])
         self._draws = Draws(
@@ -52,32 +70,36 @@ class Learner:
         self._batches: collections.deque[Batch] = collections.deque()
         self._wait_seconds = 0.0
         self._ages: Mapping[str, float] = {}
-
-    def ready(self) -> int:
-        """This actor's process id."""
-        return os.getpid()
+        return learner
 
     def train(self, updates: int, seconds: float) -> tuple[dict[str, Any], Weights]:
-        """Make updates, at most so many and about so long; give figures and new weights, as two return values."""
+        """Make up to ``updates`` in about ``seconds``, one at least; return figures and new weights, as two values.
+
+        Raises:
+            NotFiniteError: as `mtray.learn.trainer.Trainer.update` does.
+            UnreachableError: the replay is gone or can't be reached.
+        """
+        learner = self._built
         deadline = time.monotonic() + seconds
         made = 0
         while made < updates and (made == 0 or time.monotonic() < deadline):
             batch = self._next()
             started = time.perf_counter()
-            self._learner.update(batch)
+            learner.update(batch)
             self._threads.spent(time.perf_counter() - started)
             made += 1
-        weights = self._learner.weights()
+        weights = learner.weights()
         if self._deterministic:
             # Draws that are under way are made before the next push, whatever the scheduler does.
             self._draws.settle()
         figures = {
-            "updates": self._learner.updates,
+            "updates": learner.updates,
             "made": made,
             "version": weights.version,
             "wait_seconds": self._wait_seconds,
             "tasks": {
-                task: {**values, "data_age": self._ages[task]} for task, values in self._learner.metrics().items()
+                task: values | ({"data_age": self._ages[task]} if task in self._ages else {})
+                for task, values in learner.metrics().items()
             },
         }
         return figures, weights
@@ -89,22 +111,18 @@ class Learner:
             self._wait_seconds += time.monotonic() - started
             self._ages = sampled.ages
             # A GPU goes on with earlier updates while these are unpacked; statistics are taken over once it has ended.
-            batches = self._unpack(sampled.rows, self._specs).to(self._learner.device)
-            self._learner.set_statistics(sampled.statistics)
+            batches = self._unpack(sampled.rows, self._specs).to(self._built.device)
+            self._built.set_statistics(sampled.statistics)
             self._batches.extend(batches.unbind())
         return self._batches.popleft()
 
-    def weights(self) -> Weights:
-        """A snapshot under a new version."""
-        return self._learner.weights()
+    @property
+    def _built(self) -> Trainer:
+        assert self._learner is not None, "build first"
+        return self._learner
 
-    def state(self) -> tuple[bytes, bytes]:
-        """The averaged policy's state and the whole learner's, as bytes."""
-        state = self._learner.state_dict()
+    def state(self) -> tuple[bytes, bytes, int]:
+        """Return the averaged policy's state and the whole learner's, as bytes, and the updates made."""
+        state = self._built.state_dict()
         to_bytes = self._checkpoint.to_bytes
-        return to_bytes(state["average"]), to_bytes(state)
-
-    def load_state(self, data: bytes) -> int:
-        """Continue from the learner's state; give the updates made."""
-        self._learner.load_state_dict(self._checkpoint.from_bytes(data))
-        return self._learner.updates
+        return to_bytes(state["average"]), to_bytes(state), self._built.updates

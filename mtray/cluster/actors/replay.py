@@ -21,14 +21,24 @@ class Replay:
     def __init__(self, specs: tuple[TaskSpec, ...], config: Config) -> None:
         """Reserve the rings."""
         self._replay = ReplayBuffer(specs, config.replay, config.seed)
+        self._warmup_steps = config.learner.warmup_steps
 
-    def ready(self) -> int:
-        """This actor's process id."""
+    def hello(self) -> int:
+        """Return this actor's process id."""
         return os.getpid()
 
-    def insert(self, push: Push | bytes) -> None:
-        """Store a push, once however often it is sent; the caller has pickled it if its rows lie in a block."""
-        self._replay.insert(pickle.loads(push) if isinstance(push, bytes) else push)
+    def build(self, state: dict[str, Any] | None = None, rows: Mapping[str, FloatArray] | None = None) -> None:
+        """Continue from a snapshot, if there is one."""
+        if state is not None:
+            self._replay.load(state, rows or {})
+
+    def insert(self, push: Push | bytes) -> int:
+        """Store a push, once however often it is sent; return the frames stored for it.
+
+        The caller has pickled a push whose rows lie in a block.
+        """
+        receipt = self._replay.insert(pickle.loads(push) if isinstance(push, bytes) else push)
+        return sum(receipt.frames.values())
 
     def sample_rows(
         self, rows_per_task: int | Mapping[str, int], batches: int, steps: int = 1, out: bytes | None = None
@@ -42,14 +52,24 @@ class Replay:
         """Return whether rows may come and go in that process's blocks."""
         return blocks.reaches(address)
 
-    def stats(self) -> dict[str, dict[str, int]]:
-        """Frames inserted ever, per task and per source."""
-        return {"frames": self._replay.frames(), "sources": self._replay.source_frames()}
+    def count(self) -> dict[str, Any]:
+        """Return what control must know.
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
-        """Everything, as of one moment."""
-        return self._replay.state(), {spec.name: self._replay.rows(spec.name) for spec in self._replay.specs}
+        Returns:
+            ``frames`` by task, ever stored; ``tasks`` of which this process has stored frames; ``is_warm``, whether
+            every task holds the warm-up's transitions, or as many as its ring can.
+        """
+        return {
+            "frames": self._replay.frames(),
+            "tasks": self._replay.new_tasks(),
+            "is_warm": self._replay.holds(max(1, self._warmup_steps)),
+        }
 
-    def load(self, state: dict[str, Any], rows: dict[str, FloatArray]) -> None:
-        """Continue from a snapshot."""
-        self._replay.load(state, rows)
+    def fence(self, source: str) -> int:
+        """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""
+        return self._replay.fence(source)
+
+    def snapshot(self, with_rows: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, FloatArray]]:
+        """Return counts, state and, if asked, rows, as of one moment."""
+        specs = self._replay.specs if with_rows else ()
+        return self.count(), self._replay.state(), {spec.name: self._replay.rows(spec.name) for spec in specs}

@@ -1,7 +1,8 @@
 """Control: what the parts of a run are asked for, and when. A state machine without Ray, threads or a clock of its own.
 
-Enters: events (`mtray.cluster.control.protocol`) and the time they came at. Leaves: commands. The driver carries them out; a
-simulation plays whole runs with faults of every kind (`tests/cluster/simulation.py`). What holds after every event:
+Enters: events (`mtray.cluster.control.protocol`) and the time they came at. Leaves: commands. The driver carries them
+out; a simulation plays whole runs with faults of every kind (`tests/cluster/simulation.py`). What holds after every
+event:
 
 - ``asked == acknowledged + in flight + lost``, in frames. The replay's counts are the truth. What a process that died
   was asked for and has not pushed is lost, and asked for again; its source is fenced first, so that nothing of it comes

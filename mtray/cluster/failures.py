@@ -1,0 +1,53 @@
+"""From Ray's errors to how a call failed, with one line for the user."""
+
+from __future__ import annotations
+
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from mtray.cluster.control.protocol import Failed, Failure
+from mtray.errors import MtrayError, TaskError, UnreachableError, UsageError
+
+_OF_PROCESSES = (RayActorError, NodeDiedError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError)
+
+
+def failure_of(call: int, error: BaseException) -> Failed:
+    """Return how a call failed."""
+    if isinstance(error, RayTaskError):
+        # What it raised; an error whose class does not unpickle is there as text only.
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        return _raised(call, cause)
+    if isinstance(error, ActorUnavailableError):
+        return Failed(call, Failure.UNAVAILABLE, one_line(error))
+    if isinstance(error, _OF_PROCESSES):
+        return Failed(call, Failure.DIED, one_line(error))
+    return _raised(call, error)
+
+
+def _raised(call: int, cause: BaseException) -> Failed:
+    if isinstance(cause, TaskError):
+        return Failed(call, Failure.TASK, str(cause), cause.task)
+    if isinstance(cause, UsageError):
+        return Failed(call, Failure.INPUT, str(cause))
+    if isinstance(cause, UnreachableError | RayActorError):
+        return Failed(call, Failure.PEER, one_line(cause))
+    if isinstance(cause, MtrayError | OSError):
+        return Failed(call, Failure.RAISED, one_line(cause))
+    return Failed(call, Failure.RAISED, f"{type(cause).__name__}: {one_line(cause)}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line; of a traceback the last line, of Ray's accounts of a death the cause."""
+    if isinstance(error, RayTaskError):
+        return str(error).strip().splitlines()[-1]
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    details = [line for line in lines if "exit detail" in line.lower() or "dead because" in line.lower()]
+    text = " ".join(dict.fromkeys([*lines[:1], *details]))
+    return text or type(error).__name__
