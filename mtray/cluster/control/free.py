@@ -1,8 +1,7 @@
 """Control: what the parts of a run are asked for, and when. A state machine without Ray, threads or a clock of its own.
 
 Enters: events (`mtray.cluster.control.protocol`) and the time they came at. Leaves: commands. The driver carries them
-out; a simulation plays whole runs with faults of every kind (`tests/cluster/simulation.py`). What holds after every
-event:
+out; a simulation plays whole runs with faults of every kind (`tests/cluster/control/simulation.py`). After every event:
 
 - ``asked == acknowledged + in flight + lost``, in frames. The replay's counts are the truth. What a process that died
   was asked for and has not pushed is lost, and asked for again; its source is fenced first, so that nothing of it comes
@@ -509,6 +508,7 @@ class Control(Lifecycle):
         assert self._ending is not None
         ending = self._ending
         self.is_over = True
+        self._timers.clear()
         if failure is not None:
             self._tell("unsaved", warning=True, cause=failure)
             if ending.outcome == "done":

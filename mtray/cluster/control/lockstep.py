@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from mtray.cluster.control.free import Control, Plan
+from mtray.cluster.control.free import Control, Outcome, Plan
 from mtray.cluster.control.lifecycle import Actor
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.replay.pacing import Pacing
@@ -71,6 +71,12 @@ class Lockstep(Control):
 
     def _came_up(self, actor: Actor) -> None:
         pass
+
+    def _end(self, reason: str, outcome: Outcome) -> None:
+        super()._end(reason, outcome)
+        # A round that can't be ended is not saved: what is saved stands between two.
+        if outcome != "done" and not self.is_idle and not self.is_over:
+            self._close()
 
     def _can_do_without(self, actor: Actor) -> bool:
         return False

@@ -1,7 +1,7 @@
 """A simulated cluster: whole runs of control on a virtual clock, with faults of every kind, all from one seed.
 
-    python -m tests.cluster.simulation 17          # play seed 17 and print what happened, event by event
-    python -m tests.cluster.simulation 0:100000    # play many; prints what fails
+    python -m tests.cluster.control.simulation 17          # play seed 17 and print what happened, event by event
+    python -m tests.cluster.control.simulation 0:100000    # play many; prints what fails
 
 The world holds the truth: what the replay has, what the learner made, what was written. After every event it is held
 against what control believes (`World.check`), and at the end of a run against what the run promised. Processes work on
@@ -39,6 +39,20 @@ from mtray.replay.pacing import Pacing
 # No run may stand still for longer: a hung call's deadline, a start's, and the pauses between.
 STANDSTILL_SECONDS = 2500.0
 LIMITS = Limits(start_seconds=60.0, call_seconds=120.0, give_up_seconds=600.0, stop_seconds=10.0)
+
+
+# Fault to the most that it happens: per call, per start, or per virtual second.
+FAULTS = {
+    # Per call.
+    "unavailable": 0.1, "never": 0.01, "twice": 0.2, "late": 0.2, "lost_push": 0.2, "task_error": 0.02, "raised": 0.01,
+    "disk_full": 0.5, "input": 0.002,
+    # Per start.
+    "build_raises": 0.3, "build_dies": 0.5, "build_hangs": 0.2, "task_in_build": 0.05,
+    # Per second and process.
+    "dies": 0.02, "hangs": 0.01, "slow": 0.02, "core_dies": 0.002, "core_hangs": 0.001, "link_down": 0.02,
+    # Per second.
+    "node_goes": 0.01,
+}  # fmt: skip
 
 
 class Broken(AssertionError):
@@ -85,20 +99,10 @@ def draw(generator: random.Random) -> Scenario:
     lockstep = generator.random() < 0.1
     calm = generator.random() < 0.2
 
-    def rate(largest: float) -> float:
-        return 0.0 if calm or generator.random() < 0.5 else largest * generator.random() ** 2
-
     rates = {
-        # Per call.
-        "unavailable": rate(0.1), "never": rate(0.01), "twice": rate(0.2), "late": rate(0.2), "lost_push": rate(0.2),
-        "task_error": rate(0.02), "raised": rate(0.01), "disk_full": rate(0.5), "input": rate(0.002),
-        # Per start.
-        "build_raises": rate(0.3), "build_dies": rate(0.5), "build_hangs": rate(0.2), "task_in_build": rate(0.05),
-        # Per second and process.
-        "dies": rate(0.02), "hangs": rate(0.01), "slow": rate(0.02),
-        # Per second.
-        "core_dies": rate(0.002), "core_hangs": rate(0.001), "node_goes": rate(0.01), "link_down": rate(0.02),
-    }  # fmt: skip
+        fault: 0.0 if calm or generator.random() < 0.5 else largest * generator.random() ** 2
+        for fault, largest in FAULTS.items()
+    }
     size = generator.choice([1, 2, 16, 32])
     total = size * generator.choice([1, 7, 40, 120]) * len(tasks)
     nodes = generator.randint(1, 3)
@@ -167,6 +171,7 @@ class World:
         self.events = 0
         self.ended: End | None = None
         self.told: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter()
         # The truth.
         self.tasks = tuple(dict.fromkeys(task for share in scenario.shares for task in share))
         self.frames = Counter({task: saved.frames[task] for task in self.tasks})
@@ -207,7 +212,9 @@ class World:
 
     def happens(self, fault: str) -> bool:
         rate = self.scenario.rates[fault]
-        return rate > 0 and self.now < self.scenario.faults_end and self.generator.random() < rate
+        happens = rate > 0 and self.now < self.scenario.faults_end and self.generator.random() < rate
+        self.faults[fault] += happens
+        return happens
 
     def after(self, seconds: float, action, *arguments) -> None:
         self.sequence += 1
@@ -660,7 +667,9 @@ def make_pacing(scenario: Scenario) -> Pacing:
     )
 
 
-def play(seed: int, control=None, *, log: bool = False, worlds: list | None = None) -> tuple[int, int]:
+def play(
+    seed: int, *, control=None, world: type[World] = World, log: bool = False, worlds: list | None = None
+) -> tuple[int, int]:
     """Play a run and up to three resumes of it; return how many events and runs that were.
 
     Raises:
@@ -669,12 +678,12 @@ def play(seed: int, control=None, *, log: bool = False, worlds: list | None = No
     generator = random.Random(seed)
     scenario, saved, events = draw(generator), Saved(), 0
     for attempt in range(4):
-        world = World(generator.randrange(2**32), scenario, saved, control, log=log)
+        played = world(generator.randrange(2**32), scenario, saved, control, log=log)
         if worlds is not None:
-            worlds.append(world)
-        world.run()
-        events += world.events
-        saved = world.saved
+            worlds.append(played)
+        played.run()
+        events += played.events
+        saved = played.saved
         if attempt == 3 or generator.random() < 0.3:
             break
         # The next one goes on from what was written, perhaps with other settings.
@@ -691,11 +700,11 @@ def play(seed: int, control=None, *, log: bool = False, worlds: list | None = No
     return events, attempt + 1
 
 
-def tell(seed: int, control=None) -> str:
+def tell(seed: int, **kwargs) -> str:
     """What happened in a run, event by event, and the law that broke."""
     worlds: list[World] = []
     try:
-        play(seed, control, log=True, worlds=worlds)
+        play(seed, log=True, worlds=worlds, **kwargs)
         end = "every law holds"
     except Exception as error:
         end = f"{type(error).__name__}: {error}"

@@ -1,0 +1,373 @@
+"""Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
+
+import pytest
+
+from mtray.cluster.control.free import TASK_ERRORS
+from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Stop
+from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
+
+
+def finish(script, frames, warm=True):
+    """Answer what is left to be asked at the end of a run."""
+    for _ in range(100):
+        if script.end is not None:
+            return
+        for call in list(script.open.values()):
+            value = {
+                Method.FLUSH: 10 * sum(1 for _ in range(1)),
+                Method.COUNT: counts(frames, "a", warm=warm),
+                Method.SNAPSHOT: counts(frames, "a", warm=warm),
+            }.get(call.method)
+            if call.method is not Method.HELLO:
+                script.answer(call.method, value, call=call)
+        script.wait(0.2)
+    raise AssertionError(f"it does not end: {script.open}")
+
+
+def collect_all(script, rollouts, part=None):
+    """Answer so many rollouts."""
+    for _ in range(rollouts):
+        script.answer(Method.COLLECT, part=part)
+
+
+# Asking.
+
+
+def test_nothing_is_collected_before_replay_and_learner_are_up():
+    script = Script()
+    script.up(REPLAY, collector())
+    assert script.find(Method.COLLECT) is None
+    script.up(LEARNER)
+    assert [call.method for call in script.open.values()].count(Method.COLLECT) == 2
+
+
+def test_a_collector_has_two_calls_under_way_and_no_more_is_asked_than_wanted():
+    script = Script(total=35).all_up()
+    asked = 0
+    while script.find(Method.COLLECT):
+        assert len([c for c in script.open.values() if c.method is Method.COLLECT]) <= 2
+        script.answer(Method.COLLECT)
+        asked += 1
+    assert asked == 4
+    assert script.find(Method.FLUSH)
+
+
+def test_collectors_that_have_nothing_to_do_are_asked_first():
+    script = Script(tasks=({"a"}, {"a"}), total=30)
+    script.up(collector(0), collector(1), REPLAY, LEARNER)
+    parts = [call.part.place for call in script.open.values() if call.method is Method.COLLECT]
+    assert sorted(parts[:2]) == [0, 1]
+
+
+def test_the_learner_is_asked_for_what_is_owed_and_collectors_wait_for_it():
+    script = Script(ratio=1.0, warmup=20, total=10**6).all_up()
+    assert script.find(Method.TRAIN) is None
+    collect_all(script, 5)
+    script.answer(Method.COUNT, counts(50, "a"))
+    assert script.find(Method.TRAIN).amount == 30
+    # Slack is 1,000 frames beyond the warm-up's 20.
+    while script.find(Method.COLLECT):
+        script.answer(Method.COLLECT)
+    assert script.control.asked == 1020
+    script.answer(Method.TRAIN, 30)
+    assert script.find(Method.COLLECT)
+
+
+def test_no_update_is_asked_for_before_the_warm_ups_rows_are_held():
+    """A run that goes on without its rows has the frames, but nothing to learn from."""
+    script = Script(ratio=1.0, warmup=20, total=1000, frames=500).all_up()
+    script.answer(Method.COUNT, counts(500, warm=False))
+    assert script.find(Method.TRAIN) is None
+    collect_all(script, 2)
+    script.wait(0.2)
+    script.answer(Method.COUNT, counts(520, "a", warm=True))
+    assert script.find(Method.TRAIN).amount == 500
+
+
+def test_collectors_do_not_wait_for_a_learner_that_waits_for_the_warm_up():
+    script = Script(ratio=1.0, warmup=20, total=10**6).all_up()
+    for frames in range(0, 3000, 10):
+        script.answer(Method.COLLECT)
+        script.wait(0.2)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(frames, "a", warm=False))
+    assert script.control.asked > 2500
+
+
+def test_one_that_is_ahead_waits_where_not_all_step_the_same_and_not_for_one_that_is_gone():
+    script = Script(tasks=({"a"}, {"b"}), total=10**6).all_up()
+    while script.find(Method.COLLECT, collector(0)):
+        script.answer(Method.COLLECT, part=collector(0))
+    assert script.control.collectors[0].requested == 30
+    script.fail(Method.COLLECT, Failure.DIED, part=collector(1))
+    assert script.find(Method.COLLECT, collector(0))
+    script.up(collector(1, 1))
+    script.answer(Method.FENCE, 0)
+    # It begins beside the other: both go on.
+    for _ in range(5):
+        script.answer(Method.COLLECT, part=collector(0))
+        script.answer(Method.COLLECT, part=collector(1, 1))
+
+
+# Ends.
+
+
+def test_a_run_ends_once_all_is_acknowledged_and_saved():
+    script = Script(total=20).all_up()
+    collect_all(script, 2)
+    script.answer(Method.FLUSH, 20)
+    assert script.end is None
+    finish(script, 20)
+    assert (script.end.reason, script.end.outcome) == ("finished", "done")
+    assert "save" in script.events()
+
+
+def test_frames_that_were_lost_are_asked_for_again():
+    script = Script(total=20).all_up()
+    collect_all(script, 2)
+    script.answer(Method.FLUSH, 10)
+    assert script.control.lost == 10
+    script.answer(Method.COLLECT)
+    script.answer(Method.FLUSH, 20)
+    finish(script, 20)
+    assert script.end.reason == "finished"
+
+
+def test_a_run_whose_tasks_are_not_all_warm_ends_without_the_updates_that_none_can_make():
+    script = Script(ratio=1.0, warmup=5, total=20).all_up()
+    collect_all(script, 2)
+    script.answer(Method.FLUSH, 20)
+    finish(script, 20, warm=False)
+    assert script.end.reason == "finished"
+
+
+def test_a_stop_while_everything_starts_ends_at_once():
+    script = Script()
+    script.event(Stop("interrupted"))
+    assert (script.end.reason, script.end.outcome) == ("interrupted", "done")
+
+
+def test_a_stop_before_the_first_count_waits_for_what_is_under_way_and_saves_it():
+    script = Script().all_up()
+    script.answer(Method.COUNT, counts(0, warm=False))
+    script.event(Stop("interrupted"))
+    assert script.end is None
+    collect_all(script, 2)
+    script.answer(Method.FLUSH, 20)
+    finish(script, 20)
+    assert script.end.outcome == "done"
+    assert "save" in script.events()
+
+
+def test_a_collector_that_hangs_does_not_keep_a_stop_from_saving():
+    script = Script(stop_seconds=10).all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.event(Stop("interrupted"))
+    script.wait(9.9)
+    assert script.find(Method.STATE) is None
+    script.wait(0.2)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(10, "a"))
+    script.answer(Method.WRITE)
+    assert (script.end.reason, script.end.outcome) == ("interrupted", "done")
+
+
+def test_a_learner_that_hangs_ends_a_stop_unsaved_and_it_is_told():
+    script = Script(stop_seconds=10).all_up()
+    collect_all(script, 2)
+    script.event(Stop("interrupted"))
+    script.wait(10)
+    assert script.find(Method.STATE)
+    script.wait(10)
+    assert script.end.outcome == "failed"
+    assert "the learner did not answer" in script.end.reason
+
+
+def test_a_full_disk_in_the_middle_is_told_and_the_run_goes_on_at_the_end_it_fails():
+    script = Script(total=20, checkpoint=10).all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(10, "a"))
+    script.fail(Method.WRITE, Failure.RAISED, text="no space left")
+    assert script.end is None
+    assert "save_failed" in script.events()
+    collect_all(script, 1)
+    script.answer(Method.FLUSH, 20)
+    for _ in range(20):
+        script.wait(0.2)
+        for call in list(script.open.values()):
+            if call.method is Method.WRITE:
+                script.fail(Method.WRITE, Failure.RAISED, text="no space left")
+            elif call.method in (Method.COUNT, Method.SNAPSHOT):
+                script.answer(call.method, counts(20, "a"), call=call)
+            elif call.method is Method.STATE:
+                script.answer(Method.STATE, call=call)
+    assert script.end.outcome == "failed"
+    assert "no space left" in script.end.reason
+
+
+def test_a_failure_saves_what_replay_and_learner_have():
+    script = Script().all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.fail(Method.COLLECT, Failure.INPUT, text="widths differ")
+    script.answer(Method.COLLECT)
+    script.answer(Method.FLUSH, 10)
+    finish(script, 10)
+    assert (script.end.reason, script.end.outcome) == ("widths differ", "input")
+    assert "save" in script.events()
+
+
+@pytest.mark.parametrize("part", [REPLAY, LEARNER])
+def test_the_death_of_replay_or_learner_ends_the_run_and_names_it(part):
+    script = Script(ratio=1.0).all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.wait(0.2)
+    script.fail(Method.COUNT if part == REPLAY else Method.TRAIN, Failure.DIED, text="exit code 137")
+    assert script.end.outcome == "failed"
+    assert script.end.reason.startswith(f"{part.name} died: exit code 137")
+
+
+def test_a_learner_that_can_not_reach_the_replay_is_not_blamed():
+    """The replay died while the learner drew: the count that is asked at once tells who."""
+    script = Script(ratio=1.0).all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.fail(Method.TRAIN, Failure.PEER, text="the replay is gone")
+    assert script.end is None
+    script.wait(0.2)
+    script.fail(Method.COUNT, Failure.DIED, text="exit code 137")
+    assert script.end.reason.startswith("the replay died")
+
+
+# Tasks.
+
+
+def test_an_error_of_a_task_before_its_first_rollout_is_wrong_input():
+    script = Script(tasks=({"a", "b"},)).all_up()
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.fail(Method.COLLECT, Failure.TASK, text="b: no licence", task="b")
+    assert script.end is None, "what is under way is waited for and saved"
+    script.answer(Method.COLLECT)
+    script.answer(Method.FLUSH, 0)
+    finish(script, 10)
+    assert (script.end.reason, script.end.outcome) == ("b: no licence", "input")
+
+
+def test_a_task_that_fails_later_has_its_process_replaced_until_it_fails_too_often():
+    script = Script().all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    for life in range(TASK_ERRORS):
+        script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="a: fell over", task="a")
+        assert script.end is None
+        script.answer(Method.FENCE, 0)
+        script.wait(5)
+        script.up(collector(0, life + 1))
+    script.fail(Method.COLLECT, Failure.TASK, text="a: fell over", task="a")
+    script.wait(40)
+    assert script.end.outcome == "failed"
+    assert "a: fell over" in script.end.reason
+
+
+def test_errors_of_a_task_with_a_minute_between_are_accidents():
+    script = Script().all_up()
+    collect_all(script, 1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    for life in range(3 * TASK_ERRORS):
+        script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="a: fell over", task="a")
+        script.answer(Method.FENCE, 0)
+        script.wait(61)
+        script.up(collector(0, life + 1))
+    assert script.end is None
+    assert script.find(Method.COLLECT)
+
+
+# Faults that the simulation found.
+
+
+def test_a_call_that_may_have_run_is_settled_by_a_flush():
+    script = Script(total=20).all_up()
+    script.fail(Method.COLLECT)
+    assert script.find(Method.FLUSH) is None
+    script.wait(RETRY_SECONDS)
+    script.answer(Method.FLUSH, 10)
+    assert script.control.lost == 10
+    collect_all(script, 1)
+    assert script.find(Method.COUNT)
+
+
+def test_a_start_that_could_not_be_reached_is_asked_again():
+    script = Script()
+    script.up(REPLAY, LEARNER)
+    script.answer(Method.HELLO, part=collector())
+    script.fail(Method.BUILD, part=collector())
+    script.wait(RETRY_SECONDS)
+    script.answer(Method.BUILD, part=collector())
+    assert script.find(Method.COLLECT)
+
+
+def test_a_flush_that_is_answered_after_later_rollouts_loses_none_of_them():
+    script = Script(total=40).all_up()
+    script.fail(Method.COLLECT)
+    script.wait(RETRY_SECONDS)
+    flush = script.find(Method.FLUSH)
+    # The second rollout was asked for before the flush, which has it.
+    script.answer(Method.FLUSH, 20, call=flush)
+    assert script.control.lost == 0
+    collect_all(script, 2)
+    assert script.control.asked == 40
+
+
+def test_a_count_that_comes_late_does_not_take_counts_back():
+    script = Script(total=100).all_up()
+    late = script.find(Method.COUNT)
+    collect_all(script, 3)
+    script.answer(Method.COUNT, counts(30, "a"))
+    script.event(Answered(late.id, counts(0)))
+    assert script.control.counts.frames == 30
+
+
+def test_an_answer_that_comes_twice_counts_once():
+    script = Script(total=100).all_up()
+    call = script.answer(Method.COLLECT)
+    before = script.control.asked
+    script.event(Answered(call.id))
+    script.event(Failed(call.id, Failure.DIED, "late"))
+    assert script.control.asked == before
+    assert script.killed == []
+
+
+def test_collectors_that_are_held_back_are_flushed_at_the_end():
+    script = Script(tasks=({"a"}, {"b"}), total=40).all_up()
+    while script.find(Method.COLLECT, collector(0)):
+        script.answer(Method.COLLECT, part=collector(0))
+    collect_all(script, 1, collector(1))
+    assert script.find(Method.FLUSH, collector(0))
+
+
+def test_late_pushes_of_a_process_that_died_are_fenced_off_before_its_frames_are_asked_for_again():
+    script = Script(total=20).all_up()
+    script.answer(Method.COLLECT)
+    script.fail(Method.COLLECT, Failure.DIED)
+    assert script.find(Method.FENCE).of == collector()
+    script.up(collector(0, 1))
+    assert script.find(Method.COLLECT) is None, "what the old one pushed is not known yet"
+    script.answer(Method.FENCE, 10)
+    assert script.control.lost == 10
+    assert script.find(Method.COLLECT)
+
+
+def test_the_end_of_a_run_does_not_count_a_dead_process_twice():
+    script = Script(total=20).all_up()
+    collect_all(script, 2)
+    script.event(Stop("interrupted"))
+    script.fail(Method.FLUSH, Failure.DIED)
+    script.answer(Method.FENCE, 20)
+    assert script.control.lost == 0
+    finish(script, 20)
+    assert script.end.outcome == "done"

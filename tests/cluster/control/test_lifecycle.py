@@ -1,0 +1,170 @@
+"""Starts, deaths, deadlines and pauses of a run's processes, on a clock that the test moves."""
+
+from mtray.cluster.control.lockstep import Lockstep
+from mtray.cluster.control.protocol import Failure, Method
+from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
+
+
+def starts(script, place=0):
+    return [round(when, 3) for when, part in script.started if part.kind == "collector" and part.place == place]
+
+
+def worked(script, part=None):
+    """Have a collector bring something, so that its process has worked."""
+    script.answer(Method.COLLECT, part=part)
+
+
+def test_the_first_replacement_is_immediate_and_later_ones_back_off_to_a_minute():
+    script = Script(tasks=({"a"}, {"a"}), give_up_seconds=10**6)
+    script.up(REPLAY, LEARNER, collector(1), collector(0))
+    worked(script, collector(1))
+    for life in range(10):
+        script.fail(Method.COLLECT if life == 0 else Method.HELLO, Failure.DIED, part=collector(0, life))
+        script.wait(61)
+    times = starts(script)
+    # Each start fails at once; the next one waits.
+    assert times[:2] == [0, 0]
+    assert [round(time - 61 * (life + 1)) for life, time in enumerate(times[2:])] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_minute_of_health_forgives():
+    script = Script().all_up()
+    worked(script)
+    script.fail(Method.COLLECT, Failure.DIED)
+    script.answer(Method.FENCE, 10)
+    script.up(collector(0, 1))
+    script.answer(Method.COLLECT)
+    script.wait(61)
+    script.fail(Method.COLLECT, Failure.DIED)
+    assert starts(script)[-1] == script.now, "again at once"
+
+
+def test_the_death_of_processes_that_had_worked_never_ends_a_run():
+    script = Script(total=10**9).all_up()
+    for life in range(200):
+        script.answer(Method.COLLECT, part=collector(0, life))
+        script.fail(Method.COLLECT, Failure.DIED, part=collector(0, life))
+        script.answer(Method.FENCE, 10)
+        script.wait(61)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(10 * life, "a"))
+        script.up(collector(0, life + 1))
+    assert script.end is None
+    assert script.control.restarts == 200
+
+
+def test_a_part_that_can_not_be_started_for_ten_minutes_ends_the_run():
+    script = Script(give_up_seconds=600.0)
+    script.up(REPLAY, LEARNER)
+    for life in range(100):
+        if script.end:
+            break
+        script.fail(Method.HELLO, Failure.DIED, part=collector(0, life), text="exit code 1")
+        script.wait(61)
+    assert 600 <= script.now < 800
+    assert script.end.outcome == "failed"
+    assert "collector 0 could not be started for 10 minutes: exit code 1" in script.end.reason
+
+
+def test_others_that_step_the_same_tasks_go_on_without_it_and_it_is_told_once():
+    script = Script(tasks=({"a"}, {"a", "b"}), total=10**9)
+    script.up(REPLAY, LEARNER, collector(1))
+    for life in range(30):
+        script.fail(Method.HELLO, Failure.DIED, part=collector(0, life))
+        script.wait(61)
+    assert script.end is None
+    assert script.events().count("without") == 1
+
+
+def test_a_process_that_waits_for_room_in_a_cluster_has_not_died():
+    script = Script(tasks=({"a"}, {"a"}), shares_cluster=True, call_seconds=10**6, total=10**9)
+    script.up(REPLAY, LEARNER, collector(1))
+    script.wait(5000)
+    assert script.killed == []
+    assert script.events().count("waiting") == 1
+    assert script.end is None
+    script.up(collector(0))
+    assert script.find(Method.COLLECT, collector(0))
+
+
+def test_a_learner_without_room_ends_the_run_after_ten_minutes():
+    script = Script(shares_cluster=True)
+    script.up(REPLAY, collector())
+    script.wait(1000)
+    assert script.end.outcome == "failed"
+    assert "the learner could not be started" in script.end.reason
+
+
+def test_a_process_that_does_not_come_up_on_a_ray_of_the_runs_own_is_replaced():
+    script = Script(tasks=({"a"}, {"a"}), start_seconds=180.0, total=10**9)
+    script.up(REPLAY, LEARNER, collector(1))
+    script.wait(181)
+    assert script.killed == [collector(0)]
+    assert len(starts(script)) == 2
+
+
+def test_what_a_part_raises_before_any_of_its_kind_has_worked_ends_the_run_at_once():
+    script = Script(tasks=({"a"}, {"a"}))
+    script.up(REPLAY, LEARNER)
+    script.answer(Method.HELLO, part=collector(0))
+    script.fail(Method.BUILD, Failure.RAISED, part=collector(0), text="no module named x")
+    script.answer(Method.COUNT, counts(0))
+    assert script.end.reason == "collector 0 failed: no module named x"
+
+
+def test_what_one_raises_where_others_worked_is_that_ones():
+    script = Script(tasks=({"a"}, {"a"}), total=10**9).all_up()
+    worked(script, collector(1))
+    script.fail(Method.COLLECT, Failure.RAISED, part=collector(0), text="disk quota")
+    assert script.end is None
+    assert starts(script) == [0, 0]
+
+
+def test_a_call_that_is_not_answered_has_a_deadline_since_the_process_was_last_heard_of():
+    script = Script(call_seconds=300.0, total=10**9).all_up()
+    script.wait(200)
+    script.answer(Method.COLLECT)
+    script.answer(Method.COUNT, counts(10, "a"))
+    script.wait(250)
+    # The replay was asked to count again: it is the first to be overdue.
+    script.answer(Method.COUNT, counts(10, "a"))
+    assert collector() not in script.killed
+    script.wait(51)
+    assert script.killed == [collector()]
+
+
+def test_one_that_can_not_be_reached_for_long_is_replaced():
+    script = Script(call_seconds=30.0, total=10**9).all_up()
+    script.answer(Method.COUNT, counts(0))
+    script.fail(Method.COLLECT)
+    for _ in range(60):
+        script.wait(1.0)
+        if script.find(Method.FLUSH):
+            script.fail(Method.FLUSH)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(0))
+        if script.killed:
+            break
+    assert script.killed == [collector()]
+    assert 30 <= script.now < 35
+
+
+def test_lockstep_does_not_go_on_while_a_count_is_made_again():
+    script = Script(kind=Lockstep, ratio=1.0, total=10**6).all_up()
+    script.answer(Method.ACT)
+    script.answer(Method.PUSH)
+    script.fail(Method.COUNT)
+    assert script.find(Method.TRAIN) is None
+    script.wait(1)
+    script.answer(Method.COUNT, counts(10, "a"))
+    assert script.find(Method.TRAIN).amount == 10
+    script.answer(Method.TRAIN, 10)
+    assert script.find(Method.ACT)
+
+
+def test_a_death_in_lockstep_ends_the_run_with_the_remedy():
+    script = Script(kind=Lockstep).all_up()
+    script.fail(Method.ACT, Failure.DIED, text="exit code 137")
+    assert script.end.outcome == "failed"
+    assert "collector 0 died: exit code 137" in script.end.reason
+    assert "--resume" in script.end.reason

@@ -1,0 +1,111 @@
+"""Whole runs of control in a simulated cluster; faults of an earlier version, put back, must be found by it."""
+
+from collections import Counter
+
+import pytest
+
+from mtray.cluster.control.free import Control
+from mtray.cluster.control.lifecycle import Lifecycle
+from mtray.cluster.control.protocol import Failure
+from tests.cluster.control import simulation
+from tests.cluster.control.simulation import Broken, World, play, tell
+
+# Whole runs are about 2.5 times as many.
+SEEDS, SLOW_SEEDS, FAULT_SEEDS = 1200, 5000, 400
+
+
+def play_all(seeds, **kwargs):
+    for seed in seeds:
+        try:
+            play(seed, **kwargs)
+        except Exception as error:
+            command = f"python -m tests.cluster.control.simulation {seed}"
+            pytest.fail(f"{error}\n\n{command} tells:\n{tell(seed, **kwargs)[-8000:]}")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_law_holds_in_whole_runs(part):
+    play_all(range(part, SEEDS, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("part", range(4))
+def test_every_law_holds_in_many_more(part):
+    play_all(range(SEEDS + part, SEEDS + SLOW_SEEDS, 4))
+
+
+def test_the_same_seed_is_the_same_run():
+    assert tell(7) == tell(7)
+    assert tell(7) != tell(8)
+
+
+def test_runs_end_in_every_way_and_meet_every_fault():
+    """The simulation is worth what it plays: each fault and each end is there, and most runs come far."""
+    ends, told, methods, worlds = Counter(), Counter(), Counter(), []
+    for seed in range(300):
+        play(seed, worlds=worlds)
+    for world in worlds:
+        ends[world.ended.outcome if world.ended else "killed"] += 1
+        told += world.told
+        methods += world.faults
+    assert ends.keys() == {"done", "failed", "input", "killed"}
+    assert ends["done"] > 0.5 * ends.total()
+    assert told.keys() >= {
+        "placed", "up", "warm", "death", "replacement", "unreached", "waiting", "stop", "save",
+        "save_failed", "unsaved",
+    }  # fmt: skip
+    assert methods.keys() == set(simulation.FAULTS)
+    assert sum(len(world.control.collectors) > 2 for world in worlds) > 100
+    assert sum(world.begin > 0 for world in worlds) > 200
+
+
+class ForgetsUnreached(Control):
+    """A call that could not reach its process is dropped, and never asked about again."""
+
+    def _failed(self, failure):
+        if failure.kind is Failure.UNAVAILABLE:
+            call, actor = self._calls.pop(failure.call, (None, None))
+            if actor is not None:
+                actor.calls.pop(call.id, None)
+        else:
+            Lifecycle._failed(self, failure)
+
+
+class WaitsForUpdatesThatNoneMakes(Control):
+    """The run waits for updates of its frames while one task is short of the warm-up, so that none is made."""
+
+    def _is_done(self):
+        made = self.updates >= self.pacing.updates_allowed(self.counts.frames)
+        return self.is_ready and self.is_idle and self.counts.frames >= self.plan.total_frames and made
+
+
+class CountsItsOwnLife(World):
+    """A replay that starts empty counts what it has stored itself, and saves that."""
+
+    def __init__(self, seed, scenario, saved, control=None, **kwargs):
+        super().__init__(seed, scenario, saved, control, **kwargs)
+        self.missing = saved.frames if saved.rows is None else Counter()
+
+    def do_snapshot(self, process, call):
+        super().do_snapshot(process, call)
+        self.snapshot.frames -= self.missing
+
+
+@pytest.mark.parametrize("fault", [ForgetsUnreached, WaitsForUpdatesThatNoneMakes])
+def test_faults_of_control_are_found(fault):
+    assert first_found(control=fault) is not None
+
+
+def test_a_replay_that_counts_its_own_life_only_is_found():
+    assert first_found(world=CountsItsOwnLife) is not None
+
+
+def first_found(**kwargs):
+    """How many seeds it takes until a law breaks; None if none does."""
+    for seed in range(FAULT_SEEDS):
+        try:
+            play(seed, **kwargs)
+        except Broken:
+            return seed + 1
+    return None
