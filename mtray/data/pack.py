@@ -33,7 +33,7 @@ def pack(rollout: TaskRollout, allocate: Callable[[tuple[int, int]], FloatArray]
     # Bits are compared, not flags or floats: so it holds for data in any order, for NaN and for -0.0.
     is_split = np.ones(copies * steps, np.bool_)
     (bits(observation[1:]) != bits(reached[:-1])).any(-1, out=is_split[:-1])
-    is_split[steps - 1 :: steps] = True
+    is_split.reshape(copies, steps)[:, -1:] = True
     ends = np.cumsum(is_split + 1)
     rows = allocate((int(ends[-1]) if len(ends) else 0, obs_size + act_size + 2))
     position = ends - 1 - is_split

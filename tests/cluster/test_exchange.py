@@ -30,7 +30,7 @@ class Far(Replay):
 
     def insert(self, push):
         assert not isinstance(push, bytes)
-        super().insert(push)
+        return super().insert(push)
 
     def sample_rows(self, rows_per_task, batches, steps=1, out=None):
         assert out is None

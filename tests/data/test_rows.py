@@ -9,6 +9,8 @@ from numpy.random import default_rng
 from tensordict import LazyStackedTensorDict
 
 from mtray.data.batch import Batch, unpack_batches
+from mtray.data.pack import pack
+from mtray.data.rollout import TaskRollout
 from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags
 from mtray.data.schema import validate
 from mtray.data.specs import observation_width
@@ -235,6 +237,11 @@ def test_batch_on_a_device_holds_the_same():
     assert moved.tasks == ("left",)
     assert {tensor.device.type for tensor in (moved.observation, moved.action, moved.reward, moved.flags)} == {"meta"}
     assert_same_bits(batch.to("cpu").to_stack({"left": SPEC})[0], batch.to_stack({"left": SPEC})[0])
+
+
+@pytest.mark.parametrize(("copies", "steps"), [(0, 3), (2, 0), (0, 0)])
+def test_a_rollout_without_steps_takes_no_row(copies, steps):
+    assert pack(TaskRollout.zeros(SPEC, copies, steps)).shape == (0, SPEC.row_size)
 
 
 def test_packing_leaves_the_rollout_as_it_was_and_shares_no_memory_with_it():

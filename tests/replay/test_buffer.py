@@ -405,12 +405,50 @@ def test_statistics_of_other_rows_are_refused_and_nothing_of_their_push_is_store
     assert json.dumps(replay.state()) == before
 
 
-def test_rollout_that_breaks_its_schema_is_refused():
-    data = rollout_of("left").set("bonus", torch.zeros(2, 4, 1))
-    replay = make_replay()
-    with pytest.raises(SchemaError, match=r"'left'.*'bonus'"):
-        replay.extend(stack_of(data, rollout_of("right")))
-    assert replay.frames() == dict.fromkeys(NAMES, 0)
+def spoil_key(data):
+    data.set("bonus", torch.zeros(2, 4, 1))
+
+
+def spoil_shape(data):
+    data["action"] = torch.zeros(2, 4, 3)
+
+
+def spoil_dtype(data):
+    data["next", "reward"] = data["next", "reward"].double()
+
+
+def spoil_observation(data):
+    data["observation"][1, 2, 0] = 7.0
+
+
+def spoil_padding(data):
+    data["next", "observation"][1, 2, -1] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_key, r"key 'bonus' of shape \(2, 4, 1\) is not in"),
+        (spoil_shape, r"key 'action' has shape \(2, 4, 3\).*\(2, 4, 2\)"),
+        (spoil_dtype, r"key \('next', 'reward'\) has shape .*float64.*float32"),
+        (spoil_observation, "'observation' and 'observation_left' differ"),
+        (spoil_padding, "'observation' has values behind the task's 3 entries"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_tensordicts_that_break_their_schema_are_refused_and_nothing_is_stored(spoil, message, first):
+    replay, data = make_replay(), rollout_of("left")
+    spoil(data)
+    before = json.dumps(replay.state())
+    with pytest.raises(SchemaError, match=f"'left': {message}"):
+        replay.extend(stack_of(*([data, rollout_of("right")] if first else [rollout_of("right"), data])))
+    assert json.dumps(replay.state()) == before
+    assert not len(replay.rows("right"))
+
+
+def test_no_transition_is_refused():
+    with pytest.raises(SchemaError, match="'left'"):
+        make_replay().extend(random_transitions(BY_NAME["left"], WIDTH, 0, default_rng(0)))
 
 
 # What comes out

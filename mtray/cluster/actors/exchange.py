@@ -131,8 +131,7 @@ class Pusher:
     def _receipt(self, pending: _Pending) -> int:
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
-                frames: int = _get(pending.answer, self._timeout)
-                return frames
+                return int(_get(pending.answer, self._timeout))
             # It may have been stored or not: the replay tells by the push's id.
             pending.answer = self._replay.insert.remote(pending.message)
         raise UnreachableError(
