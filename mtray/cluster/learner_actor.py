@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mtray.cluster.exchange import Draws
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
-from mtray.learn.threads import Threads, prepare_updates
+from mtray.learn.execution.threads import Threads, prepare_updates
+from mtray.learn.task_weights import rows_per_task
 from mtray.tasks.processes import usable_cores
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ class Learner:
         self._deterministic = config.deterministic
         self._learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
-        rows_per_task = settings.rows_of([spec.name for spec in specs])
-        self._draws = Draws(
-            source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead, settings.n_step
-        )
+        rows = rows_per_task(settings, [spec.name for spec in specs])
+        self._draws = Draws(source, specs, rows, settings.batches_per_call, settings.calls_ahead, settings.n_step)
         self._batches: collections.deque[Batch] = collections.deque()
         self._wait_seconds = 0.0
         self._ages: Mapping[str, float] = {}

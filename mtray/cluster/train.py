@@ -120,11 +120,12 @@ def train(config: Config) -> dict[str, Any]:
         check_address(config.address)
 
     from mtray.cluster.supervisor import make_pacing
+    from mtray.learn.task_weights import loss_weights, rows_per_task
 
     make_pacing(config, specs)
     names = [spec.name for spec in specs]
-    config.learner.weight_of_losses(names)
-    config.learner.rows_of(names)
+    loss_weights(config.learner, names)
+    rows_per_task(config.learner, names)
     run_dir = prepare_run_dir(config)
     return _run(config, tasks, run_dir, saved)
 

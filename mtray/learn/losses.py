@@ -156,35 +156,6 @@ def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entrop
     return log_temperature.exp() * (entropy - target_entropy)
 
 
-def possible_return(largest_return: float, largest_reward: float, discount: float, headroom: float) -> float:
-    """What a task's absolute discounted return may come to, of the largest return and reward seen.
-
-    ``headroom`` times that return, at least 1, yet no more than that reward at every step for ever. A support that ends
-    where returns have ended holds back what the critic learns: everything better is clipped to its end, where actions
-    no longer differ.
-    """
-    return max(largest_return, min(headroom * largest_return, largest_reward / (1 - discount)))
-
-
-def reward_scale(
-    possible_return: Tensor, temperature: Tensor, target_entropy: Tensor, discount: Tensor, value_limit: float
-) -> Tensor:
-    """[T] divisor that brings each task's soft returns into the critic's support.
-
-    (possible return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025, "Bigger,
-    regularized, categorical" (BRC).
-
-    Args:
-        possible_return: [T], see `possible_return`.
-        temperature: [T].
-        target_entropy: [T].
-        discount: [T].
-        value_limit: the support's end.
-    """
-    bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
-    return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
-
-
 def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
     """Logits over the same atoms of a distribution whose values are divided by a ratio.
 

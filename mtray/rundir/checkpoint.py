@@ -38,7 +38,7 @@ META, POLICY, LEARNER, REPLAY = "meta.json", "policy.pt", "learner.pt", "replay.
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass
