@@ -61,9 +61,8 @@ def measure(
     from mtray.cluster.session import ray_session
     from mtray.cluster.supervisor import make_shares
     from mtray.config.settings import CollectorConfig, Config
-    from mtray.learn.losses import LOG_STD_HIGH, LOG_STD_LOW
     from mtray.policy import weights
-    from mtray.policy.policy import MultiTaskPolicy
+    from mtray.policy.policy import LOG_STD_HIGH, LOG_STD_LOW, MultiTaskPolicy
     from mtray.tasks.registry import resolve
 
     config = Config(

@@ -249,8 +249,10 @@ def make_rollout(spec: Any, copies: int) -> Any:
     return TensorDict({**observed, **flags, "action": torch.rand(*size, spec.action_size), "next": reached}, size)
 
 
-def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[str, dict[str, list[float]]]:
-    """Every contender in turns, on a Ray of their own; gives baseline to contender to rates in MB/s."""
+def measure(
+    capacity: int, seconds: float, repeats: int, budget: float
+) -> tuple[dict[str, list[str]], harness.Measured]:
+    """Measure every contender in turns on a Ray of their own; return baseline to contenders, and rates in MB/s."""
     import ray
 
     from mtray.cluster.replay_actor import Replay
@@ -269,12 +271,12 @@ def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[
         ensemble = ray.remote(Ensemble).remote(specs, capacity, seconds)
         ray.get([caller.ready.remote(), ensemble.ready.remote()])
         groups = contenders(caller, ensemble, specs)
-        rates = harness.interleave(
+        measured = harness.interleave(
             {name: call for group in groups.values() for name, call in group.items()},
             repeats,
             budget - (time.monotonic() - begin),
         )
-    return {baseline: {name: rates[name] for name in group} for baseline, group in groups.items()}
+    return {baseline: list(group) for baseline, group in groups.items()}, measured
 
 
 def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, dict[str, Callable[[], float]]]:
@@ -320,9 +322,10 @@ def main() -> None:
     repeats = options.repeats or (3 if options.quick else 9)
     budget = harness.QUICK_SECONDS if options.quick else 3600.0
     arguments = (options.rows, seconds, repeats, budget)
-    [groups] = harness.in_own_processes(measure, [arguments], timeout_seconds=budget + 300.0)
-    rows = [row for baseline, rates in groups.items() for row in harness.compare(rates, baseline, list(rates), "MB/s")]
-    harness.report(rows, len(next(iter(next(iter(groups.values())).values()))), options.json)
+    [found] = harness.in_own_processes(measure, [arguments], timeout_seconds=budget + 300.0, keeps_partial=True)
+    groups, measured = found
+    rows = [row for base, names in groups.items() for row in harness.compare(measured.rates, base, names, "MB/s")]
+    harness.report(rows, options.json, measured.left_out)
     if options.plot:
         grey = [row.name for row in rows if row.name.startswith("empty call") or "torchrl" in row.name]
         harness.plot(rows, options.plot, "Bytes per second into and out of the replay", grey)
