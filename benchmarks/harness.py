@@ -3,7 +3,7 @@
 Enters: contenders, each a callable that returns one rate. Leaves: rows of medians with their minimum and maximum and
 the ratio of medians to a baseline. Speeds of a shared machine drift over minutes, so contenders take turns
 (A B C A B C ...) and only ratios within one run mean anything. A contender that fails is left out with its reason; what
-was measured before it, or before Ctrl-C, is kept.
+was measured before it, or before Ctrl-C or SIGTERM, is kept.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def in_own_processes(
         KeyboardInterrupt: Ctrl-C, and not every process returned a partial result.
     """
     os.environ.update(_ENVIRONMENT)
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = multiprocessing.get_context("spawn")
     processes, pending = [], {}
     results: list[Any] = [None] * len(arguments)
@@ -177,7 +177,7 @@ def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
         RuntimeError: it failed; the message ends with the last of what it wrote.
         TimeoutError: it took too long.
     """
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).absolute().parent)}
     # Files, because what a program leaves behind could keep a pipe open.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as logged:

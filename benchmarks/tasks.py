@@ -139,7 +139,7 @@ def main() -> None:
     left_out = dict(measured.left_out)
     if not measured.is_interrupted:
         try:
-            costs = harness.in_own_processes(step_costs, [(chosen(50),)])[0]
+            costs = harness.in_own_processes(step_costs, [(chosen(counts[-1]),)])[0]
             print(
                 "CPU time of one step of one copy, us:", ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in costs)
             )

@@ -38,7 +38,7 @@ class Learner:
         from mtray.rundir import checkpoint
 
         prepare_updates()
-        # How many threads there are decides how sums are rounded. More than two were not measured.
+        # The number of threads decides how sums are rounded. More than two were not measured.
         counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
         self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
         self._checkpoint, self._unpack = checkpoint, unpack
@@ -53,11 +53,11 @@ class Learner:
         self._ages: Mapping[str, float] = {}
 
     def ready(self) -> int:
-        """This actor's process id."""
+        """Return this actor's process id."""
         return os.getpid()
 
     def train(self, updates: int, seconds: float) -> tuple[dict[str, Any], Weights]:
-        """Make updates, at most so many and about so long; give figures and new weights, as two return values."""
+        """Make at most ``updates`` updates in about ``seconds``; return figures and new weights as two values."""
         deadline = time.monotonic() + seconds
         made = 0
         while made < updates and (made == 0 or time.monotonic() < deadline):
@@ -68,7 +68,7 @@ class Learner:
             made += 1
         weights = self._learner.weights()
         if self._deterministic:
-            # Draws that are under way are made before the next push, whatever the scheduler does.
+            # Draws in flight are made before the next push, in whatever order Ray schedules calls.
             self._draws.settle()
         figures = {
             "updates": self._learner.updates,
@@ -87,23 +87,23 @@ class Learner:
             sampled = self._draws.next()
             self._wait_seconds += time.monotonic() - started
             self._ages = sampled.ages
-            # A GPU goes on with earlier updates while these are unpacked; statistics are taken over once it has ended.
+            # A GPU computes earlier updates while these are unpacked; setting statistics waits for it.
             batches = self._unpack(sampled.rows, self._specs).to(self._learner.device)
             self._learner.set_statistics(sampled.statistics)
             self._batches.extend(batches.unbind())
         return self._batches.popleft()
 
     def weights(self) -> Weights:
-        """A snapshot under a new version."""
+        """Return a snapshot under a new version."""
         return self._learner.weights()
 
     def state(self) -> tuple[bytes, bytes]:
-        """The averaged policy's state and the whole learner's, as bytes."""
+        """Return the averaged policy's state and the whole learner's, as bytes."""
         state = self._learner.state_dict()
         to_bytes = self._checkpoint.to_bytes
         return to_bytes(state["average"]), to_bytes(state)
 
     def load_state(self, data: bytes) -> int:
-        """Continue from the learner's state; give the updates made."""
+        """Continue from the learner's state; return the updates made."""
         self._learner.load_state_dict(self._checkpoint.from_bytes(data))
         return self._learner.updates
