@@ -229,7 +229,7 @@ def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, 
         for spec in specs:
             lanes = rows.add(spec.name, (copies * (STEPS + 1), spec.row_size)).reshape(copies, STEPS + 1, -1)
             generator.random(out=lanes, dtype=np.float32)
-            # Laid as `batches.pack` does: each copy's last row holds the observation it reached.
+            # As `mtray.data.pack` lays them out: each copy's last row holds the observation it reached.
             row_flags(lanes)[:] = TRANSITION
             lanes[:, -1, spec.observation_size :] = 0
         statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}

@@ -6,7 +6,9 @@ from tensordict import TensorDict
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from mtray.data.pack import pack
 from mtray.data.specs import DONE_KEYS, NEXT, TaskSpec, task_key
+from mtray.data.tensordicts import to_rollout
 
 # -0.0, the smallest and largest denormal, infinities, NaNs with payloads of both signs (one signalling).
 AWKWARD = (0x80000000, 0x00000001, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001)
@@ -51,6 +53,11 @@ def to_data(spec, width, observation, reached, *, action, reward, flags, shared=
     after = {**observations(reached), **ends((NEXT,)), "reward": torch.from_numpy(reward.copy()).unsqueeze(-1)}
     before = {**observations(observation), **ends(()), "action": torch.from_numpy(action.copy())}
     return TensorDict({**before, NEXT: TensorDict(after, size)}, size)
+
+
+def pack_data(data, spec, width, **kwargs):
+    """The rows of a task's TensorDict, checked as `ReplayBuffer.extend` does."""
+    return pack(to_rollout(data, spec, width), **kwargs)
 
 
 def random_flags(generator, *size, share=0.3):

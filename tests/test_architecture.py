@@ -30,7 +30,15 @@ PLACE = {room: index for index, rooms in enumerate(ORDER) for room in rooms} | d
 MUJOCO = {"dm_control", "mujoco"}
 SIMULATORS = {"dm_control": MUJOCO, "mujoco": MUJOCO, "suite": MUJOCO, "envpool": {"envpool"}}
 # What can be imported without torch, so that processes which need none start quickly.
-WITHOUT_TORCH = ("data.specs", "data.rows", "data.messages", "data.statistics", "data.blocks")
+WITHOUT_TORCH = (
+    "data.specs",
+    "data.rows",
+    "data.rollout",
+    "data.pack",
+    "data.messages",
+    "data.statistics",
+    "data.blocks",
+)
 
 
 def name_of(path):

@@ -12,6 +12,7 @@ import ray
 from mtray.cluster.exchange import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report
+from mtray.data.pack import pack
 from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
 from mtray.tasks.plan import Task
@@ -54,17 +55,15 @@ class Collector:
 
         from mtray.collect.host import make_host
         from mtray.collect.loop import ActingLoop
-        from mtray.data.pack import pack
         from mtray.policy.policy import MultiTaskPolicy
         from mtray.tasks.makers import make_makers
 
         torch.set_num_threads(1)
-        self._pack = pack
         specs = [task.spec for task in tasks]
-        self._width = observation_width(specs)
+        width = observation_width(specs)
         own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
         copies = [share[task.name] for task in stepped]
-        self._host = make_host(config.host, make_makers(stepped, copies, own_seeds, self._width))
+        self._host = make_host(config.host, make_makers(stepped, copies, own_seeds, width))
         policy = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise).requires_grad_(False)
         self._collector = ActingLoop(
             self._host,
@@ -100,17 +99,14 @@ class Collector:
         )
 
     def push(self, wait: bool = True) -> None:
-        """Send the rollout stepped last to the replay, and wait for the receipt if told to."""
+        """Pack the last rollout and send it to the replay; ``wait`` for the acknowledgement."""
         assert self._rollout is not None
         self._collector.clock.lap("idle")
-        lent = self._pusher.lend()
-        rows, statistics = {}, {}
-        for spec, data in zip(self._host.specs, self._rollout.data.tensordicts, strict=True):
-            empty = None if lent is None else functools.partial(lent.add, spec.name)
-            rows[spec.name] = self._pack(data, spec, self._width, empty)
-            statistics[spec.name] = TaskStatistics.of(rows[spec.name], spec.observation_size)
-        largest_returns, version = self._rollout.largest_returns, self._rollout.weights_version
-        self._pusher.push(rows if lent is None else lent, statistics, largest_returns, version)
+        rows, statistics = self._pusher.new_rows(), {}
+        for task, arrays in self._rollout.tasks.items():
+            packed = pack(arrays, functools.partial(rows.add, task))
+            statistics[task] = TaskStatistics.of(packed, arrays.observation.shape[-1])
+        self._pusher.push(rows, statistics, self._rollout.largest_returns, self._rollout.weights_version)
         if wait:
             self._pusher.wait()
 

@@ -13,6 +13,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
@@ -28,25 +29,34 @@ from mtray.errors import RunError
 _PUSH_ATTEMPTS = 5
 
 
-class _Lender:
-    """Blocks that are lent to the replay in turns, if it is on this node."""
+class HeapRows(dict[str, FloatArray]):
+    """Arrays by task that Ray carries: what `SharedRows` is for a replay on another node."""
+
+    def add(self, task: str, shape: tuple[int, ...]) -> FloatArray:
+        """Allocate a task's array, filled with anything."""
+        self[task] = np.empty(shape, np.float32)
+        return self[task]
+
+
+class _BlockPool:
+    """Blocks that the replay reads or writes in turns, if it is on this node."""
 
     def __init__(self, replay: Any, count: int, words: int, timeout_seconds: float | None = None) -> None:
         self._replay = replay
         self._timeout = timeout_seconds
         self._blocks = collections.deque(Block.new(words) for _ in range(count))
-        self._near: bool | None = None
+        self._is_shared: bool | None = None
 
-    def lend(self) -> SharedRows | None:
-        """The block whose turn it is, which must be free again; None if the replay is on another node."""
-        if self._near is None:
+    def acquire(self) -> SharedRows | None:
+        """Return rows in the next block, which must be free again; None if the replay is on another node."""
+        if self._is_shared is None:
             try:
-                self._near = ray.get(self._replay.reaches.remote(self._blocks[0].address), timeout=self._timeout)
+                self._is_shared = ray.get(self._replay.reaches.remote(self._blocks[0].address), timeout=self._timeout)
             except (ActorUnavailableError, GetTimeoutError):
-                # It is asked again next time.
+                # The next call tries again.
                 return None
         self._blocks.rotate(1)
-        return SharedRows(self._blocks[0]) if self._near else None
+        return SharedRows(self._blocks[0]) if self._is_shared else None
 
 
 class Pusher:
@@ -74,11 +84,12 @@ class Pusher:
         self._pending: collections.deque[tuple[int, Callable[[], Any], Any]] = collections.deque()
         # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
         # the message come later, it is known by its id and the block is not read.
-        self._lender = _Lender(replay, limit + 1, words, timeout_seconds)
+        self._pool = _BlockPool(replay, limit + 1, words, timeout_seconds)
 
-    def lend(self) -> SharedRows | None:
-        """Where to put the rows of the next push; None if they may lie anywhere."""
-        return self._lender.lend()
+    def new_rows(self) -> SharedRows | HeapRows:
+        """Return where to ``add`` the rows of the next push."""
+        rows = self._pool.acquire()
+        return HeapRows() if rows is None else rows
 
     def push(
         self,
@@ -97,10 +108,8 @@ class Pusher:
             largest_returns=largest_returns,
             weights_version=weights_version,
         )
-        if isinstance(rows, SharedRows):
-            send = functools.partial(self._replay.insert_near.remote, pickle.dumps(push))
-        else:
-            send = functools.partial(self._replay.insert.remote, push)
+        message = pickle.dumps(push) if isinstance(rows, SharedRows) else push
+        send = functools.partial(self._replay.insert.remote, message)
         self._pending.append((self._number, send, send()))
         self._number += 1
 
@@ -154,7 +163,7 @@ class Draws:
         self._calls_ahead = calls_ahead
         self._calls: collections.deque[Any] = collections.deque()
         # One is read while the others are written.
-        self._lender = _Lender(replay, calls_ahead + 1, sum(map(math.prod, self._shapes.values())))
+        self._pool = _BlockPool(replay, calls_ahead + 1, sum(map(math.prod, self._shapes.values())))
 
     def next(self) -> Sampled:
         """The next call's batches: arrays that may be overwritten when this is called again."""
@@ -171,10 +180,9 @@ class Draws:
 
     def _ask(self) -> None:
         while len(self._calls) < self._calls_ahead:
-            lent = self._lender.lend()
-            if lent is None:
-                self._calls.append(self._replay.sample_rows.remote(*self._size))
-            else:
+            out, rows = None, self._pool.acquire()
+            if rows is not None:
                 for task, shape in self._shapes.items():
-                    lent.add(task, shape)
-                self._calls.append(self._replay.sample_near.remote(*self._size, pickle.dumps(lent)))
+                    rows.add(task, shape)
+                out = pickle.dumps(rows)
+            self._calls.append(self._replay.sample_rows.remote(*self._size, out))

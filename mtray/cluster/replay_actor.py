@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtray.config.settings import Config
-from mtray.data import blocks as shared
+from mtray.data import blocks
 from mtray.data.blocks import Address
-from mtray.data.messages import Push, Receipt, Sampled
+from mtray.data.messages import Push, Sampled
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.replay.buffer import ReplayBuffer
-
-if TYPE_CHECKING:
-    pass
 
 
 class Replay:
@@ -29,25 +26,21 @@ class Replay:
         """This actor's process id."""
         return os.getpid()
 
-    def insert(self, push: Push) -> Receipt:
-        """Store a push once."""
-        return self._replay.insert(push)
+    def insert(self, push: Push | bytes) -> None:
+        """Store a push, once however often it is sent; the caller has pickled it if its rows lie in a block."""
+        self._replay.insert(pickle.loads(push) if isinstance(push, bytes) else push)
 
-    def sample_rows(self, rows_per_task: int | Mapping[str, int], batches: int, steps: int = 1) -> Sampled:
-        """Draw batches over all tasks."""
-        return self._replay.sample_rows(rows_per_task, batches, steps=steps)
+    def sample_rows(
+        self, rows_per_task: int | Mapping[str, int], batches: int, steps: int = 1, out: bytes | None = None
+    ) -> Sampled | bytes:
+        """Draw batches over all tasks; pickled if they are drawn into ``out``, pickled rows in a block."""
+        if out is None:
+            return self._replay.sample_rows(rows_per_task, batches, steps=steps)
+        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out), steps=steps))
 
     def reaches(self, address: Address) -> bool:
-        """Whether rows may come and go in that process's blocks."""
-        return shared.reaches(address)
-
-    def insert_near(self, push: bytes) -> bytes:
-        """`insert` of rows in a block, both ways pickled by the caller's side: see `mtray.cluster.exchange`."""
-        return pickle.dumps(self._replay.insert(pickle.loads(push)))
-
-    def sample_near(self, rows_per_task: int | Mapping[str, int], batches: int, steps: int, out: bytes) -> bytes:
-        """`sample_rows` into a block."""
-        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out), steps=steps))
+        """Return whether rows may come and go in that process's blocks."""
+        return blocks.reaches(address)
 
     def stats(self) -> dict[str, dict[str, int]]:
         """Frames inserted ever, per task and per source."""

@@ -1,12 +1,12 @@
-"""What a collector explores with: noise and random actions that are held for a while.
+"""What a collector explores with: noise and random actions that are held for several steps.
 
-Enters: which copies start anew. Leaves: noise for `mtray.policy.acting`, random actions, and which copies take those.
-What is drawn anew at every step averages out before a body has moved; what is held for a few steps does not. How long
-is drawn anew each time, so that no time scale is singled out.
+Enters: which copies start an episode. Leaves: noise for `mtray.policy.acting`, random actions, and which copies take
+them. Noise that is drawn anew at every step averages out before a body has moved; noise held for a few steps does not.
+The number of steps is random, so that no time scale is preferred.
 
-Most episodes are the policy's, with noise. A share of them is stepped with random actions that are held for longer, as
-long as the policy is no better: where nothing is paid until a swing has been built up, a policy soon sees no reason to
-move, and noise around it does not get there.
+In most episodes the policy acts, with noise. A share of them has random actions, held for longer, while the policy is
+no better: where nothing is paid until a swing has been built up, a policy soon sees no reason to move, and noise around
+it does not get there.
 """
 
 from __future__ import annotations
@@ -24,21 +24,16 @@ from mtray.engines.base import BoolArray
 
 Lengths: TypeAlias = npt.NDArray[np.float64]
 
-
-# Agent steps of one episode after which it is decided anew who steps it: some episodes never end.
-_DECIDED_FOR = 1000
-
-
+# Agent steps of one episode after which policy or random actions are chosen again: some episodes never end.
+_CHOICE_STEPS = 1000
 # Episodes of each kind by which random ones and the policy's are compared.
-_COMPARED = 20
-
-
-# Episodes of the policy's, all of the same return, after which random ones become so many times as many.
-_SAME, _MORE = 5, 4
+_COMPARED_EPISODES = 20
+# After this many episodes of the policy with the same return, the random share is multiplied by the second number.
+_SAME_RETURNS, _SHARE_FACTOR = 5, 4
 
 
 def zeta(longest: int, exponent: float) -> Lengths:
-    """[longest] probabilities of the lengths 1, 2, ...: proportional to 1 / length ** exponent.
+    """Return the probabilities [longest] of the lengths 1, 2, ...: proportional to 1 / length ** exponent.
 
     With exponent 2 most are short (Dabney, Ostrovski, Barreto 2021, "Temporally-extended epsilon-greedy exploration";
     FlashSAC holds a Gaussian policy's noise so); with 1 the lengths' logarithms are about uniform.
@@ -48,100 +43,107 @@ def zeta(longest: int, exponent: float) -> Lengths:
     return probabilities
 
 
-class Held:
-    """Values [T, K, width], each copy's held for a random number of steps."""
+class HeldNoise:
+    """Random values [T, K, width], each copy's held for a random number of steps."""
 
     def __init__(
         self,
         size: tuple[int, int, int],
         lengths: Lengths,
-        fresh: Callable[[tuple[int, ...]], FloatArray],
+        sample: Callable[[tuple[int, ...]], FloatArray],
         generator: np.random.Generator,
     ) -> None:
-        """Begin with fresh values.
+        """Draw nothing yet.
 
         Args:
             size: T, K and width.
-            lengths: [n] probability that values are held for 1, 2, ..., n steps.
-            fresh: gives values of a size.
-            generator: what the lengths are drawn with.
+            lengths: [n] probabilities of holding a value for 1, 2, ..., n steps.
+            sample: returns random values of a size.
+            generator: draws the lengths.
         """
         self._values = np.zeros(size, np.float32)
-        self._left = np.zeros(size[:2], np.int64)
+        self._steps_left = np.zeros(size[:2], np.int64)
         # Without the last, which is 1 but for rounding.
         self._thresholds = np.cumsum(lengths)[:-1]
-        self._fresh = fresh
+        self._sample = sample
         self._generator = generator
 
     def draw(self) -> FloatArray:
-        """Values [T, K, width] of the next step; overwritten by the next draw."""
-        over = self._left == 0
-        self._left -= 1
-        if over.any():
-            np.copyto(self._values, self._fresh(self._values.shape), where=over[..., None])
-            uniform = self._generator.random(self._left.size)
-            # Drawn from 0 on: the steps that follow this one.
-            np.copyto(self._left, self._thresholds.searchsorted(uniform, "right").reshape(over.shape), where=over)
+        """Return the values [T, K, width] of the next step; the next call overwrites them."""
+        is_over = self._steps_left == 0
+        self._steps_left -= 1
+        if is_over.any():
+            np.copyto(self._values, self._sample(self._values.shape), where=is_over[..., None])
+            uniform = self._generator.random(self._steps_left.size)
+            # Counted from 0: the steps after this one.
+            steps = self._thresholds.searchsorted(uniform, "right").reshape(is_over.shape)
+            np.copyto(self._steps_left, steps, where=is_over)
         return self._values
 
     def restart(self, ended: BoolArray) -> None:
-        """Draw anew at the next step in the copies of ``ended`` [T, K]."""
-        np.copyto(self._left, 0, where=ended)
+        """Draw new values at the next step for the copies of ``ended`` [T, K]."""
+        np.copyto(self._steps_left, 0, where=ended)
 
 
-def normal_noise(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> Held:
-    """Standard normal noise [T, K, act], held for up to ``longest`` steps; 1 draws it anew at every step."""
-    return Held(size, zeta(longest, 2), lambda size: generator.standard_normal(size, np.float32), generator)
+def normal_noise(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> HeldNoise:
+    """Return standard normal noise [T, K, act], held for up to ``longest`` steps; 1 draws it anew at every step."""
+    return HeldNoise(size, zeta(longest, 2), lambda size: generator.standard_normal(size, np.float32), generator)
 
 
-def random_actions(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> Held:
-    """Uniform actions [T, K, act] in [-1, 1], held for up to ``longest`` steps."""
-    return Held(size, zeta(longest, 1), lambda size: 2 * generator.random(size, np.float32) - 1, generator)
+def random_actions(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> HeldNoise:
+    """Return uniform actions [T, K, act] in [-1, 1], held for up to ``longest`` steps."""
+    return HeldNoise(size, zeta(longest, 1), lambda size: 2 * generator.random(size, np.float32) - 1, generator)
 
 
 class RandomEpisodes:
-    """Which copies are in an episode with random actions: a share of each task's, while the policy is no better.
+    """Chooses the copies whose episode has random actions: a share of each task's, while the policy is no better.
 
-    A policy is better if on average its last episodes returned more than the best of the last random ones: where random
-    actions find now and then what the policy never does, they go on. Where its last episodes all returned the same (of
-    a sparse reward, nothing), they teach nothing, and random ones become four times as many, up to half.
+    The policy is better if its recent episodes returned more on average than the best of the recent random ones: where
+    random actions sometimes find what the policy never does, they continue. If the policy's recent episodes all
+    returned the same (with a sparse reward, nothing), they teach nothing, and the share is four times as large, at most
+    half.
     """
 
     def __init__(self, tasks: int, copies: int, share: float, generator: np.random.Generator) -> None:
-        """Begin every copy's episode; ``share`` of those of T tasks with K copies each are random."""
-        self._chosen = np.zeros((tasks, copies), np.bool_)
-        self._left = np.zeros((tasks, copies), np.int64)
+        """Start every copy's episode.
+
+        Args:
+            tasks: T.
+            copies: K, of each task.
+            share: of episodes with random actions.
+            generator: draws the choices.
+        """
+        self._is_random = np.zeros((tasks, copies), np.bool_)
+        self._steps_left = np.zeros((tasks, copies), np.int64)
         self._shares = np.full(tasks, share)
         self._share = share
         self._generator = generator
-        # Task to returns of random episodes, and of the policy's.
-        self._returns = [
-            {kind: collections.deque[float](maxlen=_COMPARED) for kind in (False, True)} for _ in range(tasks)
-        ]
+        self._random_returns, self._policy_returns = (
+            [collections.deque[float](maxlen=_COMPARED_EPISODES) for _ in range(tasks)] for _ in range(2)
+        )
 
     def draw(self) -> BoolArray:
-        """[T, K] for the next step; overwritten by the next draw."""
-        over = self._left == 0
-        if over.any():
-            uniform = self._generator.random(over.shape)
-            np.copyto(self._chosen, uniform < self._shares[:, None], where=over)
-            self._left[over] = _DECIDED_FOR
-        self._left -= 1
-        return self._chosen
+        """Return which copies [T, K] take random actions at the next step; the next call overwrites it."""
+        is_over = self._steps_left == 0
+        if is_over.any():
+            uniform = self._generator.random(is_over.shape)
+            np.copyto(self._is_random, uniform < self._shares[:, None], where=is_over)
+            self._steps_left[is_over] = _CHOICE_STEPS
+        self._steps_left -= 1
+        return self._is_random
 
     def restart(self, ended: BoolArray) -> None:
-        """Decide anew at the next step in the copies of ``ended`` [T, K]."""
-        np.copyto(self._left, 0, where=ended)
+        """Choose again at the next step for the copies of ``ended`` [T, K]."""
+        np.copyto(self._steps_left, 0, where=ended)
 
     def add(self, task: int, episode_return: float, of_policy: bool) -> None:
-        """Take what an episode returned."""
-        returns = self._returns[task]
-        returns[of_policy].append(episode_return)
-        random, own = returns[False], returns[True]
-        if random and own and statistics.fmean(own) > max(random):
+        """Update a task's share with the return of an episode that was wholly the policy's or wholly random."""
+        random, policy = self._random_returns[task], self._policy_returns[task]
+        (policy if of_policy else random).append(episode_return)
+        if random and policy and statistics.fmean(policy) > max(random):
             self._shares[task] = 0.0
-        elif len(own) >= _SAME and min(own) == max(own):
-            # No more than half, or the policy could not show that it has become better.
-            self._shares[task] = max(self._share, min(0.5, _MORE * self._share))
+        elif len(policy) >= _SAME_RETURNS and min(policy) == max(policy):
+            # At most half, or the policy could not show that it has become better.
+            self._shares[task] = max(self._share, min(0.5, _SHARE_FACTOR * self._share))
         else:
             self._shares[task] = self._share

@@ -1,6 +1,6 @@
-"""What travels between processes: pushes and their receipts, samples, and what a collector reports.
+"""Messages between processes: pushes and their receipts, samples, collectors' reports.
 
-Plain frozen values over numpy arrays, which Ray hands over within a node without a copy.
+Plain frozen values over numpy arrays, which Ray passes within a node without a copy.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from mtray.data.statistics import TaskStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """What a collector sends.
+    """A rollout's rows, as a collector sends them.
 
     Attributes:
-        source: who pushes; every collector process has a name of its own.
+        source: name of the collector process, unique in the run.
         number: 0, 1, 2, ... of this source: with ``source`` the push's id.
-        rows: task to [rows, row_size] float32 as `batches.pack` makes them.
-        statistics: task to those of its rows, which collectors take so that the one replay need not; the replay takes
-            those that are not here.
-        largest_returns: task to the largest absolute discounted return its copies have seen.
+        rows: task to [rows, row_size] float32, laid out by `mtray.data.pack`.
+        statistics: per-task statistics of the rows, computed by the collector to offload the replay; the replay
+            computes those that are missing.
+        largest_returns: task to the largest absolute discounted return its copies have ever seen.
         weights_version: of the policy that acted.
     """
 
@@ -45,12 +45,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Batches as they travel.
+    """Drawn batches.
 
     Attributes:
         rows: task to [N, B, row_size + obs_t] float32.
-        statistics: what the learner scales by.
-        ages: task to the mean number of its rows that have been written after those drawn.
+        statistics: per task, of everything inserted; the learner scales by them.
+        ages: task to the mean number of its rows written after those drawn.
     """
 
     rows: Mapping[str, FloatArray]
@@ -65,24 +65,29 @@ class Episode:
     Attributes:
         episode_return: undiscounted.
         steps: of the agent.
-        of_policy: whether the policy acted, not the random actions of an exploring episode.
+        random_steps: those with random actions: of an exploring episode, or before the first weights arrived.
     """
 
     task: str
     episode_return: float
     steps: int
-    of_policy: bool = True
+    random_steps: int = 0
+
+    @property
+    def of_policy(self) -> bool:
+        """Whether the policy chose every action."""
+        return self.random_steps == 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a collector tells the supervisor after a rollout.
+    """A collector's report to the supervisor after a rollout.
 
     Attributes:
         episodes: those that ended in it.
         weights_version: of the policy that acted.
-        seconds: what the collector's time since its last report went into: ``policy``, ``simulate`` and ``copy`` while
-            it stepped, ``push`` to pack and hand over, ``receipt`` to wait for the replay, ``idle`` to wait for a call.
+        seconds: the collector's time since its last report by part: ``policy``, ``simulate`` and ``copy`` of stepping,
+            ``push`` for packing and sending, ``receipt`` for waiting for the replay, ``idle`` for waiting for a call.
     """
 
     episodes: tuple[Episode, ...]

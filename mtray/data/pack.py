@@ -5,85 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from tensordict import TensorDictBase
 
-from mtray.data.rows import NEXT_BITS, ROOT_BITS, TRANSITION, bits
-from mtray.data.schema import validate
-from mtray.data.specs import (
-    ACTION,
-    DONE_KEYS,
-    NEXT,
-    OBSERVATION,
-    REWARD,
-    FloatArray,
-    TaskSpec,
-)
-from mtray.errors import SchemaError
+from mtray.data.rollout import TaskRollout
+from mtray.data.rows import bits
+from mtray.data.specs import FloatArray
 
 
-def check_same_observation(data: TensorDictBase, spec: TaskSpec) -> None:
-    """Raise unless ``observation`` is the exclusive observation, padded with zeros."""
-    common, own = data.get(OBSERVATION), data.get(spec.key)
-    width = spec.observation_size
-    if common.data_ptr() != own.data_ptr() or common.stride()[:-1] != own.stride()[:-1]:
-        equal = torch.equal(common[..., :width].contiguous().view(torch.int32), own.contiguous().view(torch.int32))
-        if not equal:
-            raise SchemaError(
-                f"task {spec.name!r}: 'observation' and {spec.key!r} differ: the first must be the second, "
-                "padded with zeros; both can't be kept if they are different data"
-            )
-    if common[..., width:].contiguous().view(torch.int32).count_nonzero():
-        raise SchemaError(f"task {spec.name!r}: 'observation' has values behind the task's {width} entries")
-
-
-def _empty(shape: tuple[int, int]) -> FloatArray:
+def _new_array(shape: tuple[int, int]) -> FloatArray:
     return np.empty(shape, np.float32)
 
 
-def pack(
-    data: TensorDictBase, spec: TaskSpec, width: int, empty: Callable[[tuple[int, int]], FloatArray] | None = None
-) -> FloatArray:
-    """A task's rollout as rows.
+def pack(rollout: TaskRollout, allocate: Callable[[tuple[int, int]], FloatArray] = _new_array) -> FloatArray:
+    """Lay a task's rollout [K, L] out as rows, copy by copy.
 
     Args:
-        data: dense TensorDict [K, L] (or [N]: N transitions of any order) of one task.
-        spec: the task.
-        width: the run's common observation width.
-        empty: gives the array to write, once its shape is known; by default a new one.
+        rollout: contiguous arrays.
+        allocate: returns the float32 array to write, given its shape.
 
     Returns:
-        [rows, row_size] float32, rows >= transitions: see the module's text for the layout.
-
-    Raises:
-        SchemaError: the data does not fit the task.
+        [rows, row_size] float32 in the layout of `mtray.data.rows`: a row for every step, and one more after each step
+        that does not lead to the next step's observation.
     """
-    validate(data, spec, width)
-    check_same_observation(data, spec)
-    check_same_observation(data.get(NEXT), spec)
-    if data.batch_dims == 1:
-        data = data.unsqueeze(0)
-    if data.batch_dims != 2:
-        raise SchemaError(f"task {spec.name!r}: batch size {tuple(data.batch_size)}, expected [K, L] or [N]")
-    obs = np.ascontiguousarray(data.get(spec.key).numpy())
-    nxt = np.ascontiguousarray(data.get((NEXT, spec.key)).numpy())
-    lanes, steps, size = obs.shape
-    split = np.ones((lanes, steps), dtype=bool)
-    if steps > 1:
-        split[:, :-1] = (bits(obs[:, 1:]) != bits(nxt[:, :-1])).any(axis=-1)
-    apart = split.reshape(-1)
-    ends = np.cumsum(apart + 1)
-    rows = (empty or _empty)((int(ends[-1]) if len(ends) else 0, spec.row_size))
-    position = ends - 1 - apart
-    rows[position, :size] = obs.reshape(-1, size)
-    rows[position, size:-2] = data.get(ACTION).numpy().reshape(-1, spec.action_size)
-    rows[position, -2] = data.get((NEXT, REWARD)).numpy().reshape(-1)
-    flags = np.full(lanes * steps, TRANSITION, dtype=np.int32)
-    for key in DONE_KEYS:
-        flags |= data.get(key).numpy().reshape(-1) * np.int32(ROOT_BITS[key])
-        flags |= data.get((NEXT, key)).numpy().reshape(-1) * np.int32(NEXT_BITS[key])
-    bits(rows)[position, -1] = flags
-    between = position[apart] + 1
-    rows[between, :size] = nxt.reshape(-1, size)[apart]
-    rows[between, size:] = 0
+    obs_size, act_size = rollout.observation.shape[-1], rollout.action.shape[-1]
+    copies, steps = rollout.reward.shape
+    observation = rollout.observation.reshape(-1, obs_size)
+    reached = rollout.next_observation.reshape(-1, obs_size)
+    # Bits are compared, not flags or floats: so it holds for data in any order, for NaN and for -0.0.
+    is_split = np.ones(copies * steps, np.bool_)
+    (bits(observation[1:]) != bits(reached[:-1])).any(-1, out=is_split[:-1])
+    is_split.reshape(copies, steps)[:, -1:] = True
+    ends = np.cumsum(is_split + 1)
+    rows = allocate((int(ends[-1]) if len(ends) else 0, obs_size + act_size + 2))
+    position = ends - 1 - is_split
+    rows[position, :obs_size] = observation
+    rows[position, obs_size:-2] = rollout.action.reshape(-1, act_size)
+    rows[position, -2] = rollout.reward.reshape(-1)
+    bits(rows)[position, -1] = rollout.flags.reshape(-1)
+    between = position[is_split] + 1
+    rows[between, :obs_size] = reached[is_split]
+    rows[between, obs_size:] = 0
     return rows

@@ -1,6 +1,6 @@
-"""TensorDicts held to their task's spec: the same keys, no more and no fewer, shapes and dtypes.
+"""Checks of TensorDicts against their task's spec: exactly its keys, with their shapes and dtypes.
 
-Whatever does not fit is an error that names the task, the key and both shapes. Nothing is dropped, padded or filled.
+Data that does not fit is an error that names the task, the key and both shapes. Nothing is dropped, padded or filled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mtray.errors import SchemaError
 
 
 def expected_shapes(spec: TaskSpec, width: int) -> dict[str | tuple[str, str], tuple[int, torch.dtype]]:
-    """Key to (last axis, dtype) for data of a task in a run whose common observation is ``width`` wide."""
+    """Return key to (last axis, dtype) for data of a task in a run whose common observation is ``width`` wide."""
     shapes: dict[str | tuple[str, str], tuple[int, torch.dtype]] = {ACTION: (spec.action_size, torch.float32)}
     for prefix in ((), (NEXT,)):
         keys = {OBSERVATION: width, spec.key: spec.observation_size}
@@ -29,7 +29,7 @@ def expected_shapes(spec: TaskSpec, width: int) -> dict[str | tuple[str, str], t
 
 
 def validate(data: TensorDictBase, spec: TaskSpec, width: int) -> None:
-    """Check a task's dense data against its schema: the same keys, no more and no fewer, shapes and dtypes.
+    """Raise unless a task's dense data has exactly its schema's keys, with their shapes and dtypes.
 
     Raises:
         SchemaError: names the task, the key, what was expected and what came.
@@ -57,12 +57,31 @@ def validate(data: TensorDictBase, spec: TaskSpec, width: int) -> None:
             )
 
 
+def check_same_observation(data: TensorDictBase, spec: TaskSpec) -> None:
+    """Raise unless ``observation`` is the exclusive observation, padded with zeros.
+
+    Raises:
+        SchemaError: names the task and says which of the two conditions fails.
+    """
+    common, exclusive = data.get(OBSERVATION), data.get(spec.key)
+    width = spec.observation_size
+    if common.data_ptr() != exclusive.data_ptr() or common.stride()[:-1] != exclusive.stride()[:-1]:
+        unpadded = common[..., :width].contiguous().view(torch.int32)
+        if not torch.equal(unpadded, exclusive.contiguous().view(torch.int32)):
+            raise SchemaError(
+                f"task {spec.name!r}: 'observation' and {spec.key!r} differ: the first must be the second, "
+                "padded with zeros; both can't be kept if they are different data"
+            )
+    if common[..., width:].contiguous().view(torch.int32).count_nonzero():
+        raise SchemaError(f"task {spec.name!r}: 'observation' has values behind the task's {width} entries")
+
+
 def _names(keys: Iterable[Any]) -> str:
     return ", ".join(sorted(key if isinstance(key, str) else "/".join(key) for key in keys))
 
 
 def task_of(data: TensorDictBase, names: Iterable[str]) -> str:
-    """The task whose exclusive key this TensorDict carries.
+    """Return the task whose exclusive key this TensorDict carries.
 
     Raises:
         SchemaError: none or several of the named tasks' keys are there.
@@ -78,7 +97,7 @@ def task_of(data: TensorDictBase, names: Iterable[str]) -> str:
 
 
 def by_task(stack: TensorDictBase, names: Sequence[str]) -> dict[str, TensorDictBase]:
-    """A lazy stack over tasks (or one task's TensorDict) as {task: its dense TensorDict}, in the stack's order."""
+    """Return the dense TensorDicts of a lazy stack over tasks (or of one task) by task, in the stack's order."""
     elements = stack.tensordicts if isinstance(stack, LazyStackedTensorDict) else [stack]
     out: dict[str, TensorDictBase] = {}
     for element in elements:

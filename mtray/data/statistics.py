@@ -1,4 +1,4 @@
-"""Per-task statistics of what was inserted: the inputs' mean and deviation, the largest reward and return."""
+"""Per-task statistics of inserted rows: mean and deviation of observations, largest reward and return."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy.typing as npt
 from mtray.data.rows import holds_transition, rewards
 from mtray.data.specs import FloatArray
 
-# Rows whose statistics are taken at once: so many of any task's, as float64, stay in a core's own cache.
+# Rows per chunk: as float64 they fit a core's cache, whatever the task.
 _CHUNK = 256
 
 
 @dataclass
 class TaskStatistics:
-    """What has been inserted for a task, whether or not it is still in the ring.
+    """Statistics of all transitions ever inserted for a task, also of those no longer in the ring.
 
     Attributes:
         count: transitions.
-        mean: [obs_t] float64, of observations acted on.
-        square: [obs_t] float64, their summed squared deviations.
+        mean: [obs_t] float64, of the observations acted on.
+        square: [obs_t] float64, sum of their squared deviations from the mean.
         largest_reward: largest absolute reward.
         largest_return: largest absolute discounted return.
     """
@@ -34,26 +34,26 @@ class TaskStatistics:
 
     @classmethod
     def of(cls, rows: FloatArray, observation_size: int) -> TaskStatistics:
-        """Those of the transitions among rows [n, row_size]."""
+        """Return the statistics of the transitions among rows [n, row_size]."""
         total = cls(0, np.zeros(observation_size), np.zeros(observation_size))
-        # One array for all chunks: memory that is new or was given back costs more than the sums.
+        # One array for all chunks: fresh memory costs more than the sums.
         scratch = np.empty((_CHUNK, observation_size))
         for begin in range(0, len(rows), _CHUNK):
             chunk = rows[begin : begin + _CHUNK]
-            acted = holds_transition(chunk).astype(np.float64)
-            count = int(acted.sum())
+            weights = holds_transition(chunk).astype(np.float64)
+            count = int(weights.sum())
             if count:
-                largest = float((np.abs(rewards(chunk)) * acted).max())
+                largest = float((np.abs(rewards(chunk)) * weights).max())
                 values = scratch[: len(chunk)]
                 values[:] = chunk[:, :observation_size]
-                mean = acted @ values / count
+                mean = weights @ values / count
                 values -= mean
                 values *= values
-                total.merge(cls(count, mean, acted @ values, largest))
+                total.merge(cls(count, mean, weights @ values, largest))
         return total
 
     def merge(self, other: TaskStatistics) -> None:
-        """Add what another has seen (Chan, Golub, LeVeque 1983)."""
+        """Add the transitions of ``other`` (Chan, Golub, LeVeque 1983)."""
         self.largest_reward = max(self.largest_reward, other.largest_reward)
         self.largest_return = max(self.largest_return, other.largest_return)
         if not other.count:

@@ -1,9 +1,9 @@
 """A policy laid out for acting in numpy: the actions of `MultiTaskPolicy.act`, in half the time.
 
 A collector's batch is small, so a step costs what its calls cost, not what they compute; and between two steps the
-simulators use up the core's caches, which a call of torch's takes longer to fill again than one of numpy's (measured
-between steps of 32 humanoids: 420 us in torch's functions, 230 us here). What depends on a task only is
-computed once per weights.
+simulators evict the core's caches, which a call of torch's takes longer to fill again than one of numpy's (measured
+between steps of 32 humanoids: 420 us in torch's functions, 230 us here). What depends on the task alone is computed
+once per weights.
 """
 
 from __future__ import annotations
@@ -24,29 +24,28 @@ _LOG_STD_MIDDLE = np.float32((LOG_STD_HIGH + LOG_STD_LOW) / 2)
 _LOG_STD_REACH = np.float32((LOG_STD_HIGH - LOG_STD_LOW) / 2)
 
 
-# torch's, of every LayerNorm here.
+# The default of torch's LayerNorm.
 _EPSILON = 1e-5
 
 
 class Acting:
-    """Acts for some of a policy's tasks. When the policy's weights change, make another."""
+    """The actions of a policy for some of its tasks, with the weights that it has at construction."""
 
     def __init__(self, policy: MultiTaskPolicy, ids: npt.NDArray[np.int64] | None = None) -> None:
-        """Lay the weights out for tasks ``ids`` in this order (None: all)."""
+        """Copy or view the weights for tasks ``ids`` in this order (None: all)."""
 
         def pick(table: Tensor) -> FloatArray:
             return _array(table) if ids is None else _array(table)[ids]
 
-        self._scale = pick(policy.scale)[:, None]
-        self._shift = -pick(policy.mean)[:, None] * self._scale
+        self._mean, self._scale = pick(policy.mean)[:, None], pick(policy.scale)[:, None]
         self._middle, self._reach = (pick(table)[:, None] for table in (policy.action_middle, policy.action_reach))
         first, norm, _, *blocks = policy.backbone
         weight, bias = _linear(first)
         adapter, offset = pick(policy.adapters.weight), pick(policy.adapters.bias)
-        own, adapted, shared = np.split(weight, np.cumsum(adapter.shape[1:]))
+        direct, adapted, embedded = np.split(weight, np.cumsum(adapter.shape[1:]))
         # The adapters are linear, so with what follows they are one product; and the embedding is the same for every
         # row of a task.
-        self._first = own + adapter @ adapted, (bias + offset @ adapted + pick(policy.embedding) @ shared)[:, None]
+        self._first = direct + adapter @ adapted, (bias + offset @ adapted + pick(policy.embedding) @ embedded)[:, None]
         self._norm = _Norm(norm)
         self._blocks = [
             (_linear(one), _Norm(norm_one), _linear(two), _Norm(norm_two))
@@ -58,9 +57,10 @@ class Acting:
         self._reads_observation = policy.config.head_reads_observation
 
     def __call__(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
-        """Actions [n, B, act] in the tasks' own bounds, of raw observations [n, B, obs] and noise [n, B, act]."""
-        observation = observation * self._scale
-        observation += self._shift
+        """Return actions [n, B, act] in the tasks' bounds for raw observations [n, B, obs] and noise [n, B, act]."""
+        # In this order: scaled first, numbers far from zero would lose what distinguishes them.
+        observation = observation - self._mean
+        observation *= self._scale
         np.clip(observation, -INPUT_LIMIT, INPUT_LIMIT, out=observation)
         weight, bias = self._first
         hidden = observation @ weight
@@ -97,14 +97,14 @@ class Acting:
         return self.to_bounds(action)
 
     def to_bounds(self, action: FloatArray) -> FloatArray:
-        """From [-1, 1] to the tasks' bounds, in place."""
+        """Scale actions [n, B, act] from [-1, 1] to the tasks' bounds, in place."""
         action *= self._reach
         action += self._middle
         return action
 
 
 class _Norm:
-    """A LayerNorm, in place."""
+    """Apply a LayerNorm in place."""
 
     def __init__(self, layer: nn.Module) -> None:
         assert isinstance(layer, nn.LayerNorm)
@@ -119,8 +119,8 @@ class _Norm:
 
 
 def _normalise(values: FloatArray) -> None:
-    """To mean 0 and deviation 1 along the last dimension, in place."""
-    # A product with these is a mean.
+    """Normalise to mean 0 and deviation 1 along the last axis, in place."""
+    # Its product with values is their mean.
     share = np.full(values.shape[-1], 1 / values.shape[-1], np.float32)
     values -= (values @ share)[..., None]
     deviation = np.einsum("...w,...w->...", values, values)
@@ -131,7 +131,7 @@ def _normalise(values: FloatArray) -> None:
 
 
 def _product(values: FloatArray, weight: FloatArray, bias: FloatArray) -> FloatArray:
-    """All rows of all tasks in one product."""
+    """Apply a linear layer to all rows of all tasks in one product."""
     outputs: FloatArray = (values.reshape(-1, values.shape[-1]) @ weight).reshape(*values.shape[:-1], -1)
     outputs += bias
     return outputs
@@ -146,6 +146,6 @@ def _array(tensor: Tensor) -> FloatArray:
 
 
 def _linear(layer: nn.Module) -> tuple[FloatArray, FloatArray]:
-    """Weight [in, out] and bias [out]."""
+    """Return a layer's weight [in, out] and bias [out]."""
     assert isinstance(layer, nn.Linear)
     return np.ascontiguousarray(_array(layer.weight).T), _array(layer.bias)

@@ -1,12 +1,11 @@
 """The shared replay: a dense ring per task.
 
-Enters: pushes, each one task-to-rows mapping under an id. Leaves: rows drawn uniformly from each task's ring, equally
-many of every task. Runs in one actor of the cluster (or in a plain test). A push that was sent twice is stored and
-counted once. Rows lie as `batches.pack` laid them out, each task's of its own width: an observation that is both a
-step's end and the next one's start is stored once.
+Enters: pushes, each a mapping of tasks to rows under an id. Leaves: rows drawn uniformly from each task's ring, equally
+many of every task. Runs in one actor of the cluster (or in a plain test). A push that is sent twice is stored and
+counted once. Rows are laid out by `mtray.data.pack`, each task's of its own width.
 
-The actor that holds the rings never imports torch, which would cost it seconds and 200 MB: only `extend` and `sample`,
-for use in one process, do.
+`extend` and `sample` give and take TensorDicts, for use within one process. Only they import torch: the actor, which
+needs neither, saves the seconds and the 200 MB.
 """
 
 from __future__ import annotations
@@ -18,23 +17,16 @@ import numpy as np
 
 from mtray.config.settings import ReplayConfig
 from mtray.data.messages import Push, Receipt, Sampled
-from mtray.data.rows import (
-    TRANSITION,
-    holds_transition,
-    is_finite,
-    row_flags,
-    sampled_shape,
-)
+from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags, sampled_shape
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
 from mtray.data.statistics import TaskStatistics
 from mtray.errors import RunError, SchemaError, UsageError
+from mtray.replay.ring import Ring
 
 if TYPE_CHECKING:
     from tensordict import LazyStackedTensorDict, TensorDictBase
 
-from mtray.replay.ring import Ring
-
-# Receipts kept per pusher. A pusher has a few pushes under way at most; one this late is a mistake, not a retry.
+# Receipts kept per source. A source has a few pushes in flight at most; an older push is a mistake, not a retry.
 _RECEIPTS = 256
 
 
@@ -42,7 +34,7 @@ class ReplayBuffer:
     """A ring per task, filled by many collectors, read by one learner."""
 
     def __init__(self, specs: tuple[TaskSpec, ...], config: ReplayConfig, seed: int = 0) -> None:
-        """Reserve a ring per task."""
+        """Allocate a ring per task."""
         self.specs = specs
         self.width = observation_width(specs)
         self._rings = {spec.name: Ring(spec, config.capacity_rows) for spec in specs}
@@ -56,7 +48,7 @@ class ReplayBuffer:
         self._source_frames: dict[str, int] = {}
 
     def insert(self, push: Push) -> Receipt:
-        """Store a push, once however often it is sent.
+        """Store a push; if it is stored already, return the same receipt again.
 
         Raises:
             SchemaError: rows of an unknown task or of another width; nothing of the push is stored then.
@@ -67,7 +59,7 @@ class ReplayBuffer:
             return receipts[push.number]
         if len(receipts) >= _RECEIPTS and push.number < min(receipts):
             raise RunError(f"push {push.number} of {push.source} comes after {_RECEIPTS} later ones: it is not a retry")
-        acted = {}
+        is_transition = {}
         for task, rows in push.rows.items():
             self._check(task, rows)
             # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
@@ -75,16 +67,18 @@ class ReplayBuffer:
                 raise RunError(
                     f"push {push.number} of {push.source}: data of task {task!r} is not finite; nothing of it is stored"
                 )
-            acted[task] = holds_transition(rows)
-            held, given = int(np.count_nonzero(acted[task])), push.statistics.get(task)
-            if given is not None and given.count != held:
-                raise SchemaError(f"task {task!r}: statistics of {given.count} transitions came with rows of {held}")
+            is_transition[task] = holds_transition(rows)
+            count, statistics = int(np.count_nonzero(is_transition[task])), push.statistics.get(task)
+            if statistics is not None and statistics.count != count:
+                raise SchemaError(
+                    f"task {task!r}: statistics of {statistics.count} transitions came with rows of {count}"
+                )
         frames = {}
         for task, rows in push.rows.items():
-            ring, known = self._rings[task], self._statistics[task]
-            known.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
-            known.largest_return = max(known.largest_return, push.largest_returns.get(task, 0.0))
-            frames[task] = ring.insert(rows, acted[task]) * ring.spec.action_repeat
+            ring, total = self._rings[task], self._statistics[task]
+            total.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
+            total.largest_return = max(total.largest_return, push.largest_returns.get(task, 0.0))
+            frames[task] = ring.insert(rows, is_transition[task]) * ring.spec.action_repeat
             self._frames[task] += frames[task]
         self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
         receipt = Receipt(push.source, push.number, frames)
@@ -106,7 +100,9 @@ class ReplayBuffer:
                 f"{spec.action_size} action, reward, flags"
             )
         if not len(rows) or row_flags(rows)[-1] & TRANSITION:
-            raise SchemaError(f"task {task!r}: the last row must hold the observation reached, as batches.pack lays it")
+            raise SchemaError(
+                f"task {task!r}: the last row must hold the observation reached, as mtray.data.pack lays it"
+            )
         if len(rows) > len(ring.rows):
             raise SchemaError(
                 f"task {task!r}: a push of {len(rows)} rows does not fit a ring of {len(ring.rows)}: "
@@ -114,16 +110,20 @@ class ReplayBuffer:
             )
 
     def extend(self, rollout: TensorDictBase, *, source: str = "local", number: int | None = None) -> Receipt:
-        """Pack and insert a lazy stack over any subset of tasks, in any order.
+        """Check, pack and insert a lazy stack over any subset of tasks, in any order.
 
         Raises:
             SchemaError: the data does not fit its task's schema.
         """
         from mtray.data.pack import pack
         from mtray.data.schema import by_task
+        from mtray.data.tensordicts import to_rollout
 
-        known = {spec.name: spec for spec in self.specs}
-        rows = {task: pack(data, known[task], self.width) for task, data in by_task(rollout, list(known)).items()}
+        spec_of = {spec.name: spec for spec in self.specs}
+        rows = {
+            task: pack(to_rollout(data, spec_of[task], self.width))
+            for task, data in by_task(rollout, list(spec_of)).items()
+        }
         if number is None:
             number = max(self._receipts.get(source, {}), default=-1) + 1
         return self.insert(Push(source=source, number=number, rows=rows))
@@ -139,13 +139,13 @@ class ReplayBuffer:
         """Draw batches.
 
         Args:
-            rows_per_task: of each batch, the same of every task or each task's own number.
-            batches: how many.
-            tasks: which, in which order; by default all.
-            out: where the rows shall be written; by default new arrays.
-            steps: of each return: a row's reward becomes the discounted sum of that many rewards, or of those until the
-                episode or the rollout ends, and its next observation and next flags the last one's. How many more than
-                one there are, its flags word tells from bit `rows.STEPS_SHIFT` on.
+            rows_per_task: in each batch, the same for every task or by task.
+            batches: N.
+            tasks: which, in this order; by default all.
+            out: task to array [N, rows_per_task, row_size + obs_t] to write; by default new arrays.
+            steps: n of the n-step return: a row's reward becomes the discounted sum of n rewards, or of fewer if the
+                episode or the rollout ends before, and its next observation and next flags become those of the last.
+                Its flags word holds the number of rewards minus one from bit `rows.STEPS_SHIFT` on.
 
         Raises:
             UsageError: a task is unknown or has no data yet.
@@ -166,41 +166,41 @@ class ReplayBuffer:
         return Sampled(out, self._statistics, ages)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
-        """One batch as a lazy stack over tasks, each element a dense [B] of that task."""
+        """Draw one batch as a lazy stack over tasks, each element a dense [B] of that task."""
         from mtray.data.batch import unpack_batches
 
         batch = unpack_batches(self.sample_rows(rows_per_task, 1, tasks).rows, self.specs)[0]
         return batch.to_stack({spec.name: spec for spec in self.specs})
 
     def stats(self) -> dict[str, dict[str, int]]:
-        """Task to frames inserted ever, transitions and bytes held now."""
+        """Return, by task, the frames ever inserted and the transitions and bytes held now."""
         return {
             task: {"frames": self._frames[task], "transitions": ring.transitions, "bytes": ring.nbytes}
             for task, ring in self._rings.items()
         }
 
     def frames(self) -> dict[str, int]:
-        """Task to frames stored, ever."""
+        """Return the frames ever inserted, by task."""
         return dict(self._frames)
 
     def source_frames(self) -> dict[str, int]:
-        """Source to frames of all tasks stored for it, ever."""
+        """Return the frames of all tasks ever inserted, by source."""
         return dict(self._source_frames)
 
     def state(self) -> dict[str, Any]:
-        """All but the rows, as plain JSON values."""
+        """Return everything but the rows, as plain JSON values."""
         return {
             "frames": dict(self._frames),
             "written": {task: ring.written for task, ring in self._rings.items()},
             "statistics": {
                 task: [
-                    known.count,
-                    known.mean.tolist(),
-                    known.square.tolist(),
-                    known.largest_reward,
-                    known.largest_return,
+                    total.count,
+                    total.mean.tolist(),
+                    total.square.tolist(),
+                    total.largest_reward,
+                    total.largest_return,
                 ]
-                for task, known in self._statistics.items()
+                for task, total in self._statistics.items()
             },
             "receipts": {
                 source: [[receipt.number, dict(receipt.frames)] for receipt in receipts.values()]
@@ -210,12 +210,12 @@ class ReplayBuffer:
         }
 
     def rows(self, task: str) -> FloatArray:
-        """A task's rows held, oldest first: a copy."""
+        """Return a copy of a task's rows, oldest first."""
         ring = self._rings[task]
         return ring.rows[np.arange(ring.start, ring.written) % len(ring.rows)]
 
     def load(self, state: Mapping[str, Any], rows: Mapping[str, FloatArray]) -> None:
-        """Continue from what `state` and `rows` gave: the same rows at the same places, counts, ids and draws.
+        """Restore what `state` and `rows` returned: rows at the same places, counts, ids and draws.
 
         Raises:
             SchemaError: rows of another task or width.
@@ -225,9 +225,9 @@ class ReplayBuffer:
                 continue
             self._check(task, held)
             ring, written = self._rings[task], state["written"][task]
-            # With another capacity the rows can't lie where they did; they are then laid from the start.
-            same = min(written, len(ring.rows)) == len(held)
-            ring.written = written - len(held) if same else 0
+            # With another capacity the rows can't have their old places; they then begin at the ring's start.
+            is_same_place = min(written, len(ring.rows)) == len(held)
+            ring.written = written - len(held) if is_same_place else 0
             ring.insert(held, holds_transition(held))
         self._frames.update(state["frames"])
         for task, (count, mean, square, largest_reward, largest_return) in state["statistics"].items():

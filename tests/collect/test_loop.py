@@ -3,16 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
 
-from mtray.collect.episodes import discounted_returns
+from mtray.collect.episodes import EpisodeTracker, discounted_returns
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.settings import NetworkConfig
+from mtray.data.pack import pack
+from mtray.data.specs import observation_width
+from mtray.data.tensordicts import to_rollout
 from mtray.errors import SchemaError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve
 from mtray.testing import CountingMaker
 
 NETWORK = NetworkConfig(actor_width=8, embedding_size=2)
@@ -21,6 +28,8 @@ TASKS = [
     Task("long", "torchrl", CountingMaker(terminate_after=12, action_size=3)),
 ]
 SPECS = [task.spec for task in TASKS]
+# Of an engine without TensorDicts; their widths differ.
+PLAIN = ("cartpole-balance", "walker-walk")
 
 
 def make_collector(steps=8, seed=0, **settings):
@@ -104,6 +113,119 @@ def test_chosen_episodes_are_random_from_beginning_to_end_and_say_so():
         assert is_policys.all(1).tolist() == of_policy
         counts |= set(of_policy)
     assert counts == {True, False}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("load_at", [0, 1, 2, 99], ids="weights before rollout {}".format)
+def test_an_episode_is_the_policys_only_if_the_policy_chose_every_action(share, load_at, monkeypatch):
+    # 8 steps a rollout: weights arrive in the middle of both tasks' episodes, of 5 and of 12 steps.
+    collector = make_collector(steps=8, random_share=share, random_steps=1)
+    compared = {0: [], 1: []}
+    monkeypatch.setattr(collector._random_episodes, "add", lambda task, _, of_policy: compared[task].append(of_policy))
+    actions, episodes = {"short": [], "long": []}, []
+    for index in range(15):
+        if index == load_at:
+            collector.load(snapshot(certain_policy(), version=1))
+        rollout = collector.collect()
+        episodes += rollout.episodes
+        for name, arrays in rollout.tasks.items():
+            actions[name].append(arrays.action[..., 0].copy())
+    for task, (name, length) in enumerate((("short", 5), ("long", 12))):
+        # No action that is drawn is as near to the policy's as its own deviation.
+        is_random = np.abs(np.concatenate(actions[name], 1) - np.tanh(2.0)) > 3e-5
+        random_steps = is_random.reshape(2, -1, length).sum(-1).T.reshape(-1).tolist()
+        found = [episode for episode in episodes if episode.task == name]
+        assert sorted(episode.random_steps for episode in found) == sorted(random_steps)
+        assert all(episode.of_policy == (episode.random_steps == 0) for episode in found)
+        assert sum(episode.of_policy for episode in found) == random_steps.count(0)
+        # Only episodes of one kind are compared.
+        assert sorted(compared[task]) == sorted(count == 0 for count in random_steps if count in (0, length))
+        mixed = sum(0 < count < length for count in random_steps)
+        if share == 0 and load_at in (1, 2):
+            assert mixed == 2
+        elif share == 1 or load_at in (0, 99):
+            assert mixed == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_episodes_are_the_same_however_they_are_cut_into_rollouts(copies, cuts, seed):
+    generator, steps = np.random.default_rng(seed), sum(cuts)
+    reward = generator.normal(size=(copies, steps)).astype(np.float32)
+    done, is_random = generator.random((2, copies, steps)) < 0.2
+    tracker, found, begin = EpisodeTracker("left", copies, 0.9), [[] for _ in range(copies)], 0
+    for length in cuts:
+        part = np.s_[:, begin : begin + length]
+        ended = iter(tracker.add(reward[part], done[part], is_random[part]))
+        for copy in range(copies):
+            found[copy] += [next(ended) for _ in range(done[part][copy].sum())]
+        assert next(ended, None) is None
+        begin += length
+    for copy in range(copies):
+        ends = (np.flatnonzero(done[copy]) + 1).tolist()
+        for episode, start, end in zip(found[copy], [0, *ends], ends, strict=False):
+            assert (episode.steps, episode.random_steps) == (end - start, is_random[copy, start:end].sum())
+            assert episode.episode_return == pytest.approx(reward[copy, start:end].sum(dtype=np.float64))
+            assert episode.of_policy == (not is_random[copy, start:end].any())
+        assert len(found[copy]) == len(ends)
+
+
+def test_buffers_have_each_tasks_own_widths_and_are_allocated_once():
+    specs = [task.spec for task in resolve(PLAIN)]
+    assert len({(spec.observation_size, spec.action_size) for spec in specs}) == len(specs)
+    host = make_host("inline", make_makers(resolve(PLAIN), [2, 3], [0, 1]))
+    policy = MultiTaskPolicy(specs, NETWORK).requires_grad_(False)
+    collector = ActingLoop(host, policy, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
+    first, second = collector.collect().tasks, collector.collect().tasks
+    assert tuple(first) == PLAIN
+    for spec, copies in zip(specs, (2, 3), strict=True):
+        arrays = vars(first[spec.name])
+        assert {name: array.shape for name, array in arrays.items()} == {
+            "observation": (copies, 4, spec.observation_size),
+            "action": (copies, 4, spec.action_size),
+            "reward": (copies, 4),
+            "next_observation": (copies, 4, spec.observation_size),
+            "flags": (copies, 4),
+        }
+        assert all(array is vars(second[spec.name])[name] for name, array in arrays.items())
+    host.close()
+
+
+def test_no_tensordict_is_made_between_simulator_and_rows(monkeypatch):
+    tasks = resolve(PLAIN)
+    host = make_host("inline", make_makers(tasks, 2, [0, 1]))
+    policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
+    collector = ActingLoop(host, policy, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
+    collector.load(snapshot(policy, version=1))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a TensorDict was made")
+
+    monkeypatch.setattr(TensorDict, "__init__", refuse)
+    rollout = collector.collect()
+    assert [len(pack(arrays)) for arrays in rollout.tasks.values()] == [2 * 5, 2 * 5]
+    with pytest.raises(AssertionError, match="a TensorDict was made"):
+        assert rollout.data
+    host.close()
+
+
+def test_the_lazy_stack_of_a_rollout_is_a_copy_of_its_arrays_and_flags_tell_how_each_episode_ended():
+    collector = make_collector(steps=30)
+    rollout = collector.collect()
+    for data, spec in zip(rollout.data.tensordicts, SPECS, strict=True):
+        arrays = vars(rollout.tasks[spec.name])
+        for name, field in vars(to_rollout(data, spec, observation_width(SPECS))).items():
+            np.testing.assert_array_equal(field, arrays[name])
+        before = data.clone()
+        for array in arrays.values():
+            array.view(np.int32)[:] = -1
+        assert (data == before).all()
+        step = torch.arange(1, 31).expand(2, -1)
+        ended = {"short": {"truncated": step % 5 == 0}, "long": {"terminated": step % 12 == 0}}[spec.name]
+        for key in ("terminated", "truncated"):
+            assert torch.equal(data["next", key][..., 0], ended.get(key, torch.zeros(2, 30, dtype=torch.bool)))
+        assert torch.equal(data["next", "done"], data["next", "terminated"] | data["next", "truncated"])
+        assert not any(data[key].any() for key in ("done", "terminated", "truncated"))
 
 
 def test_weights_of_another_network_are_refused():

@@ -10,11 +10,20 @@ from tensordict import LazyStackedTensorDict
 
 from mtray.data.batch import Batch, unpack_batches
 from mtray.data.pack import pack
+from mtray.data.rollout import TaskRollout
 from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags
 from mtray.data.schema import validate
 from mtray.data.specs import observation_width
 from mtray.errors import SchemaError
-from tests.makers import assert_same_bits, bits, make_spec, numbered_rollout, random_rollout, random_transitions
+from tests.makers import (
+    assert_same_bits,
+    bits,
+    make_spec,
+    numbered_rollout,
+    pack_data,
+    random_rollout,
+    random_transitions,
+)
 
 SPEC = make_spec("left", observation=3, action=2)
 
@@ -26,7 +35,7 @@ def drawn(rows, spec):
 
 
 def round_trip(data, spec, width, specs=None):
-    rows = pack(data, spec, width)
+    rows = pack_data(data, spec, width)
     [batch] = unpack_batches({spec.name: drawn(rows, spec)}, specs or [spec])
     return batch.to_stack({spec.name: spec})[0]
 
@@ -48,7 +57,7 @@ def runs(draw):
 @given(runs())
 def test_rollouts_of_any_tasks_come_out_bit_for_bit(run):
     specs, width, rollouts = run
-    packed = {spec.name: pack(data, spec, width) for spec, (data, _) in zip(specs, rollouts, strict=True)}
+    packed = {spec.name: pack_data(data, spec, width) for spec, (data, _) in zip(specs, rollouts, strict=True)}
     [batch] = unpack_batches({spec.name: drawn(packed[spec.name], spec) for spec in specs}, specs)
     stack = batch.to_stack({spec.name: spec for spec in specs})
     assert isinstance(stack, LazyStackedTensorDict)
@@ -62,7 +71,7 @@ def test_rollouts_of_any_tasks_come_out_bit_for_bit(run):
 def test_extra_row_only_where_a_step_does_not_lead_to_the_next(run):
     specs, width, rollouts = run
     for spec, (data, breaks) in zip(specs, rollouts, strict=True):
-        rows = pack(data, spec, width)
+        rows = pack_data(data, spec, width)
         assert rows.dtype == np.float32
         assert rows.shape == (breaks.size + breaks.sum(), spec.row_size)
         acted = holds_transition(rows)
@@ -82,9 +91,9 @@ def test_memory_that_rows_are_packed_into_may_hold_anything(run):
             kept.append(np.full(shape, np.nan, np.float32))
             return kept[0]
 
-        rows = pack(data, spec, width, used)
+        rows = pack_data(data, spec, width, allocate=used)
         assert rows is given_arrays[0]
-        assert rows.tobytes() == pack(data, spec, width).tobytes()
+        assert rows.tobytes() == pack_data(data, spec, width).tobytes()
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,12 +123,12 @@ def test_dense_batch_comes_back_from_its_stack(run, wider):
 @pytest.mark.parametrize(("lanes", "steps"), [(1, 1), (1, 7), (5, 1), (3, 4)])
 def test_contiguous_lane_takes_one_row_more_than_its_steps(lanes, steps):
     data, _ = random_rollout(SPEC, 3, lanes, steps, default_rng(0), ends=0.0)
-    assert len(pack(data, SPEC, 3)) == lanes * (steps + 1)
+    assert len(pack_data(data, SPEC, 3)) == lanes * (steps + 1)
 
 
 def test_rows_lie_as_documented():
     data, _, _ = numbered_rollout(SPEC, 4, np.array([[False, True, False]]), first=1)
-    rows = pack(data, SPEC, 4)
+    rows = pack_data(data, SPEC, 4)
     # observation | action | reward
     np.testing.assert_array_equal(
         rows[:, :-1],
@@ -138,10 +147,10 @@ def test_rows_lie_as_documented():
 def test_next_observation_that_differs_only_by_the_sign_of_zero_takes_a_row():
     data, _, _ = numbered_rollout(SPEC, 3, np.zeros((1, 4), bool), first=-2)
     # States -2 -1 0 1 (2): the third step starts at +0.0.
-    assert len(pack(data, SPEC, 3)) == 5
+    assert len(pack_data(data, SPEC, 3)) == 5
     for key in ("observation", "observation_left"):
         data["next", key][0, 1] = -0.0
-    rows = pack(data, SPEC, 3)
+    rows = pack_data(data, SPEC, 3)
     assert len(rows) == 6
     found = round_trip(data, SPEC, 3)
     assert np.signbit(found["next", "observation"][1].numpy()).all()
@@ -153,7 +162,7 @@ def test_nan_that_goes_on_as_the_same_nan_takes_no_row():
     for key in ("observation", "observation_left"):
         data[key][0, 1] = float("nan")
         data["next", key][0, 0] = float("nan")
-    assert len(pack(data, SPEC, 3)) == 4
+    assert len(pack_data(data, SPEC, 3)) == 4
     assert_same_bits(round_trip(data, SPEC, 3), data.reshape(-1))
 
 
@@ -162,7 +171,7 @@ def test_flags_do_not_decide_where_a_row_is_added():
     for key in ("done", "terminated", "truncated"):
         data["next", key][:] = True
         data[key][:] = True
-    assert len(pack(data, SPEC, 3)) == 6
+    assert len(pack_data(data, SPEC, 3)) == 6
 
 
 @pytest.mark.parametrize("root", [True, False], ids=["root", "next"])
@@ -174,7 +183,7 @@ def test_each_flag_is_kept_apart_from_the_others(key, root):
         data[name][:] = False
         data["next", name][:] = False
     data[key if root else ("next", key)][:, 0] = where
-    [batch] = unpack_batches({"left": drawn(pack(data, SPEC, 3), SPEC)}, [SPEC])
+    [batch] = unpack_batches({"left": drawn(pack_data(data, SPEC, 3), SPEC)}, [SPEC])
     for name in ("done", "terminated", "truncated"):
         for side in (True, False):
             found = batch.flag(name, root=side)[0]
@@ -184,7 +193,7 @@ def test_each_flag_is_kept_apart_from_the_others(key, root):
 def test_batch_is_padded_with_zeros_to_the_widest_task():
     specs = [SPEC, make_spec("wide", 6, 4)]
     data = {spec.name: random_transitions(spec, 6, 5, default_rng(0)) for spec in specs}
-    [batch] = unpack_batches({spec.name: drawn(pack(data[spec.name], spec, 6), spec) for spec in specs}, specs)
+    [batch] = unpack_batches({spec.name: drawn(pack_data(data[spec.name], spec, 6), spec) for spec in specs}, specs)
     assert batch.tasks == ("left", "wide")
     assert batch.observation.shape == batch.next_observation.shape == (2, 5, 6)
     assert batch.action.shape == (2, 5, 4)
@@ -197,14 +206,14 @@ def test_batch_is_padded_with_zeros_to_the_widest_task():
 
 def test_subset_of_tasks_is_padded_to_the_whole_run():
     specs = [SPEC, make_spec("wide", 6, 4)]
-    rows = drawn(pack(random_transitions(SPEC, 6, 5, default_rng(0)), SPEC, 6), SPEC)
+    rows = drawn(pack_data(random_transitions(SPEC, 6, 5, default_rng(0)), SPEC, 6), SPEC)
     [batch] = unpack_batches({"left": rows}, specs)
     assert (batch.observation.shape, batch.action.shape) == ((1, 5, 6), (1, 5, 4))
 
 
 def test_many_batches_are_split_in_order():
     data = random_transitions(SPEC, 3, 12, default_rng(0))
-    rows = drawn(pack(data, SPEC, 3), SPEC).reshape(3, 4, -1)
+    rows = drawn(pack_data(data, SPEC, 3), SPEC).reshape(3, 4, -1)
     batches = unpack_batches({"left": rows}, [SPEC])
     assert len(batches) == 3
     for index, batch in enumerate(batches):
@@ -212,7 +221,7 @@ def test_many_batches_are_split_in_order():
 
 
 def test_read_only_rows_are_unpacked_into_memory_of_their_own():
-    rows = drawn(pack(random_transitions(SPEC, 3, 4, default_rng(0)), SPEC, 3), SPEC)
+    rows = drawn(pack_data(random_transitions(SPEC, 3, 4, default_rng(0)), SPEC, 3), SPEC)
     before = rows.copy()
     rows.flags.writeable = False
     [batch] = unpack_batches({"left": rows}, [SPEC])
@@ -222,7 +231,7 @@ def test_read_only_rows_are_unpacked_into_memory_of_their_own():
 
 def test_batch_on_a_device_holds_the_same():
     [batch] = unpack_batches(
-        {"left": drawn(pack(random_transitions(SPEC, 3, 4, default_rng(0)), SPEC, 3), SPEC)}, [SPEC]
+        {"left": drawn(pack_data(random_transitions(SPEC, 3, 4, default_rng(0)), SPEC, 3), SPEC)}, [SPEC]
     )
     moved = batch.to("meta")
     assert moved.tasks == ("left",)
@@ -230,10 +239,15 @@ def test_batch_on_a_device_holds_the_same():
     assert_same_bits(batch.to("cpu").to_stack({"left": SPEC})[0], batch.to_stack({"left": SPEC})[0])
 
 
+@pytest.mark.parametrize(("copies", "steps"), [(0, 3), (2, 0), (0, 0)])
+def test_a_rollout_without_steps_takes_no_row(copies, steps):
+    assert pack(TaskRollout.zeros(SPEC, copies, steps)).shape == (0, SPEC.row_size)
+
+
 def test_packing_leaves_the_rollout_as_it_was_and_shares_no_memory_with_it():
     data, _ = random_rollout(SPEC, 5, 2, 4, default_rng(0), shared=True)
     before = data.clone()
-    rows = pack(data, SPEC, 5)
+    rows = pack_data(data, SPEC, 5)
     rows[:] = 7.0
     assert_same_bits(data, before)
 
@@ -244,7 +258,7 @@ def test_packing_leaves_the_rollout_as_it_was_and_shares_no_memory_with_it():
 def test_extra_key_is_refused_by_name():
     data = random_transitions(SPEC, 3, 4, default_rng(0)).set("bonus", torch.zeros(4, 1))
     with pytest.raises(SchemaError, match=r"'left'.*'bonus' of shape \(4, 1\)"):
-        pack(data, SPEC, 3)
+        pack_data(data, SPEC, 3)
 
 
 @pytest.mark.parametrize("key", ["observation_left", ("next", "reward"), "truncated"], ids=str)
@@ -252,7 +266,7 @@ def test_missing_key_is_refused_by_name(key):
     data = random_transitions(SPEC, 3, 4, default_rng(0))
     del data[key]
     with pytest.raises(SchemaError, match=r"'left'.* is missing") as caught:
-        pack(data, SPEC, 3)
+        pack_data(data, SPEC, 3)
     assert repr(key) in str(caught.value)
 
 
@@ -260,12 +274,12 @@ def test_wrong_dtype_is_refused_by_name():
     data = random_transitions(SPEC, 3, 4, default_rng(0))
     data["action"] = data["action"].double()
     with pytest.raises(SchemaError, match=r"'left'.*'action'.*float64.*float32"):
-        pack(data, SPEC, 3)
+        pack_data(data, SPEC, 3)
 
 
 def test_wrong_common_width_is_refused_with_both_shapes():
     with pytest.raises(SchemaError, match=r"'observation' has shape \(4, 3\).*\(4, 5\)"):
-        pack(random_transitions(SPEC, 3, 4, default_rng(0)), SPEC, 5)
+        pack_data(random_transitions(SPEC, 3, 4, default_rng(0)), SPEC, 5)
 
 
 @pytest.mark.parametrize("place", [(), ("next",)], ids=["root", "next"])
@@ -274,7 +288,7 @@ def test_observation_that_is_not_the_padded_exclusive_one_is_refused(place):
     data[(*place, "observation")][2, 1] = 0.0
     data[(*place, "observation_left")][2, 1] = -0.0
     with pytest.raises(SchemaError, match=r"'left': 'observation' and 'observation_left' differ"):
-        pack(data, SPEC, 5)
+        pack_data(data, SPEC, 5)
 
 
 @pytest.mark.parametrize("place", [(), ("next",)], ids=["root", "next"])
@@ -284,14 +298,14 @@ def test_value_in_the_padding_is_refused(place, shared, value):
     data, _ = random_rollout(SPEC, 5, 2, 3, default_rng(0), shared=shared)
     data[(*place, "observation")][1, 2, 4] = value
     with pytest.raises(SchemaError, match=r"'left': 'observation' has values behind the task's 3 entries"):
-        pack(data, SPEC, 5)
+        pack_data(data, SPEC, 5)
 
 
 @pytest.mark.parametrize("size", [(), (2, 3, 2)])
 def test_batch_size_that_is_neither_lanes_nor_rows_is_refused(size):
     data = random_transitions(SPEC, 3, 12, default_rng(0))
     with pytest.raises(SchemaError, match=r"'left'.*expected \[K, L\] or \[N\]"):
-        pack(data[0] if not size else data.reshape(*size), SPEC, 3)
+        pack_data(data[0] if not size else data.reshape(*size), SPEC, 3)
 
 
 def test_stack_that_does_not_fit_its_task_is_refused():
@@ -306,7 +320,7 @@ def test_minus_zero_in_the_padding_is_refused():
     data = random_transitions(spec, 5, 4, default_rng(0))
     data["observation"][1, 4] = -0.0
     with pytest.raises(SchemaError, match="behind the task's 3 entries"):
-        pack(data, spec, 5)
+        pack_data(data, spec, 5)
 
 
 def test_a_stack_whose_common_key_is_not_its_tasks_own_is_refused():

@@ -14,8 +14,7 @@ from mtray.data.batch import Batch, unpack_batches
 from mtray.data.messages import Push
 from mtray.data.pack import pack
 from mtray.data.rows import NEXT_BITS, STEPS_SHIFT
-from mtray.data.schema import by_task
-from mtray.data.specs import TaskSpec, observation_width
+from mtray.data.specs import TaskSpec
 from mtray.errors import RunError
 from mtray.learn import losses
 from mtray.learn.execution.recorded import matmul_precision
@@ -59,9 +58,7 @@ def filled_replay(tasks, rollouts=20, action_noise=None):
 
 
 def extend(replay, rollout):
-    parts = by_task(rollout.data, [spec.name for spec in replay.specs])
-    width = observation_width(replay.specs)
-    rows = {spec.name: pack(parts[spec.name], spec, width) for spec in replay.specs}
+    rows = {task: pack(arrays) for task, arrays in rollout.tasks.items()}
     number = sum(replay.source_frames().values())
     replay.insert(Push(source="local", number=number, rows=rows, largest_returns=rollout.largest_returns))
 

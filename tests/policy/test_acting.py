@@ -54,6 +54,22 @@ def test_acting_is_the_policys_act(config, action_noise, ids):
     assert error.square().mean() < 2**2 * (rounded - exact).square().mean()
 
 
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1e3, 1e-3), (-1e3, 1e-3), (1e4, 1e-2)])
+def test_numbers_far_from_zero_keep_what_distinguishes_them(mean, deviation):
+    # Rounding must matter as little as where the mean is zero (errors of 5e-6 to 7e-6; scaled first, 0.1).
+    policy = drawn(NetworkConfig())
+    policy.mean.fill_(mean)
+    policy.scale.fill_(1 / deviation)
+    generator = torch.Generator().manual_seed(2)
+    sizes = policy.mean.shape[-1], policy.action_mask.shape[-1]
+    observation, noise = (torch.randn(len(TASKS), 1000, size, generator=generator) for size in sizes)
+    observation = mean + deviation * observation
+    exact = deepcopy(policy).double().act(observation.double(), noise=noise.double())
+    found = Acting(policy)(observation.numpy(), noise.numpy())
+    assert exact.std() > 0.1
+    assert np.abs(found - exact.detach().numpy()).max() < 3e-5
+
+
 def test_what_it_is_given_stays_as_it_was():
     policy = drawn(NetworkConfig())
     sizes = policy.mean.shape[-1], policy.action_mask.shape[-1]

@@ -12,11 +12,11 @@ from numpy.random import default_rng
 from scipy.stats import chisquare
 from tensordict import LazyStackedTensorDict
 from torchrl.data import ListStorage
+from torchrl.data import ReplayBuffer as TorchReplayBuffer
 
 from mtray.config.settings import ReplayConfig
 from mtray.data.batch import unpack_batches
 from mtray.data.messages import Push
-from mtray.data.pack import pack
 from mtray.data.rows import TRANSITION, row_flags, sampled_shape
 from mtray.data.schema import by_task
 from mtray.data.specs import observation_width
@@ -28,6 +28,7 @@ from tests.makers import (
     leaf_bits,
     make_spec,
     numbered_rollout,
+    pack_data,
     random_rollout,
     random_transitions,
 )
@@ -48,7 +49,7 @@ def stack_of(*elements):
 
 def push_of(number, source="local", **data):
     return Push(
-        source=source, number=number, rows={task: pack(part, BY_NAME[task], WIDTH) for task, part in data.items()}
+        source=source, number=number, rows={task: pack_data(part, BY_NAME[task], WIDTH) for task, part in data.items()}
     )
 
 
@@ -113,7 +114,7 @@ class ReplayMachine(RuleBasedStateMachine):
         for task in tasks:
             breaks = generator.random((lanes, steps)) < 0.25
             data, record, self.next_state[task] = numbered_rollout(BY_NAME[task], WIDTH, breaks, self.next_state[task])
-            rows[task], parts[task] = pack(data, BY_NAME[task], WIDTH), (data.reshape(-1), record)
+            rows[task], parts[task] = pack_data(data, BY_NAME[task], WIDTH), (data.reshape(-1), record)
         number = sum(1 for known, _ in self.sent if known == source)
         push = Push(source=source, number=number, rows=rows)
         if max(map(len, rows.values())) > self.capacity:
@@ -264,7 +265,7 @@ def test_push_older_than_every_receipt_kept_is_an_error_that_names_it():
 def test_largest_return_is_kept_over_pushes():
     replay = make_replay()
     for number, largest in enumerate([3.0, 7.5, 1.0]):
-        rows = {"left": pack(rollout_of("left"), SPECS[0], WIDTH)}
+        rows = {"left": pack_data(rollout_of("left"), SPECS[0], WIDTH)}
         replay.insert(Push(source="local", number=number, rows=rows, largest_returns={"left": largest}))
     statistics = replay.sample_rows(1, tasks=("left",)).statistics
     assert (statistics["left"].largest_return, statistics["right"].largest_return) == (7.5, 0.0)
@@ -301,7 +302,7 @@ def test_statistics_that_come_with_a_push_are_those_the_replay_would_take():
     given_with, taken = make_replay(1000), make_replay(1000)
     for number in range(3):
         # More rows than are looked at in one go, with breaks among them.
-        rows = {"wide": pack(rollout_of("wide", number, lanes=4, steps=100), BY_NAME["wide"], WIDTH)}
+        rows = {"wide": pack_data(rollout_of("wide", number, lanes=4, steps=100), BY_NAME["wide"], WIDTH)}
         statistics = {"wide": TaskStatistics.of(rows["wide"], 5)}
         given_with.insert(Push(source="local", number=number, rows=rows, statistics=statistics))
         taken.insert(Push(source="local", number=number, rows=rows))
@@ -317,7 +318,7 @@ def test_statistics_of_chunks_are_those_of_all():
     for key in (("next", "observation"), ("next", "observation_left")):
         data[key].zero_()
     data["next", "reward"].fill_(2.5)[700] = -50.0
-    rows, observed = pack(data, SPECS[0], WIDTH), data["observation_left"].double().numpy()
+    rows, observed = pack_data(data, SPECS[0], WIDTH), data["observation_left"].double().numpy()
     found = TaskStatistics.of(rows, 3)
     assert (found.count, len(rows) > 1000) == (1000, True)
     np.testing.assert_allclose(found.mean, observed.mean(0), rtol=1e-12)
@@ -326,7 +327,7 @@ def test_statistics_of_chunks_are_those_of_all():
 
 
 def test_transitions_are_those_that_torchrls_list_storage_holds():
-    replay, oracle = make_replay(1000), ReplayBuffer(storage=ListStorage(100), collate_fn=list)
+    replay, oracle = make_replay(1000), TorchReplayBuffer(storage=ListStorage(100), collate_fn=list)
     generator = default_rng(0)
     for order in (NAMES, NAMES[::-1], ("wide",), ("right", "left")):
         rollout = stack_of(*(random_rollout(BY_NAME[task], WIDTH, 2, 5, generator, finite=True)[0] for task in order))
@@ -346,7 +347,7 @@ def test_transitions_are_those_that_torchrls_list_storage_holds():
 
 def test_unknown_task_is_refused_and_nothing_of_its_push_is_stored():
     replay = make_replay()
-    rows = pack(rollout_of("left"), SPECS[0], WIDTH)
+    rows = pack_data(rollout_of("left"), SPECS[0], WIDTH)
     with pytest.raises(SchemaError, match=r"'middle'.*left, right, wide"):
         replay.insert(Push(source="one", number=0, rows={"left": rows, "middle": rows}))
     assert replay.frames() == dict.fromkeys(NAMES, 0)
@@ -361,7 +362,7 @@ def test_unknown_task_is_refused_and_nothing_of_its_push_is_stored():
 )
 def test_rows_of_another_shape_are_refused_and_nothing_of_their_push_is_stored(rows):
     replay = make_replay()
-    good = pack(rollout_of("right"), SPECS[1], WIDTH)
+    good = pack_data(rollout_of("right"), SPECS[1], WIDTH)
     with pytest.raises(SchemaError, match=r"'left': rows of shape .* the schema says \(any, 7\) float32"):
         replay.insert(Push(source="one", number=0, rows={"right": good, "left": rows}))
     assert replay.frames() == dict.fromkeys(NAMES, 0)
@@ -372,7 +373,7 @@ def test_rows_of_another_shape_are_refused_and_nothing_of_their_push_is_stored(r
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_rows_that_do_not_end_with_the_observation_reached_are_refused(rows):
-    packed = pack(rollout_of("left", lanes=1), SPECS[0], WIDTH)[:-1][:rows]
+    packed = pack_data(rollout_of("left", lanes=1), SPECS[0], WIDTH)[:-1][:rows]
     with pytest.raises(SchemaError, match="'left': the last row must hold the observation reached"):
         make_replay().insert(Push(source="one", number=0, rows={"left": packed[:1] if rows else packed}))
 
@@ -380,7 +381,7 @@ def test_rows_that_do_not_end_with_the_observation_reached_are_refused(rows):
 def test_push_larger_than_the_ring_is_refused_and_nothing_of_it_is_stored():
     replay = make_replay(capacity=10)
     small, large = rollout_of("left", lanes=1, steps=2), rollout_of("right", lanes=1, steps=10)
-    rows = {"left": pack(small, SPECS[0], WIDTH), "right": pack(large, SPECS[1], WIDTH)}
+    rows = {"left": pack_data(small, SPECS[0], WIDTH), "right": pack_data(large, SPECS[1], WIDTH)}
     with pytest.raises(SchemaError, match=rf"'right'.*{len(rows['right'])} rows .* ring of 10.*--replay.capacity-rows"):
         replay.insert(Push(source="one", number=0, rows=rows))
     assert replay.frames() == dict.fromkeys(NAMES, 0)
@@ -397,19 +398,57 @@ def test_push_as_large_as_the_ring_replaces_all():
 def test_statistics_of_other_rows_are_refused_and_nothing_of_their_push_is_stored():
     replay = make_replay()
     before = json.dumps(replay.state())
-    rows = {"left": pack(rollout_of("left"), SPECS[0], WIDTH)}
+    rows = {"left": pack_data(rollout_of("left"), SPECS[0], WIDTH)}
     other = {"left": TaskStatistics.of(rows["left"][2:], 3)}
     with pytest.raises(SchemaError, match=r"'left': statistics of \d transitions came with rows of 8"):
         replay.insert(Push(source="one", number=0, rows=rows, statistics=other))
     assert json.dumps(replay.state()) == before
 
 
-def test_rollout_that_breaks_its_schema_is_refused():
-    data = rollout_of("left").set("bonus", torch.zeros(2, 4, 1))
-    replay = make_replay()
-    with pytest.raises(SchemaError, match=r"'left'.*'bonus'"):
-        replay.extend(stack_of(data, rollout_of("right")))
-    assert replay.frames() == dict.fromkeys(NAMES, 0)
+def spoil_key(data):
+    data.set("bonus", torch.zeros(2, 4, 1))
+
+
+def spoil_shape(data):
+    data["action"] = torch.zeros(2, 4, 3)
+
+
+def spoil_dtype(data):
+    data["next", "reward"] = data["next", "reward"].double()
+
+
+def spoil_observation(data):
+    data["observation"][1, 2, 0] = 7.0
+
+
+def spoil_padding(data):
+    data["next", "observation"][1, 2, -1] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_key, r"key 'bonus' of shape \(2, 4, 1\) is not in"),
+        (spoil_shape, r"key 'action' has shape \(2, 4, 3\).*\(2, 4, 2\)"),
+        (spoil_dtype, r"key \('next', 'reward'\) has shape .*float64.*float32"),
+        (spoil_observation, "'observation' and 'observation_left' differ"),
+        (spoil_padding, "'observation' has values behind the task's 3 entries"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_tensordicts_that_break_their_schema_are_refused_and_nothing_is_stored(spoil, message, first):
+    replay, data = make_replay(), rollout_of("left")
+    spoil(data)
+    before = json.dumps(replay.state())
+    with pytest.raises(SchemaError, match=f"'left': {message}"):
+        replay.extend(stack_of(*([data, rollout_of("right")] if first else [rollout_of("right"), data])))
+    assert json.dumps(replay.state()) == before
+    assert not len(replay.rows("right"))
+
+
+def test_no_transition_is_refused():
+    with pytest.raises(SchemaError, match="'left'"):
+        make_replay().extend(random_transitions(BY_NAME["left"], WIDTH, 0, default_rng(0)))
 
 
 # What comes out
@@ -651,7 +690,7 @@ def test_rows_of_another_width_are_refused_when_loading():
 def test_push_that_arrives_before_an_earlier_one_is_no_retry():
     replay = make_replay(capacity=64)
     spec = SPECS[0]
-    rows = pack(random_rollout(spec, WIDTH, 1, 2, default_rng(0), finite=True)[0], spec, WIDTH)
+    rows = pack_data(random_rollout(spec, WIDTH, 1, 2, default_rng(0), finite=True)[0], spec, WIDTH)
     later = replay.insert(Push(source="a", number=1, rows={spec.name: rows}))
     earlier = replay.insert(Push(source="a", number=0, rows={spec.name: rows}))
     assert later.frames == earlier.frames == {spec.name: 2}
@@ -684,7 +723,7 @@ def test_values_that_are_not_finite_are_refused_with_the_push_and_the_task(key, 
 
 
 def test_statistics_do_not_stand_for_data_that_is_not_finite():
-    replay, rows = make_replay(), pack(rollout_of("left"), SPECS[0], WIDTH)
+    replay, rows = make_replay(), pack_data(rollout_of("left"), SPECS[0], WIDTH)
     statistics = {"left": TaskStatistics.of(rows, 3)}
     rows[-1, 0] = np.inf
     before = json.dumps(replay.state())
@@ -694,7 +733,7 @@ def test_statistics_do_not_stand_for_data_that_is_not_finite():
 
 
 def test_the_largest_finite_values_are_stored():
-    replay, rows = make_replay(), pack(rollout_of("left"), SPECS[0], WIDTH)
+    replay, rows = make_replay(), pack_data(rollout_of("left"), SPECS[0], WIDTH)
     rows[:, :-1] = np.finfo(np.float32).max
     replay.insert(Push(source="local", number=0, rows={"left": rows}))
     assert replay.rows("left").tobytes() == rows.tobytes()

@@ -53,7 +53,7 @@ def test_frames_are_those_of_all_tasks():
 
 def test_returns_of_random_episodes_are_not_shown():
     metrics = Metrics(["left"])
-    metrics.add_rollout(report([Episode("left", 7.0, 10), Episode("left", -50.0, 10, of_policy=False)], 0))
+    metrics.add_rollout(report([Episode("left", 7.0, 10), Episode("left", -50.0, 10, random_steps=1)], 0))
     figures = metrics.line()["tasks"]["left"]
     assert (figures["episodes"], figures["return_mean"], figures["return_last"]) == (2, 7.0, 7.0)
 
