@@ -46,8 +46,7 @@ class Caller:
         self._seconds = seconds
         drawn = {spec.name: BATCH_ROWS // len(specs) for spec in specs}
         self._draws = {ahead: Draws(replay, specs, drawn, BATCHES, calls_ahead=ahead) for ahead in (1, 2)}
-        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
-        self._numbers = itertools.count()
+        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0) for limit in (1, 4)}
         self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
         # Every push once, so that the replay has mapped all, then the largest until the rings are full.
         ready = [push for pushes in self._pushes.values() for push in pushes]
@@ -99,22 +98,6 @@ class Caller:
 
         specs = self._specs
         return push_bytes(specs, copies) * self._rate(call, pusher.wait)
-
-    def insert_by_store(self, copies: int, limit: int) -> float:
-        """Pushes that go through Ray's object store, as they do between nodes."""
-        import ray
-
-        from mtray.data.messages import Push
-
-        pushes = itertools.cycle(self._pushes[copies])
-
-        def send() -> Any:
-            rows, statistics = next(pushes)
-            push = Push(source="store", number=next(self._numbers), rows=dict(rows), statistics=statistics)
-            return self._replay.insert.remote(push)
-
-        ask = Ahead(send, limit, ray.get)
-        return push_bytes(self._specs, copies) * self._rate(ask.next, ask.finish)
 
     def empty_calls(self, nbytes: int, limit: int) -> float:
         """Calls that do nothing, counted as if each had carried so many bytes."""
@@ -214,21 +197,20 @@ def sample_bytes(specs: Sequence[Any]) -> int:
 
 
 def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
-    """Different pushes, as many as fill a block: rows where collectors pack them, and their statistics."""
+    """Return different pushes of as many bytes as are walked through: rows as collectors pack them, and statistics."""
     import numpy as np
 
-    from mtray.data.blocks import Block, SharedRows
     from mtray.data.rows import TRANSITION, row_flags
     from mtray.data.statistics import TaskStatistics
 
-    generator, block = np.random.default_rng(copies), Block.new(WALK_BYTES // 4)
+    generator = np.random.default_rng(copies)
     nbytes = push_bytes(specs, copies)
     pushes = []
-    for begin in range(0, WALK_BYTES - nbytes + 1, nbytes):
-        rows = SharedRows(block, begin // 4)
+    for _ in range(WALK_BYTES // nbytes):
+        rows = {}
         for spec in specs:
-            lanes = rows.add(spec.name, (copies * (STEPS + 1), spec.row_size)).reshape(copies, STEPS + 1, -1)
-            generator.random(out=lanes, dtype=np.float32)
+            lanes = generator.random((copies, STEPS + 1, spec.row_size), dtype=np.float32)
+            rows[spec.name] = lanes.reshape(-1, spec.row_size)
             # As `mtray.data.pack` lays them out: each copy's last row holds the observation it reached.
             row_flags(lanes)[:] = TRANSITION
             lanes[:, -1, spec.observation_size :] = 0
@@ -296,7 +278,6 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
             group[f"{push}, {manner}"] = rate(caller.insert, copies, limit)
             group[f"empty call for {copies} x {STEPS}, {manner}"] = rate(caller.empty_calls, nbytes, limit)
     group[f"{push}, 4 under way, statistics taken too"] = rate(caller.insert, copies, 4, True)
-    group[f"{push}, 4 under way, by Ray's store"] = rate(caller.insert_by_store, copies, 4)
     group[f"{push}, torchrl ensemble in-process"] = rate(ensemble.insert)
     nbytes = sample_bytes(specs)
     draw, baseline = f"sample {BATCHES} x {BATCH_ROWS}", f"memcpy of {nbytes / 1e6:.2f} MB"

@@ -26,9 +26,9 @@ class Replay:
         """This actor's process id."""
         return os.getpid()
 
-    def insert(self, push: Push | bytes) -> None:
-        """Store a push, once however often it is sent; the caller has pickled it if its rows lie in a block."""
-        self._replay.insert(pickle.loads(push) if isinstance(push, bytes) else push)
+    def insert(self, push: Push) -> None:
+        """Store a push, once however often it is sent."""
+        self._replay.insert(push)
 
     def sample_rows(
         self, rows_per_task: int | Mapping[str, int], batches: int, steps: int = 1, out: bytes | None = None
