@@ -48,9 +48,9 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
         try:
             peer.make(folder)
             found.append(peer)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, TimeoutError) as error:
             sys.stderr.write(f"{peer.name}: {error}\n")
-            left_out[peer.name] = "can't be made, as told above"
+            left_out[peer.name] = f"can't be installed: {harness.reason_of(error)}"
     return found, left_out
 
 
@@ -82,13 +82,13 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture:
         split[name].append(measured.seconds)
         return float(measured.frames_per_second)
 
-    rates = harness.interleave({name: functools.partial(one, name) for name in changes}, repeats)
-    rows = harness.compare(rates, next(iter(changes)), list(changes), "frames/s")
+    measured = harness.interleave({name: functools.partial(one, name) for name in changes}, repeats)
+    rows = harness.compare(measured.rates, next(iter(changes)), list(changes), "frames/s")
     for name in (next(iter(changes)), "parallel, 1 collector", "with the learner", "light tasks"):
         parts = {f"{name}: {part}": [1e6 * run.get(part, 0.0) for run in split[name]] for part in PARTS}
         whole = {"sum": [sum(values) for values in zip(*parts.values(), strict=True)]}
         rows += harness.compare({**parts, **whole}, "sum", list(parts), "us/frame")
-    harness.report(rows, repeats, file)
+    harness.report(rows, file, measured.left_out)
     if picture:
         harness.plot(rows, picture, "mtray by its settings, and what a frame's time goes into")
 
@@ -170,7 +170,8 @@ def main() -> None:
     mine = {**humanoid, **repeated, **pooled, **light}
     for group in cheaper.values():
         mine |= group
-    rates = harness.interleave({**baselines, **mine, **theirs}, repeats, budget)
+    measured = harness.interleave({**baselines, **mine, **theirs}, repeats, budget)
+    rates, left_out = measured.rates, {**left_out, **measured.left_out}
     same = [name for name in theirs if name not in RAY_CHEAPER.values()]
     rows = harness.compare(rates, BARE, [BARE, *humanoid, *repeated, *same], "frames/s")
     rows += harness.compare(rates, POOL_LIGHT, [POOL_LIGHT, *light], "frames/s")
@@ -182,14 +183,16 @@ def main() -> None:
     if not options.quick:
         for name, group in cheaper.items():
             rows += harness.compare(rates, RAY_CHEAPER[name], [RAY_CHEAPER[name], *group], "frames/s")
-        rows += whole_runs(cores)
+        if not measured.is_interrupted:
+            try:
+                rows += whole_runs(cores)
+            except (OSError, RuntimeError) as error:
+                left_out["whole runs"] = harness.reason_of(error)
     versions = {name: version for peer in others for name, version in peer.version.items()}
-    harness.report(rows, len(rates[BARE]), options.json, versions)
+    harness.report(rows, options.json, left_out, versions)
     if options.plot:
         kept = [row for row in rows if row.baseline in baselines]
         harness.plot(kept, options.plot, f"Frames per second on {cores} cores", grey=theirs)
-    if left_out:
-        print("\nleft out: " + "; ".join(f"{name} ({reason})" for name, reason in left_out.items()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""What every benchmark script shares: arguments, processes of one's own, interleaved repeats, table and JSON.
+"""Shared by every benchmark script: arguments, child processes, interleaved repeats, table and JSON.
 
-Enters: contenders, each a callable that gives one rate. Leaves: rows of medians with their minimum and maximum and
+Enters: contenders, each a callable that returns one rate. Leaves: rows of medians with their minimum and maximum and
 the ratio of medians to a baseline. Speeds of a shared machine drift over minutes, so contenders take turns
-(A B C A B C ...) and only ratios within one run mean anything.
+(A B C A B C ...) and only ratios within one run mean anything. A contender that fails is left out with its reason; what
+was measured before it, or before Ctrl-C or SIGTERM, is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing import connection
 from pathlib import Path
@@ -38,6 +39,21 @@ QUICK_SECONDS = 110.0
 Rates = Mapping[str, Sequence[float]]
 
 
+@dataclass
+class Measured:
+    """What `interleave` measured.
+
+    Attributes:
+        rates: contender to one rate per round; contenders without any are not in it.
+        left_out: contender to the reason why it was left out, or out of later rounds.
+        is_interrupted: whether Ctrl-C ended the rounds.
+    """
+
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    is_interrupted: bool = False
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of the table.
@@ -46,23 +62,25 @@ class Row:
         name: the contender.
         value: median of its repeats.
         unit: of value, min and max.
-        baseline: whom it is compared with.
-        ratio: value divided by the baseline's median.
+        baseline: the contender it is compared with.
+        ratio: value divided by the baseline's median; None if the baseline was left out.
         min: of the repeats.
         max: of the repeats.
+        repeats: how many.
     """
 
     name: str
     value: float
     unit: str
     baseline: str
-    ratio: float
+    ratio: float | None
     min: float
     max: float
+    repeats: int
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the arguments that every script takes."""
+    """Return a parser with the arguments that every script takes."""
     # Without abbreviations, so that `_command` finds the files under their whole names only.
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="short windows and few repeats: under two minutes in all")
@@ -76,24 +94,36 @@ def _add_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def add_peers(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The argument of scripts that compare with peers who need an environment of their own."""
+    """Add the argument of scripts that compare with peers in environments of their own."""
     parser.add_argument("--peers", type=Path, metavar="DIR", help="make and keep the environments of other peers there")
     return parser
 
 
 def in_own_processes(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], timeout_seconds: float = 300.0
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    timeout_seconds: float = 300.0,
+    *,
+    keeps_partial: bool = False,
 ) -> list[Any]:
-    """Call a function once per tuple of arguments, each in a fresh process, all at once; give their results.
+    """Call a function once per tuple of arguments, each in a fresh process, all at once; return their results.
 
     The processes are gone when this returns or raises; what they started themselves they must end in a ``finally``.
+
+    Args:
+        function: what to call.
+        arguments: of each call.
+        timeout_seconds: after which the calls have failed.
+        keeps_partial: whether the function handles KeyboardInterrupt and returns what it has. Ctrl-C is passed on to
+            it then, and its results are returned.
 
     Raises:
         RuntimeError: a call failed; the message is its traceback.
         TimeoutError: a call took too long.
+        KeyboardInterrupt: Ctrl-C, and not every process returned a partial result.
     """
     os.environ.update(_ENVIRONMENT)
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = multiprocessing.get_context("spawn")
     processes, pending = [], {}
     results: list[Any] = [None] * len(arguments)
@@ -101,13 +131,24 @@ def in_own_processes(
     try:
         for index, args in enumerate(arguments):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_call, args=(sender, function, args))
+            process = context.Process(target=_call, args=(sender, function, args, keeps_partial))
             process.start()
             sender.close()
             processes.append(process)
             pending[receiver] = index
         while pending:
-            ready = connection.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+            try:
+                ready = connection.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+            except KeyboardInterrupt:
+                if not keeps_partial:
+                    raise
+                keeps_partial = False
+                # The function may itself wait for a program to end.
+                deadline = time.monotonic() + 3 * _CLOSE_SECONDS
+                for process in processes:
+                    if process.pid is not None:
+                        os.kill(process.pid, signal.SIGINT)
+                continue
             if not ready:
                 raise TimeoutError(f"{function.__name__} took more than {timeout_seconds:g} seconds")
             for receiver in ready:
@@ -128,7 +169,7 @@ def in_own_processes(
 
 
 def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
-    """Run a program in a session of its own, where modules of this folder are found; give what it prints.
+    """Run a program in a session of its own, where modules of this folder are found; return what it prints.
 
     Nothing of the session is left when this returns or raises.
 
@@ -136,7 +177,7 @@ def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
         RuntimeError: it failed; the message ends with the last of what it wrote.
         TimeoutError: it took too long.
     """
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).absolute().parent)}
     # Files, because what a program leaves behind could keep a pipe open.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as logged:
@@ -164,11 +205,13 @@ def _exit(*_: Any) -> None:
     sys.exit(1)
 
 
-def _call(sender: connection.Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _call(
+    sender: connection.Connection, function: Callable[..., Any], args: tuple[Any, ...], keeps_partial: bool
+) -> None:
     # A session of its own, which the terminal's Ctrl-C does not reach: the parent's signal would interrupt the cleaning
     # up after it. SIGINT, because Ray takes SIGTERM for itself.
     os.setsid()
-    signal.signal(signal.SIGINT, _exit)
+    signal.signal(signal.SIGINT, signal.default_int_handler if keeps_partial else _exit)
     try:
         answer = (True, function(*args))
     except Exception:
@@ -189,57 +232,93 @@ def _receive(receiver: connection.Connection, name: str) -> Any:
 
 def interleave(
     contenders: Mapping[str, Callable[[], float]], repeats: int, budget_seconds: float = float("inf")
-) -> dict[str, list[float]]:
+) -> Measured:
     """Measure every contender in turns; progress goes to stderr.
 
+    One that raises is left out of later rounds, and Ctrl-C ends the rounds.
+
     Args:
-        contenders: name to what gives its rate.
+        contenders: name to a callable that returns its rate.
         repeats: rounds, at most.
-        budget_seconds: no round is begun that would end later, by the time the rounds so far took.
+        budget_seconds: no round begins that would end later, judged by the rounds so far.
     """
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    measured = Measured()
     begin = time.monotonic()
-    for done in range(repeats):
-        if done and (time.monotonic() - begin) * (done + 1) / done > budget_seconds:
-            break
-        for name, measure in contenders.items():
-            rates[name].append(measure())
-            sys.stderr.write(f"{done + 1}/{repeats} {name}: {rates[name][-1]:,.0f}\n")
-    return rates
+    try:
+        for done in range(repeats):
+            if done and (time.monotonic() - begin) * (done + 1) / done > budget_seconds:
+                break
+            for name, measure in contenders.items():
+                if name not in measured.left_out:
+                    _measure(name, measure, measured, f"{done + 1}/{repeats}")
+    except KeyboardInterrupt:
+        measured.is_interrupted = True
+        for name in contenders:
+            if name not in measured.rates:
+                measured.left_out.setdefault(name, "not measured before Ctrl-C")
+    return measured
+
+
+def _measure(name: str, measure: Callable[[], float], measured: Measured, round_text: str) -> None:
+    try:
+        rate = measure()
+    except Exception as error:
+        traceback.print_exc()
+        measured.left_out[name] = f"round {round_text}: {reason_of(error)}"
+        return
+    measured.rates.setdefault(name, []).append(rate)
+    sys.stderr.write(f"{round_text} {name}: {rate:,.0f}\n")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error as one line: of a child's traceback the last."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def compare(rates: Rates, baseline: str, names: Sequence[str], unit: str) -> list[Row]:
-    """Rows of these contenders against one baseline."""
-    reference = statistics.median(rates[baseline])
-    return [
-        Row(name, value, unit, baseline, value / reference, min(rates[name]), max(rates[name]))
-        for name in names
-        for value in [statistics.median(rates[name])]
-    ]
+    """Return rows of these contenders against one baseline, without those that have no rates."""
+    reference = statistics.median(rates[baseline]) if rates.get(baseline) else None
+    rows = []
+    for name in names:
+        if values := rates.get(name):
+            value = statistics.median(values)
+            ratio = None if reference is None else value / reference
+            rows.append(Row(name, value, unit, baseline, ratio, min(values), max(values), len(values)))
+    return rows
 
 
-def report(rows: Sequence[Row], repeats: int, file: Path | None, versions: Mapping[str, str] | None = None) -> None:
-    """Print the machine, the versions and the rows, and write them to a file if one is given.
+def report(
+    rows: Sequence[Row],
+    file: Path | None,
+    left_out: Mapping[str, str],
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Print the machine, the versions, the rows and what was left out; write them to a file if one is given.
 
     Args:
         rows: the table.
-        repeats: of each contender.
         file: for JSON.
+        left_out: contender to the reason why it, or its later rounds, are missing.
         versions: of packages that live elsewhere.
     """
     origin = introduce(versions)
-    print(f"medians of {repeats} interleaved repeats, {rows[0].unit}\n")
-    width = max(24, *(len(row.name) + 2 for row in rows))
+    if rows:
+        print(f"medians of up to {max(row.repeats for row in rows)} interleaved repeats, {rows[0].unit}\n")
+    width = max([24, *(len(row.name) + 2 for row in rows)])
     print(f"{'':{width}}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
     for row in rows:
         figures = "".join(f"{_short(value):>10}" for value in (row.value, row.min, row.max))
-        print(f"{row.name:{width}}{figures}{row.ratio:8.2f}  {row.baseline}")
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        print(f"{row.name:{width}}{figures}{ratio:>8}  {row.baseline}")
+    for name, reason in left_out.items():
+        print(f"left out: {name} ({reason})")
     if file is not None:
-        write(file, {**origin, "rows": [asdict(row) for row in rows]})
+        write(file, {**origin, "rows": [asdict(row) for row in rows], "left_out": dict(left_out)})
 
 
 def introduce(versions: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Print the machine and the versions; give them and the command, as a file of results begins."""
+    """Print the machine and the versions; return them and the command, with which a file of results begins."""
     found, versions = _machine(), {**_versions(), **(versions or {})}
     print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -266,24 +345,27 @@ def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()
     """
     from matplotlib.figure import Figure
 
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[tuple[Row, float]]] = {}
     for row in rows:
-        if row.name != row.baseline:
-            groups.setdefault(row.baseline, []).append(row)
+        if row.name != row.baseline and row.ratio is not None:
+            groups.setdefault(row.baseline, []).append((row, row.ratio))
+    if not groups:
+        sys.stderr.write(f"{file} is not drawn: nothing can be compared\n")
+        return
     heights = [0.3 * len(group) + 0.7 for group in groups.values()]
     figure = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
     for axis, (baseline, group) in zip(axes, groups.items(), strict=True):
-        ratios = [row.ratio for row in group]
+        ratios = [ratio for _, ratio in group]
         # The baseline's own spread is not in the whisker.
-        low = [row.ratio * (1 - row.min / row.value) for row in group]
-        high = [row.ratio * (row.max / row.value - 1) for row in group]
-        colors = ["silver" if row.name in grey else "tab:blue" for row in group]
-        axis.barh([row.name for row in group], ratios, xerr=(low, high), color=colors, ecolor="black", capsize=2)
-        for index, row in enumerate(group):
+        low = [ratio * (1 - row.min / row.value) for row, ratio in group]
+        high = [ratio * (row.max / row.value - 1) for row, ratio in group]
+        colors = ["silver" if row.name in grey else "tab:blue" for row, _ in group]
+        axis.barh([row.name for row, _ in group], ratios, xerr=(low, high), color=colors, ecolor="black", capsize=2)
+        for index, ratio in enumerate(ratios):
             axis.annotate(
-                f"{row.ratio:.2f}",
-                (row.ratio + high[index], index),
+                f"{ratio:.2f}",
+                (ratio + high[index], index),
                 (4, 0),
                 textcoords="offset points",
                 va="center",
@@ -300,7 +382,7 @@ def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 

@@ -21,6 +21,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ REFERENCE = Path(__file__).parent / "reference" / "dmc_returns.csv"
 AGENTS = ("SAC", "SimBa", "XQC")
 _TRAINING_SECONDS = 12 * 3600.0
 _EVALUATION_SECONDS = 1800.0
+# Share of a moment's frames that a run's last checkpoint must have to be read as of that moment.
+_REACHED = 0.9
 
 
 @dataclass(frozen=True)
@@ -76,20 +79,33 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
 
 def run_all(
     runs: Sequence[tuple[Path, Sequence[str], int, int, int, Sequence[str]]], episodes: int, cores: Collection[int]
-) -> list[list[Point]]:
-    """Train and evaluate one after another, on these cores only; give each run's checkpoints."""
+) -> list[tuple[list[Point], str]]:
+    """Train and evaluate one after another, on these cores only.
+
+    Returns:
+        Per run its checkpoints and the reason why there are no more of them, empty if there is none. Ctrl-C ends all.
+    """
     os.sched_setaffinity(0, cores)
-    points = []
+    found: list[tuple[list[Point], str]] = []
     for run in runs:
-        train(*run)
         folder, tasks, frames, *_ = run
-        points.append(evaluate(folder, tasks, frames, episodes))
-    return points
+        points: list[Point] = []
+        reason = "interrupted" if found and found[-1][1] == "interrupted" else ""
+        try:
+            if not reason:
+                train(*run)
+                evaluate(folder, tasks, frames, episodes, points)
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        except Exception as error:
+            traceback.print_exc()
+            reason = harness.reason_of(error)
+        found.append((points, reason))
+    return found
 
 
-def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int) -> list[Point]:
-    """A run's checkpoints until one has so many frames per task, in order; what was evaluated before is read."""
-    points = []
+def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int, points: list[Point]) -> None:
+    """Append a run's checkpoints until one has so many frames per task; read those evaluated before."""
     for checkpoint in sorted(path for path in (folder / "checkpoints").iterdir() if path.is_dir()):
         file = checkpoint / f"returns_{episodes}.json"
         if not file.is_file():
@@ -102,7 +118,6 @@ def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int) -> 
         points.append(Point(meta["frames"] / len(tasks), meta["metrics"]["seconds"] / 60, returns))
         if points[-1].frames >= frames:
             break
-    return points
 
 
 def joined(parts: Sequence[Point]) -> Point:
@@ -125,8 +140,10 @@ def published(tasks: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
     return {agent: curve for agent, curve in whole.items() if curve}
 
 
-def at(points: Sequence[Point], frames: float) -> Point:
-    """The checkpoint nearest to so many frames per task."""
+def at(points: Sequence[Point], frames: float) -> Point | None:
+    """Return the checkpoint nearest to so many frames per task; None if a run ended well before them."""
+    if not points or points[-1].frames < _REACHED * frames:
+        return None
     return min(points, key=lambda point: abs(point.frames - frames))
 
 
@@ -140,7 +157,9 @@ def table(
     for frames in moments:
         columns: dict[str, dict[str, list[float]]] = {}
         for name, seeds in runs.items():
-            found = [at(points, frames) for points in seeds]
+            found = [point for points in seeds if (point := at(points, frames)) is not None]
+            if not found:
+                continue
             columns[name] = {task: [point.returns[task] for point in found] for task in tasks}
             columns[name]["mean"] = [point.mean for point in found]
         for agent, curve in known.items():
@@ -163,7 +182,8 @@ def compare(together: Sequence[Sequence[Point]], apart: Sequence[Sequence[Point]
     """Print one agent's mean return and wall clock as shares of those of the agents of one task each."""
     print("\none agent of all tasks, as a share of agents of one each, seed by seed")
     for frames in moments:
-        pairs = [(at(ours, frames), at(theirs, frames)) for ours, theirs in zip(together, apart, strict=False)]
+        every = [(at(ours, frames), at(theirs, frames)) for ours, theirs in zip(together, apart, strict=False)]
+        pairs = [(ours, theirs) for ours, theirs in every if ours is not None and theirs is not None]
         returns = ", ".join(f"{ours.mean / theirs.mean:.2f}" for ours, theirs in pairs)
         minutes = ", ".join(f"{ours.minutes / theirs.minutes:.2f}" for ours, theirs in pairs)
         print(f"at {frames:,} frames per task: mean return {returns}; wall clock {minutes}")
@@ -233,7 +253,7 @@ def main() -> None:
     quick = ["--learner.warmup-steps", "500", "--learner.updates-per-step", "1"] if options.quick else []
     settings = [*options.settings, *quick]
 
-    def all_runs(folder: Path) -> dict[str, list[list[Point]]]:
+    def all_runs(folder: Path) -> tuple[dict[str, list[list[Point]]], dict[str, str]]:
         together, apart = f"mtray, {len(tasks)} tasks", f"mtray, {len(tasks)} agents"
         jobs = [(folder / f"seed_{seed}", tasks, frames, every, seed, settings) for seed in seeds]
         for seed in seeds[:single]:
@@ -242,31 +262,39 @@ def main() -> None:
         shares = [cores[place::side_by_side] or cores for place in range(side_by_side)]
         groups = [(jobs[place::side_by_side], episodes, share) for place, share in enumerate(shares)]
         # Twice as long leaves time for the evaluations.
-        found = harness.in_own_processes(run_all, groups, 2 * _TRAINING_SECONDS * len(groups[0][0]))
-        points = [found[job % side_by_side][job // side_by_side] for job in range(len(jobs))]
-        runs = {together: points[: len(seeds)]}
+        limit = 2 * _TRAINING_SECONDS * len(groups[0][0])
+        found = harness.in_own_processes(run_all, groups, limit, keeps_partial=True)
+        points, reasons = zip(
+            *(found[job % side_by_side][job // side_by_side] for job in range(len(jobs))), strict=True
+        )
+        left_out = {job[0].name: reason for job, reason in zip(jobs, reasons, strict=True) if reason}
+        runs = {together: [curve for curve in points[: len(seeds)] if curve]}
         for first in range(len(seeds), len(jobs), len(tasks)):
             moments = zip(*points[first : first + len(tasks)], strict=False)
-            runs.setdefault(apart, []).append([joined(moment) for moment in moments])
-        return runs
+            if curve := [joined(moment) for moment in moments]:
+                runs.setdefault(apart, []).append(curve)
+        return runs, left_out
 
     if options.quick and options.run_dir is None:
         with tempfile.TemporaryDirectory() as folder:
-            runs = all_runs(Path(folder))
+            runs, left_out = all_runs(Path(folder))
     else:
-        runs = all_runs(options.run_dir or Path("runs") / "learning")
+        runs, left_out = all_runs(options.run_dir or Path("runs") / "learning")
     origin = harness.introduce()
     minutes = {name: [points[-1].minutes for points in points_of] for name, points_of in runs.items()}
     for name, spent in minutes.items():
         print(f"{name}: {', '.join(f'{value:.1f}' for value in spent)} minutes a seed")
     moments = frames // 2, frames
     rows = table(runs, tasks, moments)
-    if single:
+    for name, reason in left_out.items():
+        print(f"left out: {name}, or its later checkpoints ({reason})")
+    if len(runs) == 2:
         together, apart = runs.values()
         compare(together, apart, moments)
     if options.json:
         curves = {name: [[asdict(point) for point in points] for points in seeds_] for name, seeds_ in runs.items()}
-        harness.write(options.json, {**origin, "minutes": minutes, "rows": rows, "curves": curves})
+        data = {"minutes": minutes, "rows": rows, "curves": curves, "left_out": left_out}
+        harness.write(options.json, {**origin, **data})
     if options.plot:
         plot(runs, tasks, frames, options.plot)
 

@@ -46,8 +46,7 @@ class Caller:
         self._seconds = seconds
         drawn = {spec.name: BATCH_ROWS // len(specs) for spec in specs}
         self._draws = {ahead: Draws(replay, specs, drawn, BATCHES, calls_ahead=ahead) for ahead in (1, 2)}
-        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0, words=1) for limit in (1, 4)}
-        self._numbers = itertools.count()
+        self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0) for limit in (1, 4)}
         self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
         # Every push once, so that the replay has mapped all, then the largest until the rings are full.
         ready = [push for pushes in self._pushes.values() for push in pushes]
@@ -99,22 +98,6 @@ class Caller:
 
         specs = self._specs
         return push_bytes(specs, copies) * self._rate(call, pusher.wait)
-
-    def insert_by_store(self, copies: int, limit: int) -> float:
-        """Pushes that go through Ray's object store, as they do between nodes."""
-        import ray
-
-        from mtray.data.messages import Push
-
-        pushes = itertools.cycle(self._pushes[copies])
-
-        def send() -> Any:
-            rows, statistics = next(pushes)
-            push = Push(source="store", number=next(self._numbers), rows=dict(rows), statistics=statistics)
-            return self._replay.insert.remote(push)
-
-        ask = Ahead(send, limit, ray.get)
-        return push_bytes(self._specs, copies) * self._rate(ask.next, ask.finish)
 
     def empty_calls(self, nbytes: int, limit: int) -> float:
         """Calls that do nothing, counted as if each had carried so many bytes."""
@@ -214,21 +197,20 @@ def sample_bytes(specs: Sequence[Any]) -> int:
 
 
 def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
-    """Different pushes, as many as fill a block: rows where collectors pack them, and their statistics."""
+    """Return different pushes of as many bytes as are walked through: rows as collectors pack them, and statistics."""
     import numpy as np
 
-    from mtray.data.blocks import Block, SharedRows
     from mtray.data.rows import TRANSITION, row_flags
     from mtray.data.statistics import TaskStatistics
 
-    generator, block = np.random.default_rng(copies), Block.new(WALK_BYTES // 4)
+    generator = np.random.default_rng(copies)
     nbytes = push_bytes(specs, copies)
     pushes = []
-    for begin in range(0, WALK_BYTES - nbytes + 1, nbytes):
-        rows = SharedRows(block, begin // 4)
+    for _ in range(WALK_BYTES // nbytes):
+        rows = {}
         for spec in specs:
-            lanes = rows.add(spec.name, (copies * (STEPS + 1), spec.row_size)).reshape(copies, STEPS + 1, -1)
-            generator.random(out=lanes, dtype=np.float32)
+            lanes = generator.random((copies, STEPS + 1, spec.row_size), dtype=np.float32)
+            rows[spec.name] = lanes.reshape(-1, spec.row_size)
             # As `mtray.data.pack` lays them out: each copy's last row holds the observation it reached.
             row_flags(lanes)[:] = TRANSITION
             lanes[:, -1, spec.observation_size :] = 0
@@ -249,8 +231,10 @@ def make_rollout(spec: Any, copies: int) -> Any:
     return TensorDict({**observed, **flags, "action": torch.rand(*size, spec.action_size), "next": reached}, size)
 
 
-def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[str, dict[str, list[float]]]:
-    """Every contender in turns, on a Ray of their own; gives baseline to contender to rates in MB/s."""
+def measure(
+    capacity: int, seconds: float, repeats: int, budget: float
+) -> tuple[dict[str, list[str]], harness.Measured]:
+    """Measure every contender in turns on a Ray of their own; return baseline to contenders, and rates in MB/s."""
     import ray
 
     from mtray.cluster.actors.replay import Replay
@@ -269,12 +253,12 @@ def measure(capacity: int, seconds: float, repeats: int, budget: float) -> dict[
         ensemble = ray.remote(Ensemble).remote(specs, capacity, seconds)
         ray.get([caller.ready.remote(), ensemble.ready.remote()])
         groups = contenders(caller, ensemble, specs)
-        rates = harness.interleave(
+        measured = harness.interleave(
             {name: call for group in groups.values() for name, call in group.items()},
             repeats,
             budget - (time.monotonic() - begin),
         )
-    return {baseline: {name: rates[name] for name in group} for baseline, group in groups.items()}
+    return {baseline: list(group) for baseline, group in groups.items()}, measured
 
 
 def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, dict[str, Callable[[], float]]]:
@@ -294,7 +278,6 @@ def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, di
             group[f"{push}, {manner}"] = rate(caller.insert, copies, limit)
             group[f"empty call for {copies} x {STEPS}, {manner}"] = rate(caller.empty_calls, nbytes, limit)
     group[f"{push}, 4 under way, statistics taken too"] = rate(caller.insert, copies, 4, True)
-    group[f"{push}, 4 under way, by Ray's store"] = rate(caller.insert_by_store, copies, 4)
     group[f"{push}, torchrl ensemble in-process"] = rate(ensemble.insert)
     nbytes = sample_bytes(specs)
     draw, baseline = f"sample {BATCHES} x {BATCH_ROWS}", f"memcpy of {nbytes / 1e6:.2f} MB"
@@ -320,9 +303,10 @@ def main() -> None:
     repeats = options.repeats or (3 if options.quick else 9)
     budget = harness.QUICK_SECONDS if options.quick else 3600.0
     arguments = (options.rows, seconds, repeats, budget)
-    [groups] = harness.in_own_processes(measure, [arguments], timeout_seconds=budget + 300.0)
-    rows = [row for baseline, rates in groups.items() for row in harness.compare(rates, baseline, list(rates), "MB/s")]
-    harness.report(rows, len(next(iter(next(iter(groups.values())).values()))), options.json)
+    [found] = harness.in_own_processes(measure, [arguments], timeout_seconds=budget + 300.0, keeps_partial=True)
+    groups, measured = found
+    rows = [row for base, names in groups.items() for row in harness.compare(measured.rates, base, names, "MB/s")]
+    harness.report(rows, options.json, measured.left_out)
     if options.plot:
         grey = [row.name for row in rows if row.name.startswith("empty call") or "torchrl" in row.name]
         harness.plot(rows, options.plot, "Bytes per second into and out of the replay", grey)

@@ -127,20 +127,33 @@ def main() -> None:
     for name, tasks in sets.items():
         contenders[f"{name}, simulators alone"] = functools.partial(alone, tasks, window)
         contenders[f"{name}, mtray"] = functools.partial(pipeline, tasks, window)
-    rates = harness.interleave(contenders, repeats)
+    measured = harness.interleave(contenders, repeats)
+    rates = measured.rates
     rows = []
     for name in sets:
         baseline, ours = f"{name}, simulators alone", f"{name}, mtray"
         rows += harness.compare(rates, baseline, [baseline, ours], "frames/s")
-        shares = {name: [a / b for a, b in zip(rates[ours], rates[baseline], strict=True)]}
         few = "2 light tasks" if "light" in name else "2 tasks"
-        shares[few] = [a / b for a, b in zip(rates[f"{few}, mtray"], rates[f"{few}, simulators alone"], strict=True)]
+        shares = {each: shares_of(rates, each) for each in (name, few)}
         rows += harness.compare(shares, few, [name], "of the simulators' speed")
-    harness.report(rows, repeats, options.json)
+    left_out = dict(measured.left_out)
+    if not measured.is_interrupted:
+        try:
+            costs = harness.in_own_processes(step_costs, [(chosen(counts[-1]),)])[0]
+            print(
+                "CPU time of one step of one copy, us:", ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in costs)
+            )
+        except (RuntimeError, TimeoutError) as error:
+            left_out["CPU time of one step"] = harness.reason_of(error)
+    harness.report(rows, options.json, left_out)
     if options.plot:
         draw(rows, options.plot)
-    costs = harness.in_own_processes(step_costs, [(chosen(50),)])[0]
-    print("\nCPU time of one step of one copy, us: " + ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in costs))
+
+
+def shares_of(rates: harness.Rates, name: str) -> list[float]:
+    """Return mtray's rate of a set of tasks, round by round, as a share of that of the simulators alone."""
+    pairs = zip(rates.get(f"{name}, mtray", ()), rates.get(f"{name}, simulators alone", ()), strict=False)
+    return [ours / alone for ours, alone in pairs]
 
 
 def draw(rows: Sequence[harness.Row], file: Path) -> None:

@@ -61,6 +61,7 @@ def _with_paths(config: Config) -> Config:
 def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     """Check what can be checked without the run directory."""
     from mtray.cluster.plan import make_pacing
+    from mtray.learn.task_weights import loss_weights, rows_per_task
 
     check_together(specs)
     check_machine(config, specs)
@@ -68,8 +69,8 @@ def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
         check_address(config.address)
     make_pacing(config, specs)
     names = [spec.name for spec in specs]
-    config.learner.weight_of_losses(names)
-    config.learner.rows_of(names)
+    loss_weights(config.learner, names)
+    rows_per_task(config.learner, names)
 
 
 def _read_resumed(config: Config, run_dir: Path, specs: Sequence[TaskSpec]) -> checkpoint.Checkpoint:

@@ -6,7 +6,6 @@ here but what follows from the fields; validation names the value, the limit and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -213,60 +212,21 @@ class LearnerConfig:
         """Deviation of the noise around the policy's actions, None where the policy learns it."""
         return self.action_noise if self.algorithm == "td3" else None
 
-    def records(self, device: str) -> bool:
-        """Whether updates on this device are recorded.
+    def can_record(self, device: str) -> bool:
+        """Return whether updates on this device can be recorded; code compiled for the CPU calls no torch kernels."""
+        return device.startswith("cuda") or (device == "cpu" and not self.compile)
 
-        Raises:
-            UsageError: they shall be and can't.
-        """
-        # What a compiler makes for the CPU calls none of torch's kernels.
-        possible = device.startswith("cuda") or (device == "cpu" and not self.compile)
+    def check_device(self, device: str) -> None:
+        """Raise a UsageError if the device can't compute in the given precision or record updates."""
         require(
-            possible or not self.graphs,
+            self.can_record(device) or not self.graphs,
             f"--learner.graphs True with --learner.compile {self.compile} on {device}: updates can be recorded on a "
             "CUDA device, or on the CPU where they are not compiled; leave one of them out",
         )
-        return possible if self.graphs is None else self.graphs
-
-    def precision_on(self, device: str) -> str:
-        """What products are computed in on this device.
-
-        Raises:
-            UsageError: it does not have what shall be used.
-        """
-        gpu = device.startswith("cuda")
         require(
-            gpu or self.precision != "tfloat32",
+            device.startswith("cuda") or self.precision != "tfloat32",
             f"--learner.precision tfloat32 on {device}: only GPUs have it; give float32 or bfloat16",
         )
-        return self.precision or ("tfloat32" if gpu else "float32")
-
-    def rows_of(self, tasks: Sequence[str]) -> dict[str, int]:
-        """Each task's rows in one update: its weight times the same number.
-
-        Raises:
-            UsageError: a weight is given for what is none of these tasks.
-        """
-        weights = {task: int(weight) for task, weight in self._weights("row_weights", tasks).items()}
-        total = max(16 * len(tasks), 384) if self.batch_rows is None else self.batch_rows
-        least = max(1, total // sum(weights.values()))
-        return {task: least * weight for task, weight in weights.items()}
-
-    def weight_of_losses(self, tasks: Sequence[str]) -> tuple[float, ...]:
-        """Each task's weight.
-
-        Raises:
-            UsageError: a weight is given for what is none of these tasks.
-        """
-        return tuple(self._weights("loss_weights", tasks).values())
-
-    def _weights(self, setting: str, tasks: Sequence[str]) -> dict[str, float]:
-        given = {name: float(value) for name, _, value in (text.rpartition("=") for text in getattr(self, setting))}
-        for name in given:
-            require(
-                name in tasks, f"--learner.{setting.replace('_', '-')} {name}: the run's tasks are {', '.join(tasks)}"
-            )
-        return {task: given.get(task, 1.0) for task in tasks}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,8 +315,7 @@ class Config:
             f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies()} copies x "
             f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
         )
-        self.learner.records(self.device)
-        self.learner.precision_on(self.device)
+        self.learner.check_device(self.device)
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
     def copies(self, tasks: int = 1) -> int:

@@ -1,1 +1,1 @@
-"""Learning: losses, algorithms, how an update runs, and the trainer that feeds it."""
+"""Learning: losses, algorithms, scaling, and the trainer that feeds them; `execution` runs an update."""

@@ -19,12 +19,12 @@ _LOG_2 = math.log(2.0)
 
 
 def support(atoms: int, limit: float, device: torch.device | str = "cpu") -> Tensor:
-    """The atoms' values, [atoms], evenly on [-limit, limit]."""
+    """Return the atoms' values [atoms], evenly spaced on [-limit, limit]."""
     return torch.linspace(-limit, limit, atoms, device=device)
 
 
 def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A squashed sample and its log density.
+    """Return a squashed sample and its log density.
 
     Haarnoja et al. 2018, "Soft actor-critic", appendix C, with log(1 - tanh(u)^2) in its stable form
     2 (log 2 - u - softplus(-2u)).
@@ -39,7 +39,7 @@ def tanh_gaussian_sample(mean: Tensor, log_std: Tensor, noise: Tensor, mask: Ten
         action [..., act] in (-1, 1), zero where padded; log density [...] over the real dimensions.
     """
     pre_tanh = torch.addcmul(mean, noise, log_std.exp())
-    # Sums of the two densities' parts, as few as may be: each is a kernel here and one more going back.
+    # As few sums as possible: each costs a kernel in the forward and one in the backward pass.
     constant = _LOG_SQRT_2PI + 2 * _LOG_2
     log_jacobian = -2 * (pre_tanh + functional.softplus(-2 * pre_tanh))
     log_normal = -0.5 * noise.square() - log_std
@@ -51,18 +51,18 @@ def _step(atoms: Tensor) -> Tensor:
 
 
 def _neighbours(position: Tensor, atoms: int) -> tuple[Tensor, Tensor]:
-    """Index of the atom below each position, the last but one at most, and the share of the atom above it.
+    """Return the index of the atom below each position, at most the last but one, and the share of the atom above.
 
-    Positions count atoms from the first; they are clipped to the ends, in place.
+    Positions are in steps from the first atom; they are clipped to the ends, in place.
     """
     position.clamp_(0, atoms - 1)
-    # Clamped as integers: what is no number must not become an index, and stays none in the shares.
+    # Clamped as integers: a NaN must not become an index out of range; the shares keep it.
     index = position.long().clamp_(0, atoms - 2)
     return index, position.sub_(index)
 
 
 def _put(probabilities: Tensor, position: Tensor) -> Tensor:
-    """Probabilities [..., atoms] that lie at these positions, as those of the atoms; the positions are overwritten."""
+    """Project probabilities [..., atoms] at these positions onto the atoms; the positions are overwritten."""
     index, upper_share = _neighbours(position, position.shape[-1])
     upper_share.mul_(probabilities)
     projected = torch.zeros_like(probabilities).scatter_add_(-1, index, probabilities - upper_share)
@@ -77,10 +77,11 @@ def soft_target(
     entropy_bonus_tp1: Tensor,
     atoms: Tensor,
 ) -> Tensor:
-    """The distribution that the critic is trained towards.
+    """Return the distribution that the critic is trained towards.
 
-    Each atom z becomes r + discount * (z + entropy bonus), and r alone where the episode terminated; a time limit
-    is no termination, there the value goes on.
+    Each atom z moves to r + discount * (z + entropy bonus), or to r where the episode terminated; a time limit is not a
+    termination and is bootstrapped. Bellemare, Dabney, Munos 2017, "A distributional perspective on reinforcement
+    learning", algorithm 1.
 
     Args:
         probabilities_tp1: [..., atoms], the target critic's at the next state and action.
@@ -93,18 +94,18 @@ def soft_target(
     Returns:
         [..., atoms].
     """
-    going_on = discount.expand_as(reward).masked_fill(terminated, 0)
+    bootstrap = discount.expand_as(reward).masked_fill(terminated, 0)
     # The moved atoms are evenly spaced as well: the position of the first one gives all others.
     low, step = atoms[0], _step(atoms)
-    first = (reward + going_on * (entropy_bonus_tp1 + low) - low) / step
+    first = (reward + bootstrap * (entropy_bonus_tp1 + low) - low) / step
     return _put(
         probabilities_tp1,
-        torch.addcmul(first.unsqueeze(-1), going_on.unsqueeze(-1), torch.arange(atoms.numel(), device=atoms.device)),
+        torch.addcmul(first.unsqueeze(-1), bootstrap.unsqueeze(-1), torch.arange(atoms.numel(), device=atoms.device)),
     )
 
 
 def cross_entropy_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """[...] cross-entropy of logits [..., atoms] to target [..., atoms], and its gradient by the logits.
+    """Return the cross-entropy [...] of logits [..., atoms] to target [..., atoms], and its gradient by the logits.
 
     The gradient of a row is softmax(logits) - target, where the target sums to one.
     """
@@ -114,7 +115,7 @@ def cross_entropy_gradient(logits: Tensor, target: Tensor) -> tuple[Tensor, Tens
 
 
 def expected_value_gradient(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tensor]:
-    """[...] mean of the distribution of logits [..., atoms], and its gradient by the logits.
+    """Return the mean [...] of the distribution of logits [..., atoms], and its gradient by the logits.
 
     The gradient of a row is softmax(logits) * (atoms - mean).
     """
@@ -124,7 +125,7 @@ def expected_value_gradient(logits: Tensor, atoms: Tensor) -> tuple[Tensor, Tens
 
 
 def most_pessimistic(value: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
-    """Of C critics the one of least value, row by row.
+    """Select the critic of least value, row by row.
 
     Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods" (clipped double
     Q-learning), for distributions: the whole distribution of least mean.
@@ -156,39 +157,10 @@ def temperature_gradient(log_temperature: Tensor, entropy: Tensor, target_entrop
     return log_temperature.exp() * (entropy - target_entropy)
 
 
-def possible_return(largest_return: float, largest_reward: float, discount: float, headroom: float) -> float:
-    """What a task's absolute discounted return may come to, of the largest return and reward seen.
-
-    ``headroom`` times that return, at least 1, yet no more than that reward at every step for ever. A support that ends
-    where returns have ended holds back what the critic learns: everything better is clipped to its end, where actions
-    no longer differ.
-    """
-    return max(largest_return, min(headroom * largest_return, largest_reward / (1 - discount)))
-
-
-def reward_scale(
-    possible_return: Tensor, temperature: Tensor, target_entropy: Tensor, discount: Tensor, value_limit: float
-) -> Tensor:
-    """[T] divisor that brings each task's soft returns into the critic's support.
-
-    (possible return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025, "Bigger,
-    regularized, categorical" (BRC).
-
-    Args:
-        possible_return: [T], see `possible_return`.
-        temperature: [T].
-        target_entropy: [T].
-        discount: [T].
-        value_limit: the support's end.
-    """
-    bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
-    return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
-
-
 def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
-    """Logits over the same atoms of a distribution whose values are divided by a ratio.
+    """Return logits over the same atoms of the distribution with its values divided by a ratio.
 
-    Between two atoms they are interpolated. Beyond the old support they fall by one per atom from its end's.
+    Logits between two atoms are interpolated. Beyond the old support they fall by one per atom.
 
     Args:
         logits: [..., atoms].
@@ -202,5 +174,5 @@ def stretch_logits(logits: Tensor, ratio: Tensor, atoms: Tensor) -> Tensor:
     index, upper_share = _neighbours((values - atoms[0]) / _step(atoms), atoms.numel())
     low, high = (logits.gather(-1, part.expand(logits.shape)) for part in (index, index + 1))
     beyond = (values - values.clamp(atoms[0], atoms[-1])).abs() / (atoms[1] - atoms[0])
-    # So far out nothing is left of it; more would only make the numbers large.
+    # At 10 atoms the probability is negligible; a larger penalty would only make the logits large.
     return torch.lerp(low, high, upper_share) - beyond.clamp_(max=10)

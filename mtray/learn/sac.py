@@ -1,4 +1,4 @@
-"""Multi-task soft actor-critic: a policy that is paid for its entropy, at a temperature per task.
+"""Multi-task soft actor-critic: the policy maximises return plus entropy, at a temperature per task.
 
 Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", with what `docs/learning.md` names.
 """
@@ -15,11 +15,12 @@ from mtray.config.settings import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
 from mtray.learn import losses
 from mtray.learn.actor_critic import ActorCritic
-from mtray.learn.optimiser import AdamW
+from mtray.learn.execution.failures import mean_by_task
+from mtray.learn.execution.parameters import load_moments, make_adamw, step
 
 
 class SoftActorCritic(ActorCritic):
-    """Beside policy and critic it learns the temperatures.
+    """Learns a temperature per task beside policy and critic.
 
     Attributes:
         log_temperature: [T].
@@ -37,21 +38,20 @@ class SoftActorCritic(ActorCritic):
         """Build everything on the device; the same seed gives the same numbers."""
         super().__init__(specs, network, config, device=device, seed=seed)
         self.log_temperature = torch.full((len(specs),), float(config.initial_temperature), device=self.device).log()
-        self._temperature_optimiser = AdamW(
-            [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999)
+        self._temperature_optimiser = make_adamw(
+            [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999), skip=self._failures.skip
         )
-        self._stopped_with_others(self._temperature_optimiser)
         self._distribution = self._compiled(self.policy.distribution)
         self._tanh_gaussian_sample = self._compiled(losses.tanh_gaussian_sample)
 
     @property
     def temperature(self) -> Tensor:
-        """[T], what entropy counts, in units of each task's reward."""
+        """[T], weight of entropy, in units of each task's reward."""
         return self.log_temperature.exp()
 
     def _entropy_weight(self, ids: Tensor | None) -> Tensor:
-        """[n, 1], the temperature, scaled as rewards are."""
-        return self._rows(self.temperature, ids) / self._rows(self.reward_scale, ids)
+        """Return the temperatures [n, 1], scaled as rewards are."""
+        return self._column(self.temperature, ids) / self._column(self.reward_scale, ids)
 
     def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         with self._autocast():
@@ -66,7 +66,7 @@ class SoftActorCritic(ActorCritic):
         action, log_density = self._sample(observation, ids)
         return action, -self._entropy_weight(ids) * log_density
 
-    def _update_actor(self, tasks: Sequence[str], observation: Tensor, ids: Tensor | None) -> None:
+    def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
         """Move the actor, then the temperatures."""
         action, log_density = self._sample(observation, ids)
         outputs, value, gradient = self._value(observation, action, ids)
@@ -74,22 +74,22 @@ class SoftActorCritic(ActorCritic):
         loss = (entropy_weight * log_density.detach() - value).mean(-1)
         share = self._actor_share(value, ids)
         gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
-        self._step_actor([outputs, log_density], gradients, loss, value, tasks, ids)
+        self._step_actor([outputs, log_density], gradients, loss, value, ids)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
             target = self.target_entropy if ids is None else self.target_entropy[ids]
             log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
             gradient = losses.temperature_gradient(log_temperature, entropy, target)
-            gradient, _ = self._by_task(gradient, ids)
-        self._temperature_optimiser.step([gradient])
+            gradient, _ = mean_by_task(gradient, ids, len(self.specs))
+        step(self._temperature_optimiser, [self.log_temperature], [gradient])
         self._note(ids, entropy=entropy)
 
     def metrics(self) -> dict[str, Tensor]:
-        """As every algorithm's; and entropy, temperature."""
+        """Return the figures of every algorithm, and entropy and temperature."""
         return {**super().metrics(), "temperature": self.temperature}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next update depends on."""
+        """Return everything the next update depends on."""
         return {
             **super().state_dict(),
             "log_temperature": self.log_temperature,
@@ -97,7 +97,7 @@ class SoftActorCritic(ActorCritic):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         super().load_state_dict(state)
         self.log_temperature.copy_(state["log_temperature"])
-        self._temperature_optimiser.load_state_dict(state["temperature_optimiser"])
+        load_moments(self._temperature_optimiser, state["temperature_optimiser"])

@@ -1,15 +1,14 @@
-"""Multi-task TD3: a policy of one action, with noise around it.
+"""Multi-task TD3: a deterministic policy with Gaussian noise around its actions.
 
 Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods": the critic's targets
-are smoothed by noise around the next action, the actor moves less often than the critic, and of two critics
-(`--network.critics 2`) the most pessimistic counts. Unlike theirs the next action is the actor's own, not that of a
+are smoothed by noise around the next action, the actor is updated less often than the critic, and of two critics
+(`--network.critics 2`) the least value is used. Two differences: the next action comes from the actor, not from a
 lagging copy, as in soft actor-critic; and critics are categorical, as in FastTD3 (Seo et al. 2025).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,16 +16,16 @@ from torch import Tensor
 
 from mtray.learn.actor_critic import ActorCritic
 
-# Of a target's noise, in its standard deviations: the paper's 0.5 of 0.2.
+# Limit of the target's noise, in standard deviations: the paper clips noise of deviation 0.2 at 0.5.
 _NOISE_LIMIT = 2.5
 
 
 class TD3(ActorCritic):
-    """Policy and critic; no entropy, no temperature."""
+    """Policy and critic, without entropy or temperature."""
 
     @property
     def temperature(self) -> Tensor:
-        """[T] zeros: entropy counts nothing."""
+        """[T] zeros: entropy has no weight."""
         return torch.zeros_like(self.discount)
 
     @functools.cached_property
@@ -34,7 +33,7 @@ class TD3(ActorCritic):
         return self._compiled(self.policy.outputs)
 
     def _action(self, observation: Tensor, ids: Tensor | None) -> Tensor:
-        """[n, B, act] in (-1, 1), zero where padded."""
+        """Return actions [n, B, act] in (-1, 1), zero where padded."""
         with self._autocast():
             outputs = self._outputs_of(observation, ids)
         action: Tensor = torch.tanh(outputs.float()) * self.policy.pick(self.policy.action_mask, ids)
@@ -46,8 +45,8 @@ class TD3(ActorCritic):
         noise.mul_(self.policy.pick(self.policy.action_mask, ids))
         return action.add_(noise, alpha=self.config.action_noise).clamp_(-1, 1), action.new_zeros(action.shape[:-1])
 
-    def _update_actor(self, tasks: Sequence[str], observation: Tensor, ids: Tensor | None) -> None:
-        """Move the actor to what the critic values more."""
+    def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
+        """Move the actor towards actions of higher value."""
         outputs, value, gradient = self._value(observation, self._action(observation, ids), ids)
         gradient.mul_(-self._actor_share(value, ids).unsqueeze(-1))
-        self._step_actor([outputs], [gradient], -value.mean(-1), value, tasks, ids)
+        self._step_actor([outputs], [gradient], -value.mean(-1), value, ids)

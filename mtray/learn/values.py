@@ -1,7 +1,7 @@
-"""How a critic's outputs say a value: as a distribution over atoms, or as the value itself.
+"""How a critic's outputs encode a value: as a distribution over atoms, or as the value itself.
 
-Both kinds give what an update needs of them: the target that the outputs are trained towards, the loss and the value
-with their gradients by the outputs, and the head's layer after the rewards' scale has moved. Everything is scaled.
+Both kinds compute the target of the outputs, the loss and the value with their gradients by the outputs, and the output
+layer after a change of the reward scale. All values are scaled.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from mtray.learn import losses
 
 
 class ValueKind(Protocol):
-    """What outputs [C, n, B, size] of C critics mean."""
+    """An encoding of values in outputs [C, n, B, size] of C critics."""
 
     def target(
         self, outputs_tp1: Tensor, reward: Tensor, terminated: Tensor, discount: Tensor, entropy_bonus_tp1: Tensor
     ) -> Tensor:
-        """What outputs are trained towards, [n, B, size].
+        """Return the target of the outputs, [n, B, size].
 
         Args:
-            outputs_tp1: [C, n, B, size], the target critics' at the next state and action; row by row the most
-                pessimistic counts.
+            outputs_tp1: [C, n, B, size], the target critics' at the next state and action; the most pessimistic
+                critic is used row by row.
             reward: [n, B].
             terminated: [n, B] bool.
             discount: [n, 1] or [n, B].
@@ -33,15 +33,15 @@ class ValueKind(Protocol):
         ...
 
     def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """[C, n, B] loss of outputs [C, n, B, size], and its gradient by them."""
+        """Return the loss [C, n, B] of outputs [C, n, B, size], and its gradient by them."""
         ...
 
     def value(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """[C, n, B] value that outputs [C, n, B, size] say, and its gradient by them."""
+        """Return the value [C, n, B] of outputs [C, n, B, size], and its gradient by them."""
         ...
 
     def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """Output layers' weight [k, in, size] and bias [k, size] that say the same values divided by ratio [k]."""
+        """Return weight [k, in, size] and bias [k, size] of output layers whose values are divided by ratio [k]."""
         ...
 
 
@@ -49,7 +49,7 @@ class Categorical:
     """A distribution over atoms, trained by cross-entropy (Bellemare, Dabney, Munos 2017, C51)."""
 
     def __init__(self, atoms: Tensor) -> None:
-        """Over these values [atoms], ascending and evenly spaced."""
+        """Take the atoms' values [atoms], ascending and evenly spaced."""
         self.atoms = atoms
 
     def target(
@@ -73,7 +73,7 @@ class Categorical:
 
     def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
         """See `ValueKind`."""
-        # A stretched logit is a mix of others less a constant: the constant is the bias's alone.
+        # A stretched logit is an average of others minus a constant, which belongs in the bias only.
         constant = losses.stretch_logits(torch.zeros_like(bias), ratio, self.atoms)
         stretched = losses.stretch_logits(weight, ratio.unsqueeze(-1), self.atoms) - constant.unsqueeze(1)
         return stretched, losses.stretch_logits(bias, ratio, self.atoms)
@@ -86,8 +86,8 @@ class Scalar:
         self, outputs_tp1: Tensor, reward: Tensor, terminated: Tensor, discount: Tensor, entropy_bonus_tp1: Tensor
     ) -> Tensor:
         """See `ValueKind`."""
-        reached = (outputs_tp1.amin(0).squeeze(-1) + entropy_bonus_tp1) * discount
-        return (reward + torch.where(terminated, torch.zeros_like(reward), reached)).unsqueeze(-1)
+        value_tp1 = (outputs_tp1.amin(0).squeeze(-1) + entropy_bonus_tp1) * discount
+        return (reward + torch.where(terminated, torch.zeros_like(reward), value_tp1)).unsqueeze(-1)
 
     def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """See `ValueKind`."""

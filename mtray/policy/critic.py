@@ -15,22 +15,22 @@ from mtray.policy.layers import Backbone, GroupedHead, GroupedLinear
 
 
 class Rescaling(Protocol):
-    """What the critic's outputs mean, as far as it must know to divide the values they say."""
+    """Rescales the values that an output layer encodes."""
 
     def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """Output layers' weight [k, in, size] and bias [k, size] that say the same values divided by ratio [k]."""
+        """Return weight [k, in, size] and bias [k, size] whose values are divided by ratio [k]."""
         ...
 
 
 class MultiTaskCritic(nn.Module):
     """Action-value functions over many tasks: C backbones, a head per task on each.
 
-    `mtray.learn.values` reads their outputs. They share the task embedding and nothing else. Their heads are one
-    grouped product, critic after critic.
+    `mtray.learn.values` decodes their outputs. They share only the task embedding. All heads are one grouped product,
+    critic after critic.
     """
 
     def __init__(self, specs: Sequence[TaskSpec], config: NetworkConfig, outputs: int) -> None:
-        """Build the critics of these tasks; their order is that of the heads."""
+        """Build the critics; heads are in the order of the tasks."""
         super().__init__()
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
         self.tasks, self.critics = tasks, config.critics
@@ -48,12 +48,12 @@ class MultiTaskCritic(nn.Module):
         self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, outputs, config.head_layers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """All parameters but those of the heads: the tasks' embeddings and adapters, and the backbones."""
+        """Return all parameters but the heads': the tasks' embeddings and adapters, and the backbones."""
         return [self.raw_embedding, *self.adapters.parameters(), *self.backbones.parameters()]
 
     @property
     def embedding(self) -> Tensor:
-        """[T, embedding] of length one each."""
+        """[T, embedding], each of unit length."""
         return functional.normalize(self.raw_embedding, dim=-1)
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class MultiTaskCritic(nn.Module):
         return (ids + self.tasks * torch.arange(self.critics, device=ids.device).unsqueeze(-1)).view(-1)
 
     def forward(self, observation: Tensor, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Outputs [C, n, B, outputs] for normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1]."""
+        """Map normalised observations [n, B, obs] and actions [n, B, act] in [-1, 1] to outputs [C, n, B, outputs]."""
         embedding = self.embedding if ids is None else self.embedding[ids]
         inputs = torch.cat([observation, action], -1)
         parts = [

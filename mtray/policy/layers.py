@@ -12,10 +12,10 @@ from torch.nn import functional
 
 
 class GroupedLinear(nn.Module):
-    """A linear layer per task, as one batched product."""
+    """A linear layer per task, computed as one batched product."""
 
     def __init__(self, tasks: int, inputs: int, outputs: int, *, scale: float = 1.0) -> None:
-        """Initialise like torch's Linear, every task on its own, times ``scale``."""
+        """Initialise each task's weights like torch's Linear, times ``scale``; biases are zero."""
         super().__init__()
         bound = scale * inputs**-0.5
         self.weight = nn.Parameter(torch.empty(tasks, inputs, outputs).uniform_(-bound, bound))
@@ -31,7 +31,7 @@ class GroupedHead(nn.Module):
     """A head per task: ``layers`` hidden layers (Linear-ReLU) and an output layer, each one grouped product."""
 
     def __init__(self, tasks: int, inputs: int, width: int, outputs: int, layers: int) -> None:
-        """Build it; outputs start near zero."""
+        """Initialise so that outputs are near zero."""
         super().__init__()
         sizes = [inputs, *[width] * layers]
         self.hidden = nn.ModuleList(GroupedLinear(tasks, a, b) for a, b in itertools.pairwise(sizes))
@@ -51,7 +51,7 @@ class GroupedHead(nn.Module):
 
 
 def _normed(linear: nn.Module, norm: nn.Module, inputs: Tensor) -> Tensor:
-    """Linear, then LayerNorm: as the modules do, without the way through their calls."""
+    """Apply Linear, then LayerNorm, without the overhead of module calls."""
     assert isinstance(linear, nn.Linear)
     assert isinstance(norm, nn.LayerNorm)
     inputs = functional.linear(inputs, linear.weight, linear.bias)
@@ -80,14 +80,14 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Sequential):
-    """Linear-LayerNorm-ReLU, residual blocks, and, if wanted, a normalisation of what comes out.
+    """Linear-LayerNorm-ReLU, residual blocks and an optional normalisation of the output.
 
-    The last is SimBa's (Lee et al. 2025), but without parameters: a head's outputs can then grow with its own weights
-    only, which holds overestimation back (Hussing et al. 2024, "Dissecting Deep RL with High Update Ratios").
+    The output normalisation is SimBa's (Lee et al. 2025) without parameters: a head's outputs can then grow with its
+    own weights only, which limits overestimation (Hussing et al. 2024, "Dissecting Deep RL with High Update Ratios").
     """
 
     def __init__(self, inputs: int, width: int, blocks: int, *, output_norm: bool) -> None:
-        """Build it; ``inputs`` counts the task embedding, whose columns come last."""
+        """Take ``inputs`` columns, of which the task embedding's come last."""
         first = nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
         super().__init__(*first, *[ResidualBlock(width) for _ in range(blocks)])
         self.output_norm = output_norm
@@ -95,16 +95,16 @@ class Backbone(nn.Sequential):
     def forward(self, inputs: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [n, B, in] and embedding [n, e] to [n, B, width], or [..., in + e] to [..., width].
 
-        An embedding is the same for all rows of a task, so its part of the first product is made once per task.
+        A task's rows share their embedding, so its part of the first product is computed once per task.
         """
         first, norm, _, *blocks = self
         assert isinstance(first, nn.Linear)
         if embedding is None or not embedding.shape[-1]:
             rows = first(inputs.flatten(0, -2))
         else:
-            own, shared = first.weight.tensor_split([inputs.shape[-1]], 1)
-            offset = torch.addmm(first.bias, embedding, shared.T)
-            rows = functional.linear(inputs, own).add_(offset.unsqueeze(1)).flatten(0, -2)
+            by_row, by_task = first.weight.tensor_split([inputs.shape[-1]], 1)
+            offset = torch.addmm(first.bias, embedding, by_task.T)
+            rows = functional.linear(inputs, by_row).add_(offset.unsqueeze(1)).flatten(0, -2)
         rows = norm(rows).relu_()
         for block in blocks:
             rows = block(rows)

@@ -1,8 +1,8 @@
-"""One immutable, versioned snapshot of a policy's numbers.
+"""Immutable, versioned snapshots of a policy's parameters and buffers.
 
-Leaves the learner as one contiguous float32 array (which Ray hands to every process of a node without a copy);
-enters a collector's policy in place. A snapshot names the layout it was made of, so that it can't be loaded into
-a policy of another shape, and it is finite: numbers that are not never leave the learner.
+Leaves the learner as one contiguous float32 array, which Ray shares among the processes of a node without a copy;
+enters a collector's policy in place. A snapshot carries a digest of its layout, so that it can't be loaded into a
+policy of another shape, and all its numbers are finite.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Weights:
     """A policy's parameters and buffers as one [numbers] float32 array.
 
     Attributes:
-        version: 0 before the first update, then one more with every snapshot that the learner gives out.
-        layout: digest of the tasks, and of the tensors' names and shapes, in their order.
+        version: 0 before the first update, then incremented with every snapshot of the learner.
+        layout: digest of the tasks and of the tensors' names and shapes, in order.
         values: the numbers.
     """
 
@@ -39,7 +39,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def layout_of(module: nn.Module) -> str:
-    """Digest of a module's tasks in their order (its ``names``) and its parameters' and buffers' names and shapes."""
+    """Return a digest of a module's tasks (its ``names``) and its parameters' and buffers' names and shapes."""
     shapes = [f"{name}{tuple(value.shape)}" for name, value in _tensors(module)]
     text = ";".join([*getattr(module, "names", ()), *shapes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -47,7 +47,7 @@ def layout_of(module: nn.Module) -> str:
 
 @torch.no_grad()
 def snapshot(module: nn.Module, version: int) -> Weights:
-    """Copy a module's parameters and buffers out.
+    """Copy a module's parameters and buffers into a snapshot.
 
     Raises:
         RunError: a number is not finite; the message names the tensor.
@@ -56,7 +56,7 @@ def snapshot(module: nn.Module, version: int) -> Weights:
     for name, tensor in _tensors(module):
         part = tensor.detach().to("cpu", torch.float32).reshape(-1)
         if not bool(torch.isfinite(part).all()):
-            raise RunError(f"weights of {name!r} are not finite at version {version}: they are not given out")
+            raise RunError(f"weights of {name!r} are not finite at version {version}: no snapshot is made of them")
         parts.append(part)
     return Weights(version, layout_of(module), torch.cat(parts).numpy().copy())
 
@@ -66,7 +66,7 @@ def load(module: nn.Module, weights: Weights) -> None:
     """Copy a snapshot into a module of the same layout.
 
     Raises:
-        SchemaError: the snapshot was made of a module of another layout.
+        SchemaError: the snapshot's layout differs from the module's.
     """
     if weights.layout != layout_of(module):
         raise SchemaError(

@@ -233,21 +233,6 @@ def test_a_value_of_the_wrong_type_and_an_infinite_rate_are_refused():
         LearnerConfig(updates_per_step=float("inf"))
 
 
-@pytest.mark.parametrize(
-    ("rows", "tasks", "expected"), [(None, 1, 384), (None, 6, 64), (None, 50, 16), (30, 7, 4), (3, 7, 1)]
-)
-def test_rows_of_an_update_are_shared_by_its_tasks(rows, tasks, expected):
-    names = [f"task{number}" for number in range(tasks)]
-    assert LearnerConfig(batch_rows=rows).rows_of(names) == dict.fromkeys(names, expected)
-
-
-def test_rows_of_an_update_follow_the_weights():
-    config = LearnerConfig(batch_rows=100, row_weights=("b=3",))
-    assert config.rows_of(["a", "b", "c"]) == {"a": 20, "b": 60, "c": 20}
-    with pytest.raises(UsageError, match="row-weights b: the run's tasks are a, c"):
-        config.rows_of(["a", "c"])
-
-
 @pytest.mark.parametrize("text", ["b", "b=0", "b=1.5", "b=-1", "=", "b=x"])
 def test_row_weights_that_are_none_are_refused(text):
     with pytest.raises(UsageError, match=f"--learner.row-weights {text}: give a task and a whole number above 0"):

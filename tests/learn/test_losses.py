@@ -189,50 +189,15 @@ def test_padded_dimension_is_zero_and_has_no_share_in_the_density():
     assert log_density.item() == pytest.approx(density_alone.item(), abs=1e-6)
 
 
-# Temperature and reward scale
+# Temperature
 
 
-def test_temperature_loss_of_worked_numbers():
-    found = oracles.temperature_loss(
-        torch.tensor([0.0, math.log(2)]), torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([-1.0, -3.0])
+def test_temperature_gradient_of_worked_numbers():
+    # Entropies of mean 2 and 0: 1 (-2 - (-1)), 2 (0 - (-3)).
+    found = losses.temperature_gradient(
+        torch.tensor([0.0, math.log(2)]), torch.tensor([-2.0, 0.0]), torch.tensor([-1.0, -3.0])
     )
-    # -1 (2 - 1) and -2 (0 - 3).
     close(found, [-1.0, 6.0])
-
-
-@pytest.mark.parametrize(("log_density", "rises"), [(2.0, True), (-2.0, False)], ids=["too narrow", "too wide"])
-def test_descent_raises_the_temperature_of_a_policy_whose_entropy_is_below_target(log_density, rises):
-    log_temperature = torch.zeros(1, requires_grad=True)
-    density = torch.full((1, 4), log_density, requires_grad=True)
-    oracles.temperature_loss(log_temperature, density, torch.tensor([-1.0])).sum().backward()
-    assert (log_temperature.grad.item() < 0) is rises
-    assert density.grad is None
-
-
-@pytest.mark.parametrize(
-    ("largest_return", "largest_reward", "discount", "headroom", "expected"),
-    [
-        (10.0, 1.0, 0.99, 3.0, 30.0),
-        (50.0, 1.0, 0.99, 3.0, 100.0),  # The largest reward for ever: 1 / 0.01.
-        (100.5, 1.0, 0.99, 3.0, 100.5),  # What was seen is possible, whatever rounding says.
-        (10.0, 1.0, 0.99, 1.0, 10.0),
-        (0.0, 0.0, 0.95, 3.0, 0.0),
-    ],
-)
-def test_possible_return_of_worked_numbers(largest_return, largest_reward, discount, headroom, expected):
-    assert losses.possible_return(largest_return, largest_reward, discount, headroom) == pytest.approx(expected)
-
-
-def test_reward_scale_of_worked_numbers():
-    found = losses.reward_scale(
-        torch.tensor([10.0, 0.0, 4.0]),
-        torch.tensor([0.1, 0.0, 1.0]),
-        torch.tensor([-3.0, -3.0, -0.5]),
-        torch.tensor([0.95, 0.99, 0.75]),
-        10.0,
-    )
-    # (10 + 0.1 * 3 / 0.1) / 10; the least; (4 + 0.5 / 0.5) / 10.
-    close(found, [1.3, 1e-3, 0.5])
 
 
 def all_at(value, atoms):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtray.learn.tape import Tape
+from mtray.learn.execution.tape import Tape
 
 
 def twice(make):

@@ -17,7 +17,7 @@ from mtray.data.rows import NEXT_BITS, STEPS_SHIFT
 from mtray.data.specs import TaskSpec
 from mtray.errors import RunError
 from mtray.learn import losses
-from mtray.learn.recorded import products
+from mtray.learn.execution.recorded import matmul_precision
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import load
@@ -172,7 +172,7 @@ def test_the_value_after_several_steps_is_discounted_by_as_many(tasks):
     for each in (cubed, three):
         each.update(same)
     torch.testing.assert_close(
-        cubed.algorithm.critic_part.gradients, three.algorithm.critic_part.gradients, rtol=1e-4, atol=1e-7
+        cubed.algorithm.critic_group.gradients, three.algorithm.critic_group.gradients, rtol=1e-4, atol=1e-7
     )
 
 
@@ -197,7 +197,7 @@ def test_state_continues_exactly(tasks):
     straight, first = learner_of(tasks), learner_of(tasks)
     for learner in (straight, first):
         learner.set_statistics(replay.sample_rows(4).statistics)
-    assert (straight.algorithm.reach > 1).all()
+    assert (straight.algorithm.actor_loss_scale > 1).all()
     for batch in batches:
         straight.update(batch)
     for batch in batches[:3]:
@@ -321,7 +321,7 @@ def test_the_support_reaches_beyond_the_largest_return_but_not_beyond_the_larges
     right.largest_return, right.largest_reward = 5.0, 8.0 * (1 - specs_of(tasks)[1].discount)
     learner.set_statistics(statistics)
     assert learner.reward_scale.tolist() == pytest.approx([1.5, 0.8], rel=1e-3)
-    assert learner.algorithm.reach.tolist() == pytest.approx([3.0, 1.6], rel=1e-3)
+    assert learner.algorithm.actor_loss_scale.tolist() == pytest.approx([3.0, 1.6], rel=1e-3)
 
 
 @pytest.mark.parametrize(("horizon", "discount"), [(1000, 0.995), (500, 0.99), (50, 0.95), (None, 0.99)])
@@ -395,7 +395,7 @@ def plain_update(learner, batch):
     policy.embedding.copy_(critic.embedding.detach())
     action, log_density = sample(observation)
     value = value_of(critic(observation, action)).amin(0)
-    weight = weight * learner.algorithm.reach
+    weight = weight * learner.algorithm.actor_loss_scale
     (weight * (temperature * log_density / scale - value).mean(1)).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
     oracles.temperature_loss(log_temperature, log_density, learner.algorithm.target_entropy).sum().backward()
@@ -429,7 +429,7 @@ def plain_td3_update(learner, batch):
     critic_optimiser.step()
     policy.embedding.copy_(critic.embedding.detach())
     value = oracles.expected_value(critic(observation, torch.tanh(policy.outputs(observation)) * mask), atoms).amin(0)
-    (-value.mean(1) * learner.algorithm.reach).mean().backward(inputs=actor_parameters)
+    (-value.mean(1) * learner.algorithm.actor_loss_scale).mean().backward(inputs=actor_parameters)
     actor_optimiser.step()
     return policy, critic
 
@@ -439,7 +439,7 @@ def test_an_update_of_td3_is_what_autograd_makes_of_the_plain_losses(tasks):
     config = LearnerConfig(algorithm="td3", atoms=21)
     learner = Trainer(specs_of(tasks), replace(NETWORK, critics=2), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
-    learner.reward_scale[:], learner.algorithm.reach[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
+    learner.reward_scale[:], learner.algorithm.actor_loss_scale[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
     batch = batch_of(replay)
     # One next state as if an episode had ended there by itself, of all that these tasks truncate only.
     batch.flags[0, 0] |= NEXT_BITS["terminated"]
@@ -460,7 +460,7 @@ def test_an_update_is_what_autograd_makes_of_the_plain_losses(tasks, critics, we
     config = LearnerConfig(atoms=atoms, initial_temperature=0.3, loss_weights=weights, actor_polyak=0.3)
     learner = Trainer(specs_of(tasks), replace(NETWORK, critics=critics), config)
     learner.set_statistics(replay.sample_rows(4).statistics)
-    learner.reward_scale[:], learner.algorithm.reach[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
+    learner.reward_scale[:], learner.algorithm.actor_loss_scale[:] = torch.tensor([0.3, 0.8]), torch.tensor([1.0, 2.5])
     batch = batch_of(replay)
     *plain, log_temperature = plain_update(learner, batch)
     learner.update(batch)
@@ -486,7 +486,7 @@ def test_a_task_with_twice_the_rows_counts_twice(tasks):
             learner.policy.heads.output.bias[:, 2:] = -50.0
         learner.update(batch)
         found[name] = [
-            part.gradients[0].clone() for part in (learner.algorithm.critic_part, learner.algorithm.actor_part)
+            part.gradients[0].clone() for part in (learner.algorithm.critic_group, learner.algorithm.actor_group)
         ]
         figures = learner.metrics()
         found[name] += [torch.tensor(figures[task]["critic_loss"]) for task in ("left", "right")]
@@ -563,7 +563,7 @@ def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted, chang
         batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     kept = [batch.observation.clone() for batch in batches]
     plain, fixed = (after(tasks, batches, graphs=graphs, **changes) for graphs in (False, True))
-    assert fixed.algorithm._fixed._critic._recording is not None
+    assert fixed.algorithm._runner._recorded._critic._recording is not None
     assert torch.equal(numbers(plain), numbers(fixed))
     assert plain.metrics() == fixed.metrics()
     assert all(torch.equal(batch.observation, known) for batch, known in zip(batches, kept, strict=True))
@@ -656,7 +656,7 @@ def test_other_ways_to_compute_give_nearly_the_same_updates(tasks, changes):
     moved, apart = numbers(plain) - start, numbers(other) - numbers(plain)
     assert apart.norm() < 0.2 * moved.norm()
     assert "precision" not in changes or apart.norm() > 0
-    assert "compile" not in changes or other.algorithm._online is not other.critic
+    assert "compile" not in changes or other.algorithm._critic_outputs is not other.critic
     for task, figures in plain.metrics().items():
         assert other.metrics()[task]["critic_loss"] == pytest.approx(figures["critic_loss"], rel=0.02)
 
@@ -699,7 +699,7 @@ def test_updates_on_a_gpu_learn_what_those_on_the_cpu_do(tasks, changes):
 )
 def test_the_precision_of_products_is_as_asked_for_inside_only(precision, inside):
     before = torch.get_float32_matmul_precision()
-    with products(precision):
+    with matmul_precision(precision):
         assert torch.get_float32_matmul_precision() == inside
     assert torch.get_float32_matmul_precision() == before
 

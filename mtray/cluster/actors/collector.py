@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -93,10 +92,8 @@ class Collector:
             seed=seeds[-1],
         )
         limits = config.collector
-        # An episode may end with every step. Memory that is not written is not taken.
-        words = sum(2 * limits.rollout_steps * share[task.name] * task.spec.row_size for task in stepped)
         clock = self._collector.clock
-        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, words, clock)
+        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, clock)
         self._rollout: Rollout | None = None
         self._host = host
 
@@ -116,10 +113,10 @@ class Collector:
         """Pack the last rollout and send it to the replay; ``wait`` for the acknowledgement."""
         assert self._rollout is not None
         self._collector.clock.lap("idle")
-        rows, statistics = self._pusher.new_rows(), {}
+        rows, statistics = {}, {}
         for task, arrays in self._rollout.tasks.items():
-            packed = pack(arrays, functools.partial(rows.add, task))
-            statistics[task] = TaskStatistics.of(packed, arrays.observation.shape[-1])
+            rows[task] = pack(arrays)
+            statistics[task] = TaskStatistics.of(rows[task], arrays.observation.shape[-1])
         self._pusher.push(rows, statistics, self._rollout.largest_returns, self._rollout.weights_version)
         if wait:
             self._pusher.wait()

@@ -1,7 +1,9 @@
 """How collectors and the learner talk to the replay actor: pushes and draws, some of them always under way.
 
-Within a node their rows lie in blocks (`mtray.data.blocks`) and Ray carries a small message, pickled here: Ray's own
-serializer takes longer for one, by a tenth of a whole call. To and from another node Ray carries everything.
+Ray carries pushes. Within a node the rows of draws lie in blocks (`mtray.data.blocks`) and Ray carries a small message,
+pickled here: Ray's own serializer takes longer for one, by a tenth of a whole call. From another node Ray carries
+everything. Blocks for pushes too would save 0.4 to 0.9 ms of CPU time a push, which is 0.3 percent of a rollout of
+humanoids, 4 percent of one of cartpoles, and nothing beside the updates that go with either.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 
@@ -32,21 +33,11 @@ _ATTEMPTS = 5
 _RETRY_SECONDS = 1.0
 
 
-class HeapRows(dict[str, FloatArray]):
-    """Arrays by task that Ray carries: what `SharedRows` is for a replay on another node."""
-
-    def add(self, task: str, shape: tuple[int, ...]) -> FloatArray:
-        """Allocate a task's array, filled with anything."""
-        self[task] = np.empty(shape, np.float32)
-        return self[task]
-
-
 class _BlockPool:
-    """Blocks that the replay reads or writes in turns, if it is on this node."""
+    """Blocks that the replay writes in turns, if it is on this node."""
 
-    def __init__(self, replay: Any, count: int, words: int, timeout_seconds: float | None = None) -> None:
+    def __init__(self, replay: Any, count: int, words: int) -> None:
         self._replay = replay
-        self._timeout = timeout_seconds
         self._blocks = collections.deque(Block.new(words) for _ in range(count))
         self._is_shared: bool | None = None
 
@@ -54,8 +45,8 @@ class _BlockPool:
         """Return rows in the next block, which must be free again; None if the replay is on another node."""
         if self._is_shared is None:
             try:
-                self._is_shared = _get(self._replay.reaches.remote(self._blocks[0].address), self._timeout)
-            except (ActorUnavailableError, GetTimeoutError):
+                self._is_shared = _get(self._replay.reaches.remote(self._blocks[0].address))
+            except ActorUnavailableError:
                 # The next call tries again.
                 return None
         self._blocks.rotate(1)
@@ -66,7 +57,7 @@ class Pusher:
     """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
 
     def __init__(
-        self, replay: Any, source: str, limit: int, timeout_seconds: float, words: int, clock: Clock | None = None
+        self, replay: Any, source: str, limit: int, timeout_seconds: float, clock: Clock | None = None
     ) -> None:
         """Start with push 0.
 
@@ -75,7 +66,6 @@ class Pusher:
             source: the name under which to push.
             limit: pushes under way at once.
             timeout_seconds: after which one is sent again.
-            words: float32 of the largest push.
             clock: told what is spent on pushes and on waiting for receipts.
         """
         self._replay = replay
@@ -86,14 +76,6 @@ class Pusher:
         self._number = 0
         self.acknowledged_frames = 0
         self._pending: collections.deque[_Pending] = collections.deque()
-        # One is filled while the others are read. A block is free again once its push is acknowledged: should a copy of
-        # the message come later, it is known by its id and the block is not read.
-        self._pool = _BlockPool(replay, limit + 1, words, timeout_seconds)
-
-    def new_rows(self) -> SharedRows | HeapRows:
-        """Return where to ``add`` the rows of the next push."""
-        rows = self._pool.acquire()
-        return HeapRows() if rows is None else rows
 
     def push(
         self,
@@ -112,8 +94,7 @@ class Pusher:
             largest_returns=largest_returns,
             weights_version=weights_version,
         )
-        message = pickle.dumps(push) if isinstance(rows, SharedRows) else push
-        self._pending.append(_Pending(self._number, message, self._replay.insert.remote(message)))
+        self._pending.append(_Pending(self._number, push, self._replay.insert.remote(push)))
         self._number += 1
 
     def wait(self, left: int = 0) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mtray.cluster.actors.exchange import Draws
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
-from mtray.learn.threads import Threads, prepare_updates
+from mtray.learn.execution.threads import Threads, prepare_updates
+from mtray.learn.task_weights import rows_per_task
 from mtray.tasks.processes import usable_cores
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Learner:
         from mtray.rundir import checkpoint
 
         prepare_updates()
-        # How many threads there are decides how sums are rounded. More than two were not measured.
+        # The number of threads decides how sums are rounded. More than two were not measured.
         counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
         self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
         self._checkpoint, self._unpack = checkpoint, unpack
@@ -63,10 +64,8 @@ class Learner:
         self._deterministic = config.deterministic
         learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
-        rows_per_task = settings.rows_of([spec.name for spec in specs])
-        self._draws = Draws(
-            source, specs, rows_per_task, settings.batches_per_call, settings.calls_ahead, settings.n_step
-        )
+        rows = rows_per_task(settings, [spec.name for spec in specs])
+        self._draws = Draws(source, specs, rows, settings.batches_per_call, settings.calls_ahead, settings.n_step)
         self._batches: collections.deque[Batch] = collections.deque()
         self._wait_seconds = 0.0
         self._ages: Mapping[str, float] = {}
@@ -90,7 +89,7 @@ class Learner:
             made += 1
         weights = learner.weights()
         if self._deterministic:
-            # Draws that are under way are made before the next push, whatever the scheduler does.
+            # Draws in flight are made before the next push, in whatever order Ray schedules calls.
             self._draws.settle()
         figures = {
             "updates": learner.updates,

@@ -32,12 +32,12 @@ class Replay:
         if state is not None:
             self._replay.load(state, rows or {})
 
-    def insert(self, push: Push | bytes) -> bytes:
+    def insert(self, push: Push) -> bytes:
         """Store a push, once however often it is sent; return the frames stored for it, as decimal digits.
 
-        The caller has pickled a push whose rows lie in a block. Bytes are what Ray returns fastest.
+        Bytes are what Ray returns fastest.
         """
-        receipt = self._replay.insert(pickle.loads(push) if isinstance(push, bytes) else push)
+        receipt = self._replay.insert(push)
         return b"%d" % sum(receipt.frames.values())
 
     def sample_rows(

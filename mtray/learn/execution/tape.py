@@ -1,12 +1,11 @@
-"""Kernels of a function, recorded once and run again: on the CPU what a CUDA graph is on a GPU.
+"""Recorded kernels of a function on the CPU, replayed like a CUDA graph on a GPU.
 
-Most kernels of an update on small networks take less time than Python and autograd take to reach them. A function is
-run once while every kernel it reaches is written down with the memory it reads and writes; run again, the kernels
-are called with the same memory, one after another. Views, autograd's graph and allocations are gone by then. The same
-kernels run in the same order on the same numbers, so the results are the same bit for bit.
+Most kernels of an update on small networks take less time than the Python and autograd code around them. A function
+runs once while every kernel is recorded with the memory it reads and writes; a replay calls the kernels in order with
+the same memory, without views, autograd's graph and allocations. The results are the same bit for bit.
 
-Only what torch dispatches is seen. A function may read and write tensors that stay where they are, and nothing else:
-no numbers of Python's that change, no other library, no compiled code.
+Only operations that torch dispatches are recorded. The function may read and write tensors at fixed addresses only: no
+Python numbers that change, no other library, no compiled code.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 _aten = torch.ops.aten
 
 
-# Of a new tensor: what memory that is there has already.
+# Arguments of operations that make a tensor; memory that exists has them already.
 _OPTIONS = {"dtype", "layout", "device", "pin_memory"}
 
 
-# Their results are copies, which the variants that write into given memory make twice.
+# Operations that copy; their variants that write into given memory copy twice.
 _COPIES = {_aten._to_copy.default, _aten.clone.default}
 
 
@@ -38,17 +37,17 @@ _EMPTY = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.d
 
 @dataclass
 class _Memory:
-    """Where tensors lie.
+    """Memory of tensors.
 
     Attributes:
-        storage: what it is; of memory that the function took, once it is known whether somebody still looks at it.
-        known: tells that.
+        storage: None until placement for memory allocated inside the function.
+        reference: weak, tells whether a tensor outside still uses the memory.
         bytes: its size.
         first, last: steps between which it is used.
     """
 
     storage: torch.UntypedStorage | None
-    known: StorageWeakRef
+    reference: StorageWeakRef
     bytes: int
     first: int
     last: int
@@ -56,7 +55,7 @@ class _Memory:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor: where in which memory, and as what."""
+    """A tensor as a view of memory."""
 
     memory: _Memory
     dtype: torch.dtype
@@ -72,7 +71,7 @@ class _View:
 
 @dataclass
 class _Step:
-    """A kernel's call; tensors are views."""
+    """A call of a kernel, with views in place of tensors."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -81,7 +80,7 @@ class _Step:
 
 @functools.cache
 def _writing_variant(function: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]] | None:
-    """The variant that writes its results into given memory, if any; names of its arguments and of its results."""
+    """Return the variant that writes into given memory, if any, and the names of its arguments and results."""
     types = {argument.name: str(argument.type) for argument in function._schema.arguments}
     without = {name: kind for name, kind in types.items() if name not in _OPTIONS}
     for name in function.overloadpacket.overloads():
@@ -94,7 +93,7 @@ def _writing_variant(function: Any) -> tuple[Any, tuple[str, ...], tuple[str, ..
 
 
 def _copy_all(function: Callable[..., Any], args: Sequence[Any], kwargs: Any, out: Sequence[Tensor | None]) -> None:
-    """Call, and copy those results that are wanted."""
+    """Call, and copy the results that have a target."""
     results = function(*args, **kwargs)
     for result, target in zip(results if isinstance(results, (tuple, list)) else [results], out, strict=True):
         if target is not None:
@@ -102,7 +101,7 @@ def _copy_all(function: Callable[..., Any], args: Sequence[Any], kwargs: Any, ou
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every kernel that is called."""
+    """Records every kernel that is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +117,7 @@ class _Recorder(TorchDispatchMode):
         written = _tensors(results)
         fresh = [tensor for tensor in written if tensor.untyped_storage()._cdata not in read]
         if not function._schema.is_mutable and not fresh:
-            return results  # A view: of memory that stays, or moves with all that lies in it.
+            return results  # A view: no kernel.
         args, kwargs = self._views((args, kwargs))
         if function._schema.is_mutable:
             assert not fresh, f"{function} both writes into its arguments and makes new ones"
@@ -146,13 +145,13 @@ class _Recorder(TorchDispatchMode):
         self.steps.append(_Step(variant, args, {**kwargs, **dict(zip(names, listed, strict=True))}))
 
     def _of(self, tensor: Tensor, *, fresh: bool = False) -> int:
-        """The key of a tensor's memory, which is in use at the next step."""
+        """Return the key of a tensor's memory, and mark it as used at the next step."""
         storage, now = tensor.untyped_storage(), len(self.steps)
         key: int = storage._cdata
         if fresh or key not in self.memory:
             # A weak reference keeps the key from being given to another storage.
-            known = StorageWeakRef(storage)
-            self.memory[key] = _Memory(None if fresh else storage, known, storage.nbytes(), now, now)
+            reference = StorageWeakRef(storage)
+            self.memory[key] = _Memory(None if fresh else storage, reference, storage.nbytes(), now, now)
         self.memory[key].last = now
         return key
 
@@ -164,14 +163,14 @@ class _Recorder(TorchDispatchMode):
         return tree_map_only(Tensor, view, tree)
 
     def place(self) -> None:
-        """Give memory to what was freed meanwhile, the same one after another, so that little of it is in use."""
+        """Allocate storage for memory that was freed while recording; memory of disjoint steps shares one."""
         waiting = sorted((memory for memory in self.memory.values() if memory.storage is None), key=lambda m: m.first)
         free: dict[int, list[torch.UntypedStorage]] = {}
         used: list[_Memory] = []
         for memory in waiting:
-            if not memory.known.expired():
-                # Somebody still looks at it.
-                memory.storage = torch.UntypedStorage._new_with_weak_ptr(memory.known.cdata)
+            if not memory.reference.expired():
+                # A tensor outside still uses it.
+                memory.storage = torch.UntypedStorage._new_with_weak_ptr(memory.reference.cdata)
                 continue
             for other in [other for other in used if other.last < memory.first]:
                 used.remove(other)
@@ -193,13 +192,13 @@ def _bound(step: _Step) -> Callable[[], Any]:
 
 
 class Tape:
-    """A function's kernels."""
+    """The recorded kernels of a function."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         """Run the function once and record it.
 
         Raises:
-            NotImplementedError: it does what can't be recorded.
+            NotImplementedError: it reads a number back into Python, which can't be recorded.
         """
         with _Recorder() as recorder:
             function()

@@ -1,4 +1,4 @@
-"""How many threads an update takes, and how the learner's process is set up."""
+"""Set-up of the learner's process: number of threads, denormal numbers, freed memory."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import ctypes
 import math
 from collections.abc import Callable, Sequence
 
-# Of glibc's mallopt, with the largest value that the second takes.
+# Parameters of glibc's mallopt, and their values; that of the second is its largest.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _LARGEST_BYTES = 2**28, 2**25
 
 
-# Trials of each count of threads, in turns; the time that one takes; how many such times the best is kept, at most;
-# and how much longer than in its trials an update then takes until all are tried again.
+# Trials of each number of threads, in turns; seconds of a trial; windows of that length for which the best is kept; and
+# the slow-down of its updates at which all are tried again before.
 _ROUNDS, _WINDOW_SECONDS, _KEPT_WINDOWS, _SLOWER = 2, 0.25, 120, 1.5
 
 
 def prepare_updates() -> None:
-    """Have this process make a learner's updates on the CPU as fast as it can."""
+    """Set this process up for fast updates on the CPU."""
     import torch
 
-    # Atoms that no value comes near get probabilities, gradients and AdamW moments below float32's normal range after
-    # some ten thousand updates; computing with such numbers can make an update twice as long.
+    # After some ten thousand updates, atoms far from any value have probabilities, gradients and moments below the
+    # normal range of float32; computing with such numbers can double the time of an update.
     torch.set_flush_denormal(True)
     keep_freed_memory()
 
 
 class Threads:
-    """How many threads an update takes: as many as make it quickest, found out anew now and then.
+    """Chooses the number of threads of an update by measuring, and measures again from time to time.
 
-    Two threads make up to 1.4 times the updates of one where two cores are free. Where other processes compute on the
-    same cores, each of the two waits at every kernel until the other has had its turn, and two busy learners on two
-    cores made a third of the updates of one thread each, or far fewer.
+    On two free cores, two threads make up to 1.4 times the updates of one. On cores that other processes use, each
+    thread waits for the other at every kernel: two learners with two threads each on two cores made a third of the
+    updates of one thread each, or far fewer.
     """
 
     def __init__(self, counts: Sequence[int], use: Callable[[int], object]) -> None:
-        """Try these counts, the first first, and set the one to be used by calling ``use``."""
+        """Try these counts in order; ``use`` is called to set a count."""
         self.counts = tuple(counts)
         self._use = use
         self._updates, self._seconds = 0, 0.0
@@ -52,7 +52,7 @@ class Threads:
         self._use(count)
 
     def spent(self, seconds: float) -> None:
-        """Tell how long an update took."""
+        """Record the time that an update took."""
         self._updates += 1
         self._seconds += seconds
         if len(self.counts) == 1 or self._seconds < _WINDOW_SECONDS:
@@ -60,7 +60,7 @@ class Threads:
         each = self._seconds / self._updates
         self._updates, self._seconds = 0, 0.0
         if self._trials:
-            # The best of a count's trials: what disturbs makes one longer, never shorter.
+            # The best of a count's trials: disturbances only make them longer.
             self._best[self.count] = min(self._best[self.count], each)
             self._trials.pop(0)
             self._turn(self._trials[0] if self._trials else min(self.counts, key=self._best.__getitem__))
@@ -71,11 +71,10 @@ class Threads:
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep up to 256 MiB that it has freed, not give each large tensor's back to the system.
+    """Keep up to 256 MiB of freed memory in this process; return False if the C library has no such setting.
 
-    An update's tensors of half a megabyte lie at the end of the heap, which is given back with some of them and taken
-    again, page by page, for the next: up to 500 page faults an update, 3 percent of its time. False where the C
-    library has no such setting.
+    Tensors of half a megabyte lie at the end of the heap, which glibc returns to the system when they are freed.
+    Updates that are not recorded allocate them again: up to 500 page faults each, 3 percent of their time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

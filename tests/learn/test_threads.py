@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from mtray.learn.threads import Threads
+from mtray.learn.execution.threads import Threads
 
 PROGRAM = """
 import resource, sys
 import numpy
-from mtray.learn.threads import keep_freed_memory
+from mtray.learn.execution.threads import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -32,7 +32,7 @@ def faults(how: str) -> int:
 
 DENORMAL = """
 import torch
-from mtray.learn.threads import prepare_updates
+from mtray.learn.execution.threads import prepare_updates
 
 small = torch.full((8,), 1e-30)
 print(bool((small * 1e-10).any()))

@@ -1,0 +1,1 @@
+"""How an update runs: recorded and replayed, with how many threads, and how it fails."""

@@ -1,0 +1,89 @@
+"""The networks of an actor-critic: policy and critic, the copies that follow them, and their optimisers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.data.specs import TaskSpec
+from mtray.learn.execution.parameters import ParameterGroup, load_moments, tensors_of
+from mtray.policy.critic import MultiTaskCritic
+from mtray.policy.policy import MultiTaskPolicy
+
+_MODULES = ("policy", "average", "critic", "target")
+
+
+class Networks:
+    """Policy and critic, each with a copy that follows it.
+
+    Attributes:
+        policy: the actor. Data are collected with it, so that the critic sees where the actor is wrong.
+        average: the policy that follows the actor slowly and is steadier from update to update: it is evaluated and
+            saved.
+        critic: the critics.
+        target: the critics' lagging copy.
+        critic_group: the critic's parameters and optimiser.
+        actor_group: the policy's.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[TaskSpec],
+        network: NetworkConfig,
+        config: LearnerConfig,
+        device: torch.device,
+        seed: int,
+        skip: Tensor,
+    ) -> None:
+        """Build them on the device; the same seed gives the same numbers; ``skip`` as in `make_adamw`."""
+        self._config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.policy = MultiTaskPolicy(specs, network, action_noise=config.policy_noise).to(device)
+            self.critic = MultiTaskCritic(specs, network, config.atoms).to(device)
+        self.average = copy.deepcopy(self.policy).requires_grad_(False)
+        for name, buffer in self.policy.named_buffers():
+            setattr(self.average, name, buffer)  # Shared: only parameters are averaged.
+        self.policy.requires_grad_(True)
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.critic_group = ParameterGroup(self.critic.shared_parameters(), self.critic.heads, config, skip)
+        self.actor_group = ParameterGroup(self.policy.shared_parameters(), self.policy.heads, config, skip)
+        self._target_tensors = tensors_of(self.target.shared_parameters(), self.target.heads)
+        self._average_tensors = tensors_of(self.average.shared_parameters(), self.average.heads)
+        self._share_embedding()
+
+    def step_critic(self) -> None:
+        """Descend along the critic's last gradients; move the target closer to it."""
+        self.critic_group.step()
+        torch._foreach_lerp_(self._target_tensors, self.critic_group.tensors, self._config.polyak)
+        self._share_embedding()
+
+    def step_actor(self) -> None:
+        """Descend along the actor's last gradients; move the average closer to it."""
+        self.actor_group.step()
+        torch._foreach_lerp_(self._average_tensors, self.actor_group.tensors, self._config.actor_polyak)
+
+    @torch.no_grad()
+    def _share_embedding(self) -> None:
+        # The critic learns the task embedding; the policy holds a copy, so its gradient never reaches it.
+        self.policy.embedding.copy_(self.critic.embedding)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all networks and optimisers."""
+        return {
+            **{name: getattr(self, name).state_dict() for name in _MODULES},
+            "critic_optimiser": self.critic_group.optimiser.state_dict(),
+            "actor_optimiser": self.actor_group.optimiser.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        for name in _MODULES:
+            getattr(self, name).load_state_dict(state[name])
+        load_moments(self.critic_group.optimiser, state["critic_optimiser"])
+        load_moments(self.actor_group.optimiser, state["actor_optimiser"])

@@ -1,0 +1,29 @@
+"""How rows and losses are shared among tasks."""
+
+import pytest
+
+from mtray.config.settings import LearnerConfig
+from mtray.errors import UsageError
+from mtray.learn.task_weights import loss_weights, rows_per_task
+
+
+@pytest.mark.parametrize(
+    ("rows", "tasks", "expected"), [(None, 1, 384), (None, 6, 64), (None, 50, 16), (30, 7, 4), (3, 7, 1)]
+)
+def test_rows_of_an_update_are_shared_by_its_tasks(rows, tasks, expected):
+    names = [f"task{number}" for number in range(tasks)]
+    assert rows_per_task(LearnerConfig(batch_rows=rows), names) == dict.fromkeys(names, expected)
+
+
+def test_rows_of_an_update_follow_the_weights():
+    config = LearnerConfig(batch_rows=100, row_weights=("b=3",))
+    assert rows_per_task(config, ["a", "b", "c"]) == {"a": 20, "b": 60, "c": 20}
+    with pytest.raises(UsageError, match="row-weights b: the run's tasks are a, c"):
+        rows_per_task(config, ["a", "c"])
+
+
+def test_losses_count_as_their_tasks_weights_say():
+    config = LearnerConfig(loss_weights=("b=0.5",))
+    assert loss_weights(config, ["a", "b"]) == (1.0, 0.5)
+    with pytest.raises(UsageError, match="loss-weights b: the run's tasks are a, c"):
+        loss_weights(config, ["a", "c"])
