@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
-from mtray.collect.evaluation import evaluate, summarise
 from mtray.errors import UsageError
 from mtray.program import run_program
 from mtray.rundir import checkpoint
-from mtray.rundir.policies import load_policy
-from mtray.tasks.registry import resolve
+from mtray.tasks.registry import resolve_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +45,24 @@ def run(options: Options) -> dict[str, Any]:
     """
     if options.episodes < 1:
         raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
+    if options.json is not None and not os.access(options.json.resolve().parent, os.W_OK):
+        raise UsageError(
+            f"--json {options.json} can't be written: {options.json.resolve().parent} is no writable folder"
+        )
+    from mtray.collect.evaluation import evaluate, summarise
+    from mtray.rundir.policies import load_policy
+
     policy = load_policy(options.run_dir)
     config = checkpoint.read_config(_root(options.run_dir))
-    learned = {task.name: task for task in resolve(config.tasks, config.engine, config.collector.action_repeat)}
-    wanted = [task.name for task in resolve(options.tasks, config.engine)] if options.tasks else list(learned)
-    for name in wanted:
-        if name not in policy.names:
-            raise UsageError(f"task {name!r} was not learned in {options.run_dir}: it has {', '.join(policy.names)}")
+    # Tasks of makers are named after the last part of the path that the run was given.
+    paths = {name.rpartition(":")[2]: name for name in config.tasks}
+    tasks = resolve_like([paths.get(name, name) for name in options.tasks or config.tasks], policy.specs)
     results = {}
-    width = max(map(len, wanted))
-    for name in wanted:
-        results[name] = summarise(evaluate(policy, learned[name], options.episodes, seed=options.seed))
-        figures = results[name]
+    width = max(len(task.name) for task in tasks)
+    for task in tasks:
+        results[task.name] = figures = summarise(evaluate(policy, task, options.episodes, seed=options.seed))
         mean, deviation = figures["return_mean"], figures["return_std"]
-        print(f"{name:{width}}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
+        print(f"{task.name:{width}}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
     if options.json is not None:
         try:
             options.json.write_text(json.dumps(results, indent=1))
@@ -77,9 +78,11 @@ def _root(path: Path) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; gives the exit code."""
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    torch.set_num_threads(1)
 
     def program() -> None:
+        import torch
+
+        torch.set_num_threads(1)
         run(tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments)))
 
     return run_program(program)

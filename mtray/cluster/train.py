@@ -20,6 +20,7 @@ from mtray.data.specs import TaskSpec, check_together
 from mtray.errors import UsageError
 from mtray.rundir import checkpoint
 from mtray.rundir.directory import describe, prepare_run_dir
+from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import usable_cores
 from mtray.tasks.registry import resolve
@@ -106,6 +107,8 @@ def train(config: Config) -> dict[str, Any]:
         RunError: the run could not go on; what was saved stays.
     """
     tasks = resolve(config.tasks, config.engine, config.collector.action_repeat)
+    for task in tasks:
+        check_travels(task)
     specs = [task.spec for task in tasks]
     check_together(specs)
     saved = None

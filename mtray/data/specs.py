@@ -41,6 +41,10 @@ REWARD = "reward"
 DONE_KEYS = ("done", "terminated", "truncated")
 
 
+# An action entry whose bounds lie beyond this on both sides has none (lqr's are 1e10): it is learned on [-1, 1].
+UNBOUNDED = 1e6
+
+
 NEXT = "next"
 
 
