@@ -22,7 +22,7 @@ from torchrl.envs import EnvBase
 from mtray.data.specs import ACTION, NEXT, OBSERVATION, REWARD, UNBOUNDED, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
 from mtray.engines.torchrl_specs import NAME as NAME
-from mtray.engines.torchrl_specs import check_groups, check_new, read_spec
+from mtray.engines.torchrl_specs import check_groups, check_new, is_started, read_spec
 from mtray.errors import MtrayError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
@@ -235,9 +235,11 @@ class TorchrlSim(BatchSim):
 
     def close(self) -> None:
         """Close every environment; what they raise is a warning."""
-        for part in self._parts:
+        parts, self._parts = self._parts, []
+        for part in parts:
             try:
-                if not part.env.is_closed:
+                # Not by the environment's own flag: TorchRL sets it on those that were never closed, too.
+                if is_started(part.env):
                     part.env.close()
             except TASK_FAILURES as error:
                 LOGGER.warning("%s", task_error(self.name, "close", error))

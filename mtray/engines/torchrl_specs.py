@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torchrl.envs import EnvBase
+from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.transforms import AutoResetTransform, Transform, VecGymEnvTransform
 
 from mtray.data.specs import ACTION, OBSERVATION, REWARD, UNBOUNDED, TaskSpec
@@ -76,6 +77,11 @@ def check_groups(name: str, env: EnvBase) -> None:
         raise UsageError(
             f"task {name!r}: its environment steps the same environment as several copies: build a new one for each"
         )
+
+
+def is_started(env: EnvBase) -> bool:
+    """Whether an environment can be closed: TorchRL's batched ones start at their first reset, and raise before."""
+    return not any(isinstance(part, BatchedEnvBase) and part.__dict__["is_closed"] for part in _inner(env))
 
 
 def _inner(env: Any) -> Iterator[Any]:
@@ -185,7 +191,7 @@ def _join(specs: dict[Any, Any], rank: int) -> str:
     joinable = [key for key, spec in specs.items() if len(spec.shape) == rank and spec.dtype.is_floating_point]
     if len(joinable) == len(specs):
         return f"join them in the maker with TransformedEnv(env, CatTensors({joinable}, 'observation'))"
-    return "make one float vector of them in the maker, for example with TorchRL's FlattenObservation and CatTensors"
+    return "make one float vector of them in the maker (TorchRL: DTypeCastTransform, FlattenObservation, CatTensors)"
 
 
 def _action_bounds(name: str, env: EnvBase) -> tuple[tuple[float, ...], tuple[float, ...]]:
