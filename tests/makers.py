@@ -222,4 +222,8 @@ def discrete_action(num_envs, seed):
     return PointEnv(num_envs, seed, action=Categorical(4, (num_envs,)))
 
 
+async def later(num_envs, seed):
+    return PointEnv(num_envs, seed)
+
+
 NOT_CALLABLE = 3

@@ -22,7 +22,7 @@ from torchrl.envs import EnvBase
 from mtray.data.specs import ACTION, NEXT, OBSERVATION, REWARD, UNBOUNDED, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
 from mtray.engines.torchrl_specs import NAME as NAME
-from mtray.engines.torchrl_specs import check_groups, check_new, is_started, read_spec
+from mtray.engines.torchrl_specs import check_new, is_started, read_spec
 from mtray.errors import MtrayError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
@@ -150,9 +150,11 @@ class TorchrlSim(BatchSim):
             except TASK_FAILURES as error:
                 self._fail("reset", error)
             rows = self._rows(part.root, OBSERVATION, self._observation_shape, part.size)
-            if before is None:
-                check_groups(self.name, part.env)
-            elif not self._warned and (rows[chosen] == observation[part.where][chosen]).all(-1).any():
+            if (
+                before is not None
+                and not self._warned
+                and (rows[chosen] == observation[part.where][chosen]).all(-1).any()
+            ):
                 self._warn_same()
             observation[part.where][chosen] = rows[chosen]
 

@@ -67,18 +67,6 @@ def check_new(name: str, envs: Sequence[EnvBase]) -> None:
     _returned.update({id(env): env for env in found if hasattr(type(env), "__weakref__")})
 
 
-def check_groups(name: str, env: EnvBase) -> None:
-    """Raise if an environment steps one object as several copies; TorchRL's SerialEnv builds them at its first reset.
-
-    Raises:
-        UsageError: names the task.
-    """
-    if any(map(_overlap, _groups(env))):
-        raise UsageError(
-            f"task {name!r}: its environment steps the same environment as several copies: build a new one for each"
-        )
-
-
 def is_started(env: EnvBase) -> bool:
     """Whether an environment can be closed: TorchRL's batched ones start at their first reset, and raise before."""
     return not any(isinstance(part, BatchedEnvBase) and part.__dict__["is_closed"] for part in _inner(env))

@@ -14,7 +14,6 @@ import cloudpickle
 import numpy as np
 import psutil
 import pytest
-
 from torchrl.envs import ParallelEnv
 
 from mtray.collect.host import make_host
@@ -32,13 +31,17 @@ def host_of(name, *tasks, copies=2):
     return make_host(name, make_makers(tasks, copies, range(len(tasks))))
 
 
+def run(host, steps=10):
+    for _ in range(steps):
+        host.step()
+
+
 def fail(name, task):
     """The error of a host beside whose other task this one fails."""
     host = host_of(name, Task("sound", "torchrl", CountingMaker(truncate_after=4)), task)
     try:
         with pytest.raises(TaskError) as caught:
-            for _ in range(10):
-                host.step()
+            run(host)
     finally:
         host.close()
     # As it travels to the driver.
@@ -71,11 +74,9 @@ def test_a_process_that_ends_is_named_with_its_code_or_signal(what, message):
 @pytest.mark.parametrize("name", HOSTS)
 def test_an_observation_that_is_missing_later_is_named(name):
     host = host_of(name, Task("mine", "torchrl", FailingMaker("loses")))
-    with pytest.raises(
-        UsageError, match=r"task 'mine': 'observation' is missing, the environment's spec says \(2, 2\)"
-    ):
-        for _ in range(10):
-            host.step()
+    message = r"task 'mine': 'observation' is missing, the environment's spec says \(2, 2\)"
+    with pytest.raises(UsageError, match=message):
+        run(host)
     host.close()
 
 
@@ -114,11 +115,10 @@ def test_a_spec_that_is_not_the_one_of_the_driver_is_refused():
     sizes = iter((2, 2, 3))
     task = Task("mine", "torchrl", lambda num_envs, seed: CountingEnv(num_envs, observation_size=next(sizes)))
     assert task.spec.observation_size == 2
-    with pytest.raises(
-        UsageError, match=r"task 'mine': observation is \(\('observation', 3\),\), but was \(\('observation', 2\),\)"
-    ):
-        for _ in range(2):
-            host_of("inline", task)
+    host_of("inline", task).close()
+    message = r"task 'mine': observation is \(\('observation', 3\),\), but was \(\('observation', 2\),\)"
+    with pytest.raises(UsageError, match=message):
+        host_of("inline", task)
 
 
 def scaled(size, num_envs, seed):

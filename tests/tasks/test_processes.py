@@ -10,7 +10,7 @@ from mtray.learn.threads import Threads
 PROGRAM = """
 import resource, sys
 import numpy
-from mtray.processes import keep_freed_memory
+from mtray.learn.threads import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -32,7 +32,7 @@ def faults(how: str) -> int:
 
 DENORMAL = """
 import torch
-from mtray.processes import prepare_updates
+from mtray.learn.threads import prepare_updates
 
 small = torch.full((8,), 1e-30)
 print(bool((small * 1e-10).any()))
