@@ -10,6 +10,7 @@ start, so transforms and stateless environments find in it what they wrote there
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
@@ -35,6 +36,8 @@ class _Part:
         env: the environment.
         where: the copies that it steps.
         root: the TensorDict that its next step starts from; None before the first reset.
+        ended: which of its copies the last step ended.
+        reached: observations that the last step reached, in the array that they were written to.
     """
 
     def __init__(self, env: EnvBase, where: slice) -> None:
@@ -43,6 +46,8 @@ class _Part:
         self.size = where.stop - where.start
         self.root: TensorDictBase | None = None
         self.device = env.device or torch.device("cpu")
+        self.ended = np.zeros(self.size, np.bool_)
+        self.reached: FloatArray = np.zeros((self.size, 0), np.float32)
 
 
 class TorchrlSim(BatchSim):
@@ -99,6 +104,9 @@ class TorchrlSim(BatchSim):
         if not isinstance(env, EnvBase):
             kind = env.__name__ if isinstance(env, type) else type(env).__name__
             what = f"the class {kind}" if isinstance(env, type) else kind
+            with contextlib.suppress(*TASK_FAILURES):
+                # A simulator, or a coroutine that nobody will await.
+                env.close()
             raise UsageError(f"the maker of task {self.name!r} returned {what}, expected a torchrl EnvBase")
         return env
 
@@ -144,18 +152,15 @@ class TorchrlSim(BatchSim):
             chosen = mask[part.where]
             if not chosen.any():
                 continue
-            before = part.root
             try:
                 part.root = _reset(part, chosen)
             except TASK_FAILURES as error:
                 self._fail("reset", error)
             rows = self._rows(part.root, OBSERVATION, self._observation_shape, part.size)
-            if (
-                before is not None
-                and not self._warned
-                and (rows[chosen] == observation[part.where][chosen]).all(-1).any()
-            ):
+            ended = chosen & part.ended
+            if not self._warned and ended.any() and (rows[ended] == part.reached[ended]).all(-1).any():
                 self._warn_same()
+            part.ended = part.ended & ~chosen
             observation[part.where][chosen] = rows[chosen]
 
     def _warn_same(self) -> None:
@@ -192,6 +197,7 @@ class TorchrlSim(BatchSim):
             terminated, ended = self._ends(part, reached)
             out.terminated[where] = terminated
             out.truncated[where] = ended & ~terminated
+            part.ended, part.reached = ended, out.observation[where]
 
     def _ends(self, part: _Part, reached: TensorDictBase) -> tuple[BoolArray, BoolArray]:
         """Which copies terminated, and which episodes are over."""

@@ -11,6 +11,7 @@ The policy runs in collectors and in a user's hands, the critic in the learner o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -181,7 +182,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
         action = self.act(observation, ids, deterministic=deterministic)
         for index, (name, leaves) in enumerate(groups.items()):
             size = self.specs[self.names.index(name)].action_size
-            counts = [leaf.numel() for leaf in leaves]
+            counts = [math.prod(leaf.batch_size) for leaf in leaves]
             for leaf, part in zip(leaves, action[index, : sum(counts), :size].split(counts), strict=True):
                 leaf.set(ACTION, part.reshape(*leaf.batch_size, size))
         return tensordict
