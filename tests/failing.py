@@ -96,3 +96,6 @@ class ClosingMaker:
 
     def __call__(self, num_envs, seed):
         return Closing(num_envs, self.file)
+
+
+step_raises_maker = FailingMaker("step_raises")

@@ -198,6 +198,19 @@ def raising(num_envs, seed):
     raise FileNotFoundError("no arena.xml")
 
 
+def with_held(held, num_envs, seed):
+    return PointEnv(num_envs, seed)
+
+
+class BrokenAtOnce(PointEnv):
+    def _step(self, tensordict):
+        raise ZeroDivisionError("no time left")
+
+
+def broken_at_once(num_envs, seed):
+    return BrokenAtOnce(num_envs, seed)
+
+
 def garbage(num_envs, seed):
     return {"not": "an environment"}
 
