@@ -42,6 +42,8 @@ def evaluate_policy(
         UsageError: a task that the policy did not learn, that is not known here, or that has changed since.
         TaskError: a task's own code raised.
     """
+    if not isinstance(policy, MultiTaskPolicy):
+        raise UsageError(f"{policy!r} is no policy: give what mtray.load_policy returns")
     if episodes < 1:
         raise UsageError(f"{episodes} episodes requested: at least 1 is needed")
     found = resolve_like(tasks or policy.names, policy.specs)

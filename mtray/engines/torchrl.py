@@ -24,7 +24,7 @@ from mtray.data.specs import ACTION, NEXT, OBSERVATION, REWARD, UNBOUNDED, Float
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
 from mtray.engines.torchrl_specs import NAME as NAME
 from mtray.engines.torchrl_specs import check_new, is_started, read_spec
-from mtray.errors import MtrayError, UsageError
+from mtray.errors import MtrayError, TaskError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
 
@@ -87,7 +87,10 @@ class TorchrlSim(BatchSim):
         elif batch != (self.num_envs,):
             self._wrong_batch(first, f"({self.num_envs},), the number of copies asked for, or ()")
         check_new(self.name, [part.env for part in self._parts])
-        specs = [read_spec(self.name, part.env) for part in self._parts]
+        try:
+            specs = [read_spec(self.name, part.env) for part in self._parts]
+        except TASK_FAILURES as error:
+            self._fail("spec", error)
         self.spec = specs[0]
         for copy, spec in enumerate(specs):
             if spec != self.spec:
@@ -100,7 +103,10 @@ class TorchrlSim(BatchSim):
         try:
             env: Any = maker(num_envs, seed)
         except TASK_FAILURES as error:
-            self._fail(f"maker, called as maker({num_envs}, {seed}) (number of copies, seed),", error)
+            call = f"maker, called as maker({num_envs}, {seed}) (number of copies, seed),"
+            if isinstance(error, ImportError) and "gym" in str(error):
+                raise TaskError(f'{task_error(self.name, call, error)}: pip install -e ".[gym]"', self.name) from error
+            self._fail(call, error)
         if not isinstance(env, EnvBase):
             kind = env.__name__ if isinstance(env, type) else type(env).__name__
             what = f"the class {kind}" if isinstance(env, type) else kind

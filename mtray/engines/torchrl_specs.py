@@ -23,8 +23,8 @@ NAME = "torchrl"
 
 # Where wrappers of TorchRL, Gymnasium and dm_control keep what they wrap.
 _WRAPPED = ("base_env", "_env", "env", "_transform", "transforms", "_envs", "envs")
-# Written by InitTracker and TrajCounter: neither is an observation. StepCounter's and RewardSum's entries are states.
-_BOOKKEEPING = ("is_init", "traj_count")
+# Written by InitTracker, TrajCounter and Timer: no observations. StepCounter's and RewardSum's entries are states.
+_BOOKKEEPING = ("is_init", "traj_count", "time_step", "time_policy", "time_reset")
 
 # Environments that makers of this process returned, by id: returned again, two copies would be one.
 _returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()

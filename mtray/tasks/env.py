@@ -187,6 +187,8 @@ def tasks_like(
         UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
     """
     if like is not None:
+        if not hasattr(like, "specs"):
+            raise UsageError(f"like={like!r} is no policy: give what mtray.load_policy returns")
         return resolve_like(names, like.specs, engine, action_repeat)
     tasks = resolve(names, engine or DEFAULT_ENGINE, action_repeat or CollectorConfig.action_repeat)
     for task in tasks:

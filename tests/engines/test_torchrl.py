@@ -28,6 +28,7 @@ from torchrl.envs import (
     SerialEnv,
     StepCounter,
     TimeMaxPool,
+    Timer,
     TransformedEnv,
     UnsqueezeTransform,
     VecNormV2,
@@ -367,6 +368,25 @@ def test_half_floats_are_kept_exactly():
     observation = np.zeros((2, 2), np.float32)
     sim.reset(np.ones(2, bool), observation)
     assert observation[0, 0] == np.float32(np.float16(0.1))
+
+
+def test_a_spec_that_raises_is_named():
+    message = refused(lambda num_envs, seed: TransformedEnv(PointEnv(num_envs, seed), ExcludeTransform("nothing")))
+    assert "task 'mine': its spec raised KeyError: " in message
+
+
+def test_a_timers_entries_are_no_observations():
+    spec = Task("mine", "torchrl", lambda num_envs, seed: TransformedEnv(PointEnv(num_envs, seed), Timer())).spec
+    assert spec.observation_size == 2
+
+
+def test_gymnasium_that_is_missing_names_the_extra():
+    def maker(num_envs, seed):
+        raise ModuleNotFoundError("Supported version of 'torchrl.envs.libs.gym.GymEnv' has not been found.")
+
+    assert 'pip install -e ".[gym]"' in refused(maker)
+    assert "pip" not in refused(lambda num_envs, seed: GymEnv("Pendullum-v1"))
+    assert "Pendullum" in refused(lambda num_envs, seed: GymEnv("Pendullum-v1"))
 
 
 # One and the same environment

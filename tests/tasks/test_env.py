@@ -12,13 +12,18 @@ from mtray.tasks import registry
 from mtray.tasks.env import TaskEnv, make_task_env
 from mtray.tasks.parallel import make_multi_task_env
 from mtray.tasks.plan import Task
-from mtray.testing import CountingMaker
+from mtray.testing import CountingEnv, CountingMaker
 from tests.makers import point
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
     monkeypatch.setattr(registry, "_REGISTERED", {"point": point, "count": CountingMaker(truncate_after=4)})
+
+
+class ExtraAtReset(CountingEnv):
+    def _reset(self, tensordict=None, **kwargs):
+        return super()._reset(tensordict, **kwargs).set("extra", torch.ones(*self.batch_size, 1))
 
 
 def policy_of(*tasks, **changes):
@@ -53,6 +58,12 @@ def test_what_is_not_as_the_policy_learned_it_is_refused():
         make_task_env("cartpole-swingup", like=policy, action_repeat=1)
     with pytest.raises(UsageError, match=r"'point': action_low is \(-0\.5,\), but was \(-1\.0,\) when the policy was"):
         make_task_env("point", like=policy)
+
+
+def test_a_path_is_no_policy():
+    for call in (lambda: make_task_env("count", like="runs/a"), lambda: mtray.evaluate_policy("runs/a")):
+        with pytest.raises(UsageError, match=r"'runs/a' is no policy: give what mtray\.load_policy returns"):
+            call()
 
 
 def test_an_action_repeat_that_has_no_effect_is_refused():
@@ -91,8 +102,10 @@ def test_data_is_float32_whatever_torchs_default_is():
 
 
 def test_an_extra_entry_at_reset_is_left_alone():
-    env = make_task_env("count", num_envs=2)
-    assert "extra" not in env.rollout(3).keys()
+    registry._REGISTERED["extra"] = lambda num_envs, seed: ExtraAtReset(num_envs, truncate_after=2)
+    rollout = make_task_env("extra", num_envs=2).rollout(5, break_when_any_done=False)
+    assert rollout["observation_extra"][0, :, 0].tolist() == [0, 1, 0, 1, 0]
+    assert "extra" not in rollout.keys()
 
 
 def test_several_tasks_side_by_side_like_a_policy():
