@@ -1,7 +1,7 @@
 """mtray: one policy, many simulator tasks, one Ray cluster or one laptop.
 
 policy = mtray.load_policy("runs/a")           # a TensorDictModule: policy(env.reset()) has an action
-env = mtray.make_task_env("humanoid-walk")     # one task as a TorchRL environment, with the tutorial's keys
+env = mtray.make_task_env("humanoid-walk", like=policy)  # one task as a TorchRL environment, with the tutorial's keys
 mtray.register_task("my-task", maker)          # a task of one's own
 """
 
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtray.cluster.train import train as train
+    from mtray.collect.evaluation import evaluate_policy as evaluate_policy
     from mtray.config.settings import Config as Config
     from mtray.errors import MtrayError as MtrayError
     from mtray.errors import RunError as RunError
     from mtray.errors import SchemaError as SchemaError
     from mtray.errors import UsageError as UsageError
     from mtray.rundir.checkpoint import read_config as read_config
-    from mtray.rundir.evaluation import evaluate_run as evaluate_run
     from mtray.rundir.policies import load_policy as load_policy
     from mtray.tasks.env import make_task_env as make_task_env
     from mtray.tasks.parallel import MultiTaskEnv as MultiTaskEnv
+    from mtray.tasks.parallel import make_multi_task_env as make_multi_task_env
     from mtray.tasks.registry import register_task as register_task
     from mtray.tasks.registry import task_names as task_names
     from mtray.tasks.registry import task_sets as task_sets
@@ -36,8 +37,9 @@ _PUBLIC = {
     "RunError": "errors",
     "SchemaError": "errors",
     "UsageError": "errors",
-    "evaluate_run": "rundir.evaluation",
+    "evaluate_policy": "collect.evaluation",
     "load_policy": "rundir.policies",
+    "make_multi_task_env": "tasks.parallel",
     "make_task_env": "tasks.env",
     "read_config": "rundir.checkpoint",
     "register_task": "tasks.registry",

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -39,19 +38,26 @@ def run(options: Options) -> None:
     """Evaluate, print a line per task, write the file if asked."""
     import torch
 
-    from mtray.rundir.evaluation import evaluate_run
+    from mtray.collect.evaluation import evaluate, summarise
+    from mtray.rundir.checkpoint import read_config
+    from mtray.rundir.policies import load_policy, run_dir_of
+    from mtray.tasks.registry import resolve_like
 
     torch.set_num_threads(1)
+    if options.episodes < 1:
+        raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
     if options.json is not None:
         _check_writable(options.json)
-
-    def show(task: str, figures: dict[str, Any]) -> None:
+    policy = load_policy(options.run_dir)
+    names = read_config(run_dir_of(options.run_dir)).tasks
+    # Tasks of makers are named after the last part of the path that the run was given.
+    paths = {name.rpartition(":")[2]: name for name in names}
+    tasks = resolve_like([paths.get(name, name) for name in options.tasks or names], policy.specs)
+    results = {}
+    for task in tasks:
+        results[task.name] = figures = summarise(evaluate(policy, task, options.episodes, seed=options.seed))
         mean, deviation = figures["return_mean"], figures["return_std"]
-        print(f"{task:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
-
-    results = evaluate_run(
-        options.run_dir, episodes=options.episodes, tasks=options.tasks, seed=options.seed, on_task=show
-    )
+        print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
     if options.json is not None:
         try:
             options.json.write_text(to_json(results, indent=1))

@@ -205,6 +205,19 @@ def raising(num_envs, seed):
     raise FileNotFoundError("no arena.xml")
 
 
+def with_held(held, num_envs, seed):
+    return PointEnv(num_envs, seed)
+
+
+class BrokenAtOnce(PointEnv):
+    def _step(self, tensordict):
+        raise ZeroDivisionError("no time left")
+
+
+def broken_at_once(num_envs, seed):
+    return BrokenAtOnce(num_envs, seed)
+
+
 def garbage(num_envs, seed):
     return {"not": "an environment"}
 
@@ -227,6 +240,10 @@ def image_observation(num_envs, seed):
 
 def discrete_action(num_envs, seed):
     return PointEnv(num_envs, seed, action=Categorical(4, (num_envs,)))
+
+
+async def later(num_envs, seed):
+    return PointEnv(num_envs, seed)
 
 
 NOT_CALLABLE = 3

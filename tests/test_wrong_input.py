@@ -1,5 +1,7 @@
 """Wrong input: exit code 2, one clear line on stderr, no traceback, and nothing saved is lost."""
 
+import dataclasses
+import functools
 import json
 import socket
 import subprocess
@@ -12,6 +14,8 @@ import torch
 from mtray import evaluate, launch, report
 from mtray.cluster import train
 from mtray.rundir import directory
+from mtray.tasks.plan import Task
+from tests import makers
 
 
 @pytest.fixture
@@ -203,6 +207,51 @@ def test_evaluating_what_is_no_run_directory(fail, tmp_path):
 
 def test_evaluating_no_episodes(fail, tmp_path):
     assert "--episodes 0" in fail(tmp_path, "--episodes", 0, program=evaluate.main)
+
+
+@pytest.mark.parametrize("path", ["nowhere/eval.json", "/proc/x/eval.json"])
+def test_a_file_that_can_not_be_written_is_found_before_the_episodes(fail, tmp_path, path):
+    assert f"--json {path} can't be written" in fail(tmp_path, "--json", path, program=evaluate.main)
+
+
+def saved_run(tmp_path, monkeypatch, tasks, specs):
+    """A run directory whose policy learned these specs, without its weights."""
+    from mtray.config.settings import NetworkConfig
+    from mtray.policy.policy import MultiTaskPolicy
+
+    policy = MultiTaskPolicy(specs, NetworkConfig(actor_width=16), deterministic=True)
+    monkeypatch.setattr("mtray.rundir.policies.load_policy", lambda path: policy)
+    return make_run(tmp_path, tasks=tasks)
+
+
+def test_evaluating_a_task_that_python_registered_says_how(fail, tmp_path, monkeypatch):
+    spec = Task("mine", "torchrl", makers.point).spec
+    error = fail(saved_run(tmp_path, monkeypatch, ["mine"], [spec]), program=evaluate.main)
+    assert "'mine' was made by a maker" in error
+    assert "mtray.register_task and then mtray.evaluate_policy" in error
+    # By its path it can be.
+    run = tmp_path / "run"
+    assert evaluate.main([str(run), "--tasks", "tests.makers:single_point", "--episodes", "1"]) == 2
+    monkeypatch.setattr(makers, "mine", makers.point, raising=False)
+    assert evaluate.main([str(run), "--tasks", "tests.makers:mine", "--episodes", "1"]) == 0
+
+
+def test_evaluating_a_task_whose_maker_has_changed(fail, tmp_path, monkeypatch):
+    spec = dataclasses.replace(Task("point", "torchrl", makers.point).spec, action_high=(0.75,))
+    run = saved_run(tmp_path, monkeypatch, ["tests.makers:point"], [spec])
+    assert "task 'point': action_high is (0.5,), but was (0.75,)" in fail(run, program=evaluate.main)
+    assert "task 'point': action_high" in fail(run, "--tasks", "point", program=evaluate.main)
+
+
+def test_a_maker_that_can_not_travel(fail, monkeypatch):
+    monkeypatch.setattr(makers, "locked", functools.partial(makers.with_held, threading.Lock()), raising=False)
+    error = fail("--tasks", "tests.makers:locked")
+    assert "task 'locked' can't be sent to another process: its maker.args[0] (a lock) can't be pickled" in error
+
+
+def test_an_environment_whose_first_step_raises(fail, monkeypatch):
+    monkeypatch.setattr(makers, "broken", makers.broken_at_once, raising=False)
+    assert "task 'broken': its step raised ZeroDivisionError: no time left" in fail("--tasks", "tests.makers:broken")
 
 
 def test_reporting_what_is_no_run_directory(fail, tmp_path):

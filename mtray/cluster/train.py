@@ -15,7 +15,7 @@ from mtray.cluster.driver import process_restored, stop_signals
 from mtray.cluster.session import check_address, ray_session
 from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
-from mtray.data.specs import TaskSpec, check_same_specs, check_together
+from mtray.data.specs import TaskSpec, check_together
 from mtray.errors import MtrayError, RunError, UsageError
 from mtray.rundir import checkpoint
 from mtray.rundir.claim import Claim
@@ -23,6 +23,7 @@ from mtray.rundir.directory import default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.resume import check_resume
 from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
+from mtray.tasks.checks import check_specs, check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
 
@@ -42,6 +43,8 @@ def train(config: Config) -> dict[str, Any]:
         # A maker may change the folder.
         with process_restored():
             tasks = resolve(config.tasks, config.engine, config.collector.action_repeat)
+            for task in tasks:
+                check_travels(task)
             specs = [task.spec for task in tasks]
         _check(config, specs)
         with own_run_dir(config) as claim:
@@ -77,7 +80,7 @@ def _read_resumed(config: Config, run_dir: Path, specs: Sequence[TaskSpec]) -> c
     """Read what a resumed run continues from; nothing is written."""
     check_resume(config, checkpoint.read_config(run_dir))
     saved = checkpoint.read(checkpoint.latest(run_dir))
-    check_same_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs)
+    check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")
     if saved.frames >= config.total_frames:
         raise UsageError(f"--total-frames {config.total_frames}: {run_dir} has {saved.frames} already, give more")
     return saved

@@ -8,20 +8,53 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks.env import TaskEnv
 from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve_like
 
 # An episode without a time limit is cut here, so that an evaluation ends.
 _MOST_STEPS = 10_000
 
 
+def evaluate_policy(
+    policy: MultiTaskPolicy, tasks: Sequence[str] = (), *, episodes: int = 10, seed: int = 12345
+) -> dict[str, dict[str, Any]]:
+    """Evaluate a policy on its tasks, with the engines and action repeats that it was trained with.
+
+    ::
+
+        policy = mtray.load_policy("runs/a")
+        mtray.register_task("pendulum", my_tasks.pendulum)  # if the run learned a task of your own
+        mtray.evaluate_policy(policy, episodes=10)["pendulum"]["return_mean"]
+
+    Args:
+        policy: acts deterministically here, whatever it does else.
+        tasks: names of tasks, or makers' paths (``package.module:maker``); by default all that it learned.
+        episodes: of each task, side by side; those without an end of their own are cut after 10,000 steps.
+        seed: of the first episode of each task.
+
+    Returns:
+        Task to ``return_mean``, ``return_std``, ``episodes`` and ``returns``, a list.
+
+    Raises:
+        UsageError: a task that the policy did not learn, that is not known here, or that has changed since.
+        TaskError: a task's own code raised.
+    """
+    if not isinstance(policy, MultiTaskPolicy):
+        raise UsageError(f"{policy!r} is no policy: give what mtray.load_policy returns")
+    if episodes < 1:
+        raise UsageError(f"{episodes} episodes requested: at least 1 is needed")
+    found = resolve_like(tasks or policy.names, policy.specs)
+    return {task.name: summarise(evaluate(policy, task, episodes, seed=seed)) for task in found}
+
+
 def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:
-    """Undiscounted returns of so many episodes of a task, with the policy acting deterministically.
+    """Undiscounted returns of this number of episodes of a task, with the policy acting deterministically.
 
     Episodes without an end of their own are cut after 10,000 steps.
     """
-    from mtray.tasks.env import TaskEnv
-
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True
     try:

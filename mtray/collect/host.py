@@ -1,50 +1,30 @@
 """Hosts: what a collector steps.
 
-The simulators of several tasks together, by the one path that is right, without a TensorDict in the loop.
-``parallel`` keeps a process per task, ``inline`` steps them in the collector's own process; both give the same data
-for the same seeds, bit for bit.
+The simulators of several tasks together, without a TensorDict in the loop. ``parallel`` keeps a process per task,
+``inline`` steps them in the collector's own process; both give the same data for the same seeds, bit for bit.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mtray.data.specs import ACTION, NEXT, REWARD, FloatArray, TaskSpec
-from mtray.engines.base import BoolArray, StepArrays
+from mtray.collect.slots import Slot, close_sim, receive
+from mtray.collect.worker import RESET, STEP, Worker, close_workers
+from mtray.data.specs import TaskSpec
+from mtray.engines.base import TASK_FAILURES, BatchSim, StepArrays, task_error
+from mtray.errors import MtrayError
 from mtray.tasks.makers import TaskMaker
-
-if TYPE_CHECKING:
-    from tensordict import TensorDictBase
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One task's place in a host: arrays that are the same at every step.
-
-    Attributes:
-        observation: [K, obs_t] float32, the state to act on.
-        action: [K, act_t] float32, written by whoever acts.
-        next_observation: [K, obs_t] float32, the true state reached.
-        reward: [K] float32.
-        terminated: [K] bool.
-        truncated: [K] bool.
-    """
-
-    observation: FloatArray
-    action: FloatArray
-    next_observation: FloatArray
-    reward: FloatArray
-    terminated: BoolArray
-    truncated: BoolArray
+from mtray.tasks.processes import engine_modules, start_fork_server
 
 
 class Host(ABC):
-    """Tasks stepped together: write ``slots[i].action``, call `step`, read the slots."""
+    """Tasks stepped together: write ``slots[i].action``, call `step`, read the slots.
+
+    A task's own code that raises is a `TaskError` that names the task; the host can only be closed after it.
+    """
 
     specs: tuple[TaskSpec, ...]
     slots: tuple[Slot, ...]
@@ -55,7 +35,7 @@ class Host(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """One control step of every copy; copies whose episode ended start the next one."""
+        """One agent step of every copy; copies whose episode ended start the next one."""
 
     @abstractmethod
     def close(self) -> None:
@@ -67,9 +47,17 @@ class InlineHost(Host):
 
     def __init__(self, makers: Sequence[TaskMaker]) -> None:
         """Build every task's simulators."""
-        self._sims = [maker.task.make_sim(maker.num_envs or 1, maker.seed) for maker in makers]
-        self.specs = tuple(sim.spec for sim in self._sims)
+        self.specs = tuple(maker.task.spec for maker in makers)
+        self._sims: list[BatchSim] = []
         slots, self._out = [], []
+        call, name = "maker", ""
+        try:
+            for maker in makers:
+                name = maker.task.name
+                self._sims.append(maker.task.make_sim(maker.num_envs or 1, maker.seed))
+        except BaseException as error:
+            self.close()
+            _raise(name, call, error)
         for sim in self._sims:
             out = StepArrays.empty(sim.num_envs, sim.spec)
             action = np.zeros((sim.num_envs, sim.spec.action_size), np.float32)
@@ -82,74 +70,83 @@ class InlineHost(Host):
     def reset(self) -> None:
         """Start an episode in every copy."""
         for sim, slot in zip(self._sims, self.slots, strict=True):
-            sim.reset(np.ones(sim.num_envs, np.bool_), slot.observation)
+            try:
+                sim.reset(np.ones(sim.num_envs, np.bool_), slot.observation)
+            except TASK_FAILURES as error:
+                _raise(sim.spec.name, "reset", error)
 
     def step(self) -> None:
-        """One control step of every copy; simulators with threads of their own work side by side."""
-        for sim, slot in zip(self._sims, self.slots, strict=True):
-            sim.send(slot.action)
-        for sim, slot, out in zip(self._sims, self.slots, self._out, strict=True):
-            sim.recv(out)
-            slot.observation[:] = out.observation
-            ended = out.terminated | out.truncated
-            if ended.any():
-                sim.reset(ended, slot.observation)
+        """One agent step of every copy; simulators with threads of their own work side by side."""
+        name = ""
+        try:
+            for sim, slot in zip(self._sims, self.slots, strict=True):
+                name = sim.spec.name
+                sim.send(slot.action)
+            for sim, slot, out in zip(self._sims, self.slots, self._out, strict=True):
+                name = sim.spec.name
+                receive(sim, slot, out)
+        except TASK_FAILURES as error:
+            _raise(name, "step", error)
 
     def close(self) -> None:
         """Free the simulators."""
         for sim in self._sims:
-            sim.close()
+            close_sim(sim, sim.spec.name)
+
+
+def _raise(name: str, call: str, error: BaseException) -> None:
+    if isinstance(error, MtrayError) or not isinstance(error, TASK_FAILURES):
+        raise error
+    raise task_error(name, call, error) from error
 
 
 class ParallelHost(Host):
-    """A process per task, by torchrl's ParallelEnv.
-
-    The step is ParallelEnv's own ``step_and_maybe_reset`` (the one path that keeps exclusive keys right), spoken
-    to its workers directly: the slots are the workers' shared memory, so nothing is cloned or stacked on the way.
-    """
+    """A process per task; the slots are memory that it shares with them, so nothing is copied on the way."""
 
     def __init__(self, makers: Sequence[TaskMaker]) -> None:
-        """Start the processes."""
-        from mtray.tasks.parallel import MultiTaskEnv
-
-        self.env = MultiTaskEnv(makers)
+        """Start the processes and wait until every copy stands at the start of an episode."""
         self.specs = tuple(maker.task.spec for maker in makers)
-        self.env.reset()
-        shared = self.env.shared_tensordicts
-        self.slots = tuple(_shared_slot(shared[index], spec) for index, spec in enumerate(self.specs))
-        self._everyone = range(len(makers))
+        start_fork_server(engine_modules([maker.task for maker in makers]))
+        self._workers: list[Worker] = []
+        try:
+            for maker in makers:
+                self._workers.append(Worker(maker))
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+        self.slots = tuple(worker.slot for worker in self._workers)
+
+    @property
+    def processes(self) -> list[int]:
+        """The process id of each task."""
+        return [worker.process.pid or 0 for worker in self._workers]
+
+    def _command(self, command: bytes) -> None:
+        try:
+            for worker in self._workers:
+                worker.send(command)
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait(self) -> None:
+        for worker in self._workers:
+            worker.wait()
 
     def reset(self) -> None:
         """Start an episode in every copy."""
-        self.env.reset()
+        self._command(RESET)
 
     def step(self) -> None:
-        """One control step of every copy, all tasks at once."""
-        for index, channel in enumerate(self.env.parent_channels):
-            try:
-                channel.send(("step_and_maybe_reset", {}))
-            except BrokenPipeError:
-                self.env.fail(index)
-        self.env._wait_for_workers(self._everyone)
+        """One agent step of every copy, all tasks at once."""
+        self._command(STEP)
 
     def close(self) -> None:
         """End the processes."""
-        if not self.env.is_closed:
-            self.env.close()
-
-
-def _shared_slot(shared: TensorDictBase, spec: TaskSpec) -> Slot:
-    def array(key: str | tuple[str, str]) -> Any:
-        return shared.get(key).numpy()
-
-    return Slot(
-        array(spec.key),
-        array(ACTION),
-        array((NEXT, spec.key)),
-        array((NEXT, REWARD))[..., 0],
-        array((NEXT, "terminated"))[..., 0],
-        array((NEXT, "truncated"))[..., 0],
-    )
+        close_workers(self._workers)
+        self._workers = []
 
 
 def make_host(name: str, makers: Sequence[TaskMaker]) -> Host:
@@ -157,5 +154,9 @@ def make_host(name: str, makers: Sequence[TaskMaker]) -> Host:
     if name == "parallel":
         return ParallelHost(makers)
     host = InlineHost(makers)
-    host.reset()
+    try:
+        host.reset()
+    except BaseException:
+        host.close()
+        raise
     return host

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,10 @@ REWARD = "reward"
 
 
 DONE_KEYS = ("done", "terminated", "truncated")
+
+
+# An action entry whose bounds lie beyond this on both sides has none (lqr's are 1e10): it is learned on [-1, 1].
+UNBOUNDED = 1e6
 
 
 NEXT = "next"
@@ -165,22 +169,3 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
                 "dimensions: both must be at least 1"
             )
         seen[spec.name] = spec
-
-
-def check_same_specs(saved: Iterable[TaskSpec], found: Iterable[TaskSpec]) -> None:
-    """Raise if a task's data no longer looks as it did when a run was saved.
-
-    Raises:
-        UsageError: names the task, the field and both values.
-    """
-    now = {spec.name: spec for spec in found}
-    for before in saved:
-        if before.name not in now:
-            raise UsageError(f"task {before.name!r} was saved with the run and is not among its tasks now")
-        for field in fields(TaskSpec):
-            old, new = getattr(before, field.name), getattr(now[before.name], field.name)
-            if old != new:
-                raise UsageError(
-                    f"task {before.name!r} has another {field.name} than when the run was saved: {new} now, {old} "
-                    "then; use the task's version of that time, or start a new run"
-                )

@@ -8,6 +8,8 @@ names the files and loads one when a task of it is asked for.
 from __future__ import annotations
 
 import logging
+import os
+import traceback
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -15,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mtray.data.specs import FloatArray, TaskSpec
+from mtray.errors import TaskError
 
 BoolArray = npt.NDArray[np.bool_]
 
+# What a task's own code may raise; KeyboardInterrupt is the user's. As an except clause it costs nothing until then.
+TASK_FAILURES = (Exception, SystemExit)
 
-_LOGGER = logging.getLogger("mtray")
+LOGGER = logging.getLogger("mtray")
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class BatchSim(ABC):
 
     def warn_diverged(self, copy: int, why: str) -> None:
         """Say that a copy's physics gave up."""
-        _LOGGER.warning("task %r, copy %d: the physics diverged (%s), so its episode is cut", self.spec.name, copy, why)
+        LOGGER.warning("task %r, copy %d: the physics diverged (%s), so its episode is cut", self.spec.name, copy, why)
 
     def close(self) -> None:  # noqa: B027  (most simulators have nothing to close)
         """Free what the simulator holds."""
@@ -101,3 +106,21 @@ def copy_seed(seed: int, copy: int) -> int:
     if copy == 0:
         return seed
     return int(np.random.SeedSequence([seed, copy]).generate_state(1)[0])
+
+
+def task_error(task: str, call: str, error: BaseException) -> TaskError:
+    """Describe in one line what a task's code raised, so that it can travel without its exception class.
+
+    Args:
+        task: name of the task.
+        call: what was called, for example ``step``.
+        error: what it raised.
+    """
+    if isinstance(error, TaskError):
+        return error
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    what = f"called sys.exit({text})" if isinstance(error, SystemExit) else f"raised {kind}: {text}"
+    return TaskError(f"task {task!r}: its {call} {what}{where}", task)

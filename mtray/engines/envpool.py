@@ -1,4 +1,4 @@
-"""EnvPool: simulators stepped by C++ threads (``pip install mtray[envpool]``).
+"""EnvPool: simulators stepped by C++ threads (``pip install -e ".[envpool]"``).
 
 Three families of its tasks, by name: dm_control's suite under dm_control's names (``humanoid-walk``), Meta-World under
 ``metaworld-<task>`` (``metaworld-drawer-open``) and Gymnasium's continuous control under its own ids (``Ant-v5``).

@@ -1,67 +1,181 @@
 """Any TorchRL environment as an engine: what a user's maker returns.
 
-A maker is a callable ``maker(num_envs, seed)`` that returns a TorchRL environment of batch size ``[num_envs]`` (or
+A maker is a callable ``maker(num_envs, seed)`` that returns a new TorchRL environment of batch size ``[num_envs]`` (or
 ``[]``, then it is called once per copy with a seed of its own) with one float observation vector under
 ``observation`` and one float action vector under ``action``.
+
+Each environment is advanced as TorchRL's rollouts do: the TensorDict that a step leaves behind is the next one's
+start, so transforms and stateless environments find in it what they wrote there.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
+from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mtray.data.specs import ACTION, OBSERVATION, REWARD, FloatArray, TaskSpec
-from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
-from mtray.errors import UsageError
-
-NAME = "torchrl"
+from mtray.data.specs import ACTION, NEXT, OBSERVATION, REWARD, UNBOUNDED, FloatArray
+from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
+from mtray.engines.torchrl_specs import NAME as NAME
+from mtray.engines.torchrl_specs import check_new, is_started, read_spec
+from mtray.errors import MtrayError, TaskError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
 
 
+class _Part:
+    """One environment that the maker returned, and where its rollout stands.
+
+    Attributes:
+        env: the environment.
+        where: the copies that it steps.
+        root: the TensorDict that its next step starts from; None before the first reset.
+        ended: which of its copies the last step ended.
+        reached: observations that the last step reached, in the array that they were written to.
+    """
+
+    def __init__(self, env: EnvBase, where: slice) -> None:
+        self.env = env
+        self.where = where
+        self.size = where.stop - where.start
+        self.root: TensorDictBase | None = None
+        self.device = env.device or torch.device("cpu")
+        self.ended = np.zeros(self.size, np.bool_)
+        self.reached: FloatArray = np.zeros((self.size, 0), np.float32)
+
+
 class TorchrlSim(BatchSim):
-    """K copies of a task that a user's maker builds."""
+    """K copies of a task that a user's maker builds.
+
+    An episode ends where ``done``, ``terminated`` or ``truncated`` is true; it is truncated unless it terminated.
+    """
 
     def __init__(self, name: str, maker: Maker, num_envs: int, seed: int) -> None:
         """Call the maker and read its specs.
 
         Raises:
-            UsageError: the maker raised, or what it built does not have the keys and shapes above.
+            TaskError: the maker raised.
+            UsageError: what it returned does not have the keys and shapes above.
         """
+        self.name = name
         self.num_envs = num_envs
-        first = _make(name, maker, num_envs, seed)
-        if tuple(first.batch_size) == (num_envs,):
-            self._parts = [(slice(0, num_envs), first)]
-        elif not first.batch_size:
-            rest = [_make(name, maker, 1, copy_seed(seed, copy)) for copy in range(1, num_envs)]
-            self._parts = [(slice(copy, copy + 1), env) for copy, env in enumerate([first, *rest])]
-        else:
-            raise UsageError(
-                f"the maker of task {name!r} built an environment of batch size {tuple(first.batch_size)}: "
-                f"it must be ({num_envs},), the number of copies asked for, or ()"
-            )
-        self.spec = _spec(name, first)
-        self._action_dtype = first.action_spec.dtype
+        self._warned = False
+        self._parts: list[_Part] = []
+        try:
+            self._build(maker, seed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, maker: Maker, seed: int) -> None:
+        first = self._make(maker, self.num_envs, seed)
+        self._parts = [_Part(first, slice(0, self.num_envs))]
+        batch = tuple(first.batch_size)
+        if not batch:
+            self._parts = [_Part(first, slice(0, 1))]
+            for copy in range(1, self.num_envs):
+                env = self._make(maker, 1, copy_seed(seed, copy))
+                self._parts.append(_Part(env, slice(copy, copy + 1)))
+                if env.batch_size:
+                    self._wrong_batch(env, "(), as it was the first time")
+        elif batch != (self.num_envs,):
+            self._wrong_batch(first, f"({self.num_envs},), the number of copies asked for, or ()")
+        check_new(self.name, [part.env for part in self._parts])
+        try:
+            specs = [read_spec(self.name, part.env) for part in self._parts]
+        except TASK_FAILURES as error:
+            self._fail("spec", error)
+        self.spec = specs[0]
+        for copy, spec in enumerate(specs):
+            if spec != self.spec:
+                raise UsageError(f"task {self.name!r}: copy {copy} has another spec than copy 0: {spec}, {self.spec}")
+        action = first.full_action_spec[ACTION]
+        self._action_shape, self._action_dtype = tuple(action.shape), action.dtype
+        self._observation_shape = (*batch, self.spec.observation_size)
+
+    def _make(self, maker: Maker, num_envs: int, seed: int) -> EnvBase:
+        try:
+            env: Any = maker(num_envs, seed)
+        except TASK_FAILURES as error:
+            call = f"maker, called as maker({num_envs}, {seed}) (number of copies, seed),"
+            if isinstance(error, ImportError) and "gym" in str(error):
+                raise TaskError(f'{task_error(self.name, call, error)}: pip install -e ".[gym]"', self.name) from error
+            self._fail(call, error)
+        if not isinstance(env, EnvBase):
+            kind = env.__name__ if isinstance(env, type) else type(env).__name__
+            what = f"the class {kind}" if isinstance(env, type) else kind
+            with contextlib.suppress(*TASK_FAILURES):
+                # A simulator, or a coroutine that nobody will await.
+                env.close()
+            raise UsageError(f"the maker of task {self.name!r} returned {what}, expected a torchrl EnvBase")
+        return env
+
+    def _wrong_batch(self, env: EnvBase, expected: str) -> NoReturn:
+        raise UsageError(
+            f"the maker of task {self.name!r} built an environment of batch size {tuple(env.batch_size)}: "
+            f"it must be {expected}"
+        )
+
+    def probe(self) -> None:
+        """Reset and step once, so that what does not fit is found before anything is started.
+
+        Raises:
+            TaskError: the environment raised.
+            UsageError: what it gives does not fit its specs, or is not finite as float32.
+        """
+        out = StepArrays.empty(self.num_envs, self.spec)
+        with np.errstate(over="ignore"):
+            self.reset(np.ones(self.num_envs, np.bool_), out.observation)
+            self._check_finite("reset", out)
+            self.step(np.tile(_middle(self.spec.action_low, self.spec.action_high), (self.num_envs, 1)), out)
+            self._check_finite("step", out)
+
+    def _check_finite(self, call: str, out: StepArrays) -> None:
+        for key, values in ((OBSERVATION, out.observation), (REWARD, out.reward)):
+            if not np.isfinite(values).all():
+                raise UsageError(
+                    f"task {self.name!r}: the {key!r} of its first {call} is not finite as float32: {values[0]}"
+                )
 
     def seed(self, seed: int) -> None:
         """Seed every environment."""
-        for where, env in self._parts:
-            env.set_seed(copy_seed(seed, where.start))
+        for part in self._parts:
+            try:
+                part.env.set_seed(copy_seed(seed, part.where.start))
+            except TASK_FAILURES as error:
+                self._fail("set_seed", error)
+            part.root = None
 
     def reset(self, mask: BoolArray, observation: FloatArray) -> None:
         """Start new episodes where ``mask`` is true."""
-        for where, env in self._parts:
-            part = mask[where]
-            if not part.any():
+        for part in self._parts:
+            chosen = mask[part.where]
+            if not chosen.any():
                 continue
-            flag = torch.from_numpy(part.copy()).view(*env.batch_size, 1)
-            done = env.reset(TensorDict({"_reset": flag}, env.batch_size) if not part.all() else None)
-            observation[where][part] = _rows(done, OBSERVATION, part.size)[part]
+            try:
+                part.root = _reset(part, chosen)
+            except TASK_FAILURES as error:
+                self._fail("reset", error)
+            rows = self._rows(part.root, OBSERVATION, self._observation_shape, part.size)
+            ended = chosen & part.ended
+            if not self._warned and ended.any() and (rows[ended] == part.reached[ended]).all(-1).any():
+                self._warn_same()
+            part.ended = part.ended & ~chosen
+            observation[part.where][chosen] = rows[chosen]
+
+    def _warn_same(self) -> None:
+        self._warned = True
+        LOGGER.warning(
+            "task %r: an episode begins with the observation that the one before ended with; if the environment resets "
+            "itself in its step, the last observation of each episode is lost",
+            self.name,
+        )
 
     def send(self, action: FloatArray) -> None:
         """Take the actions."""
@@ -69,66 +183,95 @@ class TorchrlSim(BatchSim):
 
     def recv(self, out: StepArrays) -> None:
         """One step of every environment."""
-        for where, env in self._parts:
-            act = torch.tensor(self._action[where], dtype=self._action_dtype).view(*env.batch_size, -1)
-            reached = env.step(TensorDict({ACTION: act}, env.batch_size)).get("next")
-            size = where.stop - where.start
-            out.observation[where] = _rows(reached, OBSERVATION, size)
-            out.reward[where] = _rows(reached, REWARD, size)[:, 0]
-            done = _rows(reached, "done", size)[:, 0].astype(bool)
-            terminated = _rows(reached, "terminated", size)[:, 0].astype(bool)
+        for part in self._parts:
+            where, env, root = part.where, part.env, part.root
+            assert root is not None, "reset first"
+            action = torch.from_numpy(self._action[where]).to(part.device, self._action_dtype)
+            try:
+                root.set(ACTION, action.view(self._action_shape))
+                stepped = env.step(root)
+                root = env._step_mdp(stepped)
+                if env._post_step_mdp_hooks is not None:
+                    stepped, root = env._post_step_mdp_hooks(stepped, root)
+            except TASK_FAILURES as error:
+                self._step_failed(part, error)
+            part.root = root
+            reached = stepped.get(NEXT)
+            out.observation[where] = self._rows(reached, OBSERVATION, self._observation_shape, part.size)
+            # TorchRL has held it to its spec's shape, which is one number.
+            out.reward[where] = _array(reached.get(REWARD), part.size, torch.float32)[:, 0]
+            terminated, ended = self._ends(part, reached)
             out.terminated[where] = terminated
-            out.truncated[where] = done & ~terminated
+            out.truncated[where] = ended & ~terminated
+            part.ended, part.reached = ended, out.observation[where]
+
+    def _ends(self, part: _Part, reached: TensorDictBase) -> tuple[BoolArray, BoolArray]:
+        """Which copies terminated, and which episodes are over."""
+        terminated = self._flag(part, reached.get("terminated"))
+        ended = terminated | self._flag(part, reached.get("done"))
+        truncated = reached.get("truncated", None)
+        return terminated, ended if truncated is None else ended | self._flag(part, truncated)
+
+    def _flag(self, part: _Part, value: Tensor) -> BoolArray:
+        return cast(BoolArray, _array(value, part.size, torch.bool)[:, 0])
+
+    def _rows(self, data: TensorDictBase, key: str, shape: tuple[int, ...], size: int) -> FloatArray:
+        value = data.get(key, None)
+        if value is None or value.shape != shape:
+            found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
+            keys = ", ".join(map(str, data.keys()))
+            raise UsageError(
+                f"task {self.name!r}: {key!r} {found}, the environment's spec says {shape} "
+                f"(keys that it returned: {keys}): correct the spec or what it returns"
+            )
+        if not value.is_floating_point():
+            raise UsageError(
+                f"task {self.name!r}: {key!r} has dtype {value.dtype}, the environment's spec says a float"
+            )
+        return cast(FloatArray, _array(value, size, torch.float32))
+
+    def _step_failed(self, part: _Part, error: BaseException) -> NoReturn:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and trace.tb_frame.f_code.co_name == "_step_proc_data":
+            # Where TorchRL puts the reward into its spec's shape.
+            shape = tuple(part.env.full_reward_spec[REWARD].shape)
+            raise UsageError(
+                f"task {self.name!r}: its step returns no {REWARD!r} that fits its spec of shape {shape} ({error})"
+            ) from error
+        self._fail("step", error)
+
+    def _fail(self, call: str, error: BaseException) -> NoReturn:
+        if isinstance(error, MtrayError):
+            raise error
+        raise task_error(self.name, call, error) from error
 
     def close(self) -> None:
-        """Close every environment."""
-        for _, env in self._parts:
-            if not env.is_closed:
-                env.close()
+        """Close every environment; what they raise is a warning."""
+        parts, self._parts = self._parts, []
+        for part in parts:
+            try:
+                # Not by the environment's own flag: TorchRL sets it on those that were never closed, too.
+                if is_started(part.env):
+                    part.env.close()
+            except TASK_FAILURES as error:
+                LOGGER.warning("%s", task_error(self.name, "close", error))
 
 
-def _rows(data: TensorDictBase, key: str, size: int) -> FloatArray:
-    return data.get(key).reshape(size, -1).to(torch.float32).numpy()  # type: ignore[no-any-return]
+def _reset(part: _Part, chosen: BoolArray) -> TensorDictBase:
+    if part.root is None:
+        return cast(TensorDictBase, part.env.reset())
+    flag = torch.from_numpy(chosen.copy()).view(*part.env.batch_size, 1).to(part.device)
+    root = part.root.set("_reset", flag)
+    # As TorchRL's own maybe_reset: entries of the last episode are no arguments of the reset.
+    return cast(TensorDictBase, part.env.reset(root, select_reset_only=True))
 
 
-def _make(name: str, maker: Maker, num_envs: int, seed: int) -> EnvBase:
-    try:
-        env: Any = maker(num_envs, seed)
-    except Exception as error:
-        raise UsageError(
-            f"the maker of task {name!r} raised {type(error).__name__}: {error} "
-            f"(it was called as maker({num_envs}, {seed}): number of copies, seed)"
-        ) from error
-    if not isinstance(env, EnvBase):
-        raise UsageError(f"the maker of task {name!r} returned {type(env).__name__}, expected a torchrl EnvBase")
-    return env
+def _array(value: Tensor, size: int, dtype: torch.dtype) -> Any:
+    return value.detach().reshape(size, -1).to("cpu", dtype).numpy()
 
 
-def _spec(name: str, env: EnvBase) -> TaskSpec:
-    lead = len(env.batch_size)
-    observation = env.observation_spec.get(OBSERVATION, None)
-    if observation is None or len(observation.shape) != lead + 1 or not observation.dtype.is_floating_point:
-        found = {key: (tuple(spec.shape), spec.dtype) for key, spec in env.observation_spec.items()}
-        raise UsageError(
-            f"task {name!r} has no float vector under 'observation' (its observation specs: {found}): "
-            "concatenate its entries in the maker, for example with torchrl's CatTensors"
-        )
-    action = env.action_spec
-    if env.action_key != ACTION or len(action.shape) != lead + 1 or not action.dtype.is_floating_point:
-        raise UsageError(
-            f"task {name!r} has an action of shape {tuple(action.shape)} and dtype {action.dtype} under "
-            f"{env.action_key!r}: mtray learns continuous action vectors under 'action'"
-        )
-    size = action.shape[-1]
-    space = getattr(action, "space", None)
-    low = getattr(space, "low", torch.full((size,), -np.inf)).reshape(-1, size)[0]
-    high = getattr(space, "high", torch.full((size,), np.inf)).reshape(-1, size)[0]
-    return TaskSpec(
-        name=name,
-        engine=NAME,
-        observation=((OBSERVATION, int(observation.shape[-1])),),
-        action_low=tuple(low.double().tolist()),
-        action_high=tuple(high.double().tolist()),
-        horizon=None,
-        time_step_seconds=None,
-    )
+def _middle(low: tuple[float, ...], high: tuple[float, ...]) -> FloatArray:
+    pairs = zip(low, high, strict=True)
+    return np.array([0.0 if a <= -UNBOUNDED else (a + b) / 2 for a, b in pairs], np.float32)

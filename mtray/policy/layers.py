@@ -110,5 +110,5 @@ class Backbone(nn.Sequential):
             rows = block(rows)
         if self.output_norm:
             rows = functional.layer_norm(rows, rows.shape[-1:])
-        outputs: Tensor = rows.view(*inputs.shape[:-1], -1)
+        outputs: Tensor = rows.view(*inputs.shape[:-1], rows.shape[-1])
         return outputs

@@ -11,8 +11,11 @@ The policy runs in collectors and in a user's hands, the critic in the learner o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -21,14 +24,13 @@ from torch import Tensor, nn
 
 from mtray.config.settings import NetworkConfig
 from mtray.data.schema import task_of
-from mtray.data.specs import ACTION, OBSERVATION, TaskSpec, action_width, observation_width, task_key
+from mtray.data.specs import ACTION, OBSERVATION, UNBOUNDED, TaskSpec, action_width, observation_width, task_key
+from mtray.errors import SchemaError
 from mtray.policy.layers import Backbone, GroupedHead, GroupedLinear
 
 # Of the log standard deviation (BRO, Nauman et al. 2024).
 LOG_STD_LOW = -10.0
 LOG_STD_HIGH = 2.0
-# Bounds wider than this mean that a simulator has none (lqr's are 1e10): such an action is learned on [-1, 1].
-_UNBOUNDED = 1e6
 
 
 # Of normalised observations.
@@ -155,9 +157,10 @@ class MultiTaskPolicy(TensorDictModuleBase):
         return torch.addcmul(middle, action, reach)
 
     def from_bounds(self, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """From the tasks' bounds to [-1, 1]; padding becomes zero."""
+        """From the tasks' bounds to [-1, 1]; padding and entries that have one value only become zero."""
         middle, reach = self.pick(self.action_middle, ids), self.pick(self.action_reach, ids)
-        return (action - middle) / reach * self.pick(self.action_mask, ids)
+        mask = self.pick(self.action_mask, ids)
+        return (action - middle) / torch.where(mask > 0, reach, 1.0) * mask
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``action`` into a TensorDict of one task or a lazy stack over tasks.
@@ -167,9 +170,9 @@ class MultiTaskPolicy(TensorDictModuleBase):
         """
         groups: dict[str, list[TensorDictBase]] = {}
         for leaf in _leaves(tensordict):
-            groups.setdefault(task_of(leaf, self.names), []).append(leaf)
+            groups.setdefault(self._task_of(leaf), []).append(leaf)
         # The common key is the exclusive one padded to some width; padding that here fits any environment's.
-        rows = [torch.cat([_rows(leaf, task_key(name)) for leaf in leaves]) for name, leaves in groups.items()]
+        rows = [torch.cat([self._rows(leaf, name) for leaf in leaves]) for name, leaves in groups.items()]
         observation = self.mean.new_zeros(len(rows), max(map(len, rows)), self.mean.shape[-1])
         for index, part in enumerate(rows):
             observation[index, : len(part), : part.shape[-1]] = part
@@ -179,13 +182,38 @@ class MultiTaskPolicy(TensorDictModuleBase):
         action = self.act(observation, ids, deterministic=deterministic)
         for index, (name, leaves) in enumerate(groups.items()):
             size = self.specs[self.names.index(name)].action_size
-            counts = [leaf.numel() for leaf in leaves]
+            counts = [math.prod(leaf.batch_size) for leaf in leaves]
             for leaf, part in zip(leaves, action[index, : sum(counts), :size].split(counts), strict=True):
                 leaf.set(ACTION, part.reshape(*leaf.batch_size, size))
         return tensordict
 
+    def _task_of(self, leaf: TensorDictBase) -> str:
+        try:
+            return task_of(leaf, self.names)
+        except SchemaError as error:
+            if leaf.get(OBSERVATION, None) is None:
+                raise
+            key = task_key(self.names[0] if len(self.names) == 1 else "<task>")
+            raise SchemaError(
+                f"{error}; of another environment of a task, copy its observation there first: "
+                f"TransformedEnv(env, RenameTransform(['{OBSERVATION}'], ['{key}'], create_copy=True))"
+            ) from error
 
-def _leaves(data: TensorDictBase) -> Iterator[TensorDictBase]:
+    def _rows(self, leaf: TensorDictBase, name: str) -> Tensor:
+        """A task's observations in a TensorDict [...] as [rows, obs_t]."""
+        key, size = task_key(name), self.specs[self.names.index(name)].observation_size
+        observation: Tensor = leaf.get(key)
+        if observation.shape != (*leaf.batch_size, size):
+            raise SchemaError(
+                f"task {name!r}: {key!r} has shape {tuple(observation.shape)}, expected {(*leaf.batch_size, size)}: "
+                f"{size} entries in each row of a TensorDict of batch size {tuple(leaf.batch_size)}"
+            )
+        return observation.reshape(-1, size)
+
+
+def _leaves(data: Any) -> Iterator[TensorDictBase]:
+    if not isinstance(data, TensorDictBase):
+        raise SchemaError(f"a policy takes a TensorDict or a lazy stack of them, not a {type(data).__name__}")
     if isinstance(data, LazyStackedTensorDict):
         for part in data.tensordicts:
             yield from _leaves(part)
@@ -193,18 +221,17 @@ def _leaves(data: TensorDictBase) -> Iterator[TensorDictBase]:
         yield data
 
 
-def _rows(data: TensorDictBase, key: str) -> Tensor:
-    observation: Tensor = data.get(key)
-    return observation.reshape(-1, observation.shape[-1])
-
-
 def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    middle, reach, mask = torch.zeros(len(specs), width), torch.ones(len(specs), width), torch.zeros(len(specs), width)
+    """Middle, half range and mask [T, act] of actions; masked are padding and entries whose bounds are equal."""
+    middle, reach, mask = np.zeros((3, len(specs), width), np.float32)
+    reach += 1
     for row, spec in enumerate(specs):
         for column, (low, high) in enumerate(zip(spec.action_low, spec.action_high, strict=True)):
-            if low <= -_UNBOUNDED or high >= _UNBOUNDED:
+            if low <= -UNBOUNDED and high >= UNBOUNDED:
                 low, high = -1.0, 1.0
-            middle[row, column] = (low + high) / 2
-            reach[row, column] = (high - low) / 2
-            mask[row, column] = 1
-    return middle, reach, mask
+            centre, half = np.float32((low + high) / 2), np.float32((high - low) / 2)
+            # Rounded to float32 the ends may lie a little outside.
+            while half > 0 and (float(centre + half) > high or float(centre - half) < low):
+                half = max(half - np.spacing(np.float32(max(abs(low), abs(high)))), np.float32(0))
+            middle[row, column], reach[row, column], mask[row, column] = centre, half, half > 0
+    return torch.from_numpy(middle), torch.from_numpy(reach), torch.from_numpy(mask)

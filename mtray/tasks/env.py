@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,11 +11,18 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from mtray.data.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray
+from mtray.config.settings import CollectorConfig
+from mtray.data.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec
 from mtray.engines.base import BatchSim, BoolArray, StepArrays
 from mtray.errors import UsageError
 from mtray.tasks.plan import DEFAULT_ENGINE, Task
-from mtray.tasks.registry import resolve
+from mtray.tasks.registry import resolve, resolve_like
+
+
+class Learned(Protocol):
+    """A policy that knows its tasks, such as `mtray.policy.policy.MultiTaskPolicy`."""
+
+    specs: tuple[TaskSpec, ...]
 
 
 class TaskEnv(EnvBase):
@@ -55,13 +63,13 @@ class TaskEnv(EnvBase):
         high = torch.tensor(spec.action_high, dtype=torch.float32).expand(*batch, -1)
         self.observation_spec = Composite(
             {
-                OBSERVATION: Unbounded((*batch, self.observation_width)),
-                spec.key: Unbounded((*batch, spec.observation_size)),
+                OBSERVATION: Unbounded((*batch, self.observation_width), dtype=torch.float32),
+                spec.key: Unbounded((*batch, spec.observation_size), dtype=torch.float32),
             },
             shape=batch,
         )
         self.action_spec = Bounded(low, high, (*batch, spec.action_size), dtype=torch.float32)
-        self.reward_spec = Unbounded((*batch, 1))
+        self.reward_spec = Unbounded((*batch, 1), dtype=torch.float32)
         self.full_done_spec = Composite(
             {key: Binary(n=1, shape=(*batch, 1), dtype=torch.bool) for key in DONE_KEYS}, shape=batch
         )
@@ -105,7 +113,9 @@ class TaskEnv(EnvBase):
         padded = self._padded()
         out = StepArrays.empty(self.num_envs, spec)
         out = StepArrays(padded[:, : spec.observation_size], out.reward, out.terminated, out.truncated)
-        self.sim.step(tensordict.get(ACTION).reshape(self.num_envs, -1).numpy(), out)
+        # A policy that is being trained gives actions with gradients; simulators have none.
+        action = tensordict.get(ACTION).detach().to(torch.float32).reshape(self.num_envs, spec.action_size)
+        self.sim.step(action.numpy(), out)
         self._current = padded.copy()
         reward = torch.from_numpy(out.reward).view(*self.batch_size, 1)
         fields = {**self._observations(padded), **self._flags(out.terminated, out.truncated), REWARD: reward}
@@ -132,17 +142,56 @@ class TaskEnv(EnvBase):
 def make_task_env(
     name: str,
     *,
-    engine: str = DEFAULT_ENGINE,
+    engine: str | None = None,
     num_envs: int | None = None,
     seed: int = 0,
     observation_width: int | None = None,
+    action_repeat: int | None = None,
+    like: Learned | None = None,
 ) -> TaskEnv:
     """One task as a TorchRL environment, unbatched unless ``num_envs`` is given.
 
+    It acts at the rate of training: with the engine and action repeat of the policy that it is ``like``, else with
+    training's defaults.
+
+    ::
+
+        policy = mtray.load_policy("runs/a")
+        env = mtray.make_task_env("cheetah-run", like=policy)
+
+    Args:
+        name: the task, as after ``--tasks``.
+        engine: what simulates it; by default the policy's, or training's default.
+        num_envs: K copies.
+        seed: of the first copy; the others' follow from it.
+        observation_width: width of the common ``observation``; by default the task's own.
+        action_repeat: control steps per agent step; by default the policy's, or training's default. Tasks of makers
+            repeat actions themselves.
+        like: a policy of this task, as `mtray.load_policy` returns it.
+
     Raises:
-        UsageError: the name is unknown or means several tasks.
+        UsageError: the name is unknown or means several tasks, or the task is not as the policy learned it.
     """
-    tasks = resolve([name], engine)
+    tasks = tasks_like([name], engine, action_repeat, like)
     if len(tasks) != 1:
         raise UsageError(f"{name!r} means {len(tasks)} tasks ({', '.join(t.name for t in tasks)}): name one of them")
     return TaskEnv(tasks[0], num_envs=num_envs, seed=seed, observation_width=observation_width)
+
+
+def tasks_like(
+    names: Sequence[str], engine: str | None = None, action_repeat: int | None = None, like: Learned | None = None
+) -> tuple[Task, ...]:
+    """The tasks of these names, with a policy's engines and action repeats where they are not given.
+
+    Raises:
+        UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
+    """
+    if like is not None:
+        if not hasattr(like, "specs"):
+            raise UsageError(f"like={like!r} is no policy: give what mtray.load_policy returns")
+        return resolve_like(names, like.specs, engine, action_repeat)
+    tasks = resolve(names, engine or DEFAULT_ENGINE, action_repeat or CollectorConfig.action_repeat)
+    for task in tasks:
+        if action_repeat not in (None, task.spec.action_repeat):
+            raise UsageError(f"task {task.name!r} repeats actions itself: action_repeat={action_repeat} has no effect")
+    return tasks

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -13,9 +11,11 @@ from tensordict import LazyStackedTensorDict, TensorDictBase
 from torchrl.envs import ParallelEnv
 
 from mtray.data.specs import NEXT, REWARD
-from mtray.errors import RunError
-from mtray.tasks.makers import TaskMaker
-from mtray.tasks.processes import engine_modules, start_fork_server
+from mtray.engines.base import copy_seed
+from mtray.errors import RunError, TaskError
+from mtray.tasks.env import Learned, tasks_like
+from mtray.tasks.makers import TaskMaker, make_makers
+from mtray.tasks.processes import engine_modules, hidden_main, start_fork_server
 
 
 class MultiTaskEnv(ParallelEnv):
@@ -41,9 +41,9 @@ class MultiTaskEnv(ParallelEnv):
         self._single_task = False
 
     def _start_workers(self) -> None:
-        start_fork_server(engine_modules([maker.task for maker in self.makers]))
+        start_fork_server(["mtray.tasks.env", *engine_modules([maker.task for maker in self.makers])])
         threads = torch.get_num_threads()
-        with _hidden_main():
+        with hidden_main():
             super()._start_workers()
         torch.set_num_threads(threads)
 
@@ -83,7 +83,7 @@ class MultiTaskEnv(ParallelEnv):
         """End every process, because that of one task died.
 
         Raises:
-            RunError: always; it names the task.
+            TaskError: always; it names the task.
         """
         dead = self._workers[index]
         dead.join(timeout=1.0)
@@ -92,9 +92,9 @@ class MultiTaskEnv(ParallelEnv):
         for channel in self.parent_channels:
             channel.close()
         self.is_closed = True
-        raise RunError(
-            f"the process that steps task {self.makers[index].task.name!r} died with exit code {code}; "
-            "what it printed last is in the log of this process"
+        task = self.makers[index].task.name
+        raise TaskError(
+            f"the process that steps task {task!r} died with exit code {code}; its error is printed above", task
         )
 
 
@@ -105,16 +105,34 @@ def _advance(data: TensorDictBase) -> TensorDictBase:
     return data.get(NEXT).exclude(REWARD)
 
 
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    # multiprocessing makes each worker import the parent's main module again: in a Ray actor that is Ray's own
-    # worker program, in a user's script the script. Makers travel by value, so nobody needs it.
-    main = sys.modules["__main__"]
-    saved: dict[str, Any] = {
-        name: main.__dict__.pop(name) for name in ("__file__", "__spec__") if name in main.__dict__
-    }
-    main.__spec__ = None
-    try:
-        yield
-    finally:
-        main.__dict__.update(saved)
+def make_multi_task_env(
+    names: Sequence[str],
+    *,
+    num_envs: int | None = None,
+    seed: int = 0,
+    engine: str | None = None,
+    action_repeat: int | None = None,
+    like: Learned | None = None,
+) -> MultiTaskEnv:
+    """Several tasks side by side as one TorchRL environment, a process per task.
+
+    ::
+
+        env = mtray.make_multi_task_env(["cheetah-run", "walker-walk"], num_envs=4, like=policy)
+        rollout = env.rollout(100, policy, return_contiguous=False)  # rollout[1] is walker-walk's, [4, 100]
+        env.close()
+
+    Args:
+        names: tasks and task sets, as after ``--tasks``.
+        num_envs: copies of each task; None for unbatched environments.
+        seed: of the first task; the others' follow from it.
+        engine: as in `make_task_env`.
+        action_repeat: as in `make_task_env`.
+        like: as in `make_task_env`.
+
+    Raises:
+        UsageError: an unknown name, tasks that can't live together, or a spec that is not the policy's.
+    """
+    tasks = tasks_like(names, engine, action_repeat, like)
+    seeds = [copy_seed(seed, index) for index in range(len(tasks))]
+    return MultiTaskEnv(make_makers(tasks, num_envs, seeds))

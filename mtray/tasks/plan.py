@@ -6,11 +6,12 @@ import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtray.data.specs import TaskSpec
 from mtray.engines.base import BatchSim
-from mtray.errors import UsageError
+from mtray.errors import TaskError, UsageError
+from mtray.tasks.checks import check_specs
 
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
@@ -34,6 +35,13 @@ ENGINES = {
 DEFAULT_ENGINE = "mujoco"
 
 
+# Engines that a bare installation lacks; each is an extra of that name.
+EXTRAS = ("envpool",)
+
+# Copies that a user's maker builds where its spec is read: with two it shows whether they are two.
+_PROBED_COPIES = 2
+
+
 @dataclass(frozen=True)
 class Task:
     """A task that can be built anywhere: its name, its engine and, for a user's own, its maker.
@@ -54,15 +62,21 @@ class Task:
         """Build K copies in this process.
 
         Raises:
-            UsageError: the user's maker raised or built something that can't be used.
+            TaskError: the user's maker raised.
+            UsageError: it built something that can't be used, or that differs from the spec read before.
         """
         if num_envs < 1:
-            raise UsageError(f"task {self.name!r}: {num_envs} copies asked for, at least 1 is needed")
-        if self.maker is not None:
-            module = importlib.import_module(TORCHRL_MODULE)
-            sim: BatchSim = module.TorchrlSim(self.name, self.maker, num_envs, seed)
+            raise UsageError(f"task {self.name!r}: {num_envs} copies requested, at least 1 is needed")
+        if self.maker is None:
+            sim: BatchSim = load_engine(self.engine).make_sim(self.spec, num_envs, seed)
             return sim
-        sim = load_engine(self.engine).make_sim(self.spec, num_envs, seed)
+        sim = importlib.import_module(TORCHRL_MODULE).TorchrlSim(self.name, self.maker, num_envs, seed)
+        try:
+            if "spec" in self.__dict__:
+                check_specs([self.spec], [sim.spec], "when the task was resolved")
+        except UsageError:
+            sim.close()
+            raise
         return sim
 
     @property
@@ -72,15 +86,26 @@ class Task:
 
     @functools.cached_property
     def spec(self) -> TaskSpec:
-        """What the task's data looks like. It travels with the task, so it is found out once."""
+        """What the task's data looks like; read once, then it travels with the task.
+
+        A user's environment is built, reset and stepped once for it, so that what can't work is refused here.
+
+        Raises:
+            UsageError: the user's maker or environment raised, or can't be used.
+        """
         if self.maker is None:
             spec: TaskSpec = load_engine(self.engine).spec_of(self.name, self.action_repeat)
             return spec
-        sim = self.make_sim(1)
         try:
-            return sim.spec
-        finally:
-            sim.close()
+            sim: Any = self.make_sim(_PROBED_COPIES)
+            try:
+                sim.probe()
+            finally:
+                sim.close()
+        except TaskError as error:
+            raise UsageError(str(error)) from error
+        read: TaskSpec = sim.spec
+        return read
 
 
 def load_engine(name: str) -> ModuleType:
@@ -90,4 +115,5 @@ def load_engine(name: str) -> ModuleType:
     try:
         return importlib.import_module(ENGINES[name])
     except ImportError as error:
-        raise UsageError(f"engine {name!r} can't be loaded here ({error}): pip install 'mtray[{name}]'") from error
+        remedy = f'pip install -e ".[{name}]"' if name in EXTRAS else "pip install -e . brings what it needs"
+        raise UsageError(f"engine {name!r} can't be loaded here ({error}): {remedy}") from error

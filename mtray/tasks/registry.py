@@ -9,15 +9,19 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from mtray.engines.base import TASK_FAILURES
 from mtray.errors import MtrayError, UnknownTaskError, UsageError
 
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
 
-from mtray.tasks.plan import DEFAULT_ENGINE, TORCHRL, Task, load_engine
+from mtray.data.specs import TaskSpec
+from mtray.tasks.checks import check_specs
+from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, TORCHRL, Task, load_engine
 
 _REGISTERED: dict[str, Maker] = {}
 
@@ -66,6 +70,43 @@ def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: i
     return tuple(tasks)
 
 
+def resolve_like(
+    names: Sequence[str], specs: Sequence[TaskSpec], engine: str | None = None, action_repeat: int | None = None
+) -> tuple[Task, ...]:
+    """The tasks of these names as a policy learned them: with its engines and action repeats.
+
+    Args:
+        names: as in `resolve`.
+        specs: the policy's.
+        engine: instead of the policy's engines.
+        action_repeat: instead of the policy's, which it must equal.
+
+    Raises:
+        UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
+    """
+    learned = {spec.name: spec for spec in specs}
+    default = next((spec.engine for spec in specs if spec.engine != TORCHRL), DEFAULT_ENGINE)
+    tasks: list[Task] = []
+    for name in names:
+        spec = learned.get(name)
+        is_makers = spec is not None and spec.engine == TORCHRL
+        if is_makers and name not in _REGISTERED:
+            raise UsageError(
+                f"task {name!r} was made by a maker, which is not known here: give its path package.module:maker, or, "
+                "in Python, call mtray.register_task and then mtray.evaluate_policy"
+            )
+        for task in resolve([name], engine or (default if spec is None or is_makers else spec.engine)):
+            if task.name not in learned:
+                raise UsageError(f"task {task.name!r} was not learned by this policy: it has {', '.join(learned)}")
+            spec = learned[task.name]
+            if task.maker is None:
+                kind = task.engine if engine or "/" in name else spec.engine
+                task = Task(task.name, kind, action_repeat=action_repeat or spec.action_repeat)
+            check_specs([spec], [task.spec], "when the policy was trained")
+            tasks += [task] if task not in tasks else []
+    return tuple(tasks)
+
+
 def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
     if name in _REGISTERED:
         if name in load_engine(engine).task_names():
@@ -87,7 +128,39 @@ def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
     candidates = [*known, *sets, *_REGISTERED]
     near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"task sets: {', '.join(sorted(sets))}"
-    raise UnknownTaskError(f"unknown task {name!r} of engine {engine!r}: {hint}")
+    if other := _engine_with(name, engine):
+        hint = f"engine {other!r} has it, add --engine {other} or write {other}/{name}"
+        if other not in _installed():
+            hint += f' (pip install -e ".[{other}]")'
+    raise UnknownTaskError(
+        f"unknown task {name!r} of engine {engine!r}: {hint}; a task of your own is package.module:maker, or a name "
+        "that mtray.register_task gave it in this process"
+    )
+
+
+def _engine_with(name: str, engine: str) -> str | None:
+    """Another engine that has the task or set; EnvPool is known by its names where it is not installed."""
+    for other in ENGINES:
+        if other != engine and other in _installed():
+            module = load_engine(other)
+            if name in module.task_names() or name in module.task_sets():
+                return other
+    is_pools = name.startswith("metaworld") or re.fullmatch(r"[A-Z]\w*-v\d+", name) or name == "gymnasium"
+    return "envpool" if is_pools and engine != "envpool" and "envpool" not in _installed() else None
+
+
+@functools.cache
+def _installed() -> frozenset[str]:
+    """Engines that can be loaded here."""
+
+    def can_load(name: str) -> bool:
+        try:
+            load_engine(name)
+        except UsageError:
+            return False
+        return True
+
+    return frozenset(filter(can_load, ENGINES))
 
 
 def _import_maker(path: str) -> Maker:
@@ -96,9 +169,9 @@ def _import_maker(path: str) -> Maker:
         maker = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except MtrayError:
         raise
-    except Exception as error:
+    except TASK_FAILURES as error:
         raise UsageError(
-            f"maker {path!r} can't be imported ({type(error).__name__}: {error}): "
+            f"maker {path!r} can't be imported ({type(error).__name__}: {' '.join(str(error).split())}): "
             "write package.module:maker, with the package installed or in the current folder"
         ) from error
     if not callable(maker):

@@ -51,7 +51,7 @@ def no_renderer(monkeypatch):
 def test_one_copy_equals_dm_control_env_bit_for_bit(name, engine):
     domain, task = task_names()[name]
     theirs = tutorial_env(domain, task, name, seed=7)
-    ours = make_task_env(name, engine=engine, num_envs=1, seed=7)
+    ours = make_task_env(name, engine=engine, num_envs=1, seed=7, action_repeat=1)
     theirs.set_seed(3)
     ours.set_seed(3)
     low, high = (np.clip(bound, -1, 1) for bound in (ours.task_spec.action_low, ours.task_spec.action_high))
@@ -151,7 +151,7 @@ def test_partial_reset_touches_only_the_masked_copies():
 
 
 def test_a_time_limit_truncates_and_next_is_the_last_state_not_the_reset_one():
-    env = make_task_env("cartpole-balance", num_envs=2)
+    env = make_task_env("cartpole-balance", num_envs=2, action_repeat=1)
     state = env.reset()
     for step in range(1000):
         state["action"] = torch.zeros(2, 1)
@@ -168,7 +168,7 @@ def test_a_time_limit_truncates_and_next_is_the_last_state_not_the_reset_one():
 
 
 def test_a_tasks_own_end_is_termination():
-    env = make_task_env("lqr-lqr_2_1", num_envs=1)
+    env = make_task_env("lqr-lqr_2_1", num_envs=1, action_repeat=1)
     sim = env.sim._envs[0]
     env.reset()
     with sim.physics.reset_context():

@@ -1,6 +1,8 @@
 """The registry: what names mean, what a wrong one is told, and what a user's maker may and may not build."""
 
 import pickle
+import tomllib
+from pathlib import Path
 
 import cloudpickle
 import numpy as np
@@ -9,7 +11,7 @@ from dm_control import suite
 
 from mtray.data.specs import TaskSpec
 from mtray.engines.base import StepArrays
-from mtray.errors import UnknownTaskError, UsageError
+from mtray.errors import TaskError, UnknownTaskError, UsageError
 from mtray.tasks import plan as tasks_module
 from mtray.tasks import registry
 from mtray.tasks.plan import Task
@@ -233,13 +235,12 @@ def test_fewer_than_one_copy_is_refused(name):
 @pytest.mark.parametrize(
     ("maker", "message"),
     [
-        (makers.raising, r"raised FileNotFoundError: no arena\.xml .*maker\(2, 7\)"),
         (makers.garbage, r"returned dict, expected a torchrl EnvBase"),
         (makers.wrong_batch, r"built an environment of batch size \(3,\): it must be \(2,\)"),
         (makers.no_observation, r"no float vector under 'observation' .*position"),
         (makers.integer_observation, r"no float vector under 'observation' .*int64"),
         (makers.image_observation, r"no float vector under 'observation' .*\(2, 8, 8\)"),
-        (makers.discrete_action, r"an action of shape \(2,\) and dtype torch\.int64"),
+        (makers.discrete_action, r"has as action 'action' of shape \(2,\) torch\.int64"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -247,6 +248,43 @@ def test_maker_that_builds_what_can_not_be_used_is_refused_with_the_task(maker, 
     with pytest.raises(UsageError, match=message) as caught:
         Task("mine", "torchrl", maker).make_sim(2, seed=7)
     assert "task 'mine'" in str(caught.value)
+
+
+def test_maker_that_raises_is_a_usage_error_where_the_spec_is_read_and_a_task_error_elsewhere():
+    task, message = Task("mine", "torchrl", makers.raising), r"task 'mine': its maker, called as maker\(2, {}\)"
+    with pytest.raises(TaskError, match=message.format(7) + r".* raised FileNotFoundError: no arena\.xml \(makers\.py"):
+        task.make_sim(2, seed=7)
+    with pytest.raises(UsageError, match=message.format(0)):
+        _ = task.spec
+
+
+@pytest.mark.parametrize("maker", [lambda num_envs: None, makers.PointEnv(1, 0).reset, makers.later])
+def test_maker_of_another_signature_is_told_how_it_was_called(maker):
+    with pytest.raises(UsageError, match=r"'mine'.*(called as maker\(2, 0\) \(number of copies, seed\)|coroutine)"):
+        _ = Task("mine", "torchrl", maker).spec
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("Ant-v5", "envpool"), ("metaworld-drawer-open", "envpool"), ("cartpole-two_poles", "mujoco")]
+)
+def test_task_of_another_engine_names_that_engine(name, engine):
+    asked = "mujoco" if engine == "envpool" else "envpool"
+    if "envpool" not in registry._installed() and asked == "envpool":
+        pytest.skip("envpool is not installed")
+    with pytest.raises(UnknownTaskError, match=rf"--engine {engine} or write {engine}/{name}"):
+        resolve([name], asked)
+
+
+def test_task_of_an_engine_that_is_not_installed_names_its_extra(monkeypatch):
+    monkeypatch.setattr(registry, "_installed", lambda: frozenset({"mujoco", "dm_control"}))
+    with pytest.raises(UnknownTaskError, match=r'envpool/Ant-v5 \(pip install -e "\.\[envpool\]"\)'):
+        resolve(["Ant-v5"])
+
+
+def test_extras_that_errors_name_exist():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {*tasks_module.EXTRAS, "gym"} <= set(project["optional-dependencies"])
+    assert set(tasks_module.EXTRAS) < set(tasks_module.ENGINES)
 
 
 # Travelling
@@ -293,8 +331,5 @@ def test_a_maker_need_not_be_hashable():
 
 def test_a_registered_name_of_the_suite_is_refused_rather_than_shadowed():
     register_task("walker-walk", lambda num_envs, seed: None)
-    try:
-        with pytest.raises(UsageError, match="also a task of engine"):
-            resolve(["walker-walk"])
-    finally:
-        del tasks_module._REGISTERED["walker-walk"]
+    with pytest.raises(UsageError, match="also a task of engine"):
+        resolve(["walker-walk"])

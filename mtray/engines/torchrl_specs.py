@@ -1,0 +1,224 @@
+"""What a user's TorchRL environment declares, read as a `TaskSpec`; what mtray can't learn from is refused here.
+
+Enters: an environment, before its first reset. Leaves: its spec, or a `UsageError` that names the task, the entry,
+its shape and dtype, and a remedy.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase
+from torchrl.envs.batched_envs import BatchedEnvBase
+from torchrl.envs.transforms import AutoResetTransform, Transform, VecGymEnvTransform
+
+from mtray.data.specs import ACTION, OBSERVATION, REWARD, UNBOUNDED, TaskSpec
+from mtray.errors import UsageError
+
+NAME = "torchrl"
+
+# Where wrappers of TorchRL, Gymnasium and dm_control keep what they wrap.
+_WRAPPED = ("base_env", "_env", "env", "_transform", "transforms", "_envs", "envs")
+# Written by InitTracker, TrajCounter and Timer: no observations. StepCounter's and RewardSum's entries are states.
+_BOOKKEEPING = ("is_init", "traj_count", "time_step", "time_policy", "time_reset")
+
+# Environments that makers of this process returned, by id: returned again, two copies would be one.
+_returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def read_spec(name: str, env: EnvBase) -> TaskSpec:
+    """The environment's `TaskSpec`.
+
+    Raises:
+        UsageError: an entry that mtray can't learn from, or would leave out.
+    """
+    _check_resets(name, env)
+    _check_reward(name, env)
+    observation = _observation_size(name, env)
+    low, high = _action_bounds(name, env)
+    return TaskSpec(
+        name=name,
+        engine=NAME,
+        observation=((OBSERVATION, observation),),
+        action_low=low,
+        action_high=high,
+        horizon=None,
+        time_step_seconds=None,
+    )
+
+
+def check_new(name: str, envs: Sequence[EnvBase]) -> None:
+    """Raise if two of these environments, or one of them and an earlier one, are or wrap the same object.
+
+    Raises:
+        UsageError: the maker does not build a new environment at each call.
+    """
+    found = list(_environments(envs))
+    groups = [envs, *(members for env in envs for members in _groups(env))]
+    if any(_returned.get(id(env)) is env for env in found) or any(map(_overlap, groups)):
+        raise UsageError(
+            f"the maker of task {name!r} returned the same environment twice, so its copies would be one: "
+            "build a new one at each call"
+        )
+    _returned.update({id(env): env for env in found if hasattr(type(env), "__weakref__")})
+
+
+def is_started(env: EnvBase) -> bool:
+    """Whether an environment can be closed: TorchRL's batched ones start at their first reset, and raise before."""
+    return not any(isinstance(part, BatchedEnvBase) and part.__dict__["is_closed"] for part in _inner(env))
+
+
+def _inner(env: Any) -> Iterator[Any]:
+    """An object and all that it wraps."""
+    seen: set[int] = set()
+    waiting = [env]
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        # Not by getattr: TorchRL's batched environments start their processes when they are asked for an attribute.
+        fields = getattr(current, "__dict__", {})
+        fields = {**fields, **(fields.get("_modules") or {})}
+        for value in (fields.get(key) for key in _WRAPPED):
+            parts: Iterable[Any] = value if isinstance(value, list | tuple | torch.nn.ModuleList) else [value]
+            waiting += [part for part in parts if part is not None]
+
+
+def _environments(envs: Iterable[Any]) -> Iterator[Any]:
+    for env in envs:
+        for part in _inner(env):
+            if hasattr(type(part), "step") and hasattr(type(part), "reset"):
+                yield part
+
+
+def _groups(env: Any) -> Iterator[Sequence[Any]]:
+    for part in _inner(env):
+        for key in ("_envs", "envs"):
+            members = getattr(part, "__dict__", {}).get(key)
+            if isinstance(members, list | tuple):
+                yield members
+
+
+def _overlap(envs: Sequence[Any]) -> bool:
+    seen: set[int] = set()
+    for env in envs:
+        ids = {id(part) for part in _environments([env])}
+        if seen & ids:
+            return True
+        seen |= ids
+    return False
+
+
+def _check_resets(name: str, env: EnvBase) -> None:
+    for part in _inner(env):
+        resets_itself = (
+            isinstance(part, AutoResetTransform | VecGymEnvTransform)
+            or "autoreset" in type(part).__name__.lower()
+            or getattr(part, "__dict__", {}).get("_torchrl_native_autoreset", False)
+        )
+        if resets_itself:
+            raise UsageError(
+                f"task {name!r}: {type(part).__name__} resets itself, which loses the last observation of each "
+                "episode: return one unbatched environment (the maker is called once per copy), or a Gymnasium vector "
+                "environment made with autoreset_mode=AutoresetMode.DISABLED"
+            )
+
+
+def _check_reward(name: str, env: EnvBase) -> None:
+    keys = list(env.reward_keys)
+    if keys != [REWARD]:
+        raise UsageError(
+            f"task {name!r} has its reward under {_listed(keys)}: it must be one number under {REWARD!r} "
+            "(rename it in the maker with TorchRL's RenameTransform)"
+        )
+    spec = env.full_reward_spec[REWARD]
+    shape, batch = tuple(spec.shape), tuple(env.batch_size)
+    if shape not in (batch, (*batch, 1)):
+        raise UsageError(
+            f"task {name!r} has a reward of shape {shape} {spec.dtype} under {REWARD!r}: it must be one number "
+            f"per copy, {(*batch, 1)}; combine its entries in the maker, for example with TorchRL's LineariseRewards"
+        )
+
+
+def _observation_size(name: str, env: EnvBase) -> int:
+    """Width of the vector under ``observation``."""
+    specs = dict(env.observation_spec.items(True, True))
+    spec = specs.get(OBSERVATION)
+    rank = len(env.batch_size) + 1
+    if spec is None or len(spec.shape) != rank or not spec.dtype.is_floating_point:
+        raise UsageError(
+            f"task {name!r} has no float vector under 'observation' (its observations: {_described(specs)}): "
+            f"{_join(specs, rank)}"
+        )
+    left_out = {key: spec for key, spec in specs.items() if key not in _accounted(env)}
+    if left_out:
+        raise UsageError(
+            f"task {name!r} has observations beside 'observation', which would be left out: {_described(left_out)}; "
+            f"{_join({OBSERVATION: spec, **left_out}, rank)}, or drop them with ExcludeTransform"
+        )
+    return int(spec.shape[-1])
+
+
+def _accounted(env: EnvBase) -> set[Any]:
+    """Entries that are learned from, travel as state, or are what a transform made another entry of."""
+    keys = {OBSERVATION, *_BOOKKEEPING, *env.state_spec.keys(True, True)}
+    for part in _inner(env):
+        if isinstance(part, Transform):
+            keys |= set(part.in_keys or ()) - set(part.out_keys or ())
+    return keys
+
+
+def _join(specs: dict[Any, Any], rank: int) -> str:
+    """How to make one vector of these entries."""
+    joinable = [key for key, spec in specs.items() if len(spec.shape) == rank and spec.dtype.is_floating_point]
+    if len(joinable) == len(specs):
+        return f"join them in the maker with TransformedEnv(env, CatTensors({joinable}, 'observation'))"
+    return "make one float vector of them in the maker (TorchRL: DTypeCastTransform, FlattenObservation, CatTensors)"
+
+
+def _action_bounds(name: str, env: EnvBase) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lowest and highest value of each action entry."""
+    specs = dict(env.full_action_spec.items(True, True))
+    spec = specs.get(ACTION)
+    rank = len(env.batch_size) + 1
+    if len(specs) != 1 or spec is None or len(spec.shape) != rank or not spec.dtype.is_floating_point:
+        raise UsageError(
+            f"task {name!r} has as action {_described(specs)}: mtray learns one vector of continuous actions under "
+            "'action'"
+        )
+    size = spec.shape[-1]
+    bounds = []
+    for side, default in (("low", -math.inf), ("high", math.inf)):
+        bound = torch.as_tensor(getattr(spec.space, side, default)).double().expand(spec.shape).reshape(-1, size)
+        if not torch.equal(bound, bound[:1].expand_as(bound)) and not bound.isnan().any():
+            raise UsageError(f"task {name!r}: its copies have different action bounds ({side}: {bound.tolist()})")
+        bounds.append(bound[0].tolist())
+    for index, (low, high) in enumerate(zip(*bounds, strict=True)):
+        _check_bound(name, index, low, high)
+    low, high = bounds
+    return tuple(low), tuple(high)
+
+
+def _check_bound(name: str, index: int, low: float, high: float) -> None:
+    where = f"task {name!r}: entry {index} of its action has the bounds [{low:g}, {high:g}]"
+    if not low <= high:
+        raise UsageError(f"{where}, which no value satisfies: correct its action spec")
+    if (low <= -UNBOUNDED) != (high >= UNBOUNDED):
+        raise UsageError(
+            f"{where}, a limit on one side only: give it both in the maker, for example with Gymnasium's RescaleAction "
+            f"or TorchRL's ActionScaling (bounds beyond ±{UNBOUNDED:g} count as none; without, actions lie in [-1, 1])"
+        )
+
+
+def _described(specs: dict[Any, Any]) -> str:
+    return "; ".join(f"{key!r} of shape {tuple(spec.shape)} {spec.dtype}" for key, spec in specs.items()) or "none"
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    return ", ".join(map(repr, keys)) or "no key"

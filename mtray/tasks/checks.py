@@ -1,0 +1,95 @@
+"""What is checked of tasks before anything starts: that their makers can travel, and that specs are still the same."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mtray.data.specs import TaskSpec
+from mtray.errors import UsageError
+
+if TYPE_CHECKING:
+    from mtray.tasks.plan import Task
+
+# How far into a maker the part that can't be pickled is searched.
+_DEPTH = 4
+
+
+def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str) -> None:
+    """Raise if a task's spec is not what it was; the engine may be another.
+
+    Args:
+        saved: specs as they were.
+        found: specs of the same tasks now; tasks that only one side has are passed over.
+        when: when the saved ones were found, for the message: ``in runs/a``.
+
+    Raises:
+        UsageError: names the task, the field and both values.
+    """
+    now = {spec.name: asdict(spec) for spec in found}
+    for spec in saved:
+        for field, value in asdict(spec).items() if spec.name in now else ():
+            other = now[spec.name][field]
+            if field != "engine" and other != value:
+                raise UsageError(
+                    f"task {spec.name!r}: {field} is {_short(other)}, but was {_short(value)} {when}: "
+                    "its maker or simulator has changed; undo that, or train anew"
+                )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def check_travels(task: Task) -> None:
+    """Raise if a task can't be sent to another process, which gets its maker by value (cloudpickle, as Ray does).
+
+    Raises:
+        UsageError: names the task and the part of its maker that can't be pickled.
+    """
+    if task.maker is None:
+        return
+    # With torch: tensordict depends on it.
+    import cloudpickle
+
+    try:
+        cloudpickle.loads(cloudpickle.dumps(task.maker))
+    except Exception as error:
+        where = _culprit(task.maker, cloudpickle.dumps, "its maker")
+        raise UsageError(
+            f"task {task.name!r} can't be sent to another process: {where} can't be pickled "
+            f"({type(error).__name__}: {' '.join(str(error).split())}): create it inside the maker"
+        ) from error
+
+
+def _culprit(value: Any, dumps: Any, name: str, depth: int = _DEPTH) -> str:
+    """The innermost part that can't be pickled, as an expression."""
+    for part, inner in _parts(value, name) if depth else ():
+        try:
+            dumps(inner)
+        except Exception:
+            return _culprit(inner, dumps, part, depth - 1)
+    return f"{name} (a {type(value).__name__})" if depth < _DEPTH else name
+
+
+def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """What a callable or container holds, each with an expression for it."""
+    if isinstance(value, functools.partial):
+        yield f"{name}.func", value.func
+        yield from ((f"{name}.args[{index}]", part) for index, part in enumerate(value.args))
+        yield from ((f"{name}.keywords[{key!r}]", part) for key, part in value.keywords.items())
+    elif isinstance(value, list | tuple):
+        yield from ((f"{name}[{index}]", part) for index, part in enumerate(value))
+    elif isinstance(value, dict):
+        yield from ((f"{name}[{key!r}]", part) for key, part in value.items())
+    elif hasattr(value, "__self__"):
+        yield f"{name}.__self__", value.__self__
+    elif hasattr(value, "__code__"):
+        code, cells = value.__code__, value.__closure__ or ()
+        yield from ((f"{key} in {name}", cell.cell_contents) for key, cell in zip(code.co_freevars, cells, strict=True))
+        yield from ((f"{key} in {name}", value.__globals__[key]) for key in code.co_names if key in value.__globals__)
+    else:
+        yield from ((f"{name}.{key}", part) for key, part in getattr(value, "__dict__", {}).items())

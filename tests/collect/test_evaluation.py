@@ -1,0 +1,67 @@
+"""Evaluation in Python: the policy's own tasks, as it learned them."""
+
+import pytest
+
+import mtray
+from mtray.config.settings import NetworkConfig
+from mtray.errors import TaskError, UsageError
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks import registry
+from mtray.tasks.plan import Task
+from mtray.testing import CountingMaker
+from tests.failing import FailingMaker
+from tests.makers import point
+
+COUNT = CountingMaker(truncate_after=4)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {})
+
+
+@pytest.fixture
+def policy():
+    specs = [Task("count", "torchrl", COUNT).spec, Task("lqr-lqr_2_1", "mujoco", action_repeat=2).spec]
+    return MultiTaskPolicy(specs, NetworkConfig(actor_width=16)).requires_grad_(False)
+
+
+def test_tasks_that_were_registered_are_evaluated(policy):
+    mtray.register_task("count", COUNT)
+    found = mtray.evaluate_policy(policy, ["count"], episodes=3)
+    assert found["count"]["episodes"] == len(found["count"]["returns"]) == 3
+    # It counts, so that all episodes are the same, of four steps with a reward of at most one.
+    assert max(found["count"]["returns"]) <= 4
+    assert found["count"]["return_std"] == 0
+    assert not policy.deterministic
+
+
+def test_a_task_that_was_registered_elsewhere_says_what_to_do(policy):
+    with pytest.raises(UsageError, match=r"'count' was made by a maker.*mtray\.register_task.*mtray\.evaluate_policy"):
+        mtray.evaluate_policy(policy)
+
+
+def test_a_makers_path_will_do():
+    alone = MultiTaskPolicy([Task("point", "torchrl", point).spec], NetworkConfig(actor_width=16))
+    assert list(mtray.evaluate_policy(alone, ["tests.makers:point"], episodes=1)) == ["point"]
+
+
+def test_a_task_that_has_changed_is_refused(policy):
+    mtray.register_task("count", CountingMaker(observation_size=3))
+    with pytest.raises(UsageError, match=r"task 'count': observation is .*3.* but was .*2.* when the policy"):
+        mtray.evaluate_policy(policy, ["count"])
+
+
+def test_other_tasks_and_no_episodes_are_refused(policy):
+    with pytest.raises(UsageError, match="'walker-walk' was not learned by this policy: it has count, lqr-lqr_2_1"):
+        mtray.evaluate_policy(policy, ["walker-walk"])
+    with pytest.raises(UsageError, match="0 episodes"):
+        mtray.evaluate_policy(policy, episodes=0)
+
+
+def test_a_task_that_raises_is_named():
+    task = Task("mine", "torchrl", FailingMaker("reset_raises"))
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
+    mtray.register_task("mine", FailingMaker("reset_raises"))
+    with pytest.raises(TaskError, match="task 'mine': its reset raised OSError: no licence left"):
+        mtray.evaluate_policy(policy)

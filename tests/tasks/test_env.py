@@ -1,0 +1,128 @@
+"""Tasks as TorchRL environments, as a user makes them: at the rate of training, under autograd, in float32."""
+
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+
+import mtray
+from mtray.config.settings import CollectorConfig, NetworkConfig
+from mtray.errors import UsageError
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks import registry
+from mtray.tasks.env import TaskEnv, make_task_env
+from mtray.tasks.parallel import make_multi_task_env
+from mtray.tasks.plan import Task
+from mtray.testing import CountingEnv, CountingMaker
+from tests.makers import point
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTERED", {"point": point, "count": CountingMaker(truncate_after=4)})
+
+
+class ExtraAtReset(CountingEnv):
+    def _reset(self, tensordict=None, **kwargs):
+        return super()._reset(tensordict, **kwargs).set("extra", torch.ones(*self.batch_size, 1))
+
+
+def policy_of(*tasks, **changes):
+    specs = [task.spec for task in tasks]
+    return MultiTaskPolicy(specs, NetworkConfig(actor_width=16), deterministic=True, **changes)
+
+
+def test_the_default_rate_is_trainings():
+    assert make_task_env("cartpole-swingup").task_spec.action_repeat == CollectorConfig().action_repeat == 2
+    assert make_task_env("cartpole-swingup", action_repeat=1).task_spec.action_repeat == 1
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_an_environment_like_a_policy_acts_at_its_rate_with_its_engine(repeat):
+    policy = policy_of(Task("cartpole-swingup", "dm_control", action_repeat=repeat), Task("point", "torchrl", point))
+    env = make_task_env("cartpole-swingup", num_envs=2, seed=3, like=policy)
+    assert (env.task.engine, env.task.action_repeat) == ("dm_control", repeat)
+    assert make_task_env("point", like=policy).task.maker is point
+    # As evaluation steps it: the same returns.
+    found = mtray.evaluate_policy(policy, ["cartpole-swingup"], episodes=2, seed=3)["cartpole-swingup"]["returns"]
+    with torch.no_grad():
+        rollout = env.rollout(-(-1000 // repeat), policy, break_when_any_done=False)
+    assert rollout["next", "done"][:, -1].all()
+    torch.testing.assert_close(rollout["next", "reward"].double().sum((1, 2)), torch.tensor(found).double())
+
+
+def test_what_is_not_as_the_policy_learned_it_is_refused():
+    policy = policy_of(Task("cartpole-swingup", "mujoco", action_repeat=2), Task("point", "torchrl", CountingMaker()))
+    with pytest.raises(UsageError, match="'walker-walk' was not learned by this policy: it has cartpole"):
+        make_task_env("walker-walk", like=policy)
+    with pytest.raises(UsageError, match="'cartpole-swingup': action_repeat is 1, but was 2 when the policy was tra"):
+        make_task_env("cartpole-swingup", like=policy, action_repeat=1)
+    with pytest.raises(UsageError, match=r"'point': action_low is \(-0\.5,\), but was \(-1\.0,\) when the policy was"):
+        make_task_env("point", like=policy)
+
+
+def test_a_path_is_no_policy():
+    for call in (lambda: make_task_env("count", like="runs/a"), lambda: mtray.evaluate_policy("runs/a")):
+        with pytest.raises(UsageError, match=r"'runs/a' is no policy: give what mtray\.load_policy returns"):
+            call()
+
+
+def test_an_action_repeat_that_has_no_effect_is_refused():
+    with pytest.raises(UsageError, match="'point' repeats actions itself: action_repeat=3"):
+        make_task_env("point", action_repeat=3)
+
+
+@pytest.mark.parametrize("name", ["cartpole-swingup", "point"])
+@pytest.mark.parametrize("num_envs", [None, 2])
+def test_a_policy_that_is_being_trained_can_act(name, num_envs):
+    env = make_task_env(name, num_envs=num_envs)
+    size = env.task_spec.observation_size
+    own = TensorDictModule(torch.nn.Linear(size, 1), ["observation"], ["action"])
+    ours = policy_of(env.task)
+    for policy in (own, ours):
+        rollout = env.rollout(3, policy, break_when_any_done=False)
+        rollout["action"].sum().backward()
+        assert not rollout["next", "reward"].requires_grad
+    assert own.module.weight.grad is not None
+    assert any(parameter.grad is not None for parameter in ours.parameters())
+    with torch.inference_mode():
+        assert env.rollout(3, ours, break_when_any_done=False)["action"].shape[-1] == 1
+
+
+def test_data_is_float32_whatever_torchs_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for name in ("cartpole-swingup", "count"):
+            env = make_task_env(name, num_envs=2)
+            rollout = env.rollout(3, policy_of(env.task))
+            for key in ("observation", ("next", "observation"), ("next", "reward"), f"observation_{name}"):
+                assert rollout[key].dtype == torch.float32
+                assert env.observation_spec["observation"].dtype == env.reward_spec.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_extra_entry_at_reset_is_left_alone():
+    registry._REGISTERED["extra"] = lambda num_envs, seed: ExtraAtReset(num_envs, truncate_after=2)
+    rollout = make_task_env("extra", num_envs=2).rollout(5, break_when_any_done=False)
+    assert rollout["observation_extra"][0, :, 0].tolist() == [0, 1, 0, 1, 0]
+    assert "extra" not in rollout.keys()
+
+
+def test_several_tasks_side_by_side_like_a_policy():
+    policy = policy_of(Task("cartpole-swingup", "mujoco", action_repeat=3), Task("count", "torchrl", CountingMaker()))
+    env = make_multi_task_env(["count", "cartpole-swingup"], num_envs=2, seed=4, like=policy)
+    try:
+        rollout = env.rollout(6, policy, break_when_any_done=False, return_contiguous=False)
+        assert rollout[0]["observation_count"][0, :, 0].tolist() == [0, 1, 2, 3, 0, 1]
+        assert rollout[1]["observation_cartpole-swingup"].shape == (2, 6, 5)
+        assert [maker.task.action_repeat for maker in env.makers] == [1, 3]
+        seeds = [maker.seed for maker in env.makers]
+        assert seeds[0] == 4
+        assert len(set(seeds)) == 2
+    finally:
+        env.close()
+
+
+def test_a_common_observation_that_is_too_narrow_is_refused():
+    with pytest.raises(UsageError, match="'count' has 2 observation entries, more than the common"):
+        TaskEnv(Task("count", "torchrl", CountingMaker()), observation_width=1)
