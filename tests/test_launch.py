@@ -1,6 +1,7 @@
 """Whole runs: real Ray, real simulators, real signals; what they leave behind, in files and in processes."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -170,6 +171,61 @@ def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
     restored = checkpoint.read(checkpoint.latest(run_dir))
     for task, rows in saved.rows.items():
         assert np.array_equal(restored.rows[task][: len(rows)].view(np.int32), rows.view(np.int32))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", ["TERM", "HUP"])
+def test_a_signal_to_the_whole_group_saves_and_exits_0(tmp_path, name):
+    """As `timeout` sends it: to the command, and then to all of its process group."""
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        run.process.send_signal(getattr(signal, f"SIG{name}"))
+        os.killpg(run.process.pid, getattr(signal, f"SIG{name}"))
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    assert summary_of(run_dir)["exit_reason"] == "interrupted"
+    assert checkpoint.read(checkpoint.latest(run_dir)).frames == summary_of(run_dir)["frames"] > 1000
+    assert "SIGTERM received" not in run.output
+    assert run.output.count("stopping: saving a checkpoint") == 1
+
+
+@pytest.mark.cluster
+def test_a_second_signal_ends_the_run_at_once_and_leaves_no_process(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        run.process.terminate()
+        time.sleep(0.6)
+        run.process.terminate()
+        assert run.wait(60) in (0, 1), run.output
+        assert run.all_gone(), run.alive()
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.cluster
+def test_of_two_launches_at_once_one_runs_and_the_other_names_it(tmp_path):
+    run_dir = tmp_path / "a"
+    arguments = (*SMALL, "--host", "inline", "--total-frames", 3000, "--run-dir", run_dir)
+    with Run(*arguments, cwd=tmp_path) as one, Run(*arguments, cwd=tmp_path) as other:
+        codes = {one.wait(): one, other.wait(): other}
+        assert codes.keys() == {0, 2}, (one.output, other.output)
+        assert f"in use by process {codes[0].process.pid} on " in codes[2].output
+        assert codes[2].output.count("\n") == 1
+    assert summary_of(run_dir)["exit_reason"] == "finished"
+
+
+@pytest.mark.cluster
+def test_a_host_that_was_chosen_is_chosen_anew_when_the_run_is_resumed(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 1000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["config"]["host"] == "auto"
+    assert config["chosen"]["host"] in ("inline", "parallel")
+    with Run("--resume", run_dir, "--total-frames", "2e3", "--host", "parallel", cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert json.loads((run_dir / "config.json").read_text())["chosen"] == {"host": "parallel"}
 
 
 @pytest.mark.cluster

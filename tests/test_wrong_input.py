@@ -1,20 +1,30 @@
 """Wrong input: exit code 2, one clear line on stderr, no traceback, and nothing saved is lost."""
 
+import contextlib
 import dataclasses
 import functools
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
+import mtray
 from mtray import evaluate, launch, report
 from mtray.cluster import train
-from mtray.rundir import directory
+from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.errors import UsageError
+from mtray.rundir import checkpoint, directory
+from mtray.rundir.claim import claim
 from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve
 from tests import makers
 
 
@@ -110,19 +120,25 @@ def test_an_unreachable_address_is_named(fail):
     assert "nonsense" in fail("--address", "nonsense")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
 def test_an_address_where_something_else_listens_is_told_at_once(fail, answer):
     def serve():
-        connection, _ = listener.accept()
-        with connection:
-            connection.sendall(answer)
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.sendall(answer)
 
+    begin = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve)
         thread.start()
         error = fail("--address", f"127.0.0.1:{listener.getsockname()[1]}")
+        listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert "can't be reached" in error
+    assert time.monotonic() < begin + 60
 
 
 def test_a_device_that_is_not_there(fail):
@@ -184,6 +200,116 @@ def make_run(tmp_path, **changes):
 
 def test_resuming_a_run_without_a_checkpoint(fail, tmp_path):
     assert "no checkpoint" in fail("--resume", make_run(tmp_path))
+
+
+def saved_run(tmp_path, frames=500):
+    """A run directory with a checkpoint whose learner and replay were never filled."""
+    run_dir = make_run(tmp_path)
+    specs = [json.loads(json.dumps(task.spec.to_dict())) for task in resolve(["cartpole-swingup"], action_repeat=2)]
+    config = json.loads((run_dir / "config.json").read_text())["config"]
+    meta = {"config": config, "specs": specs, "metrics": {}}
+    checkpoint.write(run_dir, checkpoint.Checkpoint(frames, meta, b"policy", b"learner"), keep=2)
+    (run_dir / "checkpoints" / ".000000000900.partial").mkdir()
+    (run_dir / "metrics.jsonl").write_text("kept")
+    (run_dir / "summary.json").write_text("kept")
+    return run_dir
+
+
+def tree(path):
+    return {str(entry.relative_to(path)): entry.is_file() and entry.read_bytes() for entry in path.rglob("*")}
+
+
+REFUSED = {
+    "other tasks": ({"tasks": ("walker-walk",)}, "--tasks walker-walk differs from the cartpole-swingup"),
+    "other seed": ({"seed": 7}, "--seed 7 differs from the 0"),
+    "other network": ({"network": NetworkConfig(actor_width=64)}, "--network.actor-width 64 differs from the 128"),
+    "other atoms": ({"learner": LearnerConfig(atoms=21)}, "--learner.atoms 21 differs from the 51"),
+    "other folder": ({"run_dir": Path("other")}, "a resumed run goes on in its own folder"),
+    "fewer frames": ({"total_frames": 500}, "--total-frames 500: "),
+    "too slack": ({"learner": LearnerConfig(slack_steps=1)}, "slack"),
+    "no device": ({"device": "cuda:1"}, "--device cuda:1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_resume_that_is_refused_leaves_every_byte_as_it_was(fail, tmp_path, case):
+    """One function checks it for the command line and for Python."""
+    changes, message = REFUSED[case]
+    run_dir = saved_run(tmp_path)
+    before = tree(tmp_path)
+    config = dataclasses.replace(checkpoint.read_config(run_dir), resume=run_dir, **{"total_frames": 900, **changes})
+    with pytest.raises(UsageError, match=re.escape(message)):
+        mtray.train(config)
+    assert tree(tmp_path) == before
+    flags = ["--resume", run_dir, "--total-frames", changes.get("total_frames", 900)]
+    flags += {
+        "other tasks": ["--tasks", "walker-walk"],
+        "other seed": ["--seed", 7],
+        "other network": ["--network.actor-width", 64],
+        "other atoms": ["--learner.atoms", 21],
+        "other folder": ["--run-dir", "other"],
+        "fewer frames": [],
+        "too slack": ["--learner.slack-steps", 1],
+        "no device": ["--device", "cuda:1"],
+    }[case]
+    assert message in fail(*flags)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["policy.pt", "learner.pt", "meta.json"])
+def test_damage_is_found_before_anything_is_started_or_written(fail, tmp_path, name):
+    run_dir = saved_run(tmp_path)
+    [path] = run_dir.glob(f"checkpoints/0*/{name}")
+    path.write_bytes(path.read_bytes()[:-3])
+    before = tree(tmp_path)
+    assert name in fail("--resume", run_dir, "--total-frames", 900)
+    assert tree(tmp_path) == before
+
+
+def test_a_task_that_has_changed_since_is_found_before_anything_is_written(fail, tmp_path):
+    run_dir = saved_run(tmp_path)
+    [path] = run_dir.glob("checkpoints/0*/meta.json")
+    meta = json.loads(path.read_text())
+    meta["specs"][0]["horizon"] = 7
+    path.write_text(json.dumps(meta))
+    before = tree(tmp_path)
+    assert "'cartpole-swingup' has another horizon" in fail("--resume", run_dir, "--total-frames", 900)
+    assert tree(tmp_path) == before
+
+
+def test_a_live_run_is_not_resumed_nor_started_again(fail, tmp_path):
+    run_dir = saved_run(tmp_path)
+    with claim(run_dir):
+        before = tree(tmp_path)
+        for flags in (["--resume", run_dir, "--total-frames", 900], ["--run-dir", run_dir]):
+            assert f"in use by process {os.getpid()} on " in fail(*flags)
+        assert tree(tmp_path) == before
+
+
+def test_resuming_another_runs_settings_in_python_names_where_to_begin(tmp_path):
+    with pytest.raises(UsageError, match=r"dataclasses\.replace\(mtray\.read_config"):
+        mtray.train(mtray.Config(resume=saved_run(tmp_path), total_frames=900))
+
+
+def test_a_refused_start_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError):
+        mtray.train(mtray.Config(tasks=("walker-wlak",), run_dir=tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_maker_that_changes_the_process_leaves_it_as_it_was(fail, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+
+    def maker(num_envs, seed):
+        os.chdir(tmp_path / "elsewhere")
+        os.environ["MTRAY_LEFT_BEHIND"] = "1"
+        raise OSError("no licence")
+
+    mtray.register_task("restless", maker)
+    assert "no licence" in fail("--tasks", "restless", "--run-dir", "relative")
+    assert os.getcwd() == str(tmp_path)
+    assert "MTRAY_LEFT_BEHIND" not in os.environ
 
 
 def test_resuming_with_other_tasks(fail, tmp_path):

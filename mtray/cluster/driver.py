@@ -66,10 +66,10 @@ def _logging_restored() -> Iterator[None]:
 def stop_signals(stop: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP call ``stop``, and a second one raise KeyboardInterrupt.
 
-    Yields:
-        A function that sets the handlers again: ``ray.init`` replaces that of SIGTERM.
-
     In a thread, which can't handle signals, nothing is changed.
+
+    Yields:
+        A function that sets the handlers again: Ray's C++ code replaces them when it starts, to print its own trace.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mtray.config.settings import Config
@@ -149,7 +150,7 @@ def _check_joined(address: str | None) -> None:
 def _start(actors: int) -> None:
     import ray
 
-    with _environment_for_ray(), _groups_of_their_own():
+    with _environment_for_ray(), _signals_kept_from_ray():
         try:
             # Ray's CPUs are logical: as many as actors, so that none waits for ever.
             ray.init(address="local", num_cpus=actors, include_dashboard=False, **_QUIET)
@@ -161,9 +162,9 @@ def _start(actors: int) -> None:
 def _join(address: str) -> None:
     import ray
 
-    check_address(address)
     try:
-        ray.init(address=address, **_QUIET)
+        with _signals_kept_from_ray():
+            ray.init(address=address, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         ray.shutdown()
         raise UsageError(f"--address {address}: no Ray answers there ({_last_line(error)})") from error
@@ -222,17 +223,24 @@ def _token() -> str:
 
 
 @contextlib.contextmanager
-def _groups_of_their_own() -> Iterator[None]:
-    """Start Ray's processes in process groups of their own.
+def _signals_kept_from_ray() -> Iterator[None]:
+    """Let Ray start without touching signals: this process keeps its handlers, and Ray's processes get none of its own.
 
-    A signal to this process's group, as `timeout` or a closed terminal sends it, would end them before a checkpoint is
-    saved.
+    ``ray.init`` would replace the handler of SIGTERM. And a signal to this process's group, as `timeout` or a closed
+    terminal sends it, would end Ray's processes before a checkpoint is saved: they get groups of their own.
     """
-    from ray._private import services
+    from ray._private import services, utils
 
-    popen = services.ConsolePopen
-    setattr(services, "ConsolePopen", functools.partial(popen, process_group=0))  # noqa: B010
+    popen = functools.partial(services.ConsolePopen, process_group=0)
+    with _replaced(services, "ConsolePopen", popen), _replaced(utils, "set_sigterm_handler", lambda _: None):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(services, "ConsolePopen", popen)  # noqa: B010
+        setattr(module, name, before)

@@ -92,10 +92,11 @@ def _run(config: Config, tasks: Sequence[Task], claim: Claim, saved: checkpoint.
     except MtrayError:
         raise
     except Exception as error:
-        place = claim.run_dir / "traceback.txt"
+        text, place = f"{type(error).__name__}: {error}", claim.run_dir / "traceback.txt"
         with contextlib.suppress(OSError):
             place.write_text("".join(traceback.format_exception(error)))
-        raise RunError(f"{type(error).__name__}: {error}; the traceback is in {place}") from error
+            text += f"; the traceback is in {place}"
+        raise RunError(text) from error
 
 
 def _run_supervised(

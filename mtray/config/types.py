@@ -13,7 +13,7 @@ import numbers
 import operator
 import os
 import typing
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,11 +76,15 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 def _to_tuple(value: Any, item: Any, name: str) -> tuple[Any, ...]:
     if isinstance(value, str):
         value = (value,)
-    if not isinstance(value, Iterable) or isinstance(value, bytes | Mapping | Set):
+    try:
+        entries = None if isinstance(value, bytes | Mapping | Set) else tuple(value)
+    except TypeError:
+        entries = None
+    if entries is None:
         raise _refusal(name, value, "a list or tuple is needed")
-    if isinstance(value, tuple) and all(type(entry) is item for entry in value):
-        return value
-    return tuple(_convert(entry, item, name) for entry in value)
+    converted = tuple(_convert(entry, item, name) for entry in entries)
+    is_same = isinstance(value, tuple) and all(map(operator.is_, converted, value))
+    return value if is_same else converted
 
 
 def _to_bool(value: Any, name: str) -> bool:

@@ -152,7 +152,7 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
     """Raise if these tasks can't live in one run.
 
     Raises:
-        UsageError: no task, a name twice, or a task without observation or action.
+        UsageError: no task, a name twice or not printable, or a task without observation or action.
     """
     if not specs:
         raise UsageError("no task given: name at least one, for example --tasks humanoid")
@@ -163,6 +163,9 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
                 f"task {spec.name!r} is named twice (engines {seen[spec.name].engine!r} and {spec.engine!r}): "
                 "each task writes its own key, so drop one of them or register it under another name"
             )
+        # Lone surrogates can't be encoded, and control characters garble a terminal.
+        if not spec.name.isprintable():
+            raise UsageError(f"task name {spec.name!a}: give one of printable characters")
         if not spec.observation_size or not spec.action_size:
             raise UsageError(
                 f"task {spec.name!r} has {spec.observation_size} observation and {spec.action_size} action "

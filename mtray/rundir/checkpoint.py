@@ -97,8 +97,10 @@ def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     try:
         _write_files(partial, checkpoint)
         partial.rename(final)
-    except OSError:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
+        # A full disk does not say which file.
+        error.filename = error.filename or str(final)
         raise
     sync_folder(folder)
     replace_file(folder / LATEST, final.name)

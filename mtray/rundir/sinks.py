@@ -5,8 +5,11 @@ A sink that can't be written never ends a run: `Guarded` warns once per cause an
 
 from __future__ import annotations
 
+import io
 import os
+import socket
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,38 +67,31 @@ class Guarded:
             say(f"warning: {self._name} can't be written: {cause}; the run goes on without\n")
 
 
-class JsonLines:
-    """metrics.jsonl: a line of JSON each."""
+class _Appended:
+    """A file to whose end records are written, whole or not at all; it is opened with the first one."""
 
     def __init__(self, path: Path) -> None:
-        """Append to the file, after its last whole line; a line that a killed run left half written is cut off.
-
-        The file is opened with the first line.
-        """
         self._path = path
         self._descriptor: int | None = None
         self._size = 0
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Write a line, whole or not at all.
-
-        Raises:
-            OSError: it can't be written; the next line is tried again.
-        """
-        data = (to_json(line) + "\n").encode()
+    def append(self, data: bytes) -> None:
+        """Write a record; an OSError leaves the file as it was, and the next record is tried again."""
         if self._descriptor is None:
-            self._open()
-        assert self._descriptor is not None
-        # A disk that is full takes a part of a line.
+            if not self._path.parent.exists():
+                self._path.parent.mkdir()
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._size = self.whole_bytes(self._path.read_bytes())
+        # A disk that is full takes a part of a record.
         os.ftruncate(self._descriptor, self._size)
         written = 0
         while written < len(data):
             written += os.pwrite(self._descriptor, data[written:], self._size + written)
         self._size += written
 
-    def _open(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._size = self._path.read_bytes().rfind(b"\n") + 1
+    def whole_bytes(self, held: bytes) -> int:
+        """Return the length of the whole records that a file holds."""
+        return len(held)
 
     def close(self) -> None:
         """Close the file."""
@@ -105,34 +101,63 @@ class JsonLines:
             os.close(descriptor)
 
 
-class TensorBoard:
-    """The same figures as event files, over frames."""
+class JsonLines(_Appended):
+    """metrics.jsonl: a line of JSON each, after the last whole line; one that a killed run left half is cut off."""
 
-    def __init__(self, folder: Path) -> None:
-        """Remember where; the file is opened, and tensorboard imported, with the first line."""
-        self._folder = folder
-        self._writer: Any = None
+    def __init__(self, path: Path) -> None:
+        """Remember where."""
+        super().__init__(path)
+
+    def whole_bytes(self, held: bytes) -> int:
+        """Return the length of the whole lines."""
+        return held.rfind(b"\n") + 1
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write every number of a line."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+        """Write a line.
 
-            self._writer = SummaryWriter(str(self._folder))
-        frames = line["frames"]
-        for name, value in line.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(f"run/{name}", value, frames)
-        for task, figures in line["tasks"].items():
-            for name, value in figures.items():
-                if value is not None:
-                    self._writer.add_scalar(f"{task}/{name}", value, frames)
-        self._writer.flush()
+        Raises:
+            OSError: it can't be written; the next line is tried again.
+        """
+        self.append((to_json(line) + "\n").encode())
 
-    def close(self) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
+
+class TensorBoard(_Appended):
+    """The same figures as an event file, over frames; written by this thread, so that no error is in another's."""
+
+    def __init__(self, folder: Path) -> None:
+        """Choose a name as TensorBoard looks for."""
+        super().__init__(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
+        self._is_new = True
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write every number of a line.
+
+        Raises:
+            OSError: they can't be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        figures = {f"run/{name}": value for name, value in line.items()}
+        for task, of_task in line["tasks"].items():
+            figures |= {f"{task}/{name}": value for name, value in of_task.items()}
+        values = [
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in figures.items()
+            if isinstance(value, int | float)
+        ]
+        event = Event(wall_time=time.time(), step=line["frames"], summary=Summary(value=values))
+        begin = _record(Event(wall_time=time.time(), file_version="brain.Event:2")) if self._is_new else b""
+        self.append(begin + _record(event))
+        self._is_new = False
+
+
+def _record(event: Any) -> bytes:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
 
 
 class Progress:

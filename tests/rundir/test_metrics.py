@@ -1,6 +1,9 @@
 """Metrics: the figures of a line, what they count over, and that they go on after a resume."""
 
 import json
+import math
+import os
+import resource
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from mtray.collect.clock import Clock
 from mtray.data.messages import Episode, Report
 from mtray.rundir.metrics import RECENT_EPISODES, Metrics
-from mtray.rundir.sinks import JsonLines, Progress, TensorBoard
+from mtray.rundir.sinks import Guarded, JsonLines, Progress, TensorBoard
 
 
 @pytest.fixture
@@ -211,3 +214,103 @@ def test_json_lines_go_on_after_the_last_whole_one(tmp_path):
     sink.write({"a": 2})
     sink.close()
     assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+# Sinks that can't be written
+
+
+LINE = {"frames": 1, "reward": math.nan, "tasks": {"left": {"frames": 1, "return_mean": math.inf}}}
+
+
+class Limit:
+    """While it holds, no file of this process grows beyond so many bytes, as on a full disk."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.before[1]))
+
+    def __exit__(self, *_):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def test_lines_are_standard_json_whatever_the_numbers(tmp_path):
+    sink = JsonLines(tmp_path / "lines")
+    sink.write(LINE)
+    sink.close()
+    assert (tmp_path / "lines").read_text() == (
+        '{"frames": 1, "reward": null, "tasks": {"left": {"frames": 1, "return_mean": null}}}\n'
+    )
+
+
+def test_a_disk_that_is_full_for_a_while_costs_lines_but_no_half_ones(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    sink = Guarded(JsonLines(path), "metrics.jsonl")
+    sink.write({"number": 0})
+    with Limit(path.stat().st_size + 5):
+        sink.write({"number": 1})
+        sink.write({"number": 2})
+    sink.write({"number": 3})
+    sink.close()
+    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [0, 3]
+    told = capsys.readouterr().err
+    assert told == "warning: metrics.jsonl can't be written: File too large; the run goes on without\n"
+
+
+def test_a_run_that_ends_while_the_disk_is_full_leaves_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLines(path)
+    sink.write({"number": 0})
+    with Limit(path.stat().st_size + 5):
+        with pytest.raises(OSError, match="File too large"):
+            sink.write({"number": 1})
+        sink.close()
+    assert path.read_text() == '{"number": 0}\n'
+
+
+@pytest.mark.parametrize("kind", [JsonLines, TensorBoard])
+def test_a_folder_that_can_not_be_written_is_told_once(tmp_path, capsys, kind):
+    (tmp_path / "file").touch()
+    sink = Guarded(kind(tmp_path / "file" / "below"), "figures")
+    for _ in range(3):
+        sink.write({"frames": 1, "tasks": {}})
+    sink.close()
+    assert capsys.readouterr().err == "warning: figures can't be written: Not a directory; the run goes on without\n"
+
+
+def test_event_files_that_can_not_grow_are_told_once(tmp_path, capsys):
+    sink = Guarded(TensorBoard(tmp_path / "board"), "figures")
+    with Limit(0):
+        for frames in range(5):
+            sink.write({"frames": frames, "tasks": {"left": {"return_mean": 1.0}}})
+        sink.close()
+    told = capsys.readouterr().err
+    assert told.count("figures can't be written") == 1
+    assert "Traceback" not in told
+
+
+def test_tags_of_tasks_of_any_name_are_taken(tmp_path):
+    sink = TensorBoard(tmp_path)
+    for name in ("läufer-走る", "..", "a\\b", "x" * 300, "-x"):
+        sink.write({"frames": 1, "tasks": {name: {"return_mean": math.nan}}})
+    sink.close()
+    assert len(list(tmp_path.glob("events*"))) == 1
+
+
+def test_progress_goes_on_without_a_terminal(monkeypatch):
+    line = Metrics(["left"]).line()
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", closefd=False) as pipe:
+        monkeypatch.setattr("sys.stderr", pipe)
+        sink = Progress(100)
+        sink.write(line)
+        sink.close()
+        monkeypatch.setattr("sys.stderr", None)
+        sink.write(line)
+        Progress(100).write(line)
+        # What is left in the pipe's buffer would fail when it is closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+    os.close(write)

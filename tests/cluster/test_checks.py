@@ -1,0 +1,84 @@
+"""What a run needs of the machine: devices, memory, open files."""
+
+import resource
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mtray.cluster import checks
+from mtray.cluster.checks import check_device, check_machine, ring_bytes
+from mtray.config.settings import Config
+from mtray.errors import UsageError
+from tests.makers import make_spec
+
+SPECS = [make_spec("left", 30, 8), make_spec("right", 50, 8)]
+ROW = 4 * sum(spec.row_size for spec in SPECS)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:1", "--device cuda, and choose the GPU by CUDA_VISIBLE_DEVICES=1"),
+        ("quantum", "no such device"),
+        ("mps", "the learner computes on cpu or cuda"),
+    ],
+)
+def test_a_device_that_the_learner_can_not_have(device, message):
+    for address in (None, "auto"):
+        with pytest.raises(UsageError, match=f"--device {device}.*{message}"):
+            check_device(Config(device=device, address=address))
+
+
+def test_a_gpu_of_this_machine():
+    check_device(Config(device="cuda", address="auto"))
+    check_device(Config(device="cuda:0", address="auto"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA device"):
+            check_device(Config(device="cuda"))
+
+
+def test_rings_that_do_not_fit_are_refused_with_what_would(monkeypatch):
+    monkeypatch.setattr(checks, "usable_bytes", lambda: 2**30)
+    config = Config(replay={"capacity_rows": 10**7}, total_frames=10**9)
+    with pytest.raises(
+        UsageError, match=r"--replay\.capacity-rows 10000000.* 1\.0 GiB .*capacity-rows \d+ would fit"
+    ) as caught:
+        check_machine(config, SPECS)
+    fits = int(str(caught.value).split()[-3])
+    assert 0.79 * 2**30 < fits * ROW <= 0.8 * 2**30
+    check_machine(Config(replay={"capacity_rows": fits}, total_frames=10**9), SPECS)
+    # On a cluster the replay may be on another machine; and a short run never fills its rings.
+    check_machine(Config(replay={"capacity_rows": 10**7}, total_frames=10**9, address="auto"), SPECS)
+    check_machine(Config(replay={"capacity_rows": 10**7}, total_frames=10**5), SPECS)
+
+
+def test_rings_grow_with_the_run_up_to_their_capacity():
+    config = Config(replay={"capacity_rows": 10**5}, total_frames=2 * 10**4)
+    # A frame of each task at a time, each up to two rows.
+    assert ring_bytes(config, SPECS) == 2 * 10**4 * ROW
+    assert ring_bytes(Config(replay={"capacity_rows": 10**5}, total_frames=10**9), SPECS) == 10**5 * ROW
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "workers", "limit"),
+    [(1024, 4096, 2, 1024), (64, 4096, 2, 176), (64, -1, 100, 1352), (-1, -1, 100, -1)],
+)
+def test_the_soft_limit_of_open_files_is_raised_where_it_is_too_low(monkeypatch, soft, hard, workers, limit):
+    now = [soft, hard]
+    fake = SimpleNamespace(
+        RLIMIT_NOFILE=resource.RLIMIT_NOFILE,
+        RLIM_INFINITY=-1,
+        getrlimit=lambda _: tuple(now),
+        setrlimit=lambda _, limits: now.__setitem__(slice(None), limits),
+    )
+    monkeypatch.setattr(checks, "resource", fake)
+    check_machine(Config(workers=workers), SPECS)
+    assert now == [limit, hard]
+
+
+def test_a_hard_limit_of_open_files_that_is_too_low_is_refused(monkeypatch):
+    fake = SimpleNamespace(RLIMIT_NOFILE=0, RLIM_INFINITY=-1, getrlimit=lambda _: (64, 64))
+    monkeypatch.setattr(checks, "resource", fake)
+    with pytest.raises(UsageError, match=r"allows 64 open files \(ulimit -n\), and 2 collectors need 176"):
+        check_machine(Config(), SPECS)

@@ -1,0 +1,110 @@
+"""`mtray.train` as a library: on a Ray that is up, in a task of it, in threads, again and again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import logging, os, signal, sys, threading
+import mtray
+
+SMALL = {
+    "tasks": "cartpole-balance", "workers": 1, "envs_per_task": 2, "total_frames": 6e2, "host": "inline",
+    "learner": {"warmup_steps": 50, "updates_per_step": 0.2},
+}
+
+def run(name, **changes):
+    return mtray.train(mtray.Config(**{**SMALL, "run_dir": name, **changes}))
+
+def state():
+    logger = logging.getLogger("ray")
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    return os.getcwd(), dict(os.environ), handlers, logger.level, logger.handlers[:], logger.propagate
+
+def start_ray():
+    import ray
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    return ray
+"""
+CASES = {
+    "on a ray that is up": """
+ray = start_ray()
+before = state()
+assert run("a")["frames"] >= 600
+assert state() == before
+assert ray.is_initialized()
+assert run("b", address="auto")["exit_reason"] == "finished"
+assert ray.get(ray.put(3)) == 3
+""",
+    "in a task": """
+ray = start_ray()
+here = os.getcwd()
+
+@ray.remote
+def work():
+    return run(os.path.join(here, "a"))["exit_reason"]
+
+assert ray.get(work.remote()) == "finished"
+""",
+    "in a thread": """
+import asyncio
+before, found = state(), []
+thread = threading.Thread(target=lambda: found.append(run("a")["exit_reason"]))
+thread.start()
+thread.join()
+assert found == ["finished"]
+assert state() == before
+async def in_a_notebook():
+    return run("b")["exit_reason"]
+assert asyncio.run(in_a_notebook()) == "finished"
+""",
+    "twice, then resumed, then a ray of one's own": """
+import numpy
+before = state()
+for name in "ab":
+    assert run(name, total_frames=numpy.int64(600))["exit_reason"] == "finished"
+    assert state() == before
+assert run(None, resume="b", total_frames=900)["frames"] >= 900
+assert start_ray().is_initialized()
+""",
+    "with tasks of odd names whose makers move": """
+from mtray.testing import CountingMaker
+os.mkdir("elsewhere")
+
+class Mover(CountingMaker):
+    def __call__(self, num_envs, seed):
+        os.chdir(os.path.join(HERE, "elsewhere"))
+        return super().__call__(num_envs, seed)
+
+HERE = os.getcwd()
+names = ["x" * 300, "..", "läufer-走る", "back\\\\slash", "-x", "observation"]
+for steps, name in enumerate(names, 5):
+    mtray.register_task(name, Mover(truncate_after=steps))
+before = state()
+run("a", tasks=names, total_frames=1000)
+assert state() == before
+run(None, resume="a", tasks=names, total_frames=2000)
+assert mtray.load_policy("a").names == tuple(names)
+assert list(mtray.evaluate_run("a", episodes=1)) == names
+assert sorted(os.listdir()) == ["a", "elsewhere"] and not os.listdir("elsewhere")
+""",
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", CASES)
+def test_train_is_a_function_like_any_other(tmp_path, case):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + CASES[case]],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["config"]["host"] in ("inline", "auto")
+    assert config["chosen"] == {"host": "inline"}

@@ -1,0 +1,74 @@
+"""What a resumed run may change: whatever the saved state would not fit is refused by its flag."""
+
+import dataclasses
+
+import pytest
+
+from mtray.config.settings import Config, LearnerConfig, NetworkConfig
+from mtray.errors import UsageError
+from mtray.learn.trainer import Trainer
+from mtray.rundir.checkpoint import from_bytes, to_bytes
+from mtray.rundir.resume import FIXED, check_resume
+from tests.config.test_config import CHANGED
+from tests.makers import make_spec
+
+SAVED = Config(tasks=("left",), network=NetworkConfig(actor_width=8, critic_width=8, embedding_size=4, adapter_size=2))
+CHANGES = [
+    (group, field.name)
+    for group in ("network", "learner")
+    for field in dataclasses.fields(getattr(SAVED, group))
+    if getattr(getattr(CHANGED, group), field.name) != getattr(getattr(SAVED, group), field.name)
+]
+
+
+def changed(group, name):
+    value = getattr(getattr(CHANGED, group), name)
+    # The spec below is of this task.
+    value = ("left=2",) if name in ("loss_weights", "row_weights") else value
+    return dataclasses.replace(SAVED, **{group: dataclasses.replace(getattr(SAVED, group), **{name: value})})
+
+
+def test_the_same_settings_are_taken(tmp_path):
+    check_resume(dataclasses.replace(SAVED, resume=tmp_path, run_dir=tmp_path), SAVED)
+    check_resume(dataclasses.replace(SAVED, resume=tmp_path, total_frames=9, workers=7, host="inline"), SAVED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"tasks": ("left", "right")}, "--tasks left right differs from the left"),
+        ({"engine": "envpool"}, "--engine envpool differs from the mujoco"),
+        ({"seed": 1}, "--seed 1 differs from the 0"),
+        ({"network": NetworkConfig(actor_width=9)}, "--network.actor-width 9 differs from the 8"),
+        ({"collector": {"action_repeat": 3}}, "--collector.action-repeat 3 differs from the 2"),
+        ({"learner": {"atoms": 21}}, "--learner.atoms 21 differs from the 51"),
+        ({"run_dir": "elsewhere"}, "--run-dir elsewhere: a resumed run goes on in its own folder"),
+    ],
+)
+def test_a_change_that_can_not_be_is_refused_with_both_values(tmp_path, changes, flag):
+    with pytest.raises(UsageError) as caught:
+        check_resume(dataclasses.replace(SAVED, resume=tmp_path, **changes), SAVED)
+    assert str(caught.value).startswith(flag)
+
+
+@pytest.mark.parametrize(("group", "name"), CHANGES)
+def test_every_setting_of_the_learner_loads_what_was_saved_or_is_refused(tmp_path, group, name):
+    now = changed(group, name)
+    try:
+        check_resume(dataclasses.replace(now, resume=tmp_path), SAVED)
+    except UsageError as error:
+        assert f"--{group}.{name.replace('_', '-')} " in str(error)  # noqa: PT017
+        return
+    assert group == "learner", f"learner.{name} in {FIXED}"
+    if name in ("compile", "precision"):
+        return
+    specs = [make_spec("left")]
+    state = from_bytes(to_bytes(Trainer(specs, SAVED.network, SAVED.learner).state_dict()))
+    Trainer(specs, now.network, now.learner).load_state_dict(state)
+
+
+def test_a_learner_of_other_atoms_would_not_fit():
+    specs = [make_spec("left")]
+    state = Trainer(specs, SAVED.network, LearnerConfig()).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Trainer(specs, SAVED.network, LearnerConfig(atoms=21)).load_state_dict(state)

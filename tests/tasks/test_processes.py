@@ -1,0 +1,96 @@
+"""Cores and memory within the limits of control groups, read from files as they are in containers."""
+
+import os
+
+import pytest
+
+from mtray.tasks import processes
+from mtray.tasks.processes import usable_bytes, usable_cores
+
+# What a process may use. Files as Linux shows them, below a folder of the test's.
+
+GIB = 2**30
+
+
+def machine(root, files, monkeypatch, cores=64):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    for name, text in {"proc/meminfo": "MemTotal:       67108864 kB\nMemFree: 5 kB\n", **files}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 64),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        # docker --cpus 2, version 2: the container's group is at the mount.
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
+        # A limit of a group above, as a service manager sets it.
+        (
+            {
+                "proc/self/cgroup": "0::/jobs/mine/step\n",
+                "sys/fs/cgroup/jobs/mine/step/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/jobs/mine/cpu.max": "400000 100000\n",
+                "sys/fs/cgroup/jobs/cpu.max": "800000 100000\n",
+            },
+            4,
+        ),
+        # Version 1, with the host's path, which is not to be seen in a container.
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/0123\n0::/x\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "300000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            64,
+        ),
+        # More than there are cores.
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
+        # What another kernel might write.
+        ({"proc/self/cgroup": "nonsense\n::\n", "sys/fs/cgroup/cpu.max": "x y z\n"}, 64),
+    ],
+)
+def test_cores_are_those_of_the_quota(tmp_path, monkeypatch, files, cores):
+    machine(tmp_path, files, monkeypatch)
+    assert usable_cores(tmp_path) == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({}, 64 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max\n"}, 64 * GIB),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{2 * GIB}\n"}, 2 * GIB),
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/memory.max": f"{3 * GIB}\n"}, 3 * GIB),
+        ({"proc/self/cgroup": "9:memory:/x\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GIB}\n"}, GIB),
+        # Version 1 without a limit.
+        (
+            {"proc/self/cgroup": "9:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"},
+            64 * GIB,
+        ),
+    ],
+)
+def test_memory_is_that_of_the_limit(tmp_path, monkeypatch, files, memory):
+    machine(tmp_path, files, monkeypatch)
+    assert usable_bytes(tmp_path) == memory
+
+
+def test_a_machine_that_tells_nothing_has_its_cores_and_no_known_memory(tmp_path):
+    assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
+    assert usable_bytes(tmp_path) is None
+
+
+def test_this_machine_has_cores_and_memory():
+    assert 1 <= usable_cores() <= os.cpu_count()
+    assert processes.usable_bytes() > GIB / 4
