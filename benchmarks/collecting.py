@@ -94,17 +94,18 @@ def measure(
         trained = []
         try:
             box = [ray.put(snapshot)]
+            ray.get([collector.build.remote() for collector in collectors])
             ray.get([collector.act.remote(snapshot.version, box, True) for collector in collectors])
             if learner:
                 trainer = ray.remote(Learner).options(num_cpus=cpus).remote(specs, config, replay)
-                ray.get([collector.push.remote() for collector in collectors])
+                ray.get([trainer.build.remote(), *(collector.push.remote() for collector in collectors)])
                 ray.get(trainer.train.remote(1, 1.0))
                 trained = [trainer.train.remote(10**9, 1.5 * warmup_seconds + seconds)]
             begin = time.perf_counter() + warmup_seconds
             asks = [functools.partial(collector.collect.remote, snapshot.version, box) for collector in collectors]
             ends = drive(asks, begin + seconds, together=any(share != shares[0] for share in shares))
             ray.get([collector.flush.remote() for collector in collectors])
-            stored = sum(ray.get(replay.stats.remote())["frames"].values())
+            stored = sum(ray.get(replay.count.remote())["frames"].values())
             ray.get(trained)
         finally:
             # A collector that is killed leaves its simulators' processes to find out for themselves.
@@ -135,7 +136,7 @@ def measure(
 def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> list[list[tuple[float, Any]]]:
     """Keep every collector busy until a time; give when each one's rollouts ended, and its reports.
 
-    As a run's crew does: where collectors step different tasks, one that is ahead of the slowest waits for it.
+    As a run's control does: where collectors step different tasks, one that is ahead of the slowest waits for it.
     """
     import ray
 

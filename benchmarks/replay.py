@@ -103,7 +103,7 @@ class Caller:
         """Calls that do nothing, counted as if each had carried so many bytes."""
         import ray
 
-        ask = Ahead(self._replay.ready.remote, limit, ray.get)
+        ask = Ahead(self._replay.hello.remote, limit, ray.get)
         return nbytes * self._rate(ask.next, ask.finish)
 
     def sample(self, ahead: int, unpack: bool = False) -> float:

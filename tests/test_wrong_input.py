@@ -340,7 +340,7 @@ def test_a_file_that_can_not_be_written_is_found_before_the_episodes(fail, tmp_p
     assert f"--json {path} can't be written" in fail(tmp_path, "--json", path, program=evaluate.main)
 
 
-def saved_run(tmp_path, monkeypatch, tasks, specs):
+def learned_run(tmp_path, monkeypatch, tasks, specs):
     """A run directory whose policy learned these specs, without its weights."""
     from mtray.config.settings import NetworkConfig
     from mtray.policy.policy import MultiTaskPolicy
@@ -352,7 +352,7 @@ def saved_run(tmp_path, monkeypatch, tasks, specs):
 
 def test_evaluating_a_task_that_python_registered_says_how(fail, tmp_path, monkeypatch):
     spec = Task("mine", "torchrl", makers.point).spec
-    error = fail(saved_run(tmp_path, monkeypatch, ["mine"], [spec]), program=evaluate.main)
+    error = fail(learned_run(tmp_path, monkeypatch, ["mine"], [spec]), program=evaluate.main)
     assert "'mine' was made by a maker" in error
     assert "mtray.register_task and then mtray.evaluate_policy" in error
     # By its path it can be.
@@ -364,7 +364,7 @@ def test_evaluating_a_task_that_python_registered_says_how(fail, tmp_path, monke
 
 def test_evaluating_a_task_whose_maker_has_changed(fail, tmp_path, monkeypatch):
     spec = dataclasses.replace(Task("point", "torchrl", makers.point).spec, action_high=(0.75,))
-    run = saved_run(tmp_path, monkeypatch, ["tests.makers:point"], [spec])
+    run = learned_run(tmp_path, monkeypatch, ["tests.makers:point"], [spec])
     assert "task 'point': action_high is (0.5,), but was (0.75,)" in fail(run, program=evaluate.main)
     assert "task 'point': action_high" in fail(run, "--tasks", "point", program=evaluate.main)
 

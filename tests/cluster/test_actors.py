@@ -49,6 +49,7 @@ def local_ray():
 @pytest.fixture
 def replay():
     actor = ray.remote(Replay).options(num_cpus=0).remote(SPECS, CONFIG)
+    ray.get(actor.build.remote())
     yield actor
     ray.kill(actor)
 
@@ -56,6 +57,7 @@ def replay():
 @pytest.fixture
 def collector(replay):
     actor = ray.remote(Collector).options(num_cpus=0).remote("here", TASKS, SHARE, CONFIG, [1, 2, 3], replay)
+    ray.get(actor.build.remote())
     yield actor
     ray.kill(actor)
 
@@ -67,8 +69,8 @@ def policy_weights(version):
 
 def test_law_8_pushes_that_are_sent_again_count_once(replay, collector):
     ray.get(collector.collect.remote(0, []))
-    ray.get(collector.flush.remote())
-    pid = ray.get(replay.ready.remote())
+    assert ray.get(collector.flush.remote()) == 32
+    pid = ray.get(replay.hello.remote())
     # The replay stands still for longer than a push waits: the push is sent again, more than once.
     os.kill(pid, signal.SIGSTOP)
     timer = threading.Timer(1.8, os.kill, (pid, signal.SIGCONT))
@@ -76,15 +78,15 @@ def test_law_8_pushes_that_are_sent_again_count_once(replay, collector):
     try:
         started = time.monotonic()
         ray.get([collector.collect.remote(0, []) for _ in range(3)])
-        ray.get(collector.flush.remote())
+        assert ray.get(collector.flush.remote()) == 4 * 32
         assert time.monotonic() - started > 1.0
     finally:
         timer.join()
-    stats = ray.get(replay.stats.remote())
+    stats = ray.get(replay.count.remote())
     assert stats["frames"] == {"a": 4 * 16, "b": 4 * 16}
-    assert stats["sources"] == {"here": 4 * 32}
-    state, rows = ray.get(replay.snapshot.remote())
-    assert state["frames"] == stats["frames"]
+    assert ray.get(replay.fence.remote("here")) == 4 * 32
+    counts, state, rows = ray.get(replay.snapshot.remote())
+    assert state["frames"] == stats["frames"] == counts["frames"]
     for task, held in rows.items():
         assert (held[:, -1].view("int32") & 1).sum() == stats["frames"][task]
 
@@ -130,6 +132,7 @@ def test_the_learner_draws_from_the_replay_and_gives_weights_as_a_return_value(r
     ray.get([collector.collect.remote(0, []) for _ in range(10)])
     ray.get(collector.flush.remote())
     learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, replay)
+    learner.build.remote()
     figures, weights = learner.train.options(num_returns=2).remote(10, 60.0)
     figures = ray.get(figures)
     assert figures["updates"] == figures["made"] == 10
@@ -147,11 +150,14 @@ def test_a_loss_that_is_not_finite_names_its_task_and_update(replay, collector, 
     ray.get(collector.flush.remote())
     config = replace(CONFIG, learner=replace(CONFIG.learner, graphs=graphs))
     learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, config, replay)
+    learner.build.remote()
     figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
     assert ray.get(figures)["updates"] == 4
-    state = from_bytes(ray.get(learner.state.options(num_returns=2).remote()[1]))
+    state = from_bytes(ray.get(learner.state.remote())[1])
     state["critic"]["raw_embedding"][1] = float("inf")
-    ray.get(learner.load_state.remote(to_bytes(state)))
+    ray.kill(learner)
+    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, config, replay)
+    learner.build.remote(to_bytes(state))
     figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
     with pytest.raises(NotFiniteError, match=r"critic's loss of b or.* at update 4"):
         ray.get(figures)
@@ -162,6 +168,7 @@ def test_a_slice_ends_in_time_with_at_least_one_update(replay, collector):
     ray.get([collector.collect.remote(0, []) for _ in range(4)])
     ray.get(collector.flush.remote())
     learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, replay)
+    learner.build.remote()
     figures, _ = learner.train.options(num_returns=2).remote(1_000_000, 0.2)
     assert 1 <= ray.get(figures, timeout=60)["made"] < 1_000_000
     ray.kill(learner)

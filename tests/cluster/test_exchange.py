@@ -14,7 +14,7 @@ from mtray.cluster.actors.replay import Replay
 from mtray.config.settings import Config, ReplayConfig
 from mtray.data.rows import TRANSITION, row_flags
 from mtray.data.statistics import TaskStatistics
-from mtray.errors import RunError
+from mtray.errors import UnreachableError
 from tests.makers import make_spec
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 1, 3))
@@ -57,7 +57,7 @@ def push(pusher, fill, count=5):
 
 
 def assert_holds(replay, pushes):
-    _, rows = ray.get(replay.snapshot.remote())
+    _, _, rows = ray.get(replay.snapshot.remote())
     for task, held in rows.items():
         assert held.tobytes() == np.concatenate([push[task] for push in pushes]).tobytes()
 
@@ -74,7 +74,7 @@ def test_pushes_under_way_hold_what_they_held(replay, limit):
     pusher = Pusher(replay, "here", limit, 60.0)
     pushes = [push(pusher, 1)]
     pusher.wait()
-    pid = ray.get(replay.ready.remote())
+    pid = ray.get(replay.hello.remote())
     os.kill(pid, signal.SIGSTOP)
     timer = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
     timer.start()
@@ -86,20 +86,20 @@ def test_pushes_under_way_hold_what_they_held(replay, limit):
 
 
 def test_a_push_that_is_sent_again_holds_what_it_held(replay):
-    pid = ray.get(replay.ready.remote())
+    pid = ray.get(replay.hello.remote())
     pusher = Pusher(replay, "here", 1, 0.3)
     pushes = [push(pusher, 1)]
     pusher.wait()
     os.kill(pid, signal.SIGSTOP)
     pushes.append(push(pusher, 2))
-    with pytest.raises(RunError, match="push 1 of here was not answered"):
+    with pytest.raises(UnreachableError, match="did not answer push 1 of here"):
         pusher.wait()
     os.kill(pid, signal.SIGCONT)
     pusher.wait()
     pushes.append(push(pusher, 3))
     pusher.wait()
     assert_holds(replay, pushes)
-    assert ray.get(replay.stats.remote())["frames"] == {"left": 12, "right": 12}
+    assert ray.get(replay.count.remote())["frames"] == {"left": 12, "right": 12}
 
 
 def test_draws_are_the_replays_in_its_order(replay):
@@ -107,7 +107,7 @@ def test_draws_are_the_replays_in_its_order(replay):
     for fill in range(1, 20):
         push(pusher, fill)
     pusher.wait()
-    state, rows = ray.get(replay.snapshot.remote())
+    _, state, rows = ray.get(replay.snapshot.remote())
     oracle = Replay(SPECS, CONFIG)
     oracle.load(state, rows)
     size = {"left": 6, "right": 12}

@@ -9,7 +9,7 @@ from numpy.random import default_rng
 from tensordict import LazyStackedTensorDict, TensorDict
 
 from mtray.data.schema import by_task, expected_shapes, task_of, validate
-from mtray.data.specs import TaskSpec, action_width, check_same_specs, check_together, observation_width, task_key
+from mtray.data.specs import TaskSpec, action_width, check_together, observation_width, task_key
 from mtray.errors import SchemaError, UsageError
 from tests.makers import make_spec, random_rollout
 
@@ -178,20 +178,3 @@ def test_task_of_a_name_that_can_not_be_shown_is_refused(name):
     with pytest.raises(UsageError, match="give one of printable characters") as caught:
         check_together([make_spec(name)])
     assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"observation": 4}, r"'a' has another observation .* now, .* then"),
-        ({"action_high": (2.0, 1.0)}, r"'a' has another action_high .*\(2\.0, 1\.0\) now, \(1\.0, 1\.0\) then"),
-        ({"horizon": None}, "'a' has another horizon .* None now, 10 then"),
-        ({"engine": "other"}, "'a' has another engine"),
-        ({"name": "b"}, "'a' was saved with the run"),
-    ],
-)
-def test_task_that_has_changed_since_it_was_saved_is_refused(changes, message):
-    saved = [TaskSpec.from_dict(json.loads(json.dumps(make_spec("a").to_dict())))]
-    check_same_specs(saved, [make_spec("z"), make_spec("a")])
-    with pytest.raises(UsageError, match=message):
-        check_same_specs(saved, [make_spec(**{"name": "a", **changes})])
