@@ -127,6 +127,7 @@ def in_own_processes(
     context = multiprocessing.get_context("spawn")
     processes, pending = [], {}
     results: list[Any] = [None] * len(arguments)
+    before = signal.getsignal(signal.SIGINT)
     deadline = time.monotonic() + timeout_seconds
     try:
         for index, args in enumerate(arguments):
@@ -143,6 +144,8 @@ def in_own_processes(
                 if not keeps_partial:
                     raise
                 keeps_partial = False
+                # A second signal, which timeout(1) sends, must not cost the results: the deadline bounds the wait.
+                before = signal.signal(signal.SIGINT, signal.SIG_IGN)
                 # The function may itself wait for a program to end.
                 deadline = time.monotonic() + 3 * _CLOSE_SECONDS
                 for process in processes:
@@ -165,6 +168,7 @@ def in_own_processes(
             process.join(_CLOSE_SECONDS)
             process.kill()
             process.join()
+        signal.signal(signal.SIGINT, before)
     return results
 
 
