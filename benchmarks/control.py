@@ -1,0 +1,162 @@
+"""What control costs per rollout, and what the driver waits on, as the number of collectors grows.
+
+Control is driven here without Ray: every call is answered at once, so all that is timed is control's own work. The
+driver's inbox is looked at in a real run of tiny environments.
+
+    python benchmarks/control.py --json control.json --plot control.png
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+
+from mtray.cluster.control.free import Control, Place, Plan
+from mtray.cluster.control.protocol import Answered, Call, Counts, Method
+from mtray.replay.pacing import Pacing
+
+COLLECTORS = (8, 100, 1000)
+FRAMES = 512
+TASKS = frozenset({"a", "b"})
+UNIT = "us of control per rollout"
+
+
+class Driven:
+    """A run whose every call is answered at once, first come first served."""
+
+    def __init__(self, collectors: int, spread: bool) -> None:
+        """Bring all collectors up; ``spread``: each steps a task of its own, so none may run ahead."""
+        places = [
+            Place(rollout_frames=FRAMES, tasks=frozenset({str(index)}) if spread else TASKS)
+            for index in range(collectors)
+        ]
+        pacing = Pacing(
+            updates_per_step=0.25,
+            step_frames=2,
+            start_frames=1000,
+            slack_frames=8 * FRAMES * collectors,
+            round_frames=3 * FRAMES * collectors,
+        )
+        plan = Plan(places=places, total_frames=10**12, checkpoint_frames=10**12)
+        self.control = Control(plan, pacing, 0.0)
+        self.now = 0.0
+        self.calls: collections.deque[Call] = collections.deque()
+        self.frames = self.updates = self.rollouts = 0
+        self.seconds = 0.0
+        self._take(self.control.start())
+        while any(not actor.is_up for actor in self.control.actors):
+            self.answer()
+
+    def _take(self, commands: list[Any]) -> None:
+        self.calls.extend(command for command in commands if isinstance(command, Call))
+
+    def answer(self) -> None:
+        """Answer the oldest call, or wait for what is planned; only what control does with it is timed."""
+        if not self.calls:
+            self.now = self.control.next_tick() or self.now
+            self._timed(lambda: self.control.tick(self.now))
+            return
+        call = self.calls.popleft()
+        value: Any = None
+        if call.method is Method.COLLECT:
+            self.frames += FRAMES
+            self.rollouts += 1
+        elif call.method is Method.TRAIN:
+            self.updates += min(call.amount, 40)
+            value = self.updates
+        elif call.method is Method.COUNT:
+            value = Counts(self.frames, TASKS, True)
+        # A thousand collectors that bring a rollout a second each.
+        self.now += 1e-3
+        self._timed(lambda: self.control.handle(Answered(call.id, value), self.now))
+        tick = self.control.next_tick()
+        if tick is not None and tick <= self.now:
+            self._timed(lambda: self.control.tick(self.now))
+
+    def _timed(self, turn: Callable[[], list[Any]]) -> None:
+        begin = time.perf_counter()
+        commands = turn()
+        self.seconds += time.perf_counter() - begin
+        self._take(commands)
+
+
+def measure(collectors: int, spread: bool, seconds: float) -> float:
+    """Microseconds of control per rollout, once every collector has brought a few."""
+    run = Driven(collectors, spread)
+    while run.rollouts < 5 * collectors:
+        run.answer()
+    run.rollouts, run.seconds = 0, 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        run.answer()
+    return 1e6 * run.seconds / run.rollouts
+
+
+def references_per_wait() -> float:
+    """The mean number of references in the driver's calls of ``ray.wait`` while a real run of 8 collectors goes on."""
+    import ray
+
+    import mtray
+    from mtray.config import LearnerConfig
+    from mtray.testing import CountingMaker
+
+    sizes: list[int] = []
+    wait = ray.wait
+
+    def counted(references: list[Any], **kwargs: Any) -> Any:
+        sizes.append(len(references))
+        return wait(references, **kwargs)
+
+    mtray.register_task("counting", CountingMaker(truncate_after=50))
+    learner = LearnerConfig(warmup_steps=100, updates_per_step=0.1, batch_rows=16)
+    with tempfile.TemporaryDirectory() as folder:
+        config = mtray.Config(
+            tasks=("counting",), workers=8, host="inline", total_frames=20_000, run_dir=Path(folder) / "run",
+            learner=learner,
+        )  # fmt: skip
+        ray.wait = counted
+        try:
+            mtray.train(config)
+        finally:
+            ray.wait = wait
+    # The last call waits for the collectors to close.
+    return sum(sizes[:-1]) / max(1, len(sizes) - 1)
+
+
+def main() -> None:
+    """Measure and report."""
+    options = harness.make_parser(__doc__).parse_args()
+    seconds, repeats = (0.5, 3) if options.quick else (3.0, 7)
+
+    def contender(collectors: int, spread: bool) -> Callable[[], float]:
+        return lambda: measure(collectors, spread, seconds)
+
+    names = {
+        f"{collectors} collectors{', a task each' if spread else ''}": (collectors, spread)
+        for spread in (False, True)
+        for collectors in COLLECTORS
+    }
+    measured = harness.interleave({name: contender(*what) for name, what in names.items()}, repeats)
+    first, *others = names
+    rows = harness.compare(measured.rates, first, [first, *others], UNIT)
+    try:
+        references = references_per_wait()
+        unit = "references per ray.wait of the driver, in a run"
+        rows.append(harness.Row("8 collectors", references, unit, "8 collectors", None, references, references, 1))
+    except Exception as error:
+        measured.left_out["references"] = harness.reason_of(error)
+    harness.report(rows, options.json, measured.left_out)
+    if options.plot:
+        harness.plot(rows, options.plot, "Control's cost per rollout, ratio to 8 collectors")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
