@@ -109,7 +109,7 @@ def test_draws_are_the_replays_in_its_order(replay):
     pusher.wait()
     _, state, rows = ray.get(replay.snapshot.remote())
     oracle = Replay(SPECS, CONFIG)
-    oracle.load(state, rows)
+    oracle.build(state, rows)
     size = {"left": 6, "right": 12}
     draws = Draws(replay, SPECS, size, 4, calls_ahead=2)
     for _ in range(8):
