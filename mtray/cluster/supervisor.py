@@ -9,20 +9,13 @@ collectors as with one.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import queue
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from mtray.cluster.actors.collector import Collector
-from mtray.cluster.actors.learner import Learner
-from mtray.cluster.actors.replay import Replay
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import (
@@ -32,7 +25,6 @@ from mtray.cluster.control.protocol import (
     Counts,
     End,
     Event,
-    Failed,
     Kill,
     Method,
     Part,
@@ -41,7 +33,8 @@ from mtray.cluster.control.protocol import (
     Tell,
 )
 from mtray.cluster.failures import failure_of
-from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing, seeds_of
+from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
+from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.data.messages import Report
@@ -52,9 +45,8 @@ from mtray.rundir.metrics import Metrics
 from mtray.rundir.sinks import Guarded, JsonLines, Sink
 from mtray.tasks.plan import Task
 
-# How often a request to stop is looked for, and how long collectors may take to end their simulators at the end.
+# How often a request to stop is looked for.
 _LOOK_SECONDS = 0.2
-_CLOSE_SECONDS = 5.0
 
 _LOGGER = logging.getLogger("mtray")
 
@@ -97,17 +89,10 @@ class Supervisor:
         self._sinks = list(sinks)
         events = run_dir / "events.jsonl"
         self._events = Guarded(JsonLines(events), str(events))
-        self._options: dict[str, Any] = {"num_cpus": cpus_per_actor}
-        self._run_id = uuid.uuid4().hex[:8]
-        self._inbox: queue.SimpleQueue[tuple[Call, Any]] = queue.SimpleQueue()
-        self._actors: dict[Part, Any] = {}
+        self._cpus_per_actor = cpus_per_actor
         self._resume = resume
-        self._begin_frames = resume.frames if resume else 0
         if resume is not None:
             self.metrics.load_state(resume.meta["metrics"])
-        # Weights under way by their call, and the newest here in a box: a reference on its own would be resolved.
-        self._weights_of: dict[int, Any] = {}
-        self._weights: list[Any] = []
         self._state: tuple[bytes, bytes, int] = b"", b"", 0
         self._snapshot: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         self._end: End | None = None
@@ -124,7 +109,9 @@ class Supervisor:
         shares = make_shares(self.config, self.tasks)
         plan = make_plan(self.config, self.specs, shares, self._resume)
         kind = Lockstep if self.config.deterministic else Control
-        self._shares, self.control = shares, kind(plan, self.pacing, time.monotonic())
+        self.control = kind(plan, self.pacing, time.monotonic())
+        self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._resume)
+        self._resume = None
         self._next_line = time.monotonic() + self.config.run.log_seconds
         try:
             self._perform(self.control.start())
@@ -145,7 +132,7 @@ class Supervisor:
         tick, now = self.control.next_tick(), time.monotonic()
         wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
         with contextlib.suppress(queue.Empty):
-            call, result = self._inbox.get(timeout=max(0.0, wake - now))
+            call, result = self.processes.inbox.get(timeout=max(0.0, wake - now))
             self._handle(self._event(call, result))
         if self._asked_to_stop and not self._has_stopped:
             self._has_stopped = True
@@ -164,15 +151,13 @@ class Supervisor:
         for command in commands:
             match command:
                 case Call(part=None):
-                    self._inbox.put((command, self._written()))
+                    self.processes.inbox.put((command, self._written()))
                 case Call():
-                    self._ask(command)
+                    self.processes.ask(command)
                 case Start():
-                    self._actors[command.part] = self._start(command.part)
+                    self.processes.start(command.part)
                 case Kill():
-                    actor = self._actors.pop(command.part, None)
-                    if actor is not None:
-                        ray.kill(actor)
+                    self.processes.kill(command.part)
                 case Tell():
                     self._tell(command)
                 case End():
@@ -183,92 +168,11 @@ class Supervisor:
         if told.is_warning:
             _LOGGER.warning("%s: %s", told.event, ", ".join(str(value) for value in told.fields.values()))
 
-    # Processes.
-
-    def _start(self, part: Part) -> Any:
-        def create(cls: type[Any], *arguments: Any, **options: Any) -> Any:
-            remote: Any = ray.remote(cls)
-            return remote.options(**self._options, **options).remote(*arguments)
-
-        config = self.config
-        if part.kind == "replay":
-            return create(Replay, self.specs, config)
-        replay = self._actors[Part("replay")]
-        if part.kind == "learner":
-            gpus = {"num_gpus": 1} if config.device.startswith("cuda") else {}
-            return create(Learner, self.specs, config, replay, **gpus)
-        seeds = seeds_of(config, part, self._begin_frames, len(self.tasks))
-        share = self._shares[part.place]
-        return create(Collector, self._source(part), self.tasks, share, config, seeds, replay)
-
-    def _source(self, part: Part) -> str:
-        return f"{self._run_id}/{part.place}.{part.life}"
-
-    # Calls and their ends.
-
-    def _ask(self, call: Call) -> None:
-        assert call.part is not None
-        actor = self._actors.get(call.part)
-        if actor is None:
-            # Killed meanwhile: control has forgotten the call.
-            return
-        reference = self._submit(actor, call)
-        reference.future().add_done_callback(functools.partial(self._ended, call))
-
-    def _ended(self, call: Call, future: Any) -> None:
-        """Take a call's end, in a thread of Ray's."""
-        error = future.exception()
-        self._inbox.put((call, future.result() if error is None else error))
-
-    def _submit(self, actor: Any, call: Call) -> Any:
-        version = self.metrics.weights_version
-        match call.method:
-            case Method.HELLO:
-                return actor.hello.remote()
-            case Method.BUILD:
-                return self._build(actor, call)
-            case Method.COLLECT:
-                return actor.collect.remote(version, self._weights)
-            case Method.ACT:
-                return actor.act.remote(version, self._weights, True)
-            case Method.PUSH:
-                return actor.push.remote()
-            case Method.FLUSH:
-                return actor.flush.remote()
-            case Method.TRAIN | Method.STATUS:
-                seconds = float("inf") if self.config.deterministic else self.config.learner.slice_seconds
-                return self._with_weights(call, actor.train.options(num_returns=2).remote(call.amount, seconds))
-            case Method.STATE:
-                return actor.state.remote()
-            case Method.COUNT:
-                return actor.count.remote()
-            case Method.FENCE:
-                assert call.of is not None
-                return actor.fence.remote(self._source(call.of))
-            case Method.SNAPSHOT:
-                return actor.snapshot.remote(self.config.replay.save)
-            case _:
-                raise ValueError(call)
-
-    def _build(self, actor: Any, call: Call) -> Any:
-        assert call.part is not None
-        saved = self._resume
-        if call.part.kind == "learner":
-            state = None if saved is None else saved.learner
-            return self._with_weights(call, actor.build.options(num_returns=2).remote(state))
-        if call.part.kind == "replay" and saved is not None:
-            return actor.build.remote(saved.replay, saved.rows)
-        return actor.build.remote()
-
-    def _with_weights(self, call: Call, references: Sequence[Any]) -> Any:
-        figures, self._weights_of[call.id] = references
-        return figures
+    # Calls' ends.
 
     def _event(self, call: Call, result: Any) -> Event:
         """Keep what a call brought, and return what control must know of it."""
-        weights = self._weights_of.pop(call.id, None)
-        if isinstance(result, Failed):
-            return result
+        weights = self.processes.take_weights(call)
         if isinstance(result, BaseException):
             return failure_of(call.id, result)
         match call.method:
@@ -279,9 +183,8 @@ class Supervisor:
             case Method.BUILD if weights is not None:
                 self._take_figures(result, weights)
                 return Answered(call.id)
-            case Method.BUILD if call.part == Part("replay") and self._resume is not None:
-                # Rows are not kept here for the whole run.
-                self._resume.rows = {}
+            case Method.BUILD if call.part == Part("replay"):
+                self.processes.forget_saved_rows()
                 return Answered(call.id)
             case Method.TRAIN | Method.STATUS:
                 self._take_figures(result, weights)
@@ -311,7 +214,7 @@ class Supervisor:
         metrics.wait_seconds = figures["wait_seconds"]
         for name, values in figures["tasks"].items():
             metrics.tasks[name].learner = values
-        self._weights = [weights]
+        self.processes.weights = metrics.weights_version, [weights]
 
     # Lines and checkpoints.
 
@@ -347,10 +250,4 @@ class Supervisor:
     def _close(self) -> None:
         for sink in [*self._sinks, self._events]:
             sink.close()
-        collectors = [actor for part, actor in self._actors.items() if part.kind == "collector"]
-        closing = [actor.close.remote() for actor in collectors]
-        if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-        for actor in self._actors.values():
-            ray.kill(actor)
-        self._actors.clear()
+        self.processes.close()

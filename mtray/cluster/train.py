@@ -15,7 +15,7 @@ from mtray.cluster.driver import process_restored, stop_signals
 from mtray.cluster.session import check_address, ray_session
 from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
-from mtray.data.specs import TaskSpec, check_together
+from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.errors import MtrayError, RunError, UsageError
 from mtray.rundir import checkpoint
 from mtray.rundir.claim import Claim
@@ -23,7 +23,7 @@ from mtray.rundir.directory import default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.resume import check_resume
 from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
-from mtray.tasks.checks import check_specs, check_travels
+from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
 

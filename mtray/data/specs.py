@@ -172,3 +172,30 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
                 "dimensions: both must be at least 1"
             )
         seen[spec.name] = spec
+
+
+def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str) -> None:
+    """Raise if a task's spec is not what it was; the engine may be another.
+
+    Args:
+        saved: specs as they were.
+        found: specs of the same tasks now; tasks that only one side has are passed over.
+        when: when the saved ones were found, for the message: ``in runs/a``.
+
+    Raises:
+        UsageError: names the task, the field and both values.
+    """
+    now = {spec.name: asdict(spec) for spec in found}
+    for spec in saved:
+        for field, value in asdict(spec).items() if spec.name in now else ():
+            other = now[spec.name][field]
+            if field != "engine" and other != value:
+                raise UsageError(
+                    f"task {spec.name!r}: {field} is {_short(other)}, but was {_short(value)} {when}: "
+                    "its maker or simulator has changed; undo that, or train anew"
+                )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

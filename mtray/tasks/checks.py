@@ -1,13 +1,11 @@
-"""What is checked of tasks before anything starts: that their makers can travel, and that specs are still the same."""
+"""What is checked of tasks before anything starts: that their makers can travel."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,33 +13,6 @@ if TYPE_CHECKING:
 
 # How far into a maker the part that can't be pickled is searched.
 _DEPTH = 4
-
-
-def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str) -> None:
-    """Raise if a task's spec is not what it was; the engine may be another.
-
-    Args:
-        saved: specs as they were.
-        found: specs of the same tasks now; tasks that only one side has are passed over.
-        when: when the saved ones were found, for the message: ``in runs/a``.
-
-    Raises:
-        UsageError: names the task, the field and both values.
-    """
-    now = {spec.name: asdict(spec) for spec in found}
-    for spec in saved:
-        for field, value in asdict(spec).items() if spec.name in now else ():
-            other = now[spec.name][field]
-            if field != "engine" and other != value:
-                raise UsageError(
-                    f"task {spec.name!r}: {field} is {_short(other)}, but was {_short(value)} {when}: "
-                    "its maker or simulator has changed; undo that, or train anew"
-                )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def check_travels(task: Task) -> None:

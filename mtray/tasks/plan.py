@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mtray.data.specs import TaskSpec
+from mtray.data.specs import TaskSpec, check_specs
 from mtray.engines.base import BatchSim
 from mtray.errors import TaskError, UsageError
-from mtray.tasks.checks import check_specs
 
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker

@@ -19,8 +19,7 @@ from mtray.errors import MtrayError, UnknownTaskError, UsageError
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
 
-from mtray.data.specs import TaskSpec
-from mtray.tasks.checks import check_specs
+from mtray.data.specs import TaskSpec, check_specs
 from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, TORCHRL, Task, load_engine
 
 _REGISTERED: dict[str, Maker] = {}

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from mtray.data.specs import TaskSpec
+from mtray.data.specs import TaskSpec, check_specs
 from mtray.errors import UsageError
-from mtray.tasks.checks import check_specs, check_travels
+from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from tests.makers import make_spec, point
 
