@@ -140,7 +140,7 @@ def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> li
     """
     import ray
 
-    from mtray.cluster.control.free import CALLS
+    from mtray.cluster.control.plan import CALLS
 
     calls: list[deque[Any]] = [deque() for _ in asks]
     ends: list[list[tuple[float, Any]]] = [[] for _ in asks]

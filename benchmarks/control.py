@@ -18,7 +18,8 @@ from typing import Any
 
 import harness
 
-from mtray.cluster.control.free import Control, Place, Plan
+from mtray.cluster.control.free import Control
+from mtray.cluster.control.plan import Place, Plan
 from mtray.cluster.control.protocol import Answered, Call, Counts, Method
 from mtray.replay.pacing import Pacing
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtray.cluster.control.free import CALLS, Place, Plan
 from mtray.cluster.control.lifecycle import Limits
+from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import Part
 from mtray.collect.placement import Share, everywhere, spread, step_seconds
 from mtray.config.settings import Config

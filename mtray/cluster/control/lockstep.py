@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 
-from mtray.cluster.control.free import Control, Outcome, Plan
 from mtray.cluster.control.lifecycle import Actor
+from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
+from mtray.cluster.control.run import Outcome, Run
 from mtray.replay.pacing import Pacing
 
 
-class Lockstep(Control):
+class Lockstep(Run):
     """Rounds instead of queues."""
 
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
@@ -56,7 +57,10 @@ class Lockstep(Control):
         for actor in self.collectors:
             self._collect(actor, Method.ACT)
 
-    def _answered_lockstep(self, actor: Actor, call: Call) -> None:
+    def _settled(self, actor: Actor) -> None:
+        raise NotImplementedError("a push in lockstep waits for its receipt: there is nothing to flush")
+
+    def _finished_work(self, actor: Actor, call: Call) -> None:
         if call.method is Method.PUSH:
             self._unflushed.discard(actor.index)
             self._is_stale = True
@@ -78,8 +82,8 @@ class Lockstep(Control):
         if outcome != "done" and not self.is_idle and not self.is_over:
             self._close()
 
-    def _can_do_without(self, actor: Actor) -> bool:
-        return False
+    def _can_not_start(self, actor: Actor, text: str) -> None:
+        self._end(f"{actor.part.name} could not be started: {text}", "failed")
 
     def _went_down(self, actor: Actor, text: str) -> bool:
         if actor.kind == "collector":

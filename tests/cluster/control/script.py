@@ -1,7 +1,8 @@
 """Control driven by hand: answer this call, fail that one, let time pass."""
 
-from mtray.cluster.control.free import Control, Place, Plan
+from mtray.cluster.control.free import Control
 from mtray.cluster.control.lifecycle import Limits
+from mtray.cluster.control.plan import Place, Plan
 from mtray.cluster.control.protocol import Answered, Call, Counts, End, Failed, Failure, Kill, Method, Part, Start, Tell
 from mtray.replay.pacing import Pacing
 

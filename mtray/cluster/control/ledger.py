@@ -1,0 +1,144 @@
+"""What was asked for, and what became of it, in frames.
+
+``asked == acknowledged + in flight + lost`` holds after every event. The replay's counts are the truth. What a process
+that died was asked for and has not pushed is lost, and asked for again; its source is fenced first, so that nothing of
+it comes later. What may or may not have run is settled by a flush.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from mtray.cluster.control.lifecycle import Actor, Lifecycle
+from mtray.cluster.control.plan import Plan
+from mtray.cluster.control.protocol import Call, Counts, Method, Part
+from mtray.replay.pacing import Pacing
+
+# Time between two counts while frames are under way.
+COUNT_SECONDS = 0.1
+
+
+class Ledger(Lifecycle):
+    """The parts of a run, and the account of its frames and updates.
+
+    Attributes:
+        asked: frames that the run began with and that were asked for since.
+        lost: of these those that are known not to come.
+        counts: the replay's, as far as they are known.
+        updates: the learner's, as far as they are known.
+    """
+
+    def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
+        """Plan a run; nothing is asked for yet."""
+        self.replay, self.learner = Actor("replay"), Actor("learner")
+        self.collectors = [
+            Actor("collector", index, place.tasks, place.rollout_frames) for index, place in enumerate(plan.places)
+        ]
+        super().__init__([self.replay, self.learner, *self.collectors], plan.limits, now)
+        self.plan = plan
+        self.pacing = pacing
+        self.asked, self.lost = plan.frames, 0
+        self.counts = Counts(plan.frames)
+        self.updates = plan.updates
+        # Collectors with frames that a flush has not confirmed, and processes that are gone and not yet fenced.
+        self._unflushed: set[int] = set()
+        self._fencing: dict[Part, tuple[int, int]] = {}
+        # Frames asked of a collector when its flush was.
+        self._flushes: dict[int, int] = {}
+        self._is_counting, self._is_stale, self._next_count = False, True, now
+
+    @abstractmethod
+    def _settled(self, actor: Actor) -> None:
+        """Take a collector whose flush was answered."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether replay and learner work, so that collectors may."""
+        return self.replay.is_up and self.learner.is_up
+
+    @property
+    def wanted(self) -> int:
+        """Frames still to be asked for; not above zero if none."""
+        return self.plan.total_frames - (self.asked - self.lost)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way that could change what a checkpoint holds."""
+        is_training = self.learner.suspect is not None or any(
+            call.method is Method.TRAIN for call in self.learner.calls.values()
+        )
+        waits = self._is_counting or self._is_stale
+        return not (self._unflushed or self._fencing or is_training or waits)
+
+    def _updates_allowed(self) -> int:
+        return self.pacing.updates_allowed(self.counts.frames) if self.counts.is_warm else self.updates
+
+    def _collect(self, actor: Actor, method: Method) -> None:
+        self._call(actor, method)
+        self.asked += actor.rollout_frames
+        actor.requested += actor.rollout_frames
+        self._unflushed.add(actor.index)
+
+    def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
+        call = super()._call(actor, method, amount, of)
+        if actor is not None and method is Method.FLUSH:
+            self._flushes[call.id] = actor.requested
+        return call
+
+    def _flushed(self, actor: Actor, call: Call, acknowledged: int) -> None:
+        """Settle what was asked for before a flush: it is acknowledged by now, or lost."""
+        self._cleared(actor, call)
+        requested = self._flushes.pop(call.id)
+        lost = requested - acknowledged
+        self.lost += lost - actor.lost
+        actor.lost = lost
+        self._is_stale = True
+        if actor.requested == requested:
+            self._unflushed.discard(actor.index)
+        self._settled(actor)
+
+    def _cleared(self, actor: Actor, call: Call) -> None:
+        """Forget calls made before one that was answered: a part works in order, so they have ended."""
+        for earlier in [id for id in actor.calls if id < call.id]:
+            del actor.calls[earlier]
+            del self._calls[earlier]
+            self._flushes.pop(earlier, None)
+        if actor.suspect is not None and actor.suspect < call.id:
+            actor.suspect = None
+
+    def _fence(self, actor: Actor) -> None:
+        """Find out what a process that is gone has pushed, and have nothing more come of it."""
+        self._unflushed.discard(actor.index)
+        if actor.requested:
+            self._fencing[actor.part] = actor.requested, actor.lost
+            if self.replay.is_up:
+                self._call(self.replay, Method.FENCE, of=actor.part)
+
+    def _fenced(self, part: Part, acknowledged: int) -> None:
+        requested, lost = self._fencing.pop(part)
+        self.lost += requested - acknowledged - lost
+        self._is_stale = True
+
+    def _ask_count(self) -> None:
+        if self._is_counting or not self.replay.is_up or not self._is_stale:
+            return
+        is_idle = not self._unflushed and not self._fencing
+        if is_idle or self.now >= self._next_count:
+            self._is_counting = True
+            # What was acknowledged before this is asked is in the answer; what comes later is not.
+            self._is_stale = not is_idle
+            self._next_count = self.now + COUNT_SECONDS
+            self._call(self.replay, Method.COUNT)
+            self._after(COUNT_SECONDS, lambda: None)
+
+    def _counted(self, counts: Counts) -> None:
+        self._is_counting = False
+        self._learn_counts(counts)
+
+    def _learn_counts(self, counts: Counts) -> None:
+        # Answers may come out of order; counts only grow.
+        if counts.frames < self.counts.frames:
+            return
+        if counts.is_warm and not self.counts.is_warm:
+            self._tell("warm", frames=counts.frames)
+        self.counts = counts
