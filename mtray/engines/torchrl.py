@@ -4,8 +4,7 @@ A maker is a callable ``maker(num_envs, seed)`` that returns a new TorchRL envir
 ``[]``, then it is called once per copy with a seed of its own) with one float observation vector under
 ``observation`` and one float action vector under ``action``.
 
-Each environment is advanced as TorchRL's rollouts do: the TensorDict that a step leaves behind is the next one's
-start, so transforms and stateless environments find in it what they wrote there.
+Each environment is advanced as TorchRL's rollouts do (`mtray.engines.torchrl_rollout`).
 """
 
 from __future__ import annotations
@@ -20,34 +19,14 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mtray.data.specs import ACTION, NEXT, OBSERVATION, REWARD, UNBOUNDED, FloatArray
+from mtray.data.specs import OBSERVATION, REWARD, UNBOUNDED, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
+from mtray.engines.torchrl_rollout import RunningEnv
 from mtray.engines.torchrl_specs import NAME as NAME
 from mtray.engines.torchrl_specs import check_new, is_started, read_spec
 from mtray.errors import MtrayError, TaskError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
-
-
-class _Part:
-    """One environment that the maker returned, and where its rollout stands.
-
-    Attributes:
-        env: the environment.
-        where: the copies that it steps.
-        root: the TensorDict that its next step starts from; None before the first reset.
-        ended: which of its copies the last step ended.
-        reached: observations that the last step reached, in the array that they were written to.
-    """
-
-    def __init__(self, env: EnvBase, where: slice) -> None:
-        self.env = env
-        self.where = where
-        self.size = where.stop - where.start
-        self.root: TensorDictBase | None = None
-        self.device = env.device or torch.device("cpu")
-        self.ended = np.zeros(self.size, np.bool_)
-        self.reached: FloatArray = np.zeros((self.size, 0), np.float32)
 
 
 class TorchrlSim(BatchSim):
@@ -66,7 +45,7 @@ class TorchrlSim(BatchSim):
         self.name = name
         self.num_envs = num_envs
         self._warned = False
-        self._parts: list[_Part] = []
+        self._parts: list[RunningEnv] = []
         try:
             self._build(maker, seed)
         except BaseException:
@@ -75,13 +54,13 @@ class TorchrlSim(BatchSim):
 
     def _build(self, maker: Maker, seed: int) -> None:
         first = self._make(maker, self.num_envs, seed)
-        self._parts = [_Part(first, slice(0, self.num_envs))]
+        self._parts = [RunningEnv(first, slice(0, self.num_envs))]
         batch = tuple(first.batch_size)
         if not batch:
-            self._parts = [_Part(first, slice(0, 1))]
+            self._parts = [RunningEnv(first, slice(0, 1))]
             for copy in range(1, self.num_envs):
                 env = self._make(maker, 1, copy_seed(seed, copy))
-                self._parts.append(_Part(env, slice(copy, copy + 1)))
+                self._parts.append(RunningEnv(env, slice(copy, copy + 1)))
                 if env.batch_size:
                     self._wrong_batch(env, "(), as it was the first time")
         elif batch != (self.num_envs,):
@@ -95,8 +74,6 @@ class TorchrlSim(BatchSim):
         for copy, spec in enumerate(specs):
             if spec != self.spec:
                 raise UsageError(f"task {self.name!r}: copy {copy} has another spec than copy 0: {spec}, {self.spec}")
-        action = first.full_action_spec[ACTION]
-        self._action_shape, self._action_dtype = tuple(action.shape), action.dtype
         self._observation_shape = (*batch, self.spec.observation_size)
 
     def _make(self, maker: Maker, num_envs: int, seed: int) -> EnvBase:
@@ -159,10 +136,10 @@ class TorchrlSim(BatchSim):
             if not chosen.any():
                 continue
             try:
-                part.root = _reset(part, chosen)
+                started = part.reset(chosen)
             except TASK_FAILURES as error:
                 self._fail("reset", error)
-            rows = self._rows(part.root, OBSERVATION, self._observation_shape, part.size)
+            rows = self._rows(started, OBSERVATION, self._observation_shape, part.size)
             ended = chosen & part.ended
             if not self._warned and ended.any() and (rows[ended] == part.reached[ended]).all(-1).any():
                 self._warn_same()
@@ -184,19 +161,11 @@ class TorchrlSim(BatchSim):
     def recv(self, out: StepArrays) -> None:
         """One step of every environment."""
         for part in self._parts:
-            where, env, root = part.where, part.env, part.root
-            assert root is not None, "reset first"
-            action = torch.from_numpy(self._action[where]).to(part.device, self._action_dtype)
+            where = part.where
             try:
-                root.set(ACTION, action.view(self._action_shape))
-                stepped = env.step(root)
-                root = env._step_mdp(stepped)
-                if env._post_step_mdp_hooks is not None:
-                    stepped, root = env._post_step_mdp_hooks(stepped, root)
+                reached = part.step(self._action[where])
             except TASK_FAILURES as error:
                 self._step_failed(part, error)
-            part.root = root
-            reached = stepped.get(NEXT)
             out.observation[where] = self._rows(reached, OBSERVATION, self._observation_shape, part.size)
             # TorchRL has held it to its spec's shape, which is one number.
             out.reward[where] = _array(reached.get(REWARD), part.size, torch.float32)[:, 0]
@@ -205,14 +174,14 @@ class TorchrlSim(BatchSim):
             out.truncated[where] = ended & ~terminated
             part.ended, part.reached = ended, out.observation[where]
 
-    def _ends(self, part: _Part, reached: TensorDictBase) -> tuple[BoolArray, BoolArray]:
+    def _ends(self, part: RunningEnv, reached: TensorDictBase) -> tuple[BoolArray, BoolArray]:
         """Which copies terminated, and which episodes are over."""
         terminated = self._flag(part, reached.get("terminated"))
         ended = terminated | self._flag(part, reached.get("done"))
         truncated = reached.get("truncated", None)
         return terminated, ended if truncated is None else ended | self._flag(part, truncated)
 
-    def _flag(self, part: _Part, value: Tensor) -> BoolArray:
+    def _flag(self, part: RunningEnv, value: Tensor) -> BoolArray:
         return cast(BoolArray, _array(value, part.size, torch.bool)[:, 0])
 
     def _rows(self, data: TensorDictBase, key: str, shape: tuple[int, ...], size: int) -> FloatArray:
@@ -230,7 +199,7 @@ class TorchrlSim(BatchSim):
             )
         return cast(FloatArray, _array(value, size, torch.float32))
 
-    def _step_failed(self, part: _Part, error: BaseException) -> NoReturn:
+    def _step_failed(self, part: RunningEnv, error: BaseException) -> NoReturn:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
@@ -257,15 +226,6 @@ class TorchrlSim(BatchSim):
                     part.env.close()
             except TASK_FAILURES as error:
                 LOGGER.warning("%s", task_error(self.name, "close", error))
-
-
-def _reset(part: _Part, chosen: BoolArray) -> TensorDictBase:
-    if part.root is None:
-        return cast(TensorDictBase, part.env.reset())
-    flag = torch.from_numpy(chosen.copy()).view(*part.env.batch_size, 1).to(part.device)
-    root = part.root.set("_reset", flag)
-    # As TorchRL's own maybe_reset: entries of the last episode are no arguments of the reset.
-    return cast(TensorDictBase, part.env.reset(root, select_reset_only=True))
 
 
 def _array(value: Tensor, size: int, dtype: torch.dtype) -> Any:

@@ -161,6 +161,7 @@ def processes(num_envs, seed):
     return ParallelEnv(num_envs, functools.partial(makers.PointEnv, 1, 0, batched=False))
 
 
+@pytest.mark.slow
 def test_environments_may_start_processes_of_their_own():
     task = Task("mine", "torchrl", processes)
     host = host_of("parallel", task)
