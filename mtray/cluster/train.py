@@ -21,7 +21,7 @@ from mtray.rundir import checkpoint
 from mtray.rundir.claim import Claim
 from mtray.rundir.directory import default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json
-from mtray.rundir.resume import check_resume
+from mtray.rundir.resume import check_resume, resolve_saved
 from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
@@ -41,7 +41,8 @@ def train(config: Config) -> dict[str, Any]:
         config = _with_paths(config)
         # A maker may change the folder.
         with process_restored():
-            tasks = resolve(config.tasks, config.engine, config.collector.action_repeat)
+            repeat = config.collector.action_repeat
+            tasks = resolve(config.tasks, config.engine, repeat) if config.resume is None else resolve_saved(config)
             specs = [task.spec for task in tasks]
         _check(config, specs)
         with own_run_dir(config) as claim:

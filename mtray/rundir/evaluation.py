@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mtray.data.specs import TaskSpec, check_same_specs
-from mtray.errors import UnknownTaskError, UsageError
+from mtray.errors import UsageError
 from mtray.rundir.checkpoint import read_config, read_meta
 from mtray.rundir.policies import checkpoint_folder, load_policy, run_dir_of
+from mtray.rundir.resume import resolve_saved
 from mtray.tasks.registry import resolve
 
 
@@ -42,15 +43,8 @@ def evaluate_run(
         raise UsageError(f"--episodes {episodes}: at least 1 is needed")
     policy = load_policy(run_dir)
     config = read_config(run_dir_of(run_dir))
-    repeat = config.collector.action_repeat
-    try:
-        learned = {task.name: task for task in resolve(config.tasks, config.engine, repeat)}
-    except UnknownTaskError as error:
-        raise UnknownTaskError(
-            f"{error}; a task that was registered in Python is known only there: call mtray.evaluate_run in a program "
-            "that registers it first, or name the task package.module:maker"
-        ) from error
-    wanted = [task.name for task in resolve(tasks, config.engine, repeat)] if tasks else list(learned)
+    learned = {task.name: task for task in resolve_saved(config)}
+    wanted = [task.name for task in resolve(tasks, config.engine)] if tasks else list(learned)
     for name in wanted:
         if name not in policy.names or name not in learned:
             raise UsageError(f"task {name!r} was not learned in {run_dir}: it has {', '.join(policy.names)}")
