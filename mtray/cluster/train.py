@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mtray.cluster.checks import check_machine, cost_line
-from mtray.cluster.driver import process_restored, stop_signals
 from mtray.cluster.session import check_address, ray_session
+from mtray.cluster.signals import stop_signals
 from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_same_specs, check_together
@@ -25,6 +25,7 @@ from mtray.rundir.resume import check_resume, resolve_saved
 from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
+from mtray.tasks.restored import process_restored
 
 
 def train(config: Config) -> dict[str, Any]:

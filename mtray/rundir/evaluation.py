@@ -12,6 +12,7 @@ from mtray.rundir.checkpoint import read_config, read_meta
 from mtray.rundir.policies import checkpoint_folder, load_policy, run_dir_of
 from mtray.rundir.resume import resolve_saved
 from mtray.tasks.registry import resolve
+from mtray.tasks.restored import process_restored
 
 
 def evaluate_run(
@@ -37,10 +38,18 @@ def evaluate_run(
     Raises:
         UsageError: no checkpoint, a task the run did not learn, or one that has changed since.
     """
-    from mtray.collect.evaluation import evaluate, summarise
-
     if episodes < 1:
         raise UsageError(f"--episodes {episodes}: at least 1 is needed")
+    # A maker may change the folder.
+    with process_restored():
+        return _evaluate(Path(run_dir).absolute(), episodes, tasks, seed, on_task)
+
+
+def _evaluate(
+    run_dir: Path, episodes: int, tasks: Sequence[str], seed: int, on_task: Callable[[str, dict[str, Any]], None]
+) -> dict[str, dict[str, Any]]:
+    from mtray.collect.evaluation import evaluate, summarise
+
     policy = load_policy(run_dir)
     config = read_config(run_dir_of(run_dir))
     learned = {task.name: task for task in resolve_saved(config)}

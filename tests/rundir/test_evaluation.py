@@ -1,5 +1,7 @@
 """Evaluation of a saved run as a library: its own tasks, those registered here included."""
 
+import os
+
 import pytest
 
 import mtray
@@ -52,3 +54,15 @@ def test_what_can_not_be_evaluated_is_refused(run_dir, monkeypatch):
     monkeypatch.setattr("mtray.tasks.registry._REGISTERED", {})
     with pytest.raises(UnknownTaskError, match=r"mtray\.evaluate_run in a program that registers it first"):
         mtray.evaluate_run(run_dir)
+
+
+def test_a_maker_that_moves_leaves_the_caller_where_it_was(run_dir, monkeypatch):
+    class Mover(CountingMaker):
+        def __call__(self, num_envs, seed):
+            os.chdir("/")
+            return super().__call__(num_envs, seed)
+
+    monkeypatch.chdir(run_dir)
+    monkeypatch.setattr("mtray.tasks.registry._REGISTERED", {"counted-here": Mover(truncate_after=5)})
+    assert mtray.evaluate_run(".", episodes=1, tasks=("counted-here",))
+    assert os.getcwd() == str(run_dir)
