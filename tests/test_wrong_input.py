@@ -286,6 +286,16 @@ def test_a_live_run_is_not_resumed_nor_started_again(fail, tmp_path):
         assert tree(tmp_path) == before
 
 
+def test_tasks_that_were_registered_in_another_process_are_told_of(fail, tmp_path):
+    run_dir = saved_run(tmp_path)
+    described = json.loads((run_dir / "config.json").read_text())
+    described["config"]["tasks"] = ["known-elsewhere"]
+    (run_dir / "config.json").write_text(json.dumps(described))
+    error = fail("--resume", run_dir, "--total-frames", 900)
+    assert "'known-elsewhere'" in error
+    assert "in a program that registers it first" in error
+
+
 def test_resuming_another_runs_settings_in_python_names_where_to_begin(tmp_path):
     with pytest.raises(UsageError, match=r"dataclasses\.replace\(mtray\.read_config"):
         mtray.train(mtray.Config(resume=saved_run(tmp_path), total_frames=900))

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 10.0
 # Ray makes sockets at <folder>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107 bytes.
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_FOLDER_BYTES = 16 * 2**20
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -188,11 +190,11 @@ def _temporary_folder() -> str | None:
     """Return another folder for Ray's sockets where the usual one has too long a name or can't be written."""
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     for folder in (usual, "/tmp", "/dev/shm"):
-        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_writable(Path(folder)):
+        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_writable(Path(folder), _FOLDER_BYTES):
             return None if folder == usual else folder
     raise UsageError(
-        f"Ray can't keep its sockets in {usual}: set RAY_TMPDIR to a folder that can be written, with a path of at "
-        f"most {_LONGEST_FOLDER} bytes"
+        f"Ray can't keep its sockets and logs in {usual}: set RAY_TMPDIR to a folder that can be written, with a path "
+        f"of at most {_LONGEST_FOLDER} bytes and {_FOLDER_BYTES // 2**20} MiB free"
     )
 
 
@@ -207,11 +209,11 @@ def _can_keep_token() -> bool:
         return False
 
 
-def _is_writable(folder: Path) -> bool:
+def _is_writable(folder: Path, free_bytes: int = 0) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return True
+            return shutil.disk_usage(folder).free >= free_bytes
     except OSError:
         return False
 

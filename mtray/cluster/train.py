@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mtray.cluster.checks import check_machine, cost_line
-from mtray.cluster.driver import process_restored, stop_signals
 from mtray.cluster.session import check_address, ray_session
+from mtray.cluster.signals import stop_signals
 from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
@@ -21,11 +21,12 @@ from mtray.rundir import checkpoint
 from mtray.rundir.claim import Claim
 from mtray.rundir.directory import default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json
-from mtray.rundir.resume import check_resume
+from mtray.rundir.resume import check_resume, resolve_saved
 from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
+from mtray.tasks.restored import process_restored
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def train(config: Config) -> dict[str, Any]:
         config = _with_paths(config)
         # A maker may change the folder.
         with process_restored():
-            tasks = resolve(config.tasks, config.engine, config.collector.action_repeat)
+            repeat = config.collector.action_repeat
+            tasks = resolve(config.tasks, config.engine, repeat) if config.resume is None else resolve_saved(config)
             for task in tasks:
                 check_travels(task)
             specs = [task.spec for task in tasks]

@@ -8,12 +8,10 @@ torch is imported by what needs it: the driver writes bytes that actors made, an
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import itertools
 import json
-import pickle
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,19 +25,14 @@ from mtray.config import plain as config_module
 from mtray.config.settings import Config
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import UsageError
+from mtray.rundir.damage import DAMAGED, LATEST, META, damaged, other_checkpoints, read_checked, verify
 from mtray.rundir.files import file_name, replace_file, sync, sync_folder
 
-# What reading a damaged file of JSON, numpy or torch raises.
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError)
-
-
-META, POLICY, LEARNER, REPLAY, LATEST = "meta.json", "policy.pt", "learner.pt", "replay.json", "latest"
+POLICY, LEARNER, REPLAY = "policy.pt", "learner.pt", "replay.json"
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
 FORMAT = 3
-
-_CHUNK_BYTES = 2**24
 
 
 @dataclass
@@ -190,19 +183,14 @@ def latest(run_dir: Path) -> Path:
         name = ""
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"no checkpoint in {run_dir}: {named} can't be read ({reason}){_others(folder)}") from error
+        raise UsageError(
+            f"no checkpoint in {run_dir}: {named} can't be read ({reason}){other_checkpoints(folder)}"
+        ) from error
     if not name[:1].isdigit() or "/" in name:
-        raise UsageError(f"{named} is damaged: it holds no checkpoint's name{_others(folder)}")
+        raise UsageError(f"{named} is damaged: it holds no checkpoint's name{other_checkpoints(folder)}")
     if not (folder / name / META).is_file():
-        raise UsageError(f"checkpoint {folder / name} is not whole: {META} is missing{_others(folder, name)}")
+        raise UsageError(f"checkpoint {folder / name} is not whole: {META} is missing{other_checkpoints(folder, name)}")
     return folder / name
-
-
-def _others(folder: Path, without: str = "") -> str:
-    """The remedy where other whole checkpoints are there."""
-    names = sorted(path.parent.name for path in folder.glob(f"[0-9]*/{META}"))
-    found = [name for name in names if name != without]
-    return f"; to go on from another checkpoint, write its name into {folder / LATEST}: {found[-1]}" if found else ""
 
 
 def read(path: Path) -> Checkpoint:
@@ -240,46 +228,6 @@ def read_meta(path: Path) -> dict[str, Any]:
         for spec in meta["specs"]:
             TaskSpec.from_dict(spec)
     return meta
-
-
-def read_checked(path: Path, meta: Mapping[str, Any]) -> bytes:
-    """Read a file of a checkpoint that `verify` accepts.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
-    verify(path, meta)
-    with damaged(path):
-        return path.read_bytes()
-
-
-def verify(path: Path, meta: Mapping[str, Any]) -> None:
-    """Compare a file with the checksum that was noted when it was written.
-
-    Raises:
-        UsageError: the file is missing or damaged.
-    """
-    with damaged(path), path.open("rb") as file:
-        checksum = 0
-        while chunk := file.read(_CHUNK_BYTES):
-            checksum = zlib.crc32(chunk, checksum)
-        # Earlier checkpoints have no checksums.
-        if meta.get("crc32", {}).get(path.name, checksum) != checksum:
-            raise ValueError("its checksum differs from the one noted when it was written")
-
-
-@contextlib.contextmanager
-def damaged(path: Path) -> Iterator[None]:
-    """Turn what reading a damaged file raises into a UsageError that names the file."""
-    try:
-        yield
-    except UsageError:
-        raise
-    except DAMAGED as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        text = reason or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        hint = _others(path.parent.parent, path.parent.name) if path.parent.parent.name == "checkpoints" else ""
-        raise UsageError(f"{path} can't be read ({text}){hint}") from error
 
 
 def check_format(path: Path, meta: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mtray.config import plain as config_module
 from mtray.config.settings import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
-from mtray.rundir.checkpoint import META, POLICY, damaged, from_bytes, latest, read_checked, read_meta
+from mtray.rundir.checkpoint import POLICY, from_bytes, latest, read_meta
+from mtray.rundir.damage import META, damaged, read_checked
 
 if TYPE_CHECKING:
     from mtray.policy.policy import MultiTaskPolicy

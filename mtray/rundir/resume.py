@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 
 from mtray.config.settings import Config
-from mtray.errors import UsageError
+from mtray.errors import UnknownTaskError, UsageError
+from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve
 
 # The saved weights, rows or numbers would not fit, or would not mean the same.
 FIXED = (
@@ -18,6 +20,21 @@ FIXED = (
     "learner.atoms",
     "learner.value_limit",
 )
+
+
+def resolve_saved(config: Config) -> tuple[Task, ...]:
+    """Return the tasks of a run that was saved.
+
+    Raises:
+        UnknownTaskError: a task is not known in this process; it may have been registered in another one.
+    """
+    try:
+        return resolve(config.tasks, config.engine, config.collector.action_repeat)
+    except UnknownTaskError as error:
+        raise UnknownTaskError(
+            f"{error}; a task that was registered in Python is known only there: call "
+            "mtray.train in a program that registers it first, or name tasks package.module:maker"
+        ) from error
 
 
 def check_resume(given: Config, saved: Config) -> None:

@@ -62,7 +62,7 @@ def test_rings_grow_with_the_run_up_to_their_capacity():
 
 @pytest.mark.parametrize(
     ("soft", "hard", "workers", "limit"),
-    [(1024, 4096, 2, 1024), (64, 4096, 2, 176), (64, -1, 100, 1352), (-1, -1, 100, -1)],
+    [(1024, 4096, 2, 1024), (64, 4096, 2, 160), (64, -1, 100, 944), (-1, -1, 100, -1)],
 )
 def test_the_soft_limit_of_open_files_is_raised_where_it_is_too_low(monkeypatch, soft, hard, workers, limit):
     now = [soft, hard]
@@ -80,5 +80,5 @@ def test_the_soft_limit_of_open_files_is_raised_where_it_is_too_low(monkeypatch,
 def test_a_hard_limit_of_open_files_that_is_too_low_is_refused(monkeypatch):
     fake = SimpleNamespace(RLIMIT_NOFILE=0, RLIM_INFINITY=-1, getrlimit=lambda _: (64, 64))
     monkeypatch.setattr(checks, "resource", fake)
-    with pytest.raises(UsageError, match=r"allows 64 open files \(ulimit -n\), and 2 collectors need 176"):
+    with pytest.raises(UsageError, match=r"allows 64 open files \(ulimit -n\), and 2 collectors need 160"):
         check_machine(Config(), SPECS)

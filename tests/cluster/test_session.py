@@ -1,6 +1,8 @@
 """Where Ray of a run's own keeps its files: whatever the temporary folder and the home are."""
 
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -34,8 +36,18 @@ def test_the_longest_folder_is_as_long_as_a_socket_allows():
     assert len(os.path.join(begin, sockets, "plasma_store")) == 107
 
 
+def test_a_folder_on_a_full_disk_is_replaced(monkeypatch):
+    usage = shutil.disk_usage
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="f") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        assert session._temporary_folder() is None
+        full = usage(folder)._replace(free=2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full if str(path) == folder else usage(path))
+        assert session._temporary_folder() == "/tmp"
+
+
 def test_no_folder_at_all_is_told_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(session, "_is_writable", lambda _: False)
+    monkeypatch.setattr(session, "_is_writable", lambda *_: False)
     with pytest.raises(UsageError, match="set RAY_TMPDIR to a folder that can be written"):
         session._temporary_folder()
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from mtray.errors import UsageError
-from mtray.report import main, read_last, table
+from mtray.report import main
+from mtray.rundir.report import read_last, table
 
 SUMMARY = {
     "frames": 1234567,
@@ -109,3 +110,10 @@ def test_command_without_figures_ends_with_one_line_and_two(tmp_path, capsys):
     assert caught.out == ""
     assert caught.err.startswith(f"error: {tmp_path}: no figures to report")
     assert caught.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"tasks": {"a": 1}}', "null", '"x"', "{", '{"tasks": {}}'])
+def test_foreign_summary_is_refused(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UsageError, match="no figures to report"):
+        read_last(tmp_path)
