@@ -323,10 +323,116 @@ def test_a_collector_that_can_not_be_built_ends_the_run_with_its_reason(tmp_path
         "    return CountingEnv(num_envs, truncate_after=10)\n"
     )
     arguments = ("--tasks", "broken:maker", "--workers", 1, "--envs-per-task", 2, "--host", "inline")
-    with Run(*arguments, "--collector.max-restarts", 1, "--run-dir", tmp_path / "a", cwd=tmp_path) as run:
-        assert run.wait() in (1, 2), run.output
+    with Run(*arguments, "--run-dir", tmp_path / "a", cwd=tmp_path) as run:
+        assert run.wait() == 2, run.output
         assert run.all_gone(), run.alive()
-    assert "the licence server is down" in run.output
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "maker" in last
+    assert "OSError: the licence server is down" in last
+    assert "Traceback" not in run.output
+
+
+@pytest.mark.cluster
+def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_path):
+    (tmp_path / "fragile.py").write_text(
+        "from mtray.testing import CountingEnv\n"
+        "class Fragile(CountingEnv):\n"
+        "    steps = 0\n"
+        "    def _step(self, data):\n"
+        "        self.steps += 1\n"
+        "        if self.steps == 400:\n"
+        "            raise ValueError('the arm hit the table')\n"
+        "        return super()._step(data)\n"
+        "def maker(num_envs, seed):\n"
+        "    return Fragile(num_envs, truncate_after=10)\n"
+    )
+    arguments = ("--tasks", "fragile:maker", "--workers", 1, "--envs-per-task", 2, "--host", "inline")
+    settings = ("--learner.warmup-steps", 50, "--learner.updates-per-step", 0.1, "--learner.batch-rows", 32)
+    run_dir = tmp_path / "a"
+    with Run(*arguments, *settings, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 1, run.output
+        assert run.all_gone(), run.alive()
+    assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
+    saved = checkpoint.read(checkpoint.latest(run_dir))
+    # Four lives of some 400 steps of two copies each.
+    assert saved.frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events].count("death") == 3
+
+
+@pytest.mark.cluster
+def test_a_run_goes_on_without_saved_rows_and_then_with_them(tmp_path):
+    """Counts and statistics are always saved; nothing is learned before the warm-up's rows are held again."""
+    run_dir, warmup = tmp_path / "a", 800
+    with Run(*SMALL, "--total-frames", 4000, "--replay.no-save", "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    frames, updates = [], []
+    before = checkpoint.read(checkpoint.latest(run_dir))
+    assert before.rows == {}
+    for total, flag in ((8000, "--replay.no-save"), (12000, "--replay.save"), (16000, "--replay.save")):
+        with Run("--resume", run_dir, "--total-frames", total, flag, cwd=tmp_path) as run:
+            assert run.wait() == 0, run.output
+        saved = checkpoint.read(checkpoint.latest(run_dir))
+        assert total <= saved.frames < total + 256
+        assert saved.frames == sum(saved.replay["frames"].values()) == summary_of(run_dir)["frames"]
+        for task, (count, *_) in saved.replay["statistics"].items():
+            # Every transition that was ever inserted, of two frames each.
+            assert 2 * count == saved.replay["frames"][task]
+        frames.append(saved.frames)
+        updates.append(saved.meta["metrics"]["updates"])
+    # Runs that began without rows made no update for the warm-up's frames.
+    base = before.meta["metrics"]["updates"]
+    first = base + int(0.05 * (frames[0] - before.frames - warmup) / 4)
+    second = first + int(0.05 * (frames[1] - frames[0] - warmup) / 4)
+    third = first + int(0.05 * (frames[2] - frames[0] - warmup) / 4)
+    assert updates == [first, second, third]
+
+
+@pytest.mark.cluster
+def test_a_ratio_that_is_changed_when_a_run_is_resumed_counts_from_there(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--total-frames", 6000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    before = summary_of(run_dir)
+    resume = ("--resume", run_dir, "--total-frames", 8000, "--learner.updates-per-step", 1.0)
+    with Run(*resume, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    after = summary_of(run_dir)
+    assert after["updates"] == before["updates"] + (after["frames"] - before["frames"]) // 4
+
+
+@pytest.mark.cluster
+def test_the_replay_is_named_when_it_dies_while_the_learner_draws(tmp_path):
+    run_dir = tmp_path / "a"
+    busy = ("--learner.updates-per-step", 4, "--learner.warmup-steps", 100)
+    with Run(*SMALL, *busy, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 500)
+        run.named("ray::Replay")[0].send_signal(signal.SIGKILL)
+        assert run.wait() == 1, run.output
+        assert run.all_gone(), run.alive()
+    assert "error: the replay died" in run.output
+    assert "the learner" not in run.output.strip().splitlines()[-1]
+
+
+@pytest.mark.cluster
+def test_a_checkpoint_that_can_not_be_written_ends_in_one_line_and_the_one_before_stays(tmp_path):
+    run_dir = tmp_path / "a"
+    every = ("--run.checkpoint-frames", 500)
+    with Run(*SMALL, *every, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: (run_dir / "checkpoints" / "latest").exists())
+        (run_dir / "checkpoints").rename(run_dir / "elsewhere")
+        (run_dir / "checkpoints").touch()
+        run.wait_until(lambda: '"save_failed"' in (run_dir / "events.jsonl").read_text())
+        assert run.process.poll() is None
+        run.interrupt()
+        assert run.wait() == 1, run.output
+        assert run.all_gone(), run.alive()
+    assert "could not be written" in run.output.strip().splitlines()[-1]
+    assert "Traceback" not in run.output
+    (run_dir / "checkpoints").unlink()
+    (run_dir / "elsewhere").rename(run_dir / "checkpoints")
+    assert checkpoint.read(checkpoint.latest(run_dir)).frames >= 500
 
 
 @pytest.mark.cluster

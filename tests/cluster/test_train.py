@@ -90,7 +90,7 @@ run("a", tasks=names, total_frames=1000)
 assert state() == before
 run(None, resume="a", tasks=names, total_frames=2000)
 assert mtray.load_policy("a").names == tuple(names)
-assert list(mtray.evaluate_run("a", episodes=1)) == names
+assert list(mtray.evaluate_policy(mtray.load_policy("a"), episodes=1)) == names
 assert sorted(os.listdir()) == ["a", "elsewhere"] and not os.listdir("elsewhere")
 """,
 }
