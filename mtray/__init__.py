@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtray.errors import MtrayError as MtrayError
     from mtray.errors import RunError as RunError
     from mtray.errors import SchemaError as SchemaError
+    from mtray.errors import TaskError as TaskError
     from mtray.errors import UsageError as UsageError
     from mtray.rundir.checkpoint import read_config as read_config
     from mtray.rundir.policies import load_policy as load_policy
@@ -36,6 +37,7 @@ _PUBLIC = {
     "MultiTaskEnv": "tasks.parallel",
     "RunError": "errors",
     "SchemaError": "errors",
+    "TaskError": "errors",
     "UsageError": "errors",
     "evaluate_policy": "collect.evaluation",
     "load_policy": "rundir.policies",

@@ -16,6 +16,7 @@ PUBLIC = [
     "MultiTaskEnv",
     "RunError",
     "SchemaError",
+    "TaskError",
     "UsageError",
     "evaluate_policy",
     "load_policy",

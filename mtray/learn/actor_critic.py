@@ -67,7 +67,8 @@ class ActorCritic(ABC):
         self.critic_group, self.actor_group = self._networks.critic_group, self._networks.actor_group
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.discount = torch.tensor([spec.discount for spec in specs], device=self.device)
-        self.target_entropy = torch.tensor([-spec.action_size / 2 for spec in specs], device=self.device)
+        # Entries whose bounds are equal are not the policy's to choose.
+        self.target_entropy = -self.policy.action_mask.sum(-1) / 2
         self.loss_weight = torch.tensor(loss_weights(config, names), device=self.device)
         self.reward_scale = torch.ones(tasks, device=self.device)
         self.actor_loss_scale = torch.ones(tasks, device=self.device)
