@@ -208,7 +208,7 @@ def saved_run(tmp_path, frames=500):
     specs = [json.loads(json.dumps(task.spec.to_dict())) for task in resolve(["cartpole-swingup"], action_repeat=2)]
     config = json.loads((run_dir / "config.json").read_text())["config"]
     meta = {"config": config, "specs": specs, "metrics": {}}
-    checkpoint.write(run_dir, checkpoint.Checkpoint(frames, meta, b"policy", b"learner"), keep=2)
+    checkpoint.write(run_dir, checkpoint.Checkpoint(frames, meta, b"policy", b"learner", {}), keep=2)
     (run_dir / "checkpoints" / ".000000000900.partial").mkdir()
     (run_dir / "metrics.jsonl").write_text("kept")
     (run_dir / "summary.json").write_text("kept")

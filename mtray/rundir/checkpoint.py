@@ -202,8 +202,10 @@ def read(path: Path) -> Checkpoint:
     meta = read_meta(path)
     policy, learner = read_checked(path / POLICY, meta), read_checked(path / LEARNER, meta)
     with damaged(path / REPLAY):
-        # Ids of pushes are a run's own: no push of this run repeats one of those.
-        replay = {**json.loads(read_checked(path / REPLAY, meta)), "receipts": {}}
+        replay = {**json.loads(read_checked(path / REPLAY, meta))}
+    # Ids of pushes are a run's own: no push of this run repeats one of those.
+    if "receipts" in replay:
+        replay["receipts"] = {}
     rows = {}
     if meta.pop("has_rows"):
         for spec in meta["specs"]:

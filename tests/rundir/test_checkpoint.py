@@ -42,15 +42,15 @@ def policy():
     return policy
 
 
-def make_checkpoint(frames, policy=None, replay=True):
+def make_checkpoint(frames, policy=None, rows=True):
     generator = np.random.default_rng(frames)
     return Checkpoint(
         frames,
         {"frames": frames, "config": to_dict(CONFIG), "specs": PLAIN_SPECS, "metrics": [1.5]},
         to_bytes(policy.state_dict() if policy else {}),
         to_bytes({"updates": frames, "weights": torch.full((3,), float(frames))}),
-        {"frames": {"left": frames}} if replay else None,
-        {spec.name: awkward(generator, 4, spec.row_size) for spec in SPECS} if replay else {},
+        {"frames": {"left": frames}},
+        {spec.name: awkward(generator, 4, spec.row_size) for spec in SPECS} if rows else {},
     )
 
 
@@ -70,9 +70,9 @@ def folders(run_dir):
 # Writing and reading
 
 
-@pytest.mark.parametrize("replay", [True, False], ids=["with replay", "without replay"])
-def test_what_is_written_is_read(tmp_path, policy, replay):
-    saved = make_checkpoint(1234, policy, replay)
+@pytest.mark.parametrize("rows", [True, False], ids=["with rows", "without rows"])
+def test_what_is_written_is_read(tmp_path, policy, rows):
+    saved = make_checkpoint(1234, policy, rows)
     path = write(tmp_path, saved, keep=2)
     assert path == latest(tmp_path)
     assert_same_checkpoint(read(path), saved)
@@ -235,7 +235,7 @@ DAMAGE = {
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
     "noise": lambda data: bytes(byte ^ 0x5A for byte in data),
-    "foreign": lambda data: b'{"format": 2, "frames": 1}',
+    "foreign": lambda data: b'{"format": 3, "frames": 1}',
 }
 
 
