@@ -24,7 +24,7 @@ SMALL = (
     *("--learner.warmup-steps", 200, "--learner.updates-per-step", 0.05, "--replay.capacity-rows", 20000),
 )
 
-METRICS = (Path(__file__).parents[1] / "docs/metrics.md").read_text()
+METRICS, _, EVENTS = (Path(__file__).parents[1] / "docs/metrics.md").read_text().partition("## Events")
 
 # With a process per task beside each collector.
 PARALLEL = (*SMALL, "--host", "parallel")
@@ -46,7 +46,7 @@ def frames_so_far(run_dir):
 
 def test_a_run_from_command_to_evaluation(tmp_path):
     run_dir = tmp_path / "a"
-    with Run(*SMALL, "--host", "inline", "--total-frames", 9000, "--run-dir", run_dir, cwd=tmp_path) as run:
+    with Run(*SMALL, "--host", "inline", "--total-frames", 18_500, "--run-dir", run_dir, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
         assert run.all_gone(), run.alive()
     summary = summary_of(run_dir)
@@ -54,12 +54,13 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     assert summary["frames"] == sum(task["frames"] for task in summary["tasks"].values())
     # A rollout of one collector is 2 tasks x 2 copies x 16 steps of 2 frames: the run ends with the one that reaches
     # the total, beside which the other collector's may count.
-    assert 9000 <= summary["frames"] < 9000 + 256
+    assert 18_500 <= summary["frames"] < 18_500 + 256
     assert summary["updates"] == int(0.05 * (summary["frames"] - 800) / 4)
     assert len({task["frames"] for task in summary["tasks"].values()}) == 1
     for task in summary["tasks"].values():
-        # 4 copies made 4500 frames between them, however the two collectors shared them.
-        assert 2 <= task["episodes"] <= 4
+        # 4 copies made 9250 frames between them, however the two collectors shared them; an episode has 1000. The
+        # policy's are those that began after the warm-up.
+        assert 5 <= task["episodes"] <= 9
         assert 0 <= task["return_mean"] <= 1000
 
     config = json.loads((run_dir / "config.json").read_text())
@@ -76,7 +77,13 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     assert last.keys() - {"tasks"} <= of_run
     for figures in last["tasks"].values():
         assert figures.keys() == of_task, "what a task's figures mean is told in docs/metrics.md"
-        assert 0 < figures["data_age"] < 4500
+        assert 0 < figures["data_age"] < 9250
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    assert {"placed", "up", "warm", "save"} <= {event["event"] for event in events}
+    for event in events:
+        assert event.keys() | {event["event"]} <= set(re.findall(r"`(\w+)`", EVENTS)), (
+            "what it means is told in the docs"
+        )
     assert list((run_dir / "tensorboard").glob("events*"))
     saved = checkpoint.read(checkpoint.latest(run_dir))
     assert saved.frames == summary["frames"]

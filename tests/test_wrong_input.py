@@ -273,7 +273,7 @@ def test_a_task_that_has_changed_since_is_found_before_anything_is_written(fail,
     meta["specs"][0]["horizon"] = 7
     path.write_text(json.dumps(meta))
     before = tree(tmp_path)
-    assert "'cartpole-swingup' has another horizon" in fail("--resume", run_dir, "--total-frames", 900)
+    assert "'cartpole-swingup': horizon is 1000, but was 7" in fail("--resume", run_dir, "--total-frames", 900)
     assert tree(tmp_path) == before
 
 

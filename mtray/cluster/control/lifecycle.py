@@ -77,6 +77,7 @@ class Actor:
         phase: of this process.
         calls: under way, by id, in the order they were made.
         heard: when it last answered, or was first asked again.
+        answered: the latest call that it has answered.
         since: when this phase began.
         failures: deaths in a row without a minute of health between.
         failing_since: when the first of the starts in a row that failed was made.
@@ -97,6 +98,7 @@ class Actor:
     phase: Phase = Phase.PAUSING
     calls: dict[int, Call] = field(default_factory=dict)
     heard: float = 0.0
+    answered: int = -1
     since: float = 0.0
     failures: int = 0
     failing_since: float | None = None
@@ -134,7 +136,8 @@ class Lifecycle(ABC):
         self.restarts = 0
         self.now = now
         self._ids = itertools.count()
-        self._calls: dict[int, tuple[Call, Actor | None]] = {}
+        # Calls under way, who was asked, and when.
+        self._calls: dict[int, tuple[Call, Actor | None, float]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._out: list[Command] = []
 
@@ -178,7 +181,7 @@ class Lifecycle(ABC):
 
     def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
         call = Call(next(self._ids), actor.part if actor else None, method, amount, of)
-        self._calls[call.id] = call, actor
+        self._calls[call.id] = call, actor, self.now
         if actor is not None:
             if not actor.calls:
                 actor.heard = self.now
@@ -231,7 +234,9 @@ class Lifecycle(ABC):
 
         def check() -> None:
             actor.is_watched = False
-            if not actor.calls:
+            if actor.life == life:
+                self._find_lost_answers(actor)
+            if not actor.calls or actor.is_watched:
                 return
             # A new life has new deadlines; so has a process that was heard of since.
             if actor.life != life or self.now < actor.heard + self._limit(actor):
@@ -240,6 +245,13 @@ class Lifecycle(ABC):
                 self._overdue(actor)
 
         self._after(max(0.0, deadline - self.now), check)
+
+    def _find_lost_answers(self, actor: Actor) -> None:
+        """Ask again, or find out, where later calls were answered long since: a part works in order."""
+        limit = self._limit(actor)
+        for id in [id for id in actor.calls if id < actor.answered and self.now - self._calls[id][2] >= limit]:
+            if id in self._calls:
+                self._failed(Failed(id, Failure.UNAVAILABLE, "its answer has not come, though later ones have"))
 
     def _limit(self, actor: Actor) -> float:
         return self.limits.call_seconds if actor.is_up else self.limits.start_seconds
@@ -269,7 +281,7 @@ class Lifecycle(ABC):
     # Failures.
 
     def _failed(self, failure: Failed) -> None:
-        call, actor = self._calls.pop(failure.call, (None, None))
+        call, actor, _ = self._calls.pop(failure.call, (None, None, 0.0))
         if call is None or actor is None:
             return
         actor.calls.pop(call.id, None)

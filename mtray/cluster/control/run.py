@@ -84,14 +84,14 @@ class Run(Ledger):
         return self._take()
 
     def _answered(self, event: Answered) -> None:
-        call, actor = self._calls.pop(event.call, (None, None))
+        call, actor, _ = self._calls.pop(event.call, (None, None, 0.0))
         if call is None:
             return
         if actor is None:
             self._saved()
             return
         actor.calls.pop(call.id, None)
-        actor.heard = self.now
+        actor.heard, actor.answered = self.now, max(actor.answered, call.id)
         if call.method in (Method.HELLO, Method.BUILD):
             self._answered_start(actor, call)
             return

@@ -319,7 +319,7 @@ class World:
         self.after(0.01, self.place)
 
     def calls_of(self, part: Part) -> list[Call]:
-        return [call for call, _ in self.control._calls.values() if call.part == part]
+        return [call for call, *_ in self.control._calls.values() if call.part == part]
 
     def second(self) -> None:
         """What may happen in any second."""

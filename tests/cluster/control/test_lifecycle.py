@@ -149,6 +149,24 @@ def test_one_that_can_not_be_reached_for_long_is_replaced():
     assert 30 <= script.now < 35
 
 
+def test_an_answer_that_is_lost_while_others_come_is_asked_for_again():
+    """The replay goes on answering counts, so it is no process that hangs."""
+    script = Script(total=10**9, call_seconds=300.0).all_up()
+    worked(script)
+    script.fail(Method.COLLECT, Failure.DIED)
+    lost = script.find(Method.FENCE)
+    del script.open[lost.id]
+    for _ in range(650):
+        script.wait(1.0)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(10, "a"))
+        if script.find(Method.FENCE):
+            break
+    assert 300 <= script.now <= 640
+    script.answer(Method.FENCE, 10)
+    assert script.control.lost == 20
+
+
 def test_lockstep_does_not_go_on_while_a_count_is_made_again():
     script = Script(kind=Lockstep, ratio=1.0, total=10**6).all_up()
     script.answer(Method.ACT)

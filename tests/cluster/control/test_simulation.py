@@ -65,7 +65,7 @@ class ForgetsUnreached(Control):
 
     def _failed(self, failure):
         if failure.kind is Failure.UNAVAILABLE:
-            call, actor = self._calls.pop(failure.call, (None, None))
+            call, actor, _ = self._calls.pop(failure.call, (None, None, 0.0))
             if actor is not None:
                 actor.calls.pop(call.id, None)
         else:
