@@ -211,7 +211,7 @@ def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, 
         for spec in specs:
             lanes = generator.random((copies, STEPS + 1, spec.row_size), dtype=np.float32)
             rows[spec.name] = lanes.reshape(-1, spec.row_size)
-            # As `mtray.data.pack` lays them out: each copy's last row holds the observation it reached.
+            # As `mtray.data.rollout.pack` lays them out: each copy's last row holds the observation it reached.
             row_flags(lanes)[:] = TRANSITION
             lanes[:, -1, spec.observation_size :] = 0
         statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}

@@ -6,7 +6,7 @@ from tensordict import TensorDict
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from mtray.data.pack import pack
+from mtray.data.rollout import pack
 from mtray.data.specs import DONE_KEYS, NEXT, TaskSpec, task_key
 from mtray.data.tensordicts import to_rollout
 
@@ -55,9 +55,9 @@ def to_data(spec, width, observation, reached, *, action, reward, flags, shared=
     return TensorDict({**before, NEXT: TensorDict(after, size)}, size)
 
 
-def pack_data(data, spec, width, **kwargs):
+def pack_data(data, spec, width):
     """The rows of a task's TensorDict, checked as `ReplayBuffer.extend` does."""
-    return pack(to_rollout(data, spec, width), **kwargs)
+    return pack(to_rollout(data, spec, width))
 
 
 def random_flags(generator, *size, share=0.3):

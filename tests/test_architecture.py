@@ -25,7 +25,7 @@ ORDER = (
 # For users' tests beside ours.
 APART = {"testing"}
 TOGETHER = ({"errors", "config"}, ORDER[-1])
-FILES_OF_A_ROOM = 11
+FILES_OF_A_ROOM = 9
 PLACE = {room: index for index, rooms in enumerate(ORDER) for room in rooms} | dict.fromkeys(APART, 3)
 MUJOCO = {"dm_control", "mujoco"}
 SIMULATORS = {"dm_control": MUJOCO, "mujoco": MUJOCO, "suite": MUJOCO, "envpool": {"envpool"}}
@@ -34,7 +34,6 @@ WITHOUT_TORCH = (
     "data.specs",
     "data.rows",
     "data.rollout",
-    "data.pack",
     "data.messages",
     "data.statistics",
     "data.blocks",

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from torch import Tensor
@@ -64,17 +63,6 @@ class Batch:
         """Copy the numbers of a batch of the same tasks and shapes."""
         for tensor, values in zip(self.tensors, other.tensors, strict=True):
             tensor.copy_(values, non_blocking=True)
-
-    def rows(self, task: str, spec: TaskSpec) -> FloatArray:
-        """Return a task's rows as they were drawn, [B, row_size], without their next observations."""
-        at = [index for index, name in enumerate(self.tasks) if name == task]
-        size = spec.observation_size
-        rows = np.empty((len(at), self.reward.shape[1], spec.row_size), np.float32)
-        rows[..., :size] = self.observation[at, :, :size].numpy()
-        rows[..., size:-2] = self.action[at, :, : spec.action_size].numpy()
-        rows[..., -2] = self.reward[at].numpy()
-        bits(rows)[..., -1] = self.flags[at].numpy()
-        return rows.reshape(-1, spec.row_size)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:

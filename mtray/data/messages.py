@@ -19,7 +19,7 @@ class Push:
     Attributes:
         source: name of the collector process, unique in the run.
         number: 0, 1, 2, ... of this source: with ``source`` the push's id.
-        rows: task to [rows, row_size] float32, laid out by `mtray.data.pack`.
+        rows: task to [rows, row_size] float32, laid out by `mtray.data.rollout.pack`.
         statistics: per-task statistics of the rows, computed by the collector to offload the replay; the replay
             computes those that are missing.
         largest_returns: task to the largest absolute discounted return its copies have ever seen.

@@ -2,7 +2,7 @@
 
 Enters: pushes, each a mapping of tasks to rows under an id. Leaves: rows drawn uniformly from each task's ring, equally
 many of every task. Runs in one actor of the cluster (or in a plain test). A push that is sent twice is stored and
-counted once. Rows are laid out by `mtray.data.pack`, each task's of its own width.
+counted once. Rows are laid out by `mtray.data.rollout.pack`, each task's of its own width.
 
 `extend` and `sample` give and take TensorDicts, for use within one process. Only they import torch: the actor, which
 needs neither, saves the seconds and the 200 MB.
@@ -107,7 +107,7 @@ class ReplayBuffer:
             )
         if not len(rows) or row_flags(rows)[-1] & TRANSITION:
             raise SchemaError(
-                f"task {task!r}: the last row must hold the observation reached, as mtray.data.pack lays it"
+                f"task {task!r}: the last row must hold the observation reached, as mtray.data.rollout.pack lays it"
             )
         if len(rows) > len(ring.rows):
             raise SchemaError(
@@ -121,7 +121,7 @@ class ReplayBuffer:
         Raises:
             SchemaError: the data does not fit its task's schema.
         """
-        from mtray.data.pack import pack
+        from mtray.data.rollout import pack
         from mtray.data.schema import by_task
         from mtray.data.tensordicts import to_rollout
 

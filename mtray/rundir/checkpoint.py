@@ -25,8 +25,19 @@ from mtray.config import plain as config_module
 from mtray.config.settings import Config
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import UsageError
-from mtray.rundir.damage import DAMAGED, LATEST, META, damaged, other_checkpoints, read_checked, verify
-from mtray.rundir.files import file_name, replace_file, sync, sync_folder
+from mtray.rundir.files import (
+    DAMAGED,
+    LATEST,
+    META,
+    damaged,
+    file_name,
+    other_checkpoints,
+    read_checked,
+    replace_file,
+    sync,
+    sync_folder,
+    verify,
+)
 
 POLICY, LEARNER, REPLAY = "policy.pt", "learner.pt", "replay.json"
 

@@ -11,7 +11,7 @@ from mtray.collect.episodes import EpisodeTracker, discounted_returns
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.settings import NetworkConfig
-from mtray.data.pack import pack
+from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.tensordicts import to_rollout
 from mtray.errors import SchemaError

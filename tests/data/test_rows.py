@@ -9,8 +9,7 @@ from numpy.random import default_rng
 from tensordict import LazyStackedTensorDict
 
 from mtray.data.batch import Batch, unpack_batches
-from mtray.data.pack import pack
-from mtray.data.rollout import TaskRollout
+from mtray.data.rollout import TaskRollout, pack
 from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags
 from mtray.data.schema import validate
 from mtray.data.specs import observation_width
@@ -78,22 +77,6 @@ def test_extra_row_only_where_a_step_does_not_lead_to_the_next(run):
         assert acted.sum() == breaks.size
         expected = [kind for broken in breaks.reshape(-1) for kind in ([True, False] if broken else [True])]
         assert acted.tolist() == expected
-
-
-@settings(max_examples=60, deadline=None)
-@given(runs())
-def test_memory_that_rows_are_packed_into_may_hold_anything(run):
-    specs, width, rollouts = run
-    for spec, (data, _) in zip(specs, rollouts, strict=True):
-        given_arrays = []
-
-        def used(shape, kept=given_arrays):
-            kept.append(np.full(shape, np.nan, np.float32))
-            return kept[0]
-
-        rows = pack_data(data, spec, width, allocate=used)
-        assert rows is given_arrays[0]
-        assert rows.tobytes() == pack_data(data, spec, width).tobytes()
 
 
 @settings(max_examples=40, deadline=None)

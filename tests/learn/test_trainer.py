@@ -12,7 +12,7 @@ from mtray.collect.loop import ActingLoop
 from mtray.config.settings import LearnerConfig, NetworkConfig, ReplayConfig
 from mtray.data.batch import Batch, unpack_batches
 from mtray.data.messages import Push
-from mtray.data.pack import pack
+from mtray.data.rollout import pack
 from mtray.data.rows import NEXT_BITS, STEPS_SHIFT
 from mtray.data.specs import TaskSpec
 from mtray.errors import RunError
@@ -476,7 +476,10 @@ def test_a_task_with_twice_the_rows_counts_twice(tasks):
     assert weighted.tasks == ("left", "right", "right")
     known = {spec.name: spec for spec in replay.specs}
     for task, rows in drawn.items():
-        assert weighted.rows(task, known[task]).tobytes() == rows[0, :, : known[task].row_size].tobytes()
+        at = [index for index, name in enumerate(weighted.tasks) if name == task]
+        size = known[task].observation_size
+        assert torch.equal(weighted.observation[at, :, :size].flatten(0, 1), torch.tensor(rows[0, :, :size]))
+        assert torch.equal(weighted.reward[at].flatten(), torch.tensor(rows[0, :, known[task].row_size - 2]))
     even = unpack_batches({"left": np.tile(drawn["left"], (1, 2, 1)), "right": drawn["right"]}, replay.specs)[0]
     found = {}
     for name, batch, weights in (("rows", weighted, ()), ("losses", even, ("right=2",))):

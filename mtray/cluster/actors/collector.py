@@ -11,7 +11,7 @@ import ray
 from mtray.cluster.actors.exchange import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report
-from mtray.data.pack import pack
+from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
 from mtray.tasks.plan import Task
