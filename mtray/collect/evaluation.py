@@ -13,6 +13,7 @@ from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
+from mtray.tasks.restored import process_restored
 
 # An episode without a time limit is cut here, so that an evaluation ends.
 _MOST_STEPS = 10_000
@@ -46,8 +47,10 @@ def evaluate_policy(
         raise UsageError(f"{policy!r} is no policy: give what mtray.load_policy returns")
     if episodes < 1:
         raise UsageError(f"{episodes} episodes requested: at least 1 is needed")
-    found = resolve_like(tasks or policy.names, policy.specs)
-    return {task.name: summarise(evaluate(policy, task, episodes, seed=seed)) for task in found}
+    # A maker may change the folder, or the environment's variables.
+    with process_restored():
+        found = resolve_like(tasks or policy.names, policy.specs)
+        return {task.name: summarise(evaluate(policy, task, episodes, seed=seed)) for task in found}
 
 
 def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:
