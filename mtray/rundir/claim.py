@@ -40,7 +40,8 @@ class Claim:
         """
         self.run_dir = run_dir
         self._descriptor = descriptor
-        self._before = None if is_new else os.pread(descriptor, _TEXT_BYTES, 0)
+        # An empty file was created by another that was refused before it could sign.
+        self._before = None if is_new else os.pread(descriptor, _TEXT_BYTES, 0) or None
         self._is_kept = False
         owner = {
             "pid": os.getpid(),
