@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
+from mtray.cluster.control.ledger import STALL_SECONDS
 from mtray.cluster.control.levels import Levels
 from mtray.cluster.control.lifecycle import HEALTHY_SECONDS, Actor
 from mtray.cluster.control.plan import CALLS, Plan
@@ -38,6 +39,8 @@ class Control(Run):
         # longer holds is passed over.
         self._free: tuple[deque[tuple[Actor, int]], ...] = (deque(), deque())
         self._levels = Levels() if len({place.tasks for place in plan.places}) > 1 else None
+        # Those with nothing to do and nothing to flush, until there is something to ask for again.
+        self._parked: list[Actor] = []
         # Places that could not be filled for long.
         self._without: set[int] = set()
         self._task_errors: dict[str, tuple[int, float]] = {}
@@ -63,6 +66,9 @@ class Control(Run):
 
     def _ask_collectors(self) -> None:
         allowed = self._allowed()
+        if self.wanted > 0 and self._parked:
+            parked, self._parked = self._parked, []
+            self._release(parked)
         while self.wanted > 0:
             actor = self._next_free()
             if actor is None:
@@ -80,13 +86,18 @@ class Control(Run):
             self._call(self.learner, Method.TRAIN, owed)
 
     def _flush_idle(self) -> None:
-        if not self._unflushed or (self._ending is None and self.wanted > 0):
+        is_stalled = self.now - self._moved >= STALL_SECONDS
+        if not self._unflushed or (self._ending is None and self.wanted > 0 and not is_stalled):
             return
+        if is_stalled:
+            self._moved = self.now
         if self._levels is not None:
             self._release(self._levels.release())
         while (actor := self._next_free(idle_only=True)) is not None:
             if actor.index in self._unflushed:
                 self._call(actor, Method.FLUSH)
+            else:
+                self._parked.append(actor)
 
     # Who is free.
 

@@ -16,6 +16,9 @@ from mtray.replay.pacing import Pacing
 
 # Time between two counts while frames are under way.
 COUNT_SECONDS = 0.1
+# Time without a new frame or update after which collectors without a call are asked what became of their frames: one
+# may have died with its last push, which nobody would notice while pacing holds it back.
+STALL_SECONDS = 5.0
 
 
 class Ledger(Lifecycle):
@@ -46,6 +49,7 @@ class Ledger(Lifecycle):
         # Frames asked of a collector when its flush was.
         self._flushes: dict[int, int] = {}
         self._is_counting, self._is_stale, self._next_count = False, True, now
+        self._moved = now
 
     @abstractmethod
     def _settled(self, actor: Actor) -> None:
@@ -141,4 +145,6 @@ class Ledger(Lifecycle):
             return
         if counts.is_warm and not self.counts.is_warm:
             self._tell("warm", frames=counts.frames)
+        if counts.frames > self.counts.frames:
+            self._moved = self.now
         self.counts = counts

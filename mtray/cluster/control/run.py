@@ -103,6 +103,7 @@ class Run(Ledger):
                 self._flushed(actor, call, event.value)
             case Method.TRAIN | Method.STATUS:
                 # Answers may come out of order; updates only grow.
+                self._moved = self.now
                 self.updates = max(self.updates, event.value)
                 if call.method is Method.STATUS:
                     self._cleared(actor, call)

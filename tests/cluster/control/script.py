@@ -21,11 +21,21 @@ class Script:
     """A run of collectors that bring 10 frames a rollout each; commands are kept until a test looks at them."""
 
     def __init__(
-        self, *, tasks=({"a"},), total=100, checkpoint=10**9, ratio=0.0, warmup=0, frames=0, kind=Control, **limits
+        self,
+        *,
+        tasks=({"a"},),
+        total=100,
+        checkpoint=10**9,
+        ratio=0.0,
+        warmup=0,
+        slack=1000,
+        frames=0,
+        kind=Control,
+        **limits,
     ):
         limits = {"call_seconds": 1e6, **limits}
         places = [Place(rollout_frames=10, tasks=frozenset(each)) for each in tasks]
-        pacing = Pacing(updates_per_step=ratio, step_frames=1, start_frames=warmup, slack_frames=1000, round_frames=30)
+        pacing = Pacing(updates_per_step=ratio, step_frames=1, start_frames=warmup, slack_frames=slack, round_frames=30)
         plan = Plan(
             places=places, total_frames=total, checkpoint_frames=checkpoint, frames=frames, limits=Limits(**limits)
         )

@@ -362,6 +362,36 @@ def test_late_pushes_of_a_process_that_died_are_fenced_off_before_its_frames_are
     assert script.find(Method.COLLECT)
 
 
+def test_one_that_died_with_its_last_pushes_is_noticed_while_pacing_holds_it_back():
+    script = Script(ratio=1.0, slack=32, total=10**6).all_up()
+    collect_all(script, 3)
+    assert script.control.asked == 30
+    # None of the three arrives, so no update is owed, and slack is used up.
+    begin = script.now
+    while script.find(Method.FLUSH) is None:
+        assert script.find(Method.COLLECT) is None
+        assert script.now < begin + 6
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(0))
+        script.wait(0.1)
+    script.fail(Method.FLUSH, Failure.DIED)
+    script.answer(Method.FENCE, 0)
+    script.up(collector(0, 1))
+    assert script.find(Method.COLLECT)
+
+
+def test_a_collector_that_was_flushed_is_asked_again_when_another_lost_frames():
+    script = Script(tasks=({"a"}, {"a"}), total=40).all_up()
+    collect_all(script, 2, collector(0))
+    collect_all(script, 2, collector(1))
+    assert script.control.wanted == 0
+    script.answer(Method.FLUSH, 20, part=collector(0))
+    script.fail(Method.FLUSH, Failure.DIED, part=collector(1))
+    assert script.find(Method.COLLECT) is None
+    script.answer(Method.FENCE, 10)
+    assert script.find(Method.COLLECT).part == collector(0)
+
+
 def test_the_end_of_a_run_does_not_count_a_dead_process_twice():
     script = Script(total=20).all_up()
     collect_all(script, 2)
