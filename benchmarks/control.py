@@ -73,7 +73,7 @@ class Driven:
             self.updates += min(call.amount, 40)
             value = self.updates
         elif call.method is Method.COUNT:
-            value = Counts(self.frames, TASKS, True)
+            value = Counts(self.frames, True)
         # A thousand collectors that bring a rollout a second each.
         self.now += 1e-3
         self._timed(lambda: self.control.handle(Answered(call.id, value), self.now))

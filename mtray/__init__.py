@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtray.cluster.train import train as train
     from mtray.collect.evaluation import evaluate_policy as evaluate_policy
+    from mtray.config.settings import CollectorConfig as CollectorConfig
     from mtray.config.settings import Config as Config
+    from mtray.config.settings import LearnerConfig as LearnerConfig
+    from mtray.config.settings import NetworkConfig as NetworkConfig
+    from mtray.config.settings import ReplayConfig as ReplayConfig
+    from mtray.config.settings import RunConfig as RunConfig
     from mtray.errors import MtrayError as MtrayError
     from mtray.errors import RunError as RunError
     from mtray.errors import SchemaError as SchemaError
@@ -32,9 +37,14 @@ __version__: str
 
 # Name to module: each is imported when it is asked for, so that `import mtray` costs nothing.
 _PUBLIC = {
+    "CollectorConfig": "config.settings",
     "Config": "config.settings",
+    "LearnerConfig": "config.settings",
     "MtrayError": "errors",
     "MultiTaskEnv": "tasks.parallel",
+    "NetworkConfig": "config.settings",
+    "ReplayConfig": "config.settings",
+    "RunConfig": "config.settings",
     "RunError": "errors",
     "SchemaError": "errors",
     "TaskError": "errors",

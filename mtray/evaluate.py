@@ -38,14 +38,13 @@ def run(options: Options) -> None:
     """Evaluate, print a line per task, write the file if asked."""
     import torch
 
-    from mtray.collect.evaluation import evaluate, summarise
+    from mtray.collect.evaluation import check_options, evaluate, summarise
     from mtray.rundir.checkpoint import read_config
     from mtray.rundir.policies import load_policy, run_dir_of
     from mtray.tasks.registry import resolve_like
 
     torch.set_num_threads(1)
-    if options.episodes < 1:
-        raise UsageError(f"--episodes {options.episodes}: at least 1 is needed")
+    check_options(options.episodes, options.seed)
     if options.json is not None:
         _check_writable(options.json)
     policy = load_policy(options.run_dir)

@@ -11,9 +11,14 @@ import pytest
 import mtray
 
 PUBLIC = [
+    "CollectorConfig",
     "Config",
+    "LearnerConfig",
     "MtrayError",
     "MultiTaskEnv",
+    "NetworkConfig",
+    "ReplayConfig",
+    "RunConfig",
     "RunError",
     "SchemaError",
     "TaskError",

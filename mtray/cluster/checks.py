@@ -102,7 +102,7 @@ def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
     text = (
         f"{len(specs)} tasks x {config.copies(len(specs))} copies x {config.workers} collectors: {processes} processes "
-        f"({simulators} simulate), replay of up to {replay / 2**30:.1f} GiB"
+        f"({simulators or config.workers} simulate), replay of up to {replay / 2**30:.1f} GiB"
     )
     if config.address is None:
         text += f", on {cores} core{'s' if cores > 1 else ''}"

@@ -48,6 +48,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, RayTaskError):
         return str(error).strip().splitlines()[-1]
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    details = [line for line in lines if "exit detail" in line.lower() or "dead because" in line.lower()]
-    text = " ".join(dict.fromkeys([*lines[:1], *details]))
-    return text or type(error).__name__
+    detail = next((line.partition("exit detail:")[2] for line in lines if "exit detail:" in line), "")
+    # Ray's guesses at what else may have happened are longer than what it knows.
+    detail = detail.partition("Some common causes")[0].strip()
+    return " ".join([*lines[:1], *([f"({detail.rstrip('.')})"] if detail else [])]) or type(error).__name__

@@ -166,7 +166,7 @@ class Supervisor:
     def _tell(self, told: Tell) -> None:
         self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **told.fields})
         if told.is_warning:
-            _LOGGER.warning("%s: %s", told.event, ", ".join(str(value) for value in told.fields.values()))
+            _LOGGER.warning("%s: %s: %s", told.event, told.fields.get("part", "the run"), told.fields.get("cause"))
 
     # Calls' ends.
 
@@ -204,7 +204,7 @@ class Supervisor:
         frames: Mapping[str, int] = counts["frames"]
         for name, count in frames.items():
             self.metrics.tasks[name].frames = max(count, self.metrics.tasks[name].frames)
-        return Counts(sum(frames.values()), frozenset(counts["tasks"]), counts["is_warm"])
+        return Counts(sum(frames.values()), counts["is_warm"])
 
     def _take_figures(self, figures: Mapping[str, Any], weights: Any) -> None:
         metrics = self.metrics

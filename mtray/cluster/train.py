@@ -39,6 +39,8 @@ def train(config: Config) -> dict[str, Any]:
         UsageError: input that can't work; nothing was started, and a run directory that was there is as it was.
         RunError: the run could not go on; what was saved stays.
     """
+    if not isinstance(config, Config):
+        raise UsageError(f"mtray.train takes a mtray.Config, not a {type(config).__name__}")
     with process_restored():
         config = _with_paths(config)
         # A maker may change the folder.

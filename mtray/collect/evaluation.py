@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from mtray.config.checks import require
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
@@ -45,12 +47,28 @@ def evaluate_policy(
     """
     if not isinstance(policy, MultiTaskPolicy):
         raise UsageError(f"{policy!r} is no policy: give what mtray.load_policy returns")
-    if episodes < 1:
-        raise UsageError(f"{episodes} episodes requested: at least 1 is needed")
+    check_options(episodes, seed)
     # A maker may change the folder, or the environment's variables.
-    with process_restored():
+    with process_restored(), _one_thread():
         found = resolve_like(tasks or policy.names, policy.specs)
         return {task.name: summarise(evaluate(policy, task, episodes, seed=seed)) for task in found}
+
+
+def check_options(episodes: int, seed: int) -> None:
+    """Raise a UsageError unless so many episodes can be evaluated from this seed on."""
+    require(episodes >= 1, f"--episodes {episodes}: at least 1 is needed")
+    require(0 <= seed < 2**32, f"--seed {seed}: must be between 0 and 2**32 - 1")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have torch compute in one thread: the batches are small, and threads that wait for each other are slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:

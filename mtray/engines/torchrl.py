@@ -10,6 +10,7 @@ Each environment is advanced as TorchRL's rollouts do (`mtray.engines.torchrl_ro
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
@@ -200,14 +201,13 @@ class TorchrlSim(BatchSim):
         return cast(FloatArray, _array(value, size, torch.float32))
 
     def _step_failed(self, part: RunningEnv, error: BaseException) -> NoReturn:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        if trace is not None and trace.tb_frame.f_code.co_name == "_step_proc_data":
+        names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if "_step_proc_data" in names:
             # Where TorchRL puts the reward into its spec's shape.
             shape = tuple(part.env.full_reward_spec[REWARD].shape)
             raise UsageError(
-                f"task {self.name!r}: its step returns no {REWARD!r} that fits its spec of shape {shape} ({error})"
+                f"task {self.name!r}: its step returns no {REWARD!r} that fits its spec of shape {shape} ({error}): "
+                "mtray learns from one number a step"
             ) from error
         self._fail("step", error)
 

@@ -20,7 +20,7 @@ from mtray.data.messages import Push, Receipt, Sampled
 from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags, sampled_shape
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
 from mtray.data.statistics import TaskStatistics
-from mtray.errors import RunError, SchemaError, UsageError
+from mtray.errors import RunError, SchemaError, TaskError, UsageError
 from mtray.replay.ring import Ring
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class ReplayBuffer:
         self._generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
         self._frames = dict.fromkeys(self._rings, 0)
         self._source_frames: dict[str, int] = {}
-        self._loaded_frames: dict[str, int] = {}
         # Sources whose process is gone: what comes of them late is not stored, since it was asked for again.
         self._fenced: set[str] = set()
 
@@ -55,7 +54,8 @@ class ReplayBuffer:
 
         Raises:
             SchemaError: rows of an unknown task or of another width; nothing of the push is stored then.
-            RunError: the push is older than the receipts kept, or a value is not finite; nothing of it is stored.
+            RunError: the push is older than the receipts kept, or its source was fenced; nothing of it is stored.
+            TaskError: a value is not finite; nothing of the push is stored.
         """
         if push.source in self._fenced:
             raise RunError(f"push {push.number} of {push.source} is refused: its process was replaced")
@@ -69,8 +69,9 @@ class ReplayBuffer:
             self._check(task, rows)
             # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
             if not is_finite(rows):
-                raise RunError(
-                    f"push {push.number} of {push.source}: data of task {task!r} is not finite; nothing of it is stored"
+                raise TaskError(
+                    f"task {task!r}: its data is not finite; nothing of push {push.number} of {push.source} is stored",
+                    task,
                 )
             is_transition[task] = holds_transition(rows)
             count, statistics = int(np.count_nonzero(is_transition[task])), push.statistics.get(task)
@@ -189,10 +190,6 @@ class ReplayBuffer:
         """Return the frames ever inserted, by task."""
         return dict(self._frames)
 
-    def new_tasks(self) -> list[str]:
-        """Return the tasks of which frames were stored since this replay was made or loaded."""
-        return [task for task, frames in self._frames.items() if frames > self._loaded_frames.get(task, 0)]
-
     def holds(self, transitions: int) -> bool:
         """Return whether every task holds so many transitions, or as many as its ring can."""
         return all(ring.transitions >= transitions or ring.is_full for ring in self._rings.values())
@@ -250,7 +247,6 @@ class ReplayBuffer:
             ring.written = written - len(held) if is_same_place else 0
             ring.insert(held, holds_transition(held))
         self._frames.update(state["frames"])
-        self._loaded_frames = dict(self._frames)
         for task, (count, mean, square, largest_reward, largest_return) in state["statistics"].items():
             self._statistics[task] = TaskStatistics(
                 count, np.array(mean), np.array(square), largest_reward, largest_return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ def own_run_dir(config: Config) -> Iterator[Claim]:
         UsageError: it is in use, or can't be written.
     """
     if config.resume is not None:
+        if config.resume.is_dir() and not os.access(config.resume, os.W_OK):
+            raise UsageError(f"--resume {config.resume} can't be written: give this user the right to, or copy it")
         with claim(config.resume) as claimed:
             yield claimed
         return

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from mtray.collect.clock import Clock
 from mtray.data.blocks import Block, SharedRows
@@ -26,7 +26,7 @@ from mtray.data.messages import Push, Sampled
 from mtray.data.rows import sampled_shape
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.data.statistics import TaskStatistics
-from mtray.errors import UnreachableError
+from mtray.errors import MtrayError, UnreachableError
 
 # How often a push or a draw is sent before the replay counts as lost.
 _ATTEMPTS = 5
@@ -143,6 +143,10 @@ def _get(reference: Any, timeout: float | None = None) -> Any:
         raise
     except RayActorError as error:
         raise UnreachableError("the replay is gone") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, MtrayError):
+            raise error.cause from None
+        raise
 
 
 class Draws:

@@ -56,12 +56,11 @@ class Replay:
         """Return what control must know.
 
         Returns:
-            ``frames`` by task, ever stored; ``tasks`` of which this process has stored frames; ``is_warm``, whether
-            every task holds the warm-up's transitions, or as many as its ring can.
+            ``frames`` by task, ever stored; ``is_warm``, whether every task holds the warm-up's transitions, or as many
+            as its ring can.
         """
         return {
             "frames": self._replay.frames(),
-            "tasks": self._replay.new_tasks(),
             "is_warm": self._replay.holds(max(1, self._warmup_steps)),
         }
 

@@ -165,6 +165,12 @@ class Control(Run):
         return actor.kind == "collector" and actor.tasks <= frozenset().union(*others)
 
     def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
+        self._decide(actor, failure)
+        if actor.kind == "collector" and actor.is_up:
+            # It has not ended: what else it was asked for is flushed.
+            self._put_free(actor)
+
+    def _decide(self, actor: Actor, failure: Failed) -> None:
         if failure.kind is Failure.INPUT:
             self._end(failure.text, "input")
         elif failure.kind is Failure.TASK:
@@ -180,7 +186,7 @@ class Control(Run):
         count, last = self._task_errors.get(task, (0, self.now))
         count = 1 if self.now - last > HEALTHY_SECONDS else count + 1
         self._task_errors[task] = count, self.now
-        if task not in self.counts.tasks:
+        if task not in self._stepped:
             self._end(failure.text, "input")
         elif count > TASK_ERRORS:
             self._end(f"{failure.text} ({count} times in a row)", "failed")

@@ -94,7 +94,7 @@ class Lockstep(Run):
 
     def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
         if failure.kind in (Failure.INPUT, Failure.TASK):
-            is_first = failure.kind is Failure.INPUT or failure.task not in self.counts.tasks
+            is_first = failure.kind is Failure.INPUT or failure.task not in self._stepped
             self._end(failure.text, "input" if is_first else "failed")
         else:
             self._end(f"{actor.part.name} failed: {failure.text}", "failed")

@@ -70,12 +70,10 @@ class Counts:
 
     Attributes:
         frames: of all tasks, ever acknowledged.
-        tasks: tasks with at least one frame acknowledged by this replay's process.
         is_warm: whether every task holds the warm-up's transitions (or as many as its ring can).
     """
 
     frames: int
-    tasks: frozenset[str] = frozenset()
     is_warm: bool = False
 
 

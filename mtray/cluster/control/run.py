@@ -39,6 +39,8 @@ class Run(Ledger):
         self._next_checkpoint = plan.frames + plan.checkpoint_frames
         self._ending: _Ending | None = None
         self.is_over = False
+        # Tasks of which a rollout was stepped.
+        self._stepped: set[str] = set()
 
     @abstractmethod
     def _proceed(self) -> None:
@@ -98,6 +100,8 @@ class Run(Ledger):
         self._worked(actor)
         match call.method:
             case Method.COLLECT | Method.ACT | Method.PUSH:
+                if not actor.tasks <= self._stepped:
+                    self._stepped |= actor.tasks
                 self._finished_work(actor, call)
             case Method.FLUSH:
                 self._flushed(actor, call, event.value)
@@ -142,6 +146,8 @@ class Run(Ledger):
 
     def _end(self, reason: str, outcome: Outcome) -> None:
         """Ask for nothing more; save once what is under way has ended, then end. The first failure counts."""
+        if outcome != "done" and (self._ending is None or self._ending.outcome == "done"):
+            self._tell("failure", cause=reason)
         if self._ending is None:
             self._ending = _Ending(reason, outcome, self.now)
             self._until(self.limits.stop_seconds)
@@ -192,4 +198,5 @@ class Run(Ledger):
             self._tell("unsaved", warning=True, cause=failure)
             if ending.outcome == "done":
                 ending = _Ending(failure, "failed", self.now)
+        self._tell("end", cause=ending.reason)
         self._give(End(ending.reason, ending.outcome))

@@ -13,8 +13,8 @@ def collector(place=0, life=0):
     return Part("collector", place, life)
 
 
-def counts(frames, *tasks, warm=True):
-    return Counts(frames, frozenset(tasks), warm)
+def counts(frames, warm=True):
+    return Counts(frames, warm)
 
 
 class Script:

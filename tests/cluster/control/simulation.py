@@ -561,8 +561,7 @@ class World:
         return all(self.held[task] >= max(1, least) for task in self.tasks)
 
     def counts(self) -> Counts:
-        tasks = frozenset(task for part in self.sources for task in self.scenario.shares[part.place])
-        return Counts(sum(self.frames.values()), tasks, self.is_warm())
+        return Counts(sum(self.frames.values()), self.is_warm())
 
     def do_count(self, process: Process, call: Call) -> None:
         self.answer(process, call, self.counts())

@@ -16,8 +16,8 @@ def finish(script, frames, warm=True):
         for call in list(script.open.values()):
             value = {
                 Method.FLUSH: 10 * sum(1 for _ in range(1)),
-                Method.COUNT: counts(frames, "a", warm=warm),
-                Method.SNAPSHOT: counts(frames, "a", warm=warm),
+                Method.COUNT: counts(frames, warm=warm),
+                Method.SNAPSHOT: counts(frames, warm=warm),
             }.get(call.method)
             if call.method is not Method.HELLO:
                 script.answer(call.method, value, call=call)
@@ -64,7 +64,7 @@ def test_the_learner_is_asked_for_what_is_owed_and_collectors_wait_for_it():
     script = Script(ratio=1.0, warmup=20, total=10**6).all_up()
     assert script.find(Method.TRAIN) is None
     collect_all(script, 5)
-    script.answer(Method.COUNT, counts(50, "a"))
+    script.answer(Method.COUNT, counts(50))
     assert script.find(Method.TRAIN).amount == 30
     # Slack is 1,000 frames beyond the warm-up's 20.
     while script.find(Method.COLLECT):
@@ -81,7 +81,7 @@ def test_no_update_is_asked_for_before_the_warm_ups_rows_are_held():
     assert script.find(Method.TRAIN) is None
     collect_all(script, 2)
     script.wait(0.2)
-    script.answer(Method.COUNT, counts(520, "a", warm=True))
+    script.answer(Method.COUNT, counts(520, warm=True))
     assert script.find(Method.TRAIN).amount == 500
 
 
@@ -91,7 +91,7 @@ def test_collectors_do_not_wait_for_a_learner_that_waits_for_the_warm_up():
         script.answer(Method.COLLECT)
         script.wait(0.2)
         if script.find(Method.COUNT):
-            script.answer(Method.COUNT, counts(frames, "a", warm=False))
+            script.answer(Method.COUNT, counts(frames, warm=False))
     assert script.control.asked > 2500
 
 
@@ -163,13 +163,13 @@ def test_a_stop_before_the_first_count_waits_for_what_is_under_way_and_saves_it(
 def test_a_collector_that_hangs_does_not_keep_a_stop_from_saving():
     script = Script(stop_seconds=10).all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.event(Stop("interrupted"))
     script.wait(9.9)
     assert script.find(Method.STATE) is None
     script.wait(0.2)
     script.answer(Method.STATE)
-    script.answer(Method.SNAPSHOT, counts(10, "a"))
+    script.answer(Method.SNAPSHOT, counts(10))
     script.answer(Method.WRITE)
     assert (script.end.reason, script.end.outcome) == ("interrupted", "done")
 
@@ -188,9 +188,9 @@ def test_a_learner_that_hangs_ends_a_stop_unsaved_and_it_is_told():
 def test_a_full_disk_in_the_middle_is_told_and_the_run_goes_on_at_the_end_it_fails():
     script = Script(total=20, checkpoint=10).all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.answer(Method.STATE)
-    script.answer(Method.SNAPSHOT, counts(10, "a"))
+    script.answer(Method.SNAPSHOT, counts(10))
     script.fail(Method.WRITE, Failure.RAISED, text="no space left")
     assert script.end is None
     assert "save_failed" in script.events()
@@ -202,7 +202,7 @@ def test_a_full_disk_in_the_middle_is_told_and_the_run_goes_on_at_the_end_it_fai
             if call.method is Method.WRITE:
                 script.fail(Method.WRITE, Failure.RAISED, text="no space left")
             elif call.method in (Method.COUNT, Method.SNAPSHOT):
-                script.answer(call.method, counts(20, "a"), call=call)
+                script.answer(call.method, counts(20), call=call)
             elif call.method is Method.STATE:
                 script.answer(Method.STATE, call=call)
     assert script.end.outcome == "failed"
@@ -212,7 +212,7 @@ def test_a_full_disk_in_the_middle_is_told_and_the_run_goes_on_at_the_end_it_fai
 def test_a_failure_saves_what_replay_and_learner_have():
     script = Script().all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.fail(Method.COLLECT, Failure.INPUT, text="widths differ")
     script.answer(Method.COLLECT)
     script.answer(Method.FLUSH, 10)
@@ -225,7 +225,7 @@ def test_a_failure_saves_what_replay_and_learner_have():
 def test_the_death_of_replay_or_learner_ends_the_run_and_names_it(part):
     script = Script(ratio=1.0).all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.wait(0.2)
     script.fail(Method.COUNT if part == REPLAY else Method.TRAIN, Failure.DIED, text="exit code 137")
     assert script.end.outcome == "failed"
@@ -236,7 +236,7 @@ def test_a_learner_that_can_not_reach_the_replay_is_not_blamed():
     """The replay died while the learner drew: the count that is asked at once tells who."""
     script = Script(ratio=1.0).all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.fail(Method.TRAIN, Failure.PEER, text="the replay is gone")
     assert script.end is None
     script.wait(0.2)
@@ -249,7 +249,7 @@ def test_a_learner_that_can_not_reach_the_replay_is_not_blamed():
 
 def test_an_error_of_a_task_before_its_first_rollout_is_wrong_input():
     script = Script(tasks=({"a", "b"},)).all_up()
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.fail(Method.COLLECT, Failure.TASK, text="b: no licence", task="b")
     assert script.end is None, "what is under way is waited for and saved"
     script.answer(Method.COLLECT)
@@ -261,7 +261,7 @@ def test_an_error_of_a_task_before_its_first_rollout_is_wrong_input():
 def test_a_task_that_fails_later_has_its_process_replaced_until_it_fails_too_often():
     script = Script().all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     for life in range(TASK_ERRORS):
         script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="a: fell over", task="a")
         assert script.end is None
@@ -277,7 +277,7 @@ def test_a_task_that_fails_later_has_its_process_replaced_until_it_fails_too_oft
 def test_errors_of_a_task_with_a_minute_between_are_accidents():
     script = Script().all_up()
     collect_all(script, 1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     for life in range(3 * TASK_ERRORS):
         script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="a: fell over", task="a")
         script.answer(Method.FENCE, 0)
@@ -327,7 +327,7 @@ def test_a_count_that_comes_late_does_not_take_counts_back():
     script = Script(total=100).all_up()
     late = script.find(Method.COUNT)
     collect_all(script, 3)
-    script.answer(Method.COUNT, counts(30, "a"))
+    script.answer(Method.COUNT, counts(30))
     script.event(Answered(late.id, counts(0)))
     assert script.control.counts.frames == 30
 

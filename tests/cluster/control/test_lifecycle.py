@@ -47,7 +47,7 @@ def test_the_death_of_processes_that_had_worked_never_ends_a_run():
         script.answer(Method.FENCE, 10)
         script.wait(61)
         if script.find(Method.COUNT):
-            script.answer(Method.COUNT, counts(10 * life, "a"))
+            script.answer(Method.COUNT, counts(10 * life))
         script.up(collector(0, life + 1))
     assert script.end is None
     assert script.control.restarts == 200
@@ -124,10 +124,10 @@ def test_a_call_that_is_not_answered_has_a_deadline_since_the_process_was_last_h
     script = Script(call_seconds=300.0, total=10**9).all_up()
     script.wait(200)
     script.answer(Method.COLLECT)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     script.wait(250)
     # The replay was asked to count again: it is the first to be overdue.
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     assert collector() not in script.killed
     script.wait(51)
     assert script.killed == [collector()]
@@ -159,7 +159,7 @@ def test_an_answer_that_is_lost_while_others_come_is_asked_for_again():
     for _ in range(650):
         script.wait(1.0)
         if script.find(Method.COUNT):
-            script.answer(Method.COUNT, counts(10, "a"))
+            script.answer(Method.COUNT, counts(10))
         if script.find(Method.FENCE):
             break
     assert 300 <= script.now <= 640
@@ -174,7 +174,7 @@ def test_lockstep_does_not_go_on_while_a_count_is_made_again():
     script.fail(Method.COUNT)
     assert script.find(Method.TRAIN) is None
     script.wait(1)
-    script.answer(Method.COUNT, counts(10, "a"))
+    script.answer(Method.COUNT, counts(10))
     assert script.find(Method.TRAIN).amount == 10
     script.answer(Method.TRAIN, 10)
     assert script.find(Method.ACT)
