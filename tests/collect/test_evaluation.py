@@ -55,7 +55,7 @@ def test_a_task_that_has_changed_is_refused(policy):
 def test_other_tasks_and_no_episodes_are_refused(policy):
     with pytest.raises(UsageError, match="'walker-walk' was not learned by this policy: it has count, lqr-lqr_2_1"):
         mtray.evaluate_policy(policy, ["walker-walk"])
-    with pytest.raises(UsageError, match="0 episodes"):
+    with pytest.raises(UsageError, match="episodes 0: at least 1"):
         mtray.evaluate_policy(policy, episodes=0)
 
 

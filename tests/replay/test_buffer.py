@@ -21,7 +21,7 @@ from mtray.data.rows import TRANSITION, row_flags, sampled_shape
 from mtray.data.schema import by_task
 from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
-from mtray.errors import RunError, SchemaError, UsageError
+from mtray.errors import RunError, SchemaError, TaskError, UsageError
 from mtray.replay.buffer import ReplayBuffer
 from tests.makers import (
     assert_same_bits,
@@ -717,7 +717,7 @@ def test_values_that_are_not_finite_are_refused_with_the_push_and_the_task(key, 
     for each in keys.get(key, (key,)):
         data[each][0, 1, 0] = value
     before = json.dumps(replay.state())
-    with pytest.raises(RunError, match=f"push 0 of local: data of task '{spec.name}' is not finite"):
+    with pytest.raises(TaskError, match=f"task '{spec.name}': its data is not finite; nothing of push 0 of local"):
         replay.extend(data)
     assert json.dumps(replay.state()) == before
 
@@ -727,7 +727,7 @@ def test_statistics_do_not_stand_for_data_that_is_not_finite():
     statistics = {"left": TaskStatistics.of(rows, 3)}
     rows[-1, 0] = np.inf
     before = json.dumps(replay.state())
-    with pytest.raises(RunError, match="data of task 'left' is not finite"):
+    with pytest.raises(TaskError, match="task 'left': its data is not finite"):
         replay.insert(Push(source="local", number=0, rows={"left": rows}, statistics=statistics))
     assert json.dumps(replay.state()) == before
 
@@ -737,3 +737,49 @@ def test_the_largest_finite_values_are_stored():
     rows[:, :-1] = np.finfo(np.float32).max
     replay.insert(Push(source="local", number=0, rows={"left": rows}))
     assert replay.rows("left").tobytes() == rows.tobytes()
+
+
+# What control asks for
+
+
+def test_a_source_that_is_fenced_pushes_nothing_more_and_others_do():
+    replay = make_replay()
+    first, late = (push_of(number, "gone", left=rollout_of("left", seed=number)) for number in range(2))
+    stored = sum(replay.insert(first).frames.values())
+    assert replay.fence("gone") == stored > 0
+    before = replay.frames()
+    for push in (first, late):
+        with pytest.raises(RunError, match="of gone is refused: its process was replaced"):
+            replay.insert(push)
+    assert replay.frames() == before
+    assert replay.fence("gone") == stored
+    assert replay.fence("never came") == 0
+    replay.insert(push_of(0, "other", left=rollout_of("left")))
+    assert replay.frames() != before
+
+
+def test_a_replay_holds_so_many_transitions_once_every_task_does_or_its_ring_is_full():
+    replay = make_replay(capacity=60)
+    assert not replay.holds(1)
+    replay.extend(stack_of(rollout_of("left"), rollout_of("wide")))
+    assert not replay.holds(1), "one task has none"
+    replay.extend(stack_of(rollout_of("right")))
+    count = min(ring["transitions"] for ring in replay.stats().values())
+    assert replay.holds(count)
+    assert not replay.holds(10_000)
+    for seed in range(20):
+        replay.extend(stack_of(*(rollout_of(task, seed=seed) for task in NAMES)))
+    assert replay.holds(10_000), "rings are full: more they can't hold"
+
+
+def test_what_is_loaded_without_rows_counts_but_is_not_held():
+    replay = make_replay()
+    replay.extend(stack_of(*(rollout_of(task) for task in NAMES)))
+    loaded = make_replay()
+    loaded.load(json.loads(json.dumps(replay.state())), {})
+    assert loaded.frames() == replay.frames()
+    assert not loaded.holds(1)
+    sizes = {task: statistics.count for task, statistics in loaded._statistics.items()}
+    assert sizes == {task: statistics.count for task, statistics in replay._statistics.items()}
+    with pytest.raises(UsageError, match="no transition of task"):
+        loaded.sample_rows(1)
