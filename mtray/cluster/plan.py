@@ -92,6 +92,7 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Sequence[Share]
         checkpoint_frames=run.checkpoint_frames,
         frames=saved.frames if saved else 0,
         updates=saved.meta["metrics"]["updates"] if saved else 0,
+        task_errors=config.collector.max_restarts,
         limits=Limits(
             start_seconds=run.start_timeout_seconds,
             call_seconds=run.call_timeout_seconds,

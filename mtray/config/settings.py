@@ -38,6 +38,9 @@ class CollectorConfig:
     """Most steps that these random actions are held before they are drawn anew; 1 for a fresh one at every step."""
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
+    max_restarts: int = 3
+    """Times in a row, with less than a minute between, that a collector is replaced because a task's own code failed; the
+    next time the run ends with its error. Processes that die are replaced without end."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
@@ -51,6 +54,7 @@ class CollectorConfig:
         require(0 <= share <= 1, f"--collector.random-episodes {share}: a share, from 0 to 1, is needed")
         require(self.random_steps >= 1, f"--collector.random-steps {self.random_steps}: at least 1 is needed")
         require(self.push_timeout_seconds > 0, "--collector.push-timeout-seconds must be above 0")
+        require(self.max_restarts >= 0, f"--collector.max-restarts {self.max_restarts}: can't be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ CHANGED = Config(
     device="cuda:1",
     collector=CollectorConfig(
         rollout_steps=3, action_repeat=4, tasks_each=5, noise_steps=1, random_episodes=0.5, random_steps=7,
-        pushes_in_flight=2, push_timeout_seconds=1.5,
+        pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0,
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
@@ -91,7 +91,7 @@ def test_plain_values_are_named_as_the_fields():
     assert plain["run_dir"] == "runs/a"
     assert plain["collector"] == {
         "rollout_steps": 3, "action_repeat": 4, "tasks_each": 5, "pushes_in_flight": 2, "noise_steps": 1,
-        "random_episodes": 0.5, "random_steps": 7, "push_timeout_seconds": 1.5,
+        "random_episodes": 0.5, "random_steps": 7, "push_timeout_seconds": 1.5, "max_restarts": 0,
     }  # fmt: skip
 
 
@@ -162,6 +162,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("collector", "random_steps", 0),
         ("collector", "pushes_in_flight", 0),
         ("collector", "push_timeout_seconds", 0.0),
+        ("collector", "max_restarts", -1),
         ("replay", "capacity_rows", 1),
         ("network", "actor_width", 0),
         ("network", "critic_width", 0),
@@ -215,6 +216,7 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
             random_steps=1,
             pushes_in_flight=1,
             push_timeout_seconds=1e-3,
+            max_restarts=0,
         ),
         lambda: ReplayConfig(capacity_rows=2),
         lambda: NetworkConfig(actor_width=1, actor_blocks=0, embedding_size=0, head_layers=0),

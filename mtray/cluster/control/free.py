@@ -25,9 +25,6 @@ from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.cluster.control.run import Run
 from mtray.replay.pacing import Pacing
 
-# Errors of one task's own code in a row that are taken for accidents.
-TASK_ERRORS = 3
-
 
 class Control(Run):
     """A free-running run: collectors and learner work at once, each as far as pacing allows."""
@@ -188,7 +185,7 @@ class Control(Run):
         self._task_errors[task] = count, self.now
         if task not in self._stepped:
             self._end(failure.text, "input")
-        elif count > TASK_ERRORS:
+        elif count > self.plan.task_errors:
             self._end(f"{failure.text} ({count} times in a row)", "failed")
         else:
             self._die(actor, failure.text)

@@ -9,6 +9,8 @@ from mtray.cluster.control.lifecycle import Limits
 
 # Calls under way to one part: one runs, one waits, so that the part never waits for the driver.
 CALLS = 2
+# Errors of one task's own code in a row that are taken for accidents.
+TASK_ERRORS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Plan:
         checkpoint_frames: between two checkpoints.
         frames: acknowledged before this run began.
         updates: made before it began.
+        task_errors: errors of one task's own code in a row, with less than a minute between, that the run survives.
         limits: how long things may take.
     """
 
@@ -42,4 +45,5 @@ class Plan:
     checkpoint_frames: int
     frames: int = 0
     updates: int = 0
+    task_errors: int = TASK_ERRORS
     limits: Limits = field(default_factory=Limits)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from mtray.cluster.control.free import TASK_ERRORS
 from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.plan import TASK_ERRORS
 from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Stop
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
