@@ -39,8 +39,8 @@ class CollectorConfig:
     push_timeout_seconds: float = 60.0
     """Time after which an unanswered push is sent again, under the same id."""
     max_restarts: int = 3
-    """Times in a row, with less than a minute between, that a collector is replaced because a task's own code failed; the
-    next time the run ends with its error. Processes that die are replaced without end."""
+    """Times in a row, with less than a minute between, that a collector is replaced because a task's own code failed;
+    the next time the run ends with its error. Processes that die are replaced without end."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
