@@ -186,7 +186,7 @@ class Control(Run):
         if task not in self._stepped:
             self._end(failure.text, "input")
         elif count > self.plan.task_errors:
-            self._end(f"{failure.text} ({count} times in a row)", "failed")
+            self._end(failure.text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
         else:
             self._die(actor, failure.text)
 
