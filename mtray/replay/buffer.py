@@ -234,10 +234,15 @@ class ReplayBuffer:
     def load(self, state: Mapping[str, Any], rows: Mapping[str, FloatArray]) -> None:
         """Restore what `state` and `rows` returned: rows at the same places, counts, ids and draws.
 
+        A ring that is smaller than the saved one keeps the newest rows.
+
         Raises:
             SchemaError: rows of another task or width.
         """
         for task, held in rows.items():
+            ring = self._rings.get(task)
+            # A ring that is smaller now keeps the newest.
+            held = held if ring is None else held[-len(ring.rows) :]
             if not len(held):
                 continue
             self._check(task, held)
