@@ -152,7 +152,8 @@ def _check_joined(address: str | None) -> None:
 def _start(actors: int) -> None:
     import ray
 
-    with _environment_for_ray(), _signals_kept_from_ray():
+    _set_environment()
+    with _signals_kept_from_ray():
         try:
             # Ray's CPUs are logical: as many as actors, so that none waits for ever.
             ray.init(address="local", num_cpus=actors, include_dashboard=False, **_QUIET)
@@ -172,8 +173,7 @@ def _join(address: str) -> None:
         raise UsageError(f"--address {address}: no Ray answers there ({_last_line(error)})") from error
 
 
-@contextlib.contextmanager
-def _environment_for_ray() -> Iterator[None]:
+def _set_environment() -> None:
     """Set what the processes of a Ray of the run's own inherit; `process_restored` takes it back."""
     # Ray's own 15 lets any other program of the machine outrun a run.
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -183,7 +183,6 @@ def _environment_for_ray() -> Iterator[None]:
     if not _can_keep_token():
         # Ray would write a token into the home folder.
         os.environ["RAY_AUTH_TOKEN"] = _token()
-    yield
 
 
 def _temporary_folder() -> str | None:

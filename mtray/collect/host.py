@@ -50,14 +50,14 @@ class InlineHost(Host):
         self.specs = tuple(maker.task.spec for maker in makers)
         self._sims: list[BatchSim] = []
         slots, self._out = [], []
-        call, name = "maker", ""
+        name = ""
         try:
             for maker in makers:
                 name = maker.task.name
                 self._sims.append(maker.task.make_sim(maker.num_envs or 1, maker.seed))
         except BaseException as error:
             self.close()
-            _raise(name, call, error)
+            _raise(name, "maker", error)
         for sim in self._sims:
             out = StepArrays.empty(sim.num_envs, sim.spec)
             action = np.zeros((sim.num_envs, sim.spec.action_size), np.float32)

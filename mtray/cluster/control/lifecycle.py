@@ -208,7 +208,6 @@ class Lifecycle(ABC):
         actor.phase, actor.since, actor.heard = Phase.PLACING, self.now, self.now
         actor.has_worked = actor.is_told = False
         actor.suspect = None
-        actor.requested = actor.lost = 0
         self._give(Start(actor.part))
         self._call(actor, Method.HELLO)
 
