@@ -2,7 +2,7 @@
 
 policy = mtray.load_policy("runs/a")           # a TensorDictModule: policy(env.reset()) has an action
 env = mtray.make_task_env("humanoid-walk", like=policy)  # one task as a TorchRL environment, with the tutorial's keys
-mtray.register_task("my-task", maker)          # a task of one's own
+mtray.register_task("my-task", maker)          # a user's own task
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __version__: str
 
-# Name to module: each is imported when it is asked for, so that `import mtray` costs nothing.
+# Name to module, imported on first access, so that `import mtray` is fast.
 _PUBLIC = {
     "CollectorConfig": "config.settings",
     "Config": "config.settings",

@@ -2,14 +2,14 @@
 
 ::
 
-    MtrayError                  anything below
-    ├── UsageError              what the user typed or passed can't work: exit code 2, one line
-    │   ├── UnknownTaskError    no task of that name
-    │   └── SchemaError         data that does not fit its task's schema
-    └── RunError                the run could not go on: exit code 1
+    MtrayError                  base class
+    ├── UsageError              invalid input: exit code 2, one line
+    │   ├── UnknownTaskError    no task has that name
+    │   └── SchemaError         data does not match its task's schema
+    └── RunError                the run can't continue: exit code 1
         ├── TaskError           a task's own code failed: its maker, reset, step or close
-        ├── UnreachableError    another part of the run could not be reached
-        └── NotFiniteError      an update met a number that is not finite
+        ├── UnreachableError    another process of the run could not be reached
+        └── NotFiniteError      a loss or gradient is not finite
 """
 
 from collections.abc import Sequence
@@ -21,35 +21,35 @@ class MtrayError(Exception):
 
 
 class UsageError(MtrayError):
-    """Input that can't work; the message names the value, the limit and the remedy.
+    """Invalid input; the message names the value, the limit and the remedy.
 
-    No ValueError: tyro takes those from a config's validation as its own and prints them over many lines.
+    It is no ValueError, because tyro catches those of a config's validation and prints them over many lines.
     """
 
 
 class UnknownTaskError(UsageError):
-    """No task of that name; the message lists near matches."""
+    """No task has that name; the message lists close matches."""
 
 
 class SchemaError(UsageError):
-    """Data that does not fit its task's schema; the message names task, key and both shapes."""
+    """Data does not match its task's schema; the message names task, key and both shapes."""
 
 
 class RunError(MtrayError, RuntimeError):
-    """A run that could not go on; what was saved before it is whole."""
+    """The run can't continue; earlier checkpoints are intact."""
 
 
 class TaskError(RunError):
     """A task's own code failed: its maker, reset, step or close.
 
-    The message names the task, what was called, and the error's type and text.
+    The message names the task, the call, and the error's type and text.
 
     Attributes:
         task: name of the task.
     """
 
     def __init__(self, message: str, task: str) -> None:
-        """Take the whole message and the task's name."""
+        """Store the message and the task's name."""
         super().__init__(message)
         self.task = task
 
@@ -58,19 +58,19 @@ class TaskError(RunError):
 
 
 class UnreachableError(RunError):
-    """Another part of the run could not be reached; what it was asked for may have happened or not."""
+    """Another process of the run could not be reached; it may or may not have done the call."""
 
 
 class NotFiniteError(RunError):
-    """An update met a number that is not finite: it was not made, and the weights are those before it.
+    """A loss or gradient of an update is not finite; the update was not applied.
 
     Attributes:
-        tasks: names of the tasks whose numbers they were.
-        update: how many updates had been made before.
+        tasks: names of the tasks with such numbers.
+        update: number of updates before it.
     """
 
     def __init__(self, message: str, tasks: Sequence[str], update: int) -> None:
-        """Take the whole message, the tasks and the number of updates."""
+        """Store the message, the tasks and the number of updates."""
         super().__init__(message)
         self.tasks, self.update = tuple(tasks), update
 

@@ -1,6 +1,6 @@
 """Evaluate a run's newest policy: ``python -m mtray.evaluate runs/a --episodes 10 --json eval.json``.
 
-Each task's episodes are stepped side by side in one process, in plain single-task environments; no Ray.
+Runs in one process without Ray; each task's episodes are stepped together in a single-task environment.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Options:
     """Evaluate a run's newest policy on its tasks."""
 
     run_dir: tyro.conf.Positional[Path]
-    """Run directory (or one checkpoint's folder)."""
+    """Run directory, or the folder of one checkpoint."""
     episodes: int = 10
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()
-    """Tasks to evaluate; by default all of the run."""
+    """Tasks to evaluate; by default all of the run's."""
     seed: int = 12345
     """Seed of the episodes."""
     json: Path | None = None
@@ -35,7 +35,7 @@ class Options:
 
 
 def run(options: Options) -> None:
-    """Evaluate, print a line per task, write the file if asked."""
+    """Evaluate, print a line per task, and write the JSON file if one is given."""
     import torch
 
     from mtray.collect.evaluation import check_options, evaluate, summarise
@@ -49,7 +49,7 @@ def run(options: Options) -> None:
         _check_writable(options.json)
     policy = load_policy(options.run_dir)
     names = read_config(run_dir_of(options.run_dir)).tasks
-    # Tasks of makers are named after the last part of the path that the run was given.
+    # A maker's task is named after the last part of the maker's path.
     paths = {name.rpartition(":")[2]: name for name in names}
     tasks = resolve_like([paths.get(name, name) for name in options.tasks or names], policy.specs)
     results = {}
@@ -65,11 +65,11 @@ def run(options: Options) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """Raise before the episodes are run, not after."""
-    there = path.exists()
+    """Raise a UsageError before the episodes are run, not after."""
+    existed = path.exists()
     try:
         path.open("a").close()
-        if not there:
+        if not existed:
             path.unlink()
     except OSError as error:
         raise UsageError(f"--json {path} can't be written: {error.strerror}") from error
@@ -77,9 +77,9 @@ def _check_writable(path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    # Nothing is drawn; without this, importing dm_control looks for a display.
+    # Nothing is rendered; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    return run_program(lambda: run(tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))))
+    return run_program(lambda: run(tyro.cli(Options, args=arguments)))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from mtray.rundir.sinks import say
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """Return the config of a command line; with ``--resume``, settings that it leaves out are those of the saved run.
+    """Return the config of a command line; with ``--resume``, the defaults are the saved run's settings.
 
     Raises:
-        UsageError: a setting that can't work, or no run to resume.
+        UsageError: an invalid setting, or no run to resume.
     """
     import tyro
 
@@ -46,9 +46,9 @@ def _resume_folder(arguments: Sequence[str]) -> Path | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    # Nothing is drawn; without this, importing dm_control looks for a display.
+    # Nothing is rendered; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    # dm_control's own models use attributes that MuJoCo calls deprecated, and says so at every load.
+    # MuJoCo warns at every load of dm_control's models, which use deprecated attributes.
     logging.getLogger("absl").setLevel(logging.ERROR)
 
     def program() -> None:

@@ -1,4 +1,4 @@
-"""What every command-line program does: exit codes, and one line for every error."""
+"""Command-line programs: exit codes, and one line per error."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from mtray.rundir.sinks import say
 def run_program(program: Callable[[], None]) -> int:
     """Run a command-line program and return its exit code.
 
-    0 is done, 2 is wrong input, 1 is anything else. Errors are one line on stderr; the traceback of an unexpected one
-    goes to a file that the line names. What a terminal's encoding lacks is shown as ``?``.
+    0 is success, 2 invalid input, 1 any other error. An error is one line on stderr; for an unexpected error it names a
+    file with the traceback. Characters outside the terminal's encoding are replaced.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -27,7 +27,7 @@ def run_program(program: Callable[[], None]) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads has seen enough, as `head` does.
+        # The reader closed the pipe, as `head` does.
         _drop_output()
         return 0
     except OSError as error:
@@ -37,7 +37,7 @@ def run_program(program: Callable[[], None]) -> int:
 
 
 def _drop_output() -> None:
-    """Send what is still buffered nowhere: it would fail again at exit."""
+    """Discard buffered output, which would fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""Compare runs: ``python -m mtray.report runs/a runs/b`` prints totals and each task's returns, side by side."""
+"""Compare runs: ``python -m mtray.report runs/a runs/b`` prints a table of totals and each task's returns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_program(lambda: run(tyro.cli(Options, args=list(sys.argv[1:] if arguments is None else arguments))))
+    return run_program(lambda: run(tyro.cli(Options, args=arguments)))
 
 
 if __name__ == "__main__":

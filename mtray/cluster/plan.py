@@ -11,7 +11,7 @@ import numpy as np
 from mtray.cluster.control.lifecycle import Limits
 from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import Part
-from mtray.collect.placement import Share, everywhere, spread, step_seconds
+from mtray.collect.placement import Share, partition, replicate, step_seconds
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
@@ -63,10 +63,10 @@ def make_shares(config: Config, tasks: Sequence[Task]) -> list[Share]:
     """
     names, copies = [task.name for task in tasks], config.copies(len(tasks))
     if config.host != "inline" or len(tasks) <= config.collector.tasks_each or config.workers == 1:
-        return everywhere(names, copies, config.workers)
+        return replicate(names, copies, config.workers)
     # Measured costs differ from run to run, and with them who steps what.
     costs = {task.name: 1.0 if config.deterministic else step_seconds(task) for task in tasks}
-    shares = spread(costs, copies * config.workers, config.workers)
+    shares = partition(costs, copies * config.workers, config.workers)
     most, limit = 2 * max(max(share.values()) for share in shares) * config.collector.rollout_steps, config.replay
     if most > limit.capacity_rows:
         raise UsageError(

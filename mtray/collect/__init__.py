@@ -1,1 +1,1 @@
-"""Collecting: what steps simulators with a policy, and evaluates one."""
+"""Collecting: simulators stepped with a policy, and the evaluation of a policy."""

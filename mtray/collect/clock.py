@@ -1,4 +1,4 @@
-"""Seconds by what they were spent on."""
+"""A clock that adds up seconds by part of the work."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Adds up seconds by part of the work."""
 
     def __init__(self) -> None:
-        """Start; nothing is spent yet."""
+        """Start the first lap."""
         self._seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, part: str) -> None:
-        """What has passed since the last lap was spent on ``part``."""
+        """Add the time since the last lap to ``part``."""
         now = time.perf_counter()
         self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """Part to seconds, since the last time this was asked."""
+        """Return part to seconds since the last call."""
         taken, self._seconds = self._seconds, {}
         return taken

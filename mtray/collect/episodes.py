@@ -1,4 +1,4 @@
-"""Episodes as they end: returns, lengths, the largest discounted return."""
+"""Bookkeeping of training episodes: returns, lengths, the largest discounted return."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mtray.engines.base import BoolArray
 
 
 class EpisodeTracker:
-    """The episodes of one task's copies: returns, lengths, and the largest discounted return seen from any step."""
+    """Tracks the episodes of one task's copies, and the largest absolute discounted return of any step so far."""
 
     def __init__(self, task: str, copies: int, discount: float) -> None:
-        """Track this many copies, none of which has stepped."""
+        """Track copies that stand at an episode's start."""
         self.task = task
         self.largest_return = 0.0
         self._discount = discount
-        # A discounted return no longer changes beyond some multiple of 1 / (1 - discount) steps.
+        # Rewards further ahead hardly change a discounted return.
         self._horizon = int(8 / (1 - discount)) + 1
         self._rewards: list[FloatArray] = [np.empty(0, np.float32) for _ in range(copies)]
         self._returns = np.zeros(copies)
@@ -26,12 +26,12 @@ class EpisodeTracker:
         self._random_steps = np.zeros(copies, np.int64)
 
     def add(self, reward: FloatArray, done: BoolArray, is_random: BoolArray) -> list[Episode]:
-        """Return the episodes that ended in a rollout, copy by copy.
+        """Add a rollout; return the episodes that ended in it, copy by copy.
 
         Args:
             reward: [K, L] float32.
-            done: [K, L], whether an episode ended with the step.
-            is_random: [K, L], whether the step's action was random, not the policy's.
+            done: [K, L] bool, whether an episode ended with the step.
+            is_random: [K, L] bool, whether the step's action was random, not the policy's.
         """
         episodes = []
         for copy in range(len(reward)):
@@ -59,10 +59,9 @@ class EpisodeTracker:
 
 
 def discounted_returns(rewards: FloatArray, discount: float) -> npt.NDArray[np.float64]:
-    """Return the discounted sum [n] of the rewards [n] from each step on.
+    """Return each step's discounted sum [n] float64 of its own and all later rewards [n].
 
-    Computed with powers of the discount, which is exact while they span few orders of magnitude: n below about
-    30 / (1 - discount).
+    Divides by powers of the discount, which is exact for n below about 30 / (1 - discount).
     """
     powers = discount ** np.arange(len(rewards), dtype=np.float64)
     sums: npt.NDArray[np.float64] = np.cumsum((rewards * powers)[::-1])[::-1] / powers

@@ -1,4 +1,4 @@
-"""Episodes of a policy that acts deterministically, and their returns."""
+"""Evaluation: returns of a policy that acts deterministically."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
 from mtray.tasks.restored import process_restored
 
-# An episode without a time limit is cut here, so that an evaluation ends.
+# Agent steps after which an episode without a time limit is cut.
 _MOST_STEPS = 10_000
 
 
 def evaluate_policy(
     policy: MultiTaskPolicy, tasks: Sequence[str] = (), *, episodes: int = 10, seed: int = 12345
 ) -> dict[str, dict[str, Any]]:
-    """Evaluate a policy on its tasks, with the engines and action repeats that it was trained with.
+    """Evaluate a policy with the engines and action repeats that it was trained with.
 
     ::
 
         policy = mtray.load_policy("runs/a")
-        mtray.register_task("pendulum", my_tasks.pendulum)  # if the run learned a task of your own
+        mtray.register_task("pendulum", my_tasks.pendulum)  # if the run has a task of your own
         mtray.evaluate_policy(policy, episodes=10)["pendulum"]["return_mean"]
 
     Args:
-        policy: acts deterministically here, whatever it does else.
-        tasks: names of tasks, or makers' paths (``package.module:maker``); by default all that it learned.
-        episodes: of each task, side by side; those without an end of their own are cut after 10,000 steps.
-        seed: of the first episode of each task.
+        policy: a policy of `load_policy`; it acts deterministically during the evaluation.
+        tasks: names of tasks or paths of makers (``package.module:maker``); by default all of the policy's tasks.
+        episodes: episodes of each task, stepped together; each is cut after 10,000 agent steps.
+        seed: seed of each task's first episode.
 
     Returns:
-        Task to ``return_mean``, ``return_std``, ``episodes`` and ``returns``, a list.
+        Task to ``return_mean``, ``return_std``, ``episodes`` and ``returns`` (a list).
 
     Raises:
-        UsageError: a task that the policy did not learn, that is not known here, or that has changed since.
+        UsageError: a task that the policy did not learn, that is not registered, or that has changed since.
         TaskError: a task's own code raised.
     """
     if not isinstance(policy, MultiTaskPolicy):
-        raise UsageError(f"{policy!r} is no policy: give what mtray.load_policy returns")
+        raise UsageError(f"{policy!r} is no policy of mtray's: pass the result of mtray.load_policy")
     check_options(episodes, seed)
-    # A maker may change the folder, or the environment's variables.
+    # Makers may change the working directory or environment variables.
     with process_restored(), _one_thread():
         found = resolve_like(tasks or policy.names, policy.specs)
         return {task.name: summarise(evaluate(policy, task, episodes, seed=seed)) for task in found}
 
 
 def check_options(episodes: int, seed: int) -> None:
-    """Raise a UsageError unless so many episodes can be evaluated from this seed on."""
+    """Raise a UsageError if the number of episodes or the seed is out of range."""
     require(episodes >= 1, f"--episodes {episodes}: at least 1 is needed")
     require(0 <= seed < 2**32, f"--seed {seed}: must be between 0 and 2**32 - 1")
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Have torch compute in one thread: the batches are small, and threads that wait for each other are slower."""
+    """Compute in one thread of torch: on batches this small more threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -72,9 +72,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:
-    """Undiscounted returns of this number of episodes of a task, with the policy acting deterministically.
+    """Return the undiscounted returns of episodes of a task, with the policy acting deterministically.
 
-    Episodes without an end of their own are cut after 10,000 steps.
+    Each is cut after 10,000 agent steps.
     """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True
@@ -95,7 +95,7 @@ def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 
 
 
 def summarise(returns: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation, number and list of returns."""
+    """Return mean, standard deviation, number and list of returns."""
     return {
         "return_mean": float(np.mean(returns)),
         "return_std": float(np.std(returns)),

@@ -1,12 +1,12 @@
-"""What a collector explores with: noise and random actions that are held for several steps.
+"""Exploration: noise and random actions, each held for several steps.
 
 Enters: which copies start an episode. Leaves: noise for `mtray.policy.acting`, random actions, and which copies take
-them. Noise that is drawn anew at every step averages out before a body has moved; noise held for a few steps does not.
-The number of steps is random, so that no time scale is preferred.
+them. Noise that changes at every step averages out before a body has moved; noise held for a few steps does not. The
+number of steps is random, so that no time scale is preferred.
 
-In most episodes the policy acts, with noise. A share of them has random actions, held for longer, while the policy is
-no better: where nothing is paid until a swing has been built up, a policy soon sees no reason to move, and noise around
-it does not get there.
+In most episodes the policy acts, with noise. A share of the episodes has random actions, held for longer, until the
+policy returns more than they do. With sparse rewards (a swing-up) the policy may stop moving, and noise around it then
+never reaches a reward.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from mtray.engines.base import BoolArray
 
 Lengths: TypeAlias = npt.NDArray[np.float64]
 
-# Agent steps of one episode after which policy or random actions are chosen again: some episodes never end.
+# Agent steps after which an episode chooses again between policy and random actions: some episodes never end.
 _CHOICE_STEPS = 1000
-# Episodes of each kind by which random ones and the policy's are compared.
+# Newest episodes of each kind (policy, random) that are compared.
 _COMPARED_EPISODES = 20
-# After this many episodes of the policy with the same return, the random share is multiplied by the second number.
+# After _SAME_RETURNS policy episodes with equal returns, the random share is multiplied by _SHARE_FACTOR.
 _SAME_RETURNS, _SHARE_FACTOR = 5, 4
 
 
@@ -36,7 +36,7 @@ def zeta(longest: int, exponent: float) -> Lengths:
     """Return the probabilities [longest] of the lengths 1, 2, ...: proportional to 1 / length ** exponent.
 
     With exponent 2 most are short (Dabney, Ostrovski, Barreto 2021, "Temporally-extended epsilon-greedy exploration";
-    FlashSAC holds a Gaussian policy's noise so); with 1 the lengths' logarithms are about uniform.
+    FlashSAC uses it for a Gaussian policy's noise); with 1 the logarithms of the lengths are about uniform.
     """
     weights = np.arange(1.0, longest + 1) ** -exponent
     probabilities: Lengths = weights / weights.sum()
@@ -44,7 +44,7 @@ def zeta(longest: int, exponent: float) -> Lengths:
 
 
 class HeldNoise:
-    """Random values [T, K, width], each copy's held for a random number of steps."""
+    """Random values [T, K, width]; each copy holds its value for a random number of steps."""
 
     def __init__(
         self,
@@ -53,17 +53,17 @@ class HeldNoise:
         sample: Callable[[tuple[int, ...]], FloatArray],
         generator: np.random.Generator,
     ) -> None:
-        """Draw nothing yet.
+        """Start; the first `draw` samples every copy's value.
 
         Args:
-            size: T, K and width.
+            size: (T, K, width).
             lengths: [n] probabilities of holding a value for 1, 2, ..., n steps.
-            sample: returns random values of a size.
+            sample: returns random values of a given shape.
             generator: draws the lengths.
         """
         self._values = np.zeros(size, np.float32)
         self._steps_left = np.zeros(size[:2], np.int64)
-        # Without the last, which is 1 but for rounding.
+        # Without the last, which is 1 up to rounding.
         self._thresholds = np.cumsum(lengths)[:-1]
         self._sample = sample
         self._generator = generator
@@ -75,7 +75,7 @@ class HeldNoise:
         if is_over.any():
             np.copyto(self._values, self._sample(self._values.shape), where=is_over[..., None])
             uniform = self._generator.random(self._steps_left.size)
-            # Counted from 0: the steps after this one.
+            # Steps after this one, so 0 for length 1.
             steps = self._thresholds.searchsorted(uniform, "right").reshape(is_over.shape)
             np.copyto(self._steps_left, steps, where=is_over)
         return self._values
@@ -86,7 +86,7 @@ class HeldNoise:
 
 
 def normal_noise(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> HeldNoise:
-    """Return standard normal noise [T, K, act], held for up to ``longest`` steps; 1 draws it anew at every step."""
+    """Return standard normal noise [T, K, act], held for up to ``longest`` steps."""
     return HeldNoise(size, zeta(longest, 2), lambda size: generator.standard_normal(size, np.float32), generator)
 
 
@@ -96,21 +96,20 @@ def random_actions(size: tuple[int, int, int], longest: int, generator: np.rando
 
 
 class RandomEpisodes:
-    """Chooses the copies whose episode has random actions: a share of each task's, while the policy is no better.
+    """Chooses the copies whose episode has random actions.
 
-    The policy is better if its recent episodes returned more on average than the best of the recent random ones: where
-    random actions sometimes find what the policy never does, they continue. If the policy's recent episodes all
-    returned the same (with a sparse reward, nothing), they teach nothing, and the share is four times as large, at most
-    half.
+    Each task runs a share of its episodes with random actions until the policy's mean return exceeds the best random
+    return, both over the newest 20 episodes. While the policy's episodes all return the same (with a sparse reward,
+    nothing), the share is four times as large, at most half.
     """
 
     def __init__(self, tasks: int, copies: int, share: float, generator: np.random.Generator) -> None:
-        """Start every copy's episode.
+        """Start; the first `draw` chooses for every copy.
 
         Args:
             tasks: T.
-            copies: K, of each task.
-            share: of episodes with random actions.
+            copies: K, the copies of each task.
+            share: share of episodes with random actions.
             generator: draws the choices.
         """
         self._is_random = np.zeros((tasks, copies), np.bool_)
@@ -123,7 +122,7 @@ class RandomEpisodes:
         )
 
     def draw(self) -> BoolArray:
-        """Return which copies [T, K] take random actions at the next step; the next call overwrites it."""
+        """Return which copies [T, K] take random actions at the next step; the next call overwrites the array."""
         is_over = self._steps_left == 0
         if is_over.any():
             uniform = self._generator.random(is_over.shape)
@@ -137,13 +136,13 @@ class RandomEpisodes:
         np.copyto(self._steps_left, 0, where=ended)
 
     def add(self, task: int, episode_return: float, of_policy: bool) -> None:
-        """Update a task's share with the return of an episode that was wholly the policy's or wholly random."""
+        """Update a task's share with an episode; all its actions were the policy's, or all were random."""
         random, policy = self._random_returns[task], self._policy_returns[task]
         (policy if of_policy else random).append(episode_return)
         if random and policy and statistics.fmean(policy) > max(random):
             self._shares[task] = 0.0
         elif len(policy) >= _SAME_RETURNS and min(policy) == max(policy):
-            # At most half, or the policy could not show that it has become better.
+            # At most half, so that the policy has episodes to improve in.
             self._shares[task] = max(self._share, min(0.5, _SHARE_FACTOR * self._share))
         else:
             self._shares[task] = self._share

@@ -1,7 +1,7 @@
-"""Hosts: what a collector steps.
+"""Hosts: the simulators of several tasks, stepped together without a TensorDict in the loop.
 
-The simulators of several tasks together, without a TensorDict in the loop. ``parallel`` keeps a process per task,
-``inline`` steps them in the collector's own process; both give the same data for the same seeds, bit for bit.
+``parallel`` keeps a process per task, ``inline`` steps all tasks in the collector's process. For the same seeds both
+give the same data, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtray.collect.slots import Slot, close_sim, receive
+from mtray.collect.slots import Slot, close_sim, finish_step, slot_bytes
 from mtray.collect.worker import RESET, STEP, Worker, close_workers
 from mtray.data.specs import TaskSpec
-from mtray.engines.base import TASK_FAILURES, BatchSim, StepArrays, task_error
+from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.errors import MtrayError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server
@@ -23,7 +23,7 @@ from mtray.tasks.processes import engine_modules, start_fork_server
 class Host(ABC):
     """Tasks stepped together: write ``slots[i].action``, call `step`, read the slots.
 
-    A task's own code that raises is a `TaskError` that names the task; the host can only be closed after it.
+    An error of a task's own code is a `TaskError` that names the task; after it the host can only be closed.
     """
 
     specs: tuple[TaskSpec, ...]
@@ -35,7 +35,7 @@ class Host(ABC):
 
     @abstractmethod
     def step(self) -> None:
-        """One agent step of every copy; copies whose episode ended start the next one."""
+        """Take one agent step in every copy; copies whose episode ended start the next one."""
 
     @abstractmethod
     def close(self) -> None:
@@ -49,7 +49,6 @@ class InlineHost(Host):
         """Build every task's simulators."""
         self.specs = tuple(maker.task.spec for maker in makers)
         self._sims: list[BatchSim] = []
-        slots, self._out = [], []
         name = ""
         try:
             for maker in makers:
@@ -58,14 +57,8 @@ class InlineHost(Host):
         except BaseException as error:
             self.close()
             _raise(name, "maker", error)
-        for sim in self._sims:
-            out = StepArrays.empty(sim.num_envs, sim.spec)
-            action = np.zeros((sim.num_envs, sim.spec.action_size), np.float32)
-            self._out.append(out)
-            slots.append(
-                Slot(np.zeros_like(out.observation), action, out.observation, out.reward, out.terminated, out.truncated)
-            )
-        self.slots = tuple(slots)
+        sizes = [(sim.spec, sim.num_envs) for sim in self._sims]
+        self.slots = tuple(Slot.view(bytearray(slot_bytes(*size)), *size) for size in sizes)
 
     def reset(self) -> None:
         """Start an episode in every copy."""
@@ -76,15 +69,15 @@ class InlineHost(Host):
                 _raise(sim.spec.name, "reset", error)
 
     def step(self) -> None:
-        """One agent step of every copy; simulators with threads of their own work side by side."""
+        """Take one agent step in every copy; simulators with threads of their own compute at the same time."""
         name = ""
         try:
             for sim, slot in zip(self._sims, self.slots, strict=True):
                 name = sim.spec.name
                 sim.send(slot.action)
-            for sim, slot, out in zip(self._sims, self.slots, self._out, strict=True):
+            for sim, slot in zip(self._sims, self.slots, strict=True):
                 name = sim.spec.name
-                receive(sim, slot, out)
+                finish_step(sim, slot)
         except TASK_FAILURES as error:
             _raise(name, "step", error)
 
@@ -101,10 +94,10 @@ def _raise(name: str, call: str, error: BaseException) -> None:
 
 
 class ParallelHost(Host):
-    """A process per task; the slots are memory that it shares with them, so nothing is copied on the way."""
+    """A process per task; the slots are in shared memory, so that nothing is copied between processes."""
 
     def __init__(self, makers: Sequence[TaskMaker]) -> None:
-        """Start the processes and wait until every copy stands at the start of an episode."""
+        """Start the processes and wait until every copy is at an episode's start."""
         self.specs = tuple(maker.task.spec for maker in makers)
         start_fork_server(engine_modules([maker.task for maker in makers]))
         self._workers: list[Worker] = []
@@ -140,7 +133,7 @@ class ParallelHost(Host):
         self._command(RESET)
 
     def step(self) -> None:
-        """One agent step of every copy, all tasks at once."""
+        """Take one agent step in every copy, all tasks in parallel."""
         self._command(STEP)
 
     def close(self) -> None:
@@ -150,7 +143,7 @@ class ParallelHost(Host):
 
 
 def make_host(name: str, makers: Sequence[TaskMaker]) -> Host:
-    """The host ``parallel`` or ``inline`` over these makers, every copy at the start of an episode."""
+    """Return a ``parallel`` or ``inline`` host of these makers' tasks, every copy at an episode's start."""
     if name == "parallel":
         return ParallelHost(makers)
     host = InlineHost(makers)

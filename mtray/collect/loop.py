@@ -1,7 +1,6 @@
-"""The collector: a host, a copy of the policy, and the acting loop.
+"""The acting loop: steps a host with a copy of the policy.
 
-Enters: weights. Leaves: rollouts, plain arrays [K, L] per task. Runs in a process of its own (or in a plain test);
-pushing the rollout is the caller's.
+Enters: weights. Leaves: rollouts, arrays [K, L] per task. Runs in a collector's process; the caller pushes the rollout.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ class Rollout:
     """The data of one call of `ActingLoop.collect`.
 
     Attributes:
-        tasks: task to its arrays [K, L]: the collector's buffers, which the next call overwrites.
+        tasks: task to its arrays [K, L]: the loop's buffers, which the next call overwrites.
         specs: all tasks of the policy.
-        episodes: those that ended in it.
-        largest_returns: task to the largest absolute discounted return its copies have ever seen.
-        weights_version: of the policy that acted.
+        episodes: episodes that ended in the rollout.
+        largest_returns: task to the largest absolute discounted return of all its steps so far.
+        weights_version: version of the policy that acted; 0 before the first weights.
     """
 
     tasks: Mapping[str, TaskRollout]
@@ -52,12 +51,12 @@ class Rollout:
 
     @property
     def data(self) -> LazyStackedTensorDict:
-        """A copy as a lazy stack over tasks of dense TensorDicts [K, L], made anew at each access."""
+        """A copy as a lazy stack over tasks of dense TensorDicts [K, L]; every access makes a new one."""
         return to_stack(self.tasks, self.specs)
 
 
 class ActingLoop:
-    """Steps a host with a policy and writes the transitions into buffers that are allocated once."""
+    """Steps a host with a policy; writes the transitions into buffers that are allocated once."""
 
     def __init__(
         self,
@@ -71,17 +70,17 @@ class ActingLoop:
         random_steps: int = 64,
         seed: int = 0,
     ) -> None:
-        """Allocate the buffers; every copy of the host must stand at an episode's start.
+        """Allocate the buffers.
 
         Args:
-            host: what to step; its tasks are the policy's or some of them.
-            policy: this collector's copy of it.
+            host: the host to step, every copy at an episode's start; its tasks are all or some of the policy's.
+            policy: this collector's copy of the policy.
             rollout_steps: L.
             discounts: task to the discount of `Rollout.largest_returns`.
-            noise_steps: most steps for which a copy's noise is held (see `mtray.collect.exploration`).
-            random_share: share of episodes with random actions while the policy is no better.
-            random_steps: most steps for which a random action is held.
-            seed: of the actions.
+            noise_steps: longest time that noise is held, in agent steps (see `mtray.collect.exploration`).
+            random_share: share of episodes with random actions until the policy is better.
+            random_steps: longest time that a random action is held, in agent steps.
+            seed: seed of noise and random actions.
         """
         self.host = host
         self.policy = policy
@@ -91,7 +90,7 @@ class ActingLoop:
         names = [spec.name for spec in host.specs]
         self._ids = None if tuple(names) == policy.names else np.array([policy.names.index(n) for n in names])
         self._acting = Acting(policy, self._ids)
-        # Tasks may have different numbers of copies; the policy acts on as many rows of each.
+        # The policy acts on equally many rows of every task; tasks with fewer copies leave rows unused.
         copies = [len(slot.reward) for slot in host.slots]
         size = (len(names), max(copies))
         self._observation = np.zeros((*size, observation_width(policy.specs)), np.float32)
@@ -101,48 +100,44 @@ class ActingLoop:
         self._noise = normal_noise(actions, noise_steps, generators[0])
         self._random = random_actions(actions, random_steps, generators[1])
         self._random_episodes = RandomEpisodes(*size, random_share, generators[2])
-        # Until the first weights arrive.
-        self._first = random_actions(actions, 1, generators[3])
+        # Actions before the first weights.
+        self._initial = random_actions(actions, 1, generators[3])
         self._was_random = np.zeros((rollout_steps, *size), np.bool_)
-        self._buffers = [_Buffer(spec, count, rollout_steps) for spec, count in zip(host.specs, copies, strict=True)]
-        self._trackers = [
-            EpisodeTracker(spec.name, count, discounts[spec.name])
-            for spec, count in zip(host.specs, copies, strict=True)
-        ]
+        self._buffers = [_Buffer(spec, slot, rollout_steps) for spec, slot in zip(host.specs, host.slots, strict=True)]
+        self._trackers = [EpisodeTracker(n, count, discounts[n]) for n, count in zip(names, copies, strict=True)]
 
     def load(self, weights: Weights) -> None:
-        """Act with these weights from now on."""
+        """Act with these weights from the next step on."""
         weights_module.load(self.policy, weights)
         self._acting = Acting(self.policy, self._ids)
         self.weights_version = weights.version
 
     def collect(self) -> Rollout:
-        """Step every copy ``rollout_steps`` times. Before the first weights of a learner, actions are random."""
+        """Step every copy ``rollout_steps`` times; actions are random before the first weights."""
         clock = self.clock
         for step in range(self.rollout_steps):
             action = self._act(step)
             clock.lap("policy")
-            for index, (slot, buffer) in enumerate(zip(self.host.slots, self._buffers, strict=True)):
-                slot.action[:] = action[index, : len(slot.action), : slot.action.shape[1]]
-                buffer.write_start(step, slot)
+            for slot, buffer, actions in zip(self.host.slots, self._buffers, action, strict=True):
+                slot.action[:] = actions[: len(slot.action), : slot.action.shape[1]]
+                buffer.write_start(step)
             clock.lap("copy")
             self.host.step()
             clock.lap("simulate")
-            for index, (slot, buffer) in enumerate(zip(self.host.slots, self._buffers, strict=True)):
-                buffer.write_end(step, slot)
-                np.logical_or(slot.terminated, slot.truncated, out=self._ended[index, : len(slot.reward)])
+            for slot, buffer, ended in zip(self.host.slots, self._buffers, self._ended, strict=True):
+                buffer.write_end(step)
+                np.logical_or(slot.terminated, slot.truncated, out=ended[: len(slot.reward)])
             for explorer in (self._noise, self._random, self._random_episodes):
                 explorer.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
         for index, (tracker, buffer) in enumerate(zip(self._trackers, self._buffers, strict=True)):
-            done = buffer.finish()
-            ended = tracker.add(buffer.rollout.reward, done, self._was_random[:, index].T)
-            for episode in ended:
-                # An episode of both kinds, as when weights arrive in the middle of it, speaks for neither.
+            finished = tracker.add(buffer.rollout.reward, buffer.finish(), self._was_random[:, index].T)
+            for episode in finished:
+                # An episode in which the first weights arrived has actions of both kinds and is not compared.
                 if episode.random_steps in (0, episode.steps):
                     self._random_episodes.add(index, episode.episode_return, episode.of_policy)
-            episodes += ended
+            episodes += finished
         return Rollout(
             {tracker.task: buffer.rollout for tracker, buffer in zip(self._trackers, self._buffers, strict=True)},
             self.policy.specs,
@@ -154,11 +149,11 @@ class ActingLoop:
     def _act(self, step: int) -> FloatArray:
         is_random = self._random_episodes.draw()
         if self.weights_version == 0:
-            action = self._acting.to_bounds(self._first.draw())
+            action = self._acting.to_bounds(self._initial.draw())
             self._was_random[step] = True
         else:
-            for index, slot in enumerate(self.host.slots):
-                self._observation[index, : len(slot.observation), : slot.observation.shape[1]] = slot.observation
+            for slot, padded in zip(self.host.slots, self._observation, strict=True):
+                padded[: len(slot.observation), : slot.observation.shape[1]] = slot.observation
             action = self._acting(self._observation, self._noise.draw())
             self._was_random[step] = is_random
         if is_random.any():
@@ -169,23 +164,24 @@ class ActingLoop:
 class _Buffer:
     """A task's rollout, written step by step."""
 
-    def __init__(self, spec: TaskSpec, copies: int, steps: int) -> None:
-        self.rollout = TaskRollout.zeros(spec, copies, steps)
-        self._terminated = np.zeros((copies, steps), np.bool_)
-        self._truncated = np.zeros((copies, steps), np.bool_)
+    def __init__(self, spec: TaskSpec, slot: Slot, steps: int) -> None:
+        size = (len(slot.reward), steps)
+        self.rollout = TaskRollout.zeros(spec, *size)
+        self._slot = slot
+        self._terminated, self._truncated = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
 
-    def write_start(self, step: int, slot: Slot) -> None:
-        self.rollout.observation[:, step] = slot.observation
-        self.rollout.action[:, step] = slot.action
+    def write_start(self, step: int) -> None:
+        self.rollout.observation[:, step] = self._slot.observation
+        self.rollout.action[:, step] = self._slot.action
 
-    def write_end(self, step: int, slot: Slot) -> None:
-        self.rollout.next_observation[:, step] = slot.next_observation
-        self.rollout.reward[:, step] = slot.reward
-        self._terminated[:, step] = slot.terminated
-        self._truncated[:, step] = slot.truncated
+    def write_end(self, step: int) -> None:
+        self.rollout.next_observation[:, step] = self._slot.next_observation
+        self.rollout.reward[:, step] = self._slot.reward
+        self._terminated[:, step] = self._slot.terminated
+        self._truncated[:, step] = self._slot.truncated
 
     def finish(self) -> BoolArray:
-        """Write the flags; return which steps ended an episode [K, L]."""
+        """Write the flags; return [K, L], which steps ended an episode."""
         done = self._terminated | self._truncated
         flags = self.rollout.flags
         flags[:] = TRANSITION

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from mtray.data.specs import FloatArray
+import numpy as np
+
+from mtray.data.specs import FloatArray, TaskSpec
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, task_error
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One task's place in a host: arrays that are the same at every step.
+    """A task's arrays in a host, the same arrays at every step.
 
     Attributes:
         observation: [K, obs_t] float32, the state to act on.
         action: [K, act_t] float32, written by the collector.
-        next_observation: [K, obs_t] float32, the true state reached.
+        next_observation: [K, obs_t] float32, the state reached; at an episode's end the true last observation.
         reward: [K] float32.
         terminated: [K] bool.
         truncated: [K] bool.
@@ -28,24 +32,48 @@ class Slot:
     terminated: BoolArray
     truncated: BoolArray
 
+    @classmethod
+    def view(cls, memory: Any, spec: TaskSpec, copies: int) -> Slot:
+        """Return the slot that lies in a buffer of `slot_bytes` bytes."""
+        record = np.frombuffer(memory, _layout(spec, copies))
+        return cls(*(record[name][0] for name in record.dtype.names or ()))
 
-def receive(sim: BatchSim, slot: Slot, out: StepArrays) -> None:
-    """End a step that was sent; copies whose episode ended start the next one.
+    @cached_property
+    def outcome(self) -> StepArrays:
+        """The arrays that a simulator writes at the end of a step."""
+        return StepArrays(self.next_observation, self.reward, self.terminated, self.truncated)
 
-    Args:
-        sim: a task's copies.
-        slot: where its observations and outcome go.
-        out: the slot's arrays of the outcome.
-    """
-    sim.recv(out)
-    slot.observation[:] = out.observation
-    ended = out.terminated | out.truncated
+
+def slot_bytes(spec: TaskSpec, copies: int) -> int:
+    """Return the size of a task's slot."""
+    return _layout(spec, copies).itemsize
+
+
+def _layout(spec: TaskSpec, copies: int) -> np.dtype[np.void]:
+    observation = (np.float32, (copies, spec.observation_size))
+    return np.dtype(
+        [
+            ("observation", *observation),
+            ("action", np.float32, (copies, spec.action_size)),
+            ("next_observation", *observation),
+            ("reward", np.float32, (copies,)),
+            ("terminated", np.bool_, (copies,)),
+            ("truncated", np.bool_, (copies,)),
+        ]
+    )
+
+
+def finish_step(sim: BatchSim, slot: Slot) -> None:
+    """Receive a step that was sent; copies whose episode ended start the next one."""
+    sim.recv(slot.outcome)
+    slot.observation[:] = slot.next_observation
+    ended = slot.terminated | slot.truncated
     if ended.any():
         sim.reset(ended, slot.observation)
 
 
 def close_sim(sim: BatchSim, name: str) -> None:
-    """Free a task's simulators; what they raise is a warning."""
+    """Free a task's simulators; an error of theirs becomes a warning."""
     try:
         sim.close()
     except TASK_FAILURES as error:

@@ -1,8 +1,8 @@
 """A process that steps one task for `ParallelHost`.
 
-Enters: the task and its number of copies, by value; then commands of one byte through a socket. Leaves: arrays in
-memory that it shares with its collector, and for each command one byte, with an error after it where one was raised.
-It ends with its collector, however that ends.
+Enters: the task, its number of copies and seed, pickled; then commands of one byte through a socket. Leaves: a slot in
+shared memory, and for each command a byte that says whether it succeeded, followed by the error if it did not. The
+process ends with its collector, even if the collector is killed.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mtray.collect.slots import Slot, close_sim, receive
-from mtray.data.specs import TaskSpec
-from mtray.engines.base import TASK_FAILURES, BatchSim, StepArrays, task_error
+from mtray.collect.slots import Slot, close_sim, finish_step, slot_bytes
+from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.errors import MtrayError, RunError, TaskError
 from mtray.tasks.processes import die_with, hidden_main
 
@@ -30,9 +28,8 @@ if TYPE_CHECKING:
 STEP, RESET, CLOSE = b"s", b"r", b"c"
 _DONE, _FAILED = b".", b"!"
 
-# A simulator that frees what it holds is waited for this long.
+# Time that simulators have for closing.
 _CLOSE_SECONDS = 5.0
-# A fork server is asked for a process with spawned state: its start method.
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -40,17 +37,13 @@ class Worker:
     """A task's process, seen from its collector."""
 
     def __init__(self, maker: TaskMaker) -> None:
-        """Start it; `wait` returns once every copy is at an episode's start.
-
-        Args:
-            maker: the task, its number of copies and its seed.
-        """
+        """Start the process; `wait` returns once every copy is at an episode's start."""
         import cloudpickle
 
         self.name = maker.task.name
         spec, copies = maker.task.spec, maker.num_envs or 1
-        memory = _CONTEXT.RawArray("b", _Layout(spec, copies).size)
-        self.slot = _Layout(spec, copies).slot(memory)
+        memory = _CONTEXT.RawArray("b", slot_bytes(spec, copies))
+        self.slot = Slot.view(memory, spec, copies)
         self._connection, theirs = _CONTEXT.Pipe()
         lifeline, self._lifeline = _CONTEXT.Pipe(duplex=False)
         blob = cloudpickle.dumps((maker.task, copies, maker.seed))
@@ -64,7 +57,7 @@ class Worker:
         self.descriptor = self._connection.fileno()
 
     def send(self, command: bytes) -> None:
-        """Begin a command; `wait` ends it."""
+        """Send a command; `wait` waits for its end."""
         try:
             os.write(self.descriptor, command)
         except (BrokenPipeError, ConnectionResetError):
@@ -75,7 +68,7 @@ class Worker:
 
         Raises:
             TaskError: the task's code raised, or the process died.
-            UsageError: what the maker built can't be used.
+            UsageError: the environment that the maker built can't be used.
         """
         try:
             answer = os.read(self.descriptor, 1)
@@ -97,9 +90,9 @@ class Worker:
         raise TaskError(f"task {self.name!r}: the process that steps it {how}", self.name)
 
     def close(self, deadline: float) -> None:
-        """Wait until it has ended, or kill it and its children at the deadline (`time.monotonic`)."""
+        """Wait for the process to end; at the deadline (`time.monotonic`) kill it and its children."""
         self.process.join(timeout=max(0.0, deadline - time.monotonic()))
-        # Kills whatever is left of its group: see `die_with`.
+        # Kills the rest of its process group: see `die_with`.
         self._lifeline.close()
         self.process.kill()
         self.process.join()
@@ -107,7 +100,7 @@ class Worker:
 
 
 def close_workers(workers: list[Worker]) -> None:
-    """Have processes close their simulators, side by side, and end."""
+    """Close the simulators of all processes at once and end the processes."""
     for worker in workers:
         with contextlib.suppress(OSError):
             os.write(worker.descriptor, CLOSE)
@@ -116,38 +109,10 @@ def close_workers(workers: list[Worker]) -> None:
         worker.close(deadline)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where a slot's arrays lie in shared memory."""
-
-    spec: TaskSpec
-    copies: int
-
-    def _fields(self) -> list[tuple[tuple[int, ...], Any]]:
-        observation, action = (self.copies, self.spec.observation_size), (self.copies, self.spec.action_size)
-        flag = (self.copies,)
-        numbers = [(shape, np.float32) for shape in (observation, action, observation, flag)]
-        return [*numbers, (flag, np.bool_), (flag, np.bool_)]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self._fields())
-
-    def slot(self, memory: Any) -> Slot:
-        """The arrays, in the order of `Slot`."""
-        arrays, start = [], 0
-        for shape, dtype in self._fields():
-            count = int(np.prod(shape))
-            arrays.append(np.frombuffer(memory, dtype, count, start).reshape(shape))
-            start += count * np.dtype(dtype).itemsize
-        return Slot(*arrays)
-
-
 def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes) -> None:
-    """The process: build the task, then step it until told to close."""
+    """Build the task, then step it until the command to close: the process's main function."""
     die_with(lifeline.fileno())
-    # Environments may start processes of their own, which end with this one.
+    # Daemons can't have children, but environments may start processes; they end with this one.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     commands = connection.fileno()
     name, call = "?", "maker"
@@ -162,17 +127,16 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
 
             torch.set_num_threads(1)
         sim = task.make_sim(copies, seed)
-        slot = _Layout(task.spec, copies).slot(memory)
-        out = StepArrays(slot.next_observation, slot.reward, slot.terminated, slot.truncated)
-        everyone = np.ones(copies, np.bool_)
+        slot = Slot.view(memory, task.spec, copies)
+        all_copies = np.ones(copies, np.bool_)
         command = RESET
         while command in (STEP, RESET):
             call = "step" if command == STEP else "reset"
             if command == STEP:
                 sim.send(slot.action)
-                receive(sim, slot, out)
+                finish_step(sim, slot)
             else:
-                sim.reset(everyone, slot.observation)
+                sim.reset(all_copies, slot.observation)
             os.write(commands, _DONE)
             command = os.read(commands, 1)
     except MtrayError as error:

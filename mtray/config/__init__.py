@@ -1,4 +1,4 @@
-"""Settings of a run: frozen dataclasses, their checks, and their form as plain JSON."""
+"""Settings of a run: frozen dataclasses, their checks, and their conversion to plain JSON."""
 
 from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig, RunConfig
 

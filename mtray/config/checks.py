@@ -1,9 +1,11 @@
-"""Checks that settings share: each raises one `UsageError`."""
+"""Checks of settings: each raises a `UsageError` that names the flag and the value."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from mtray.config.types import flag
 from mtray.errors import UsageError
 
 
@@ -11,6 +13,20 @@ def require(condition: bool, message: str) -> None:
     """Raise a UsageError with this message unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_at_least(config: Any, limit: int, *names: str) -> None:
+    """Raise a UsageError if one of these settings is below the limit; None is allowed."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= limit, f"{flag(type(config), name)} {value}: at least {limit} is needed")
+
+
+def require_above_zero(config: Any, *names: str) -> None:
+    """Raise a UsageError if one of these settings is 0 or negative."""
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0, f"{flag(type(config), name)} {value}: must be above 0")
 
 
 def is_positive(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""How numbers are written on a command line."""
+"""Parsing of whole numbers on the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 
 def whole_numbers() -> ConstructorRegistry:
-    """Return tyro's rules with whole numbers that may be written ``1e6``."""
+    """Return tyro's parsing rules, with ``1e6`` accepted as a whole number."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
@@ -37,5 +37,5 @@ def _whole_number(text: str) -> int:
         # tyro shows a ValueError with the option's name.
         number = float(text)
         if not number.is_integer():
-            raise ValueError(f"{text} is no whole number") from None
+            raise ValueError(f"{text} is not a whole number") from None
         return int(number)

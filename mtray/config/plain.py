@@ -1,4 +1,4 @@
-"""A config as plain JSON values, and back."""
+"""Conversion of a config to plain JSON values and back."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from mtray.config.types import build
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a config as plain JSON values."""
-    return {
-        spec.name: to_dict(value) if dataclasses.is_dataclass(value) else _plain(value)
-        for spec in dataclasses.fields(config)
-        for value in [getattr(config, spec.name)]
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def from_dict(data: Mapping[str, Any], cls: type[Any] = Config) -> Any:
-    """Return the config that `to_dict` wrote.
+    """Return the config, or the group of class ``cls``, that `to_dict` wrote.
 
     Raises:
-        UsageError: a setting that this version does not have, or a value it refuses.
+        UsageError: an unknown setting or an invalid value.
     """
     return build(cls, data)

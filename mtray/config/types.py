@@ -1,8 +1,8 @@
-"""Types of settings: what a user passed, converted to the type that a field's annotation names, or refused.
+"""Conversion of settings to the types of their fields' annotations.
 
-Called by every group's ``__post_init__``, so that the command line, JSON and Python callers meet the same rules.
-Conversions lose nothing: numpy integers and whole floats to int, text to Path, lists to tuples, one text to a tuple of
-it, mappings to groups.
+Called by every group's ``__post_init__``, so that the command line, JSON and Python callers have the same rules.
+Conversions are lossless: numpy integers and whole floats to int, text to Path, lists to tuples, a single text to a
+tuple, mappings to groups. Other values are refused.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def convert_fields(config: Any) -> None:
     """Convert every field of a new frozen dataclass to its annotated type.
 
     Raises:
-        UsageError: names the flag, the value and what is allowed.
+        UsageError: names the flag, the value and the allowed values.
     """
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -41,10 +41,10 @@ def convert_fields(config: Any) -> None:
 
 
 def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
-    """Build a group from its settings by name.
+    """Return a group of settings from name to value.
 
     Raises:
-        UsageError: a setting that the group does not have, or a value that it refuses.
+        UsageError: an unknown setting or an invalid value.
     """
     unknown = sorted(str(name) for name in set(values) - set(typing.get_type_hints(cls)))
     if unknown:
@@ -88,7 +88,7 @@ def _to_tuple(value: Any, item: Any, name: str) -> tuple[Any, ...]:
 
 
 def _to_bool(value: Any, name: str) -> bool:
-    # numpy's bool is no bool, but compares as one.
+    # numpy's bool is no subclass of bool.
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     raise _refusal(name, value, "True or False is needed")
@@ -99,7 +99,7 @@ def _to_int(value: Any, name: str) -> int:
         try:
             return int(operator.index(value))
         except TypeError:
-            # 1e6 is how a large whole number is written.
+            # Large whole numbers are often written as floats, such as 1e6.
             if isinstance(value, numbers.Real) and float(value).is_integer():
                 return round(float(value))
     raise _refusal(name, value, "a whole number is needed")
@@ -129,7 +129,7 @@ def _to_path(value: Any, name: str) -> Path:
     if not isinstance(path, str):
         raise _refusal(name, value, "a path is needed")
     if "\0" in path:
-        raise UsageError(f"{name} {path!r}: a path has no NUL character")
+        raise UsageError(f"{name} {path!r}: a path can't have a NUL character")
     return value if isinstance(value, Path) else Path(path)
 
 

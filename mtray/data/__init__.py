@@ -1,1 +1,1 @@
-"""What data looks like: specs, schema, rows, batches, messages, statistics, shared memory."""
+"""A task's data: specs, schema, rows, batches, messages, statistics, shared memory."""

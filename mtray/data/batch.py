@@ -1,4 +1,4 @@
-"""From stored rows to the batches that the learner computes on."""
+"""Batches: the padded tensors that the learner computes on, made from sampled rows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mtray.errors import SchemaError
 
 @dataclass(frozen=True)
 class Batch:
-    """Equally many transitions of every task, dense and padded with zeros to the widest task.
+    """Transitions of several tasks, dense: the same number per place of the task axis, zero-padded to the widest task.
 
     Attributes:
-        tasks: names along the first axis; a task named twice has twice the rows.
+        tasks: names along the task axis; a task named twice has twice the rows.
         observation: [T, B, obs] float32.
         action: [T, B, act] float32.
         reward: [T, B] float32.
         next_observation: [T, B, obs] float32.
-        flags: [T, B] int32, the rows' flags words.
+        flags: [T, B] int32, the rows' flag bits (see `mtray.data.rows`).
     """
 
     tasks: tuple[str, ...]
@@ -39,16 +39,16 @@ class Batch:
     flags: Tensor
 
     def flag(self, key: str, *, root: bool = False) -> Tensor:
-        """Return ``done``, ``terminated`` or ``truncated`` of the state reached (``root``: acted on), [T, B] bool."""
+        """Return ``done``, ``terminated`` or ``truncated`` [T, B] bool of the next state, or of the root state."""
         return (self.flags & (ROOT_BITS if root else NEXT_BITS)[key]) != 0
 
     @property
     def steps(self) -> Tensor:
-        """Number of rewards in each discounted sum ``reward``, [T, B] int32."""
+        """Number of rewards summed in ``reward``, [T, B] int32: n_step, or fewer at an end."""
         return (self.flags >> STEPS_SHIFT) + 1
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on a device; a copy to a GPU may still be under way."""
+        """Return the batch on a device; a copy to a GPU is asynchronous."""
         tensors: Iterable[Tensor] = self.tensors
         if torch.device(device).type == "cuda" and not self.reward.is_cuda:
             # A copy from pageable memory would block until the GPU has done all queued work.
@@ -60,17 +60,17 @@ class Batch:
         return [Batch(self.tasks, *parts) for parts in zip(*(tensor.unbind() for tensor in self.tensors), strict=True)]
 
     def copy_(self, other: Batch) -> None:
-        """Copy the numbers of a batch of the same tasks and shapes."""
+        """Copy the values of a batch of the same shapes."""
         for tensor, values in zip(self.tensors, other.tensors, strict=True):
             tensor.copy_(values, non_blocking=True)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The five fields in their order."""
+        """The five tensors, in the order of the fields."""
         return self.observation, self.action, self.reward, self.next_observation, self.flags
 
     def to_stack(self, specs: Mapping[str, TaskSpec]) -> LazyStackedTensorDict:
-        """Return a lazy stack over tasks, each element a dense [B] of that task with its own widths."""
+        """Return a lazy stack over tasks; each element is a dense TensorDict [B] of that task, unpadded."""
         elements = [
             to_tensordict(
                 specs[task],
@@ -86,10 +86,10 @@ class Batch:
 
     @classmethod
     def from_stack(cls, stack: TensorDictBase, specs: Sequence[TaskSpec]) -> Batch:
-        """Return the dense form of a lazy stack over tasks, as `to_stack` and the replay give it.
+        """Return the batch of a lazy stack over tasks, as `to_stack` and `ReplayBuffer.sample` return it.
 
         Raises:
-            SchemaError: an element does not fit its task.
+            SchemaError: an element does not match its task's schema, or has another batch size than the first.
         """
         spec_of = {spec.name: spec for spec in specs}
         width = observation_width(specs)
@@ -101,8 +101,8 @@ class Batch:
             observation, action, reward, next_observation, flags = from_tensordict(data, spec, width)
             if tuple(data.batch_size) != (size,):
                 raise SchemaError(
-                    f"task {task!r}: batch size {tuple(data.batch_size)} where another task has ({size},): "
-                    "a batch holds equally many rows of every task"
+                    f"task {task!r}: batch size {tuple(data.batch_size)}, but another task has ({size},): "
+                    "give the same number of rows of every task"
                 )
             batch.observation[index, :, : spec.observation_size] = observation
             batch.next_observation[index, :, : spec.observation_size] = next_observation
@@ -113,7 +113,7 @@ class Batch:
 
     @classmethod
     def zeros(cls, tasks: tuple[str, ...], size: int, obs: int, act: int, lead: tuple[int, ...] = ()) -> Batch:
-        """Allocate a batch of zeros [T, B], with these leading axes."""
+        """Allocate a batch of zeros [*lead, T, B]."""
         shape = (*lead, len(tasks), size)
         return cls(
             tasks,
@@ -126,20 +126,19 @@ class Batch:
 
 
 def unpack_batches(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec]) -> list[Batch]:
-    """Return sampled rows as a list of N batches: see `unpack`."""
+    """Return sampled rows as a list of N batches [T, B]."""
     return unpack(sampled, specs).unbind()
 
 
 def unpack(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec]) -> Batch:
-    """Return sampled rows as N batches in one; only here narrow tasks are padded.
+    """Return sampled rows as N batches stacked along a leading axis. Padding happens here only.
 
     Args:
         sampled: task to [N, B_t, row_size + obs_t] float32: N batches of B_t rows, each with its next observation.
-        specs: all tasks of the run; their widest give the padded widths.
+        specs: all tasks of the run; the widest set the padded widths.
 
     Returns:
-        N batches over the sampled tasks, in the order of ``sampled``, along a leading axis. A task with k times as many
-        rows as another takes k times as many places of the task axis.
+        A batch [N, T, B] with B the greatest common divisor of all B_t; a task takes B_t / B places of the task axis.
     """
     spec_of = {spec.name: spec for spec in specs}
     count = len(next(iter(sampled.values())))
@@ -155,7 +154,7 @@ def unpack(sampled: Mapping[str, FloatArray], specs: Sequence[TaskSpec]) -> Batc
     for index, (task, rows) in enumerate(parts):
         spec = spec_of[task]
         width = spec.observation_size
-        # numpy copies, because rows may lie in read-only shared memory, about which torch would warn.
+        # Copied by numpy: torch warns about read-only memory, and rows in shared memory can be read-only.
         observation[:, index, :, :width] = rows[..., :width]
         action[:, index, :, : spec.action_size] = rows[..., width : spec.row_size - 2]
         reward[:, index] = rows[..., spec.row_size - 2]

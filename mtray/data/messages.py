@@ -1,6 +1,6 @@
 """Messages between processes: pushes and their receipts, samples, collectors' reports.
 
-Plain frozen values over numpy arrays, which Ray passes within a node without a copy.
+Frozen dataclasses of numpy arrays, which Ray passes within a node without a copy.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from mtray.data.statistics import TaskStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """A rollout's rows, as a collector sends them.
+    """A rollout's rows, sent by a collector to the replay.
 
     Attributes:
         source: name of the collector process, unique in the run.
-        number: 0, 1, 2, ... of this source: with ``source`` the push's id.
-        rows: task to [rows, row_size] float32, laid out by `mtray.data.rollout.pack`.
-        statistics: per-task statistics of the rows, computed by the collector to offload the replay; the replay
-            computes those that are missing.
-        largest_returns: task to the largest absolute discounted return its copies have ever seen.
-        weights_version: of the policy that acted.
+        number: 0, 1, 2, ... per source; (source, number) is the push's id.
+        rows: task to [n, row_size] float32, packed by `mtray.data.rollout.pack`.
+        statistics: task to statistics of its rows, computed by the collector to offload the replay; the replay computes
+            the missing ones.
+        largest_returns: task to the largest absolute discounted return of all its steps so far.
+        weights_version: version of the policy that acted.
     """
 
     source: str
@@ -36,7 +36,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Receipt:
-    """The replay's acknowledgement of a push: task to frames stored for it, the same however often it is sent."""
+    """The replay's acknowledgement of a push: task to stored frames. A push that is sent again has the same receipt."""
 
     source: str
     number: int
@@ -45,12 +45,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Drawn batches.
+    """Batches drawn from the replay.
 
     Attributes:
         rows: task to [N, B, row_size + obs_t] float32.
-        statistics: per task, of everything inserted; the learner scales by them.
-        ages: task to the mean number of its rows written after those drawn.
+        statistics: task to statistics of all inserted rows; the learner normalises by them.
+        ages: task to the mean number of its rows written after the drawn ones.
     """
 
     rows: Mapping[str, FloatArray]
@@ -63,9 +63,9 @@ class Episode:
     """An episode that ended in a collector.
 
     Attributes:
-        episode_return: undiscounted.
-        steps: of the agent.
-        random_steps: those with random actions: of an exploring episode, or before the first weights arrived.
+        episode_return: undiscounted return.
+        steps: number of agent steps.
+        random_steps: number of steps with random actions (a random episode, or before the first weights arrived).
     """
 
     task: str
@@ -84,10 +84,10 @@ class Report:
     """A collector's report to the supervisor after a rollout.
 
     Attributes:
-        episodes: those that ended in it.
-        weights_version: of the policy that acted.
-        seconds: the collector's time since its last report by part: ``policy``, ``simulate`` and ``copy`` of stepping,
-            ``push`` for packing and sending, ``receipt`` for waiting for the replay, ``idle`` for waiting for a call.
+        episodes: episodes that ended in the rollout.
+        weights_version: version of the policy that acted.
+        seconds: the collector's time since its last report, by part: ``policy``, ``simulate`` and ``copy`` while
+            stepping, ``push`` (packing, sending), ``receipt`` (waiting for the replay), ``idle`` (waiting for calls).
     """
 
     episodes: tuple[Episode, ...]

@@ -1,16 +1,16 @@
-"""Every key, shape and dtype: what a task's data looks like.
+"""Specs: every key, shape and dtype of a task's data.
 
-Used by every process, also by those that never import torch. `schema.py` holds TensorDicts to it, `rows.py` says how
-the data lies in memory.
+Used by every process, also by those that never import torch. `schema.py` checks TensorDicts against it, `rows.py`
+defines the memory layout.
 
-Axes, used by these names everywhere:
+Names of axes in all docstrings:
     K       simulator copies of one task in one collector
     L       steps in a rollout
     B       rows of one task in a batch
     T       tasks
     obs_t   a task's own observation width, ``act_t`` its action width
-    obs     the widest observation of the run, ``act`` the widest action: padding is zero and happens only in
-            ``observation`` and at the batch's edge
+    obs     the widest observation of the run, ``act`` the widest action; narrower tasks are padded with zeros, in
+            ``observation`` and in the learner's batches only
 
 A task's data has these keys, and no others, float32 or bool, each flag and reward with a last axis of one:
 ``observation`` [..., obs], ``observation_<task>`` [..., obs_t], ``action`` [..., act_t], ``done``,
@@ -30,44 +30,33 @@ import numpy.typing as npt
 from mtray.errors import UsageError
 
 OBSERVATION = "observation"
-
-
 ACTION = "action"
-
-
 REWARD = "reward"
-
-
-DONE_KEYS = ("done", "terminated", "truncated")
-
-
-# An action entry whose bounds lie beyond this on both sides has none (lqr's are 1e10): it is learned on [-1, 1].
-UNBOUNDED = 1e6
-
-
 NEXT = "next"
-
+DONE_KEYS = ("done", "terminated", "truncated")
+# An action entry whose bounds are beyond ±UNBOUNDED (lqr's are ±1e10) counts as unbounded and is learned on [-1, 1].
+UNBOUNDED = 1e6
 
 FloatArray = npt.NDArray[np.float32]
 
 
 def task_key(task: str) -> str:
-    """The exclusive observation key of a task."""
+    """Return a task's exclusive observation key."""
     return f"{OBSERVATION}_{task}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """What a task's data looks like and how long its episodes are.
+    """A task's sizes, action bounds and time limits.
 
     Attributes:
         name: the task's name, as in its exclusive key ``observation_<name>``.
-        engine: what simulates it.
-        observation: (entry, width) in the simulator's own key order; ``observation_<name>`` is their concatenation.
+        engine: name of the engine that simulates it.
+        observation: (entry, width) in the simulator's key order; ``observation_<name>`` is their concatenation.
         action_low: lowest value of each action dimension.
         action_high: highest value of each action dimension.
         horizon: control steps after which an episode is truncated; None if never.
-        time_step_seconds: simulated seconds per control step; None if the maker does not say.
+        time_step_seconds: simulated seconds per control step; None if unknown.
         action_repeat: control steps (frames) per agent step.
     """
 
@@ -82,7 +71,7 @@ class TaskSpec:
 
     @property
     def discount(self) -> float:
-        """Of an episode's n agent steps, clip((n/5 - 1) / (n/5), 0.95, 0.995); 0.99 without a limit.
+        """clip((n/5 - 1) / (n/5), 0.95, 0.995) for episodes of n agent steps; 0.99 without a time limit.
 
         Hansen, Su, Wang 2024, "TD-MPC2", appendix.
         """
@@ -93,20 +82,18 @@ class TaskSpec:
 
     @property
     def observation_size(self) -> int:
-        """Width of the concatenated observation."""
+        """obs_t, the width of the concatenated observation."""
         return sum(width for _, width in self.observation)
 
     @property
     def slices(self) -> tuple[tuple[str, slice], ...]:
-        """Where each entry of the simulator's lies in the concatenated observation."""
-        ends = list(itertools.accumulate(width for _, width in self.observation))
-        return tuple(
-            (entry, slice(end - width, end)) for (entry, width), end in zip(self.observation, ends, strict=True)
-        )
+        """(entry, its slice of the concatenated observation), in the simulator's key order."""
+        ends = itertools.accumulate(width for _, width in self.observation)
+        return tuple((name, slice(end - width, end)) for (name, width), end in zip(self.observation, ends, strict=True))
 
     @property
     def action_size(self) -> int:
-        """Number of action dimensions."""
+        """act_t, the number of action dimensions."""
         return len(self.action_low)
 
     @property
@@ -120,39 +107,32 @@ class TaskSpec:
         return task_key(self.name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as plain JSON values."""
+        """Return the spec as plain JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TaskSpec:
-        """The spec that `to_dict` wrote."""
-        return cls(
-            name=data["name"],
-            engine=data["engine"],
-            observation=tuple((str(entry), int(width)) for entry, width in data["observation"]),
-            action_low=tuple(data["action_low"]),
-            action_high=tuple(data["action_high"]),
-            horizon=data["horizon"],
-            time_step_seconds=data["time_step_seconds"],
-            action_repeat=data.get("action_repeat", 1),
-        )
+        """Return the spec that `to_dict` wrote."""
+        observation = tuple((str(entry), int(width)) for entry, width in data["observation"])
+        bounds = {name: tuple(data[name]) for name in ("action_low", "action_high")}
+        return cls(**{**data, "observation": observation, **bounds})
 
 
 def observation_width(specs: Iterable[TaskSpec]) -> int:
-    """The common ``observation`` width of tasks that live in one run."""
+    """Return obs, the width of the common ``observation`` of a run of these tasks."""
     return max(spec.observation_size for spec in specs)
 
 
 def action_width(specs: Iterable[TaskSpec]) -> int:
-    """The widest action of tasks that live in one run."""
+    """Return act, the width of the widest action of a run of these tasks."""
     return max(spec.action_size for spec in specs)
 
 
 def check_together(specs: Sequence[TaskSpec]) -> None:
-    """Raise if these tasks can't live in one run.
+    """Check that one run can learn these tasks.
 
     Raises:
-        UsageError: no task, a name twice or not printable, or a task without observation or action.
+        UsageError: no task, a name that is used twice or not printable, or a task without observation or action.
     """
     if not specs:
         raise UsageError("no task given: name at least one, for example --tasks humanoid")
@@ -163,9 +143,9 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
                 f"task {spec.name!r} is named twice (engines {seen[spec.name].engine!r} and {spec.engine!r}): "
                 "each task writes its own key, so drop one of them or register it under another name"
             )
-        # Lone surrogates can't be encoded, and control characters garble a terminal.
+        # Lone surrogates can't be encoded; control characters garble a terminal.
         if not spec.name.isprintable():
-            raise UsageError(f"task name {spec.name!a}: give one of printable characters")
+            raise UsageError(f"task name {spec.name!a}: use printable characters only")
         if not spec.observation_size or not spec.action_size:
             raise UsageError(
                 f"task {spec.name!r} has {spec.observation_size} observation and {spec.action_size} action "
@@ -175,12 +155,12 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
 
 
 def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str) -> None:
-    """Raise if a task's spec is not what it was; the engine may be another.
+    """Check that the tasks' specs have not changed; the engine may differ.
 
     Args:
-        saved: specs as they were.
-        found: specs of the same tasks now; tasks that only one side has are passed over.
-        when: when the saved ones were found, for the message: ``in runs/a``.
+        saved: earlier specs.
+        found: current specs; tasks that only one side has are not compared.
+        when: source of the earlier specs, for the message: ``when runs/a was saved``.
 
     Raises:
         UsageError: names the task, the field and both values.

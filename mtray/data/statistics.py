@@ -1,4 +1,4 @@
-"""Per-task statistics of inserted rows: mean and deviation of observations, largest reward and return."""
+"""Per-task statistics of inserted rows: observation mean and deviation, largest reward and return."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy.typing as npt
 from mtray.data.rows import holds_transition, rewards
 from mtray.data.specs import FloatArray
 
-# Rows per chunk: as float64 they fit a core's cache, whatever the task.
+# Rows per chunk, few enough that a chunk in float64 fits a core's cache for every task.
 _CHUNK = 256
 
 
 @dataclass
 class TaskStatistics:
-    """Statistics of all transitions ever inserted for a task, also of those no longer in the ring.
+    """Statistics of all transitions ever inserted for a task, including those overwritten in the ring.
 
     Attributes:
         count: transitions.
-        mean: [obs_t] float64, of the observations acted on.
-        square: [obs_t] float64, sum of their squared deviations from the mean.
+        mean: [obs_t] float64, of the root observations.
+        square: [obs_t] float64, sum of squared deviations from the mean.
         largest_reward: largest absolute reward.
         largest_return: largest absolute discounted return.
     """
@@ -36,7 +36,7 @@ class TaskStatistics:
     def of(cls, rows: FloatArray, observation_size: int) -> TaskStatistics:
         """Return the statistics of the transitions among rows [n, row_size]."""
         total = cls(0, np.zeros(observation_size), np.zeros(observation_size))
-        # One array for all chunks: fresh memory costs more than the sums.
+        # One array for all chunks: allocating takes longer than summing.
         scratch = np.empty((_CHUNK, observation_size))
         for begin in range(0, len(rows), _CHUNK):
             chunk = rows[begin : begin + _CHUNK]

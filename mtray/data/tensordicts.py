@@ -1,6 +1,6 @@
-"""The public face of a task's data: TensorDicts with the keys of `specs.py`, checked as they come in.
+"""Conversion between TensorDicts with the keys of `specs.py` and arrays.
 
-Users and tests hand over and receive lazy stacks over tasks; between collectors, replay and learner only arrays pass.
+TensorDicts are the public format and are checked on entry; collectors, replay and learner exchange arrays only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def to_tensordict(
         action: [..., act_t] float32.
         reward: [...] float32.
         next_observation: [..., obs] float32.
-        flags: [...] int32, flags words.
+        flags: [...] int32, flag bits (see `mtray.data.rows`).
     """
     fields: dict[str, Any] = {ACTION: action}
     reached: dict[str, Any] = {REWARD: reward.unsqueeze(-1)}
@@ -43,15 +43,15 @@ def to_tensordict(
 
 
 def from_tensordict(data: TensorDictBase, spec: TaskSpec, width: int) -> tuple[Tensor, ...]:
-    """Return a task's observation, action, reward, next observation and flags; observations unpadded.
+    """Return a task's observation, action, reward, next observation and flags, unpadded.
 
     Args:
         data: dense TensorDict [...] of the task.
         spec: the task.
-        width: of the run's common ``observation``.
+        width: width of the run's common ``observation``.
 
     Raises:
-        SchemaError: the data does not fit the task.
+        SchemaError: the data does not match the task's schema.
     """
     validate(data, spec, width)
     reached = data.get(NEXT)
@@ -65,10 +65,10 @@ def from_tensordict(data: TensorDictBase, spec: TaskSpec, width: int) -> tuple[T
 
 
 def to_rollout(data: TensorDictBase, spec: TaskSpec, width: int) -> TaskRollout:
-    """Return a task's TensorDict [K, L], or N transitions [N] of any order as [1, N], as arrays.
+    """Return a task's TensorDict [K, L] as arrays; transitions [N] in any order become [1, N].
 
     Raises:
-        SchemaError: the data does not fit the task.
+        SchemaError: the data does not match the task's schema.
     """
     fields = from_tensordict(data, spec, width)
     if data.batch_dims not in (1, 2):
@@ -79,11 +79,11 @@ def to_rollout(data: TensorDictBase, spec: TaskSpec, width: int) -> TaskRollout:
 
 
 def to_stack(rollouts: Mapping[str, TaskRollout], specs: Sequence[TaskSpec]) -> LazyStackedTensorDict:
-    """Return rollouts by task as a lazy stack over tasks of dense TensorDicts [K, L]: a copy.
+    """Return copies of rollouts as a lazy stack over tasks; each element is a dense TensorDict [K, L].
 
     Args:
-        rollouts: of some of the run's tasks, in the stack's order.
-        specs: all tasks of the run; ``observation`` is padded to their widest.
+        rollouts: task to rollout, of any of the run's tasks, in the stack's order.
+        specs: all tasks of the run; ``observation`` is padded to the widest.
     """
     spec_of, width = {spec.name: spec for spec in specs}, observation_width(specs)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mtray.cluster.plan import make_shares
 from mtray.cluster.session import cpus_per_actor
-from mtray.collect.placement import choose_host, everywhere, spread, step_seconds
+from mtray.collect.placement import choose_host, partition, replicate, step_seconds
 from mtray.config.settings import CollectorConfig, Config
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
@@ -19,13 +19,13 @@ def cost_of(share, costs):
     return sum(costs[task] * copies for task, copies in share.items())
 
 
-def test_everywhere_is_every_task_in_every_collector():
-    assert everywhere(["a", "b"], 4, 3) == [{"a": 4, "b": 4}] * 3
+def test_replicate_is_every_task_in_every_collector():
+    assert replicate(["a", "b"], 4, 3) == [{"a": 4, "b": 4}] * 3
 
 
 def test_a_dear_task_is_split_and_cheap_ones_lie_together():
     costs = {"dear": 6.0, "cheap": 1.0, "cheaper": 1.0}
-    assert spread(costs, 4, 2) == [{"dear": 3}, {"dear": 1, "cheap": 4, "cheaper": 4}]
+    assert partition(costs, 4, 2) == [{"dear": 3}, {"dear": 1, "cheap": 4, "cheaper": 4}]
 
 
 COSTS = st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=40)
@@ -35,7 +35,7 @@ COSTS = st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=40)
 def test_every_copy_has_one_place_and_no_collector_none(costs, copies, data):
     names = {f"t{index}": cost for index, cost in enumerate(costs)}
     collectors = data.draw(st.integers(1, min(40, copies * len(costs))))
-    shares = spread(names, copies, collectors)
+    shares = partition(names, copies, collectors)
     total = Counter()
     for share in shares:
         assert share
@@ -49,7 +49,7 @@ def test_every_copy_has_one_place_and_no_collector_none(costs, copies, data):
 def test_no_share_costs_more_than_its_part_and_a_copy(costs, copies, collectors):
     names = {f"t{index}": cost for index, cost in enumerate(costs)}
     part = copies * sum(costs) / collectors
-    for share in spread(names, copies, collectors):
+    for share in partition(names, copies, collectors):
         assert cost_of(share, names) <= part + 1.01 * max(costs)
 
 
@@ -95,10 +95,10 @@ def shares_of(tasks, **settings):
 
 def test_few_tasks_are_stepped_by_all_and_many_are_spread():
     few, many = [f"t{index}" for index in range(8)], [f"t{index}" for index in range(9)]
-    assert shares_of(few, host="inline") == everywhere(few, 2, 3)
-    assert shares_of(many, host="parallel") == everywhere(many, 2, 3)
+    assert shares_of(few, host="inline") == replicate(few, 2, 3)
+    assert shares_of(many, host="parallel") == replicate(many, 2, 3)
     assert shares_of(many, host="inline") == [dict.fromkeys(many[start : start + 3], 6) for start in (0, 3, 6)]
-    assert shares_of(few, host="inline", collector=CollectorConfig(tasks_each=7)) != everywhere(few, 2, 3)
+    assert shares_of(few, host="inline", collector=CollectorConfig(tasks_each=7)) != replicate(few, 2, 3)
 
 
 def test_a_task_knows_its_action_repeat_wherever_it_is_resolved():

@@ -95,7 +95,7 @@ def test_what_users_pass_is_converted(setting, value, expected):
         (lambda: Config(host="remote"), "--host remote: choose from auto, parallel, inline"),
         (lambda: Config(device=0), "--device 0 is of the wrong type (int): text is needed"),
         (lambda: Config(run_dir=3), "--run-dir 3 is of the wrong type (int): a path is needed"),
-        (lambda: Config(run_dir="a\0b"), "--run-dir 'a\\x00b': a path has no NUL character"),
+        (lambda: Config(run_dir="a\0b"), "--run-dir 'a\\x00b': a path can't have a NUL character"),
         (lambda: Config(tasks={"a": 1}), "--tasks {'a': 1} is of the wrong type (dict): a list or tuple is needed"),
         (lambda: Config(learner={"wramup": 1}), "LearnerConfig has no setting named wramup"),
         (lambda: Config(learner=NetworkConfig()), "a LearnerConfig or a dict of its settings is needed"),

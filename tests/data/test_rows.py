@@ -280,7 +280,7 @@ def test_observation_that_is_not_the_padded_exclusive_one_is_refused(place):
 def test_value_in_the_padding_is_refused(place, shared, value):
     data, _ = random_rollout(SPEC, 5, 2, 3, default_rng(0), shared=shared)
     data[(*place, "observation")][1, 2, 4] = value
-    with pytest.raises(SchemaError, match=r"'left': 'observation' has values behind the task's 3 entries"):
+    with pytest.raises(SchemaError, match=r"'left': 'observation' has nonzero values after the task's 3 entries"):
         pack_data(data, SPEC, 5)
 
 
@@ -302,7 +302,7 @@ def test_minus_zero_in_the_padding_is_refused():
     spec = make_spec("left", 3, 2)
     data = random_transitions(spec, 5, 4, default_rng(0))
     data["observation"][1, 4] = -0.0
-    with pytest.raises(SchemaError, match="behind the task's 3 entries"):
+    with pytest.raises(SchemaError, match="after the task's 3 entries"):
         pack_data(data, spec, 5)
 
 
@@ -317,10 +317,10 @@ def test_a_stack_whose_common_key_is_not_its_tasks_own_is_refused():
 def test_a_stack_of_unequal_rows_or_of_rollouts_is_no_batch():
     left, right = make_spec("left", 3, 2), make_spec("right", 3, 2)
     parts = [random_transitions(left, 3, 4, default_rng(0)), random_transitions(right, 3, 5, default_rng(0))]
-    with pytest.raises(SchemaError, match="equally many rows"):
+    with pytest.raises(SchemaError, match="same number of rows"):
         Batch.from_stack(LazyStackedTensorDict.lazy_stack(parts, 0), [left, right])
     rollout = random_transitions(left, 3, 6, default_rng(0)).reshape(2, 3)
-    with pytest.raises(SchemaError, match="equally many rows"):
+    with pytest.raises(SchemaError, match="same number of rows"):
         Batch.from_stack(LazyStackedTensorDict.lazy_stack([rollout], 0), [left])
 
 

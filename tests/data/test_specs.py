@@ -175,6 +175,6 @@ def test_task_without_observation_or_action_is_refused_with_the_counts(observati
 
 @pytest.mark.parametrize("name", ["a\0b", "a\udc80b", "a\rb", "\x1b[2J"])
 def test_task_of_a_name_that_can_not_be_shown_is_refused(name):
-    with pytest.raises(UsageError, match="give one of printable characters") as caught:
+    with pytest.raises(UsageError, match="use printable characters only") as caught:
         check_together([make_spec(name)])
     assert str(caught.value).isprintable()

@@ -432,7 +432,7 @@ def spoil_padding(data):
         (spoil_shape, r"key 'action' has shape \(2, 4, 3\).*\(2, 4, 2\)"),
         (spoil_dtype, r"key \('next', 'reward'\) has shape .*float64.*float32"),
         (spoil_observation, "'observation' and 'observation_left' differ"),
-        (spoil_padding, "'observation' has values behind the task's 3 entries"),
+        (spoil_padding, "'observation' has nonzero values after the task's 3 entries"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])
