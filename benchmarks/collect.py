@@ -1,17 +1,17 @@
-"""How many frames per second several tasks give on all cores of a machine.
+"""Collection speed: frames per second of several tasks on all cores of a machine.
 
     python benchmarks/collect.py --json collect.json
 
-Humanoid-stand and humanoid-walk against dm_control's own loop, a process per core with random actions, and against
-EnvPool's own loop; cartpole-swingup and cheetah-run, whose simulators cost next to nothing, against EnvPool's. mtray's
-rows are the real pipeline through Ray, with a network that acts and a replay that acknowledges every frame. An action
-is held for one control step, but in the rows that say otherwise: two is mtray's default. A network acts in
-RayCollector's rows too, not in ParallelEnv's.
+Compares mtray on humanoid-stand and humanoid-walk with dm_control's own loop (a process per core, random actions) and
+with EnvPool's own loop, and on cartpole-swingup and cheetah-run, whose simulators are cheap, with EnvPool's. In mtray's
+rows frames go through the whole pipeline: Ray, an acting network, and a replay that acknowledges them. Action repeat
+is 1, except in rows that name another (mtray's default is 2). A network acts in RayCollector's rows too, not in
+ParallelEnv's.
 
     python benchmarks/collect.py --peers DIR --json collect.json
 
-adds RLlib and Sample Factory, whose own networks act. They need other versions than mtray, so the first such run makes
-a virtual environment for each in that folder (2 GB each), and later ones find them there.
+adds RLlib and Sample Factory, whose own networks act. They need other versions than mtray: the first such run creates a
+virtual environment for each in DIR (2 GB each), and later runs use it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from peers.venvs import PEERS, Peer
 
 HUMANOID = ("humanoid-stand", "humanoid-walk")
 LIGHT = ("cartpole-swingup", "cheetah-run")
-# Of one width, as RayCollector's one network needs them, and of less cost than humanoids.
+# Pairs of equal widths, as RayCollector's single network needs, and cheaper than humanoids.
 CHEAPER = {"walkers": ("walker-stand", "walker-walk"), "cartpoles": ("cartpole-balance", "cartpole-swingup")}
 PARTS = ("simulate", "policy", "copy", "push", "receipt", "idle")
 BARE = "dm_control bare"
@@ -40,7 +40,7 @@ RAY_CHEAPER = {name: f"RayCollector, {name}, a task each" for name in CHEAPER}
 
 
 def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that can be measured, and why each of the others can't."""
+    """Return the peers that can be measured, and peer to the reason for the others."""
     if folder is None:
         return [], {peer.name: "needs --peers DIR" for peer in PEERS}
     found, left_out = [], {}
@@ -55,7 +55,7 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
 
 
 def whole_runs(cores: int) -> list[harness.Row]:
-    """How long the real command takes until the first frame, and the memory of a run over the whole suite."""
+    """Measure the time from the real command to the first frame, and the memory of a run over the whole suite."""
     starts = [launches.start_seconds(workers=cores) for _ in range(3)]
     first = {"first frame": [up + after for up, after in starts], "12 s": [12.0]}
     first["  until Ray is up"], first["  from there on"] = ([start[part] for start in starts] for part in (0, 1))
@@ -65,7 +65,7 @@ def whole_runs(cores: int) -> list[harness.Row]:
 
 
 def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture: Path | None) -> None:
-    """Mtray's rate by its settings, and what a frame's time goes into."""
+    """Measure mtray's rate under several settings, and the parts of a frame's time."""
     cores = harness.cores()
     start = {"tasks": HUMANOID, "engine": "mujoco", "host": "inline", "workers": cores, "copies": 32}
     changes: dict[str, dict[str, Any]] = {f"{cores} collectors x 32 copies, inline": {}}
@@ -90,7 +90,7 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture:
         rows += harness.compare({**parts, **whole}, "sum", list(parts), "us/frame")
     harness.report(rows, file, measured.left_out)
     if picture:
-        harness.plot(rows, picture, "mtray by its settings, and what a frame's time goes into")
+        harness.plot(rows, picture, "mtray's settings, and the parts of a frame's time")
 
 
 def main() -> None:
@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task per collector")
     parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
-    parser.add_argument("--sweep", action="store_true", help="mtray alone: by collectors, copies, host, learner")
+    parser.add_argument("--sweep", action="store_true", help="mtray alone: collectors, copies, host, learner")
     options = parser.parse_args()
     seconds = options.seconds or (3.0 if options.quick else 10.0)
     repeats = options.repeats or (2 if options.quick else 5)
     budget = harness.QUICK_SECONDS if options.quick else float("inf")
-    # Long enough that the first, cheap steps of an episode, before a humanoid lies on the floor, are over.
+    # The first steps of an episode, before a humanoid lies on the floor, are cheap and not measured.
     window = (1.0 if options.quick else 4.0, seconds)
     cores, copies = harness.cores(), options.envs_per_task
     pairs = max(1, cores // len(HUMANOID))
@@ -115,10 +115,9 @@ def main() -> None:
         sweep(window, repeats, options.json, options.plot)
         return
 
-    # What a step costs beside the simulators is shared by its copies: the cheaper they are, the more are needed.
+    # Copies share the overhead of a step: cheap simulators need more copies.
     many = 4 * copies
-
-    # dm_control's environments miss the caches more, the more there are.
+    # dm_control's environments miss the caches more often with more copies.
     few = max(1, copies // 2)
 
     def ours(tasks: Sequence[str], engine: str, host: str, copies: int, repeat: int = 1) -> Callable[[], float]:
@@ -161,7 +160,7 @@ def main() -> None:
         POOL_LIGHT: lambda: bare.envpool(LIGHT, pairs, many, *window),
     }
     if options.quick:
-        # A contender costs more to start than to measure.
+        # Starting a contender takes longer than measuring it.
         for group, left in ((humanoid, "mtray dm_control inline"), (light, "mtray mujoco, light tasks")):
             del group[left]
         for group in (pooled, repeated, cheaper, theirs):

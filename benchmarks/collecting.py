@@ -1,6 +1,6 @@
-"""mtray's pipeline as benchmarks measure it: collectors and replay on a Ray of their own, a network that acts.
+"""mtray's pipeline in benchmarks: collectors with an acting network and the replay, on a local Ray.
 
-Runs in a process of its own (`harness.in_own_processes`).
+Runs in a separate process (`harness.in_own_processes`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# The default is shorter, for the learner's sake.
+# Longer than the default, which keeps the learner's data fresh.
 ROLLOUT_STEPS = 32
-# Of the actions before the tanh.
+# Standard deviation of the actions before the tanh.
 DEVIATION = 0.83
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a window gave.
+    """Result of a measurement.
 
     Attributes:
-        frames_per_second: as the replay acknowledged them.
-        seconds: what the collectors' time went into, per frame, by part (see `mtray.data.messages.Report`).
+        frames_per_second: frames that the replay acknowledged, per second.
+        seconds: the collectors' time per frame, by part (see `mtray.data.messages.Report`).
     """
 
     frames_per_second: float
@@ -33,7 +33,7 @@ class Measured:
 
 
 def rate(*args: Any, **options: Any) -> float:
-    """Frames per second of `measure`."""
+    """Return the frames per second of `measure`."""
     return measure(*args, **options).frames_per_second
 
 
@@ -48,10 +48,10 @@ def measure(
     learner: bool = False,
     action_repeat: int = 1,
 ) -> Measured:
-    """Collect in a window of time, with a learner that makes updates beside it if told to.
+    """Collect for some seconds; ``learner``: with a learner that makes updates at the same time.
 
     Raises:
-        RuntimeError: the replay has not stored what was collected.
+        RuntimeError: the replay has stored another number of frames than were collected.
     """
     import ray
 
@@ -76,11 +76,11 @@ def measure(
     built = resolve(config.tasks, config.engine, action_repeat)
     specs = tuple(task.spec for task in built)
     policy = MultiTaskPolicy(specs, config.network)
-    # A fresh policy's actions are near zero, and humanoids that lie limp cost MuJoCo some 8 percent more than those of
-    # the baseline. With this bias of the log standard deviations its actions are spread as uniform ones are.
+    # A new policy's actions are near zero, and limp humanoids cost MuJoCo about 8 percent more than those of the
+    # baseline. This bias of the log standard deviations makes its actions about uniform, as the baseline's.
     bias = math.atanh((math.log(DEVIATION) - (LOG_STD_HIGH + LOG_STD_LOW) / 2) / ((LOG_STD_HIGH - LOG_STD_LOW) / 2))
     policy.heads.output.bias.data.chunk(2, -1)[1].fill_(bias)
-    # From version 1 on the network acts; before that, random actions cost less to choose.
+    # Before version 1 actions are random, which costs less than the network.
     snapshot = weights.snapshot(policy, version=1)
     shares = make_shares(config, built)
     with ray_session(config) as session:
@@ -93,22 +93,22 @@ def measure(
         ]
         trained = []
         try:
-            box = [ray.put(snapshot)]
+            weights_ref = [ray.put(snapshot)]
             ray.get([collector.build.remote() for collector in collectors])
-            ray.get([collector.act.remote(snapshot.version, box, True) for collector in collectors])
+            ray.get([collector.act.remote(snapshot.version, weights_ref, True) for collector in collectors])
             if learner:
                 trainer = ray.remote(Learner).options(num_cpus=cpus).remote(specs, config, replay)
                 ray.get([trainer.build.remote(), *(collector.push.remote() for collector in collectors)])
                 ray.get(trainer.train.remote(1, 1.0))
                 trained = [trainer.train.remote(10**9, 1.5 * warmup_seconds + seconds)]
             begin = time.perf_counter() + warmup_seconds
-            asks = [functools.partial(collector.collect.remote, snapshot.version, box) for collector in collectors]
-            ends = drive(asks, begin + seconds, together=any(share != shares[0] for share in shares))
+            calls = [functools.partial(c.collect.remote, snapshot.version, weights_ref) for c in collectors]
+            ends = drive(calls, begin + seconds, together=any(share != shares[0] for share in shares))
             ray.get([collector.flush.remote() for collector in collectors])
             stored = sum(ray.get(replay.count.remote())["frames"].values())
             ray.get(trained)
         finally:
-            # A collector that is killed leaves its simulators' processes to find out for themselves.
+            # Closed, because the simulators' processes of a killed collector end later.
             ray.wait([collector.close.remote() for collector in collectors], num_returns=workers, timeout=10)
     sizes = [sum(share.values()) * config.collector.rollout_steps * action_repeat for share in shares]
     first = sum(sizes) if learner else 0
@@ -133,22 +133,22 @@ def measure(
     return Measured(sum(rates), spent)
 
 
-def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> list[list[tuple[float, Any]]]:
-    """Keep every collector busy until a time; give when each one's rollouts ended, and its reports.
+def drive(collects: Sequence[Callable[[], Any]], until: float, together: bool) -> list[list[tuple[float, Any]]]:
+    """Keep every collector busy until a time; return each collector's (end, report) of every rollout.
 
-    As a run's control does: where collectors step different tasks, one that is ahead of the slowest waits for it.
+    ``together``: as in a run whose collectors step different tasks, fast collectors wait for the slowest.
     """
     import ray
 
     from mtray.cluster.control.plan import CALLS
 
-    calls: list[deque[Any]] = [deque() for _ in asks]
-    ends: list[list[tuple[float, Any]]] = [[] for _ in asks]
+    calls: list[deque[Any]] = [deque() for _ in collects]
+    ends: list[list[tuple[float, Any]]] = [[] for _ in collects]
     while (now := time.perf_counter()) < until or any(calls):
         fewest = min(map(len, ends))
-        for ask, queue, ended in zip(asks, calls, ends, strict=True):
+        for collect, queue, ended in zip(collects, calls, ends, strict=True):
             while now < until and len(queue) < CALLS and not (together and len(ended) > fewest + CALLS):
-                queue.append(ask())
+                queue.append(collect())
         heads = {queue[0]: index for index, queue in enumerate(calls) if queue}
         ready, _ = ray.wait(list(heads))
         now = time.perf_counter()
@@ -159,11 +159,11 @@ def drive(asks: Sequence[Callable[[], Any]], until: float, together: bool) -> li
 
 
 def rate_between(times: Sequence[float], begin: float, end: float) -> float:
-    """Rollouts per second of one collector.
+    """Return the rollouts per second of one collector.
 
-    A `collect` returns when its own rollout is sent and the one before is acknowledged: as many are acknowledged
-    between two returns as have returned. Counting from return to return leaves no partly stepped rollout in the
-    window, which of whole seconds would be several percent.
+    A `collect` returns when its rollout is sent and the previous one is acknowledged, so each return stands for one
+    acknowledged rollout. Time is counted from the first return to the last: a partial rollout at either end would be
+    several percent of the window.
 
     Raises:
         RuntimeError: fewer than two rollouts ended in the window.

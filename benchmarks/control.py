@@ -1,7 +1,7 @@
-"""What control costs per rollout, and what the driver waits on, as the number of collectors grows.
+"""Cost of control per rollout, and the driver's Ray references, as the number of collectors grows.
 
-Control is driven here without Ray: every call is answered at once, so all that is timed is control's own work. The
-driver's inbox is looked at in a real run of tiny environments.
+Control runs here without Ray, and every call is answered at once, so that only control's work is timed. The references
+are counted in a real run of tiny environments.
 
     python benchmarks/control.py --json control.json --plot control.png
 """
@@ -9,7 +9,7 @@ driver's inbox is looked at in a real run of tiny environments.
 from __future__ import annotations
 
 import collections
-import sys
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,12 +30,12 @@ UNIT = "us of control per rollout"
 
 
 class Driven:
-    """A run whose every call is answered at once, first come first served."""
+    """A run in which every call is answered at once, in the order of the calls."""
 
-    def __init__(self, collectors: int, spread: bool) -> None:
-        """Bring all collectors up; ``spread``: each steps a task of its own, so none may run ahead."""
+    def __init__(self, collectors: int, partitioned: bool) -> None:
+        """Start all collectors; ``partitioned``: each steps another task, so that none may run ahead."""
         places = [
-            Place(rollout_frames=FRAMES, tasks=frozenset({str(index)}) if spread else TASKS)
+            Place(rollout_frames=FRAMES, tasks=frozenset({str(index)}) if partitioned else TASKS)
             for index in range(collectors)
         ]
         pacing = Pacing(
@@ -59,7 +59,7 @@ class Driven:
         self.calls.extend(command for command in commands if isinstance(command, Call))
 
     def answer(self) -> None:
-        """Answer the oldest call, or wait for what is planned; only what control does with it is timed."""
+        """Answer the oldest call, or advance to the next tick if there is none; only control's work is timed."""
         if not self.calls:
             self.now = self.control.next_tick() or self.now
             self._timed(lambda: self.control.tick(self.now))
@@ -74,7 +74,7 @@ class Driven:
             value = self.updates
         elif call.method is Method.COUNT:
             value = Counts(self.frames, True)
-        # A thousand collectors that bring a rollout a second each.
+        # As with a thousand collectors that finish a rollout per second each.
         self.now += 1e-3
         self._timed(lambda: self.control.handle(Answered(call.id, value), self.now))
         tick = self.control.next_tick()
@@ -88,9 +88,9 @@ class Driven:
         self._take(commands)
 
 
-def measure(collectors: int, spread: bool, seconds: float) -> float:
-    """Microseconds of control per rollout, once every collector has brought a few."""
-    run = Driven(collectors, spread)
+def measure(collectors: int, partitioned: bool, seconds: float) -> float:
+    """Return microseconds of control per rollout, after five rollouts of every collector."""
+    run = Driven(collectors, partitioned)
     while run.rollouts < 5 * collectors:
         run.answer()
     run.rollouts, run.seconds = 0, 0.0
@@ -101,7 +101,7 @@ def measure(collectors: int, spread: bool, seconds: float) -> float:
 
 
 def references_per_wait() -> float:
-    """The mean number of references in the driver's calls of ``ray.wait`` while a real run of 8 collectors goes on."""
+    """Return the mean number of references in the driver's ``ray.wait`` calls, in a real run of 8 collectors."""
     import ray
 
     import mtray
@@ -132,21 +132,19 @@ def references_per_wait() -> float:
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the benchmark."""
     options = harness.make_parser(__doc__).parse_args()
     seconds, repeats = (0.5, 3) if options.quick else (3.0, 7)
 
-    def contender(collectors: int, spread: bool) -> Callable[[], float]:
-        return lambda: measure(collectors, spread, seconds)
-
-    names = {
-        f"{collectors} collectors{', a task each' if spread else ''}": (collectors, spread)
-        for spread in (False, True)
+    contenders = {
+        f"{collectors} collectors{', a task each' if partitioned else ''}": functools.partial(
+            measure, collectors, partitioned, seconds
+        )
+        for partitioned in (False, True)
         for collectors in COLLECTORS
     }
-    measured = harness.interleave({name: contender(*what) for name, what in names.items()}, repeats)
-    first, *others = names
-    rows = harness.compare(measured.rates, first, [first, *others], UNIT)
+    measured = harness.interleave(contenders, repeats)
+    rows = harness.compare(measured.rates, next(iter(contenders)), list(contenders), UNIT)
     try:
         references = references_per_wait()
         unit = "references per ray.wait of the driver, in a run"
@@ -156,7 +154,6 @@ def main() -> None:
     harness.report(rows, options.json, measured.left_out)
     if options.plot:
         harness.plot(rows, options.plot, "Control's cost per rollout, ratio to 8 collectors")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

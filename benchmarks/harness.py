@@ -1,9 +1,9 @@
-"""Shared by every benchmark script: arguments, child processes, interleaved repeats, table and JSON.
+"""Shared parts of the benchmark scripts: arguments, child processes, interleaved repeats, table and JSON.
 
-Enters: contenders, each a callable that returns one rate. Leaves: rows of medians with their minimum and maximum and
-the ratio of medians to a baseline. Speeds of a shared machine drift over minutes, so contenders take turns
-(A B C A B C ...) and only ratios within one run mean anything. A contender that fails is left out with its reason; what
-was measured before it, or before Ctrl-C or SIGTERM, is kept.
+Enters: contenders, callables that return one rate each. Leaves: rows with the median, minimum and maximum of a
+contender's rates and the ratio of its median to a baseline's. The speed of a shared machine drifts over minutes, so
+contenders take turns (A B C A B C ...), and only ratios within one run are meaningful. A contender that fails is left
+out with its reason; earlier measurements are kept, also after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy", "envpool")
-# Processes are counted per core, so each does its maths in one thread. Nothing is drawn.
+# One thread per process, because there is a process per core. Nothing is rendered.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled", "RL_LOGGING_LEVEL": "ERROR"}
 _CLOSE_SECONDS = 20.0
 _LOG_CHARACTERS = 4000
-# What --quick may take, with a margin for the imports before and the table after.
+# Limit of --quick (under two minutes) without imports and report.
 QUICK_SECONDS = 110.0
 
 Rates = Mapping[str, Sequence[float]]
@@ -41,11 +41,11 @@ Rates = Mapping[str, Sequence[float]]
 
 @dataclass
 class Measured:
-    """What `interleave` measured.
+    """Result of `interleave`.
 
     Attributes:
-        rates: contender to one rate per round; contenders without any are not in it.
-        left_out: contender to the reason why it was left out, or out of later rounds.
+        rates: contender to one rate per round; contenders without a rate are missing.
+        left_out: contender to the reason why it is missing, or missing from later rounds.
         is_interrupted: whether Ctrl-C ended the rounds.
     """
 
@@ -61,12 +61,12 @@ class Row:
     Attributes:
         name: the contender.
         value: median of its repeats.
-        unit: of value, min and max.
-        baseline: the contender it is compared with.
+        unit: unit of value, min and max.
+        baseline: name of the contender to compare with.
         ratio: value divided by the baseline's median; None if the baseline was left out.
-        min: of the repeats.
-        max: of the repeats.
-        repeats: how many.
+        min: minimum of the repeats.
+        max: maximum of the repeats.
+        repeats: number of repeats.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Row:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that every script takes."""
-    # Without abbreviations, so that `_command` finds the files under their whole names only.
+    """Return a parser with the arguments of every script."""
+    # Without abbreviations, so that `_command` recognises the file arguments.
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="short windows and few repeats: under two minutes in all")
     return _add_files(parser)
@@ -94,8 +94,8 @@ def _add_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def add_peers(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add the argument of scripts that compare with peers in environments of their own."""
-    parser.add_argument("--peers", type=Path, metavar="DIR", help="make and keep the environments of other peers there")
+    """Add the argument of scripts that compare with peers in separate virtual environments."""
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="install and keep the peers' environments there")
     return parser
 
 
@@ -106,16 +106,16 @@ def in_own_processes(
     *,
     keeps_partial: bool = False,
 ) -> list[Any]:
-    """Call a function once per tuple of arguments, each in a fresh process, all at once; return their results.
+    """Call a function once per tuple of arguments, each in a new process, all in parallel; return the results.
 
-    The processes are gone when this returns or raises; what they started themselves they must end in a ``finally``.
+    The processes have ended when this returns or raises; they must end their own children in a ``finally``.
 
     Args:
-        function: what to call.
-        arguments: of each call.
-        timeout_seconds: after which the calls have failed.
-        keeps_partial: whether the function handles KeyboardInterrupt and returns what it has. Ctrl-C is passed on to
-            it then, and its results are returned.
+        function: the function to call.
+        arguments: arguments of each call.
+        timeout_seconds: limit of all calls together.
+        keeps_partial: whether the function handles KeyboardInterrupt by returning a partial result. Ctrl-C is then
+            forwarded to it, and its results are returned.
 
     Raises:
         RuntimeError: a call failed; the message is its traceback.
@@ -144,9 +144,9 @@ def in_own_processes(
                 if not keeps_partial:
                     raise
                 keeps_partial = False
-                # A second signal, which timeout(1) sends, must not cost the results: the deadline bounds the wait.
+                # A second signal, as timeout(1) sends, must not lose the results; the deadline bounds the wait.
                 before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-                # The function may itself wait for a program to end.
+                # The function may have to wait for a program to end.
                 deadline = time.monotonic() + 3 * _CLOSE_SECONDS
                 for process in processes:
                     if process.pid is not None:
@@ -160,7 +160,7 @@ def in_own_processes(
         for process in processes:
             process.join(_CLOSE_SECONDS)
     finally:
-        # First the signal that lets a process leave its context managers, which end what it had started.
+        # SIGINT first, so that context managers end the process's own children.
         for process in processes:
             if process.is_alive() and process.pid is not None:
                 os.kill(process.pid, signal.SIGINT)
@@ -173,17 +173,17 @@ def in_own_processes(
 
 
 def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
-    """Run a program in a session of its own, where modules of this folder are found; return what it prints.
+    """Run a program in a new session, with this folder on its module path; return its stdout.
 
-    Nothing of the session is left when this returns or raises.
+    All processes of the session have ended when this returns or raises.
 
     Raises:
-        RuntimeError: it failed; the message ends with the last of what it wrote.
+        RuntimeError: it failed; the message has the end of its stderr.
         TimeoutError: it took too long.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).absolute().parent)}
-    # Files, because what a program leaves behind could keep a pipe open.
+    # Files, because orphaned processes could keep a pipe open.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as logged:
         process = subprocess.Popen(command, stdout=printed, stderr=logged, env=environment, start_new_session=True)
         try:
@@ -191,7 +191,7 @@ def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{' '.join(command)} took more than {timeout_seconds:g} seconds") from None
         finally:
-            # First the signal that lets it leave its context managers, which end what it had started.
+            # SIGINT first, so that context managers end its children.
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_CLOSE_SECONDS)
@@ -212,8 +212,8 @@ def _exit(*_: Any) -> None:
 def _call(
     sender: connection.Connection, function: Callable[..., Any], args: tuple[Any, ...], keeps_partial: bool
 ) -> None:
-    # A session of its own, which the terminal's Ctrl-C does not reach: the parent's signal would interrupt the cleaning
-    # up after it. SIGINT, because Ray takes SIGTERM for itself.
+    # In a new session, because Ctrl-C of the terminal followed by the parent's signal would interrupt the cleanup.
+    # SIGINT, because Ray handles SIGTERM itself.
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler if keeps_partial else _exit)
     try:
@@ -239,12 +239,12 @@ def interleave(
 ) -> Measured:
     """Measure every contender in turns; progress goes to stderr.
 
-    One that raises is left out of later rounds, and Ctrl-C ends the rounds.
+    A contender that raises is left out of later rounds; Ctrl-C ends the rounds.
 
     Args:
         contenders: name to a callable that returns its rate.
-        repeats: rounds, at most.
-        budget_seconds: no round begins that would end later, judged by the rounds so far.
+        repeats: largest number of rounds.
+        budget_seconds: limit of all rounds; a round does not begin if it would probably exceed the limit.
     """
     measured = Measured()
     begin = time.monotonic()
@@ -275,13 +275,13 @@ def _measure(name: str, measure: Callable[[], float], measured: Measured, round_
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error as one line: of a child's traceback the last."""
+    """Return an error as one line: the last line of its text, which may be a traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
 
 def compare(rates: Rates, baseline: str, names: Sequence[str], unit: str) -> list[Row]:
-    """Return rows of these contenders against one baseline, without those that have no rates."""
+    """Return the rows of the contenders that have rates, compared with one baseline."""
     reference = statistics.median(rates[baseline]) if rates.get(baseline) else None
     rows = []
     for name in names:
@@ -298,13 +298,13 @@ def report(
     left_out: Mapping[str, str],
     versions: Mapping[str, str] | None = None,
 ) -> None:
-    """Print the machine, the versions, the rows and what was left out; write them to a file if one is given.
+    """Print machine, versions, rows and missing contenders; write them to a JSON file if one is given.
 
     Args:
         rows: the table.
-        file: for JSON.
-        left_out: contender to the reason why it, or its later rounds, are missing.
-        versions: of packages that live elsewhere.
+        file: JSON file.
+        left_out: contender to the reason why it is missing, or missing from later rounds.
+        versions: versions of packages in other environments.
     """
     origin = introduce(versions)
     if rows:
@@ -322,7 +322,7 @@ def report(
 
 
 def introduce(versions: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Print the machine and the versions; return them and the command, with which a file of results begins."""
+    """Print the machine and the versions; return them with the command, the head of a results file."""
     found, versions = _machine(), {**_versions(), **(versions or {})}
     print(f"{found['cpu']}, {found['cores']} cores, {found['memory_gib']} GiB")
     print(", ".join(f"{name} {version}" for name, version in versions.items()))
@@ -339,13 +339,13 @@ def _short(value: float) -> str:
 
 
 def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()) -> None:
-    """Draw each row's ratio as a bar, its repeats' range as a whisker, rows of one baseline under its name.
+    """Plot each row's ratio as a bar with the range of its repeats; a panel per baseline.
 
     Args:
-        rows: as `compare` gives them; a baseline's own row is left out.
-        file: what to write, in the format that its ending names.
-        title: above all.
-        grey: names of rows that are there to be compared with.
+        rows: rows of `compare`; the baseline's own row is not drawn.
+        file: image file; its suffix is the format.
+        title: title of the figure.
+        grey: names of rows that are drawn in grey: the peers.
     """
     from matplotlib.figure import Figure
 
@@ -354,14 +354,14 @@ def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()
         if row.name != row.baseline and row.ratio is not None:
             groups.setdefault(row.baseline, []).append((row, row.ratio))
     if not groups:
-        sys.stderr.write(f"{file} is not drawn: nothing can be compared\n")
+        sys.stderr.write(f"{file} is not drawn: there is no ratio to draw\n")
         return
     heights = [0.3 * len(group) + 0.7 for group in groups.values()]
     figure = Figure(figsize=(8, 0.6 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
     for axis, (baseline, group) in zip(axes, groups.items(), strict=True):
         ratios = [ratio for _, ratio in group]
-        # The baseline's own spread is not in the whisker.
+        # The range does not include the baseline's variation.
         low = [ratio * (1 - row.min / row.value) for row, ratio in group]
         high = [ratio * (row.max / row.value - 1) for row, ratio in group]
         colors = ["silver" if row.name in grey else "tab:blue" for row, _ in group]
@@ -386,12 +386,12 @@ def plot(rows: Sequence[Row], file: Path, title: str, grey: Collection[str] = ()
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def _machine() -> dict[str, Any]:
-    # No host name and no paths: recorded runs are published.
+    # Without host name and paths, because results are published.
     cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -409,7 +409,7 @@ def _versions() -> dict[str, str]:
 
 
 def _command() -> str:
-    # Without paths of this machine, and where the file went changes nothing.
+    # Without paths, because results are published.
     paths_only = add_peers(_add_files(argparse.ArgumentParser(add_help=False, allow_abbrev=False)))
     paths_only.add_argument("--run-dir")
     paths, rest = paths_only.parse_known_args()

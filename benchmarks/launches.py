@@ -1,4 +1,4 @@
-"""What a whole run costs before it collects, and in memory: the real command, watched from outside."""
+"""Start time and memory of a whole run: the real command, measured from outside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 300.0
 
 @contextmanager
 def launched(*arguments: str) -> Iterator[tuple[psutil.Popen, Path]]:
-    """``python -m mtray.launch`` in a folder of its own, without learning; ended with everything that it started."""
+    """Run ``python -m mtray.launch`` in a temporary folder without learning; then end all its processes."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -28,7 +28,7 @@ def launched(*arguments: str) -> Iterator[tuple[psutil.Popen, Path]]:
         try:
             yield process, run_dir
         finally:
-            # Collected beforehand: what has lost its parent is no longer found from it.
+            # Listed before the end: orphaned children can't be found from their parent.
             everyone = [*process.children(recursive=True), process] if process.is_running() else []
             process.terminate()
             _, alive = psutil.wait_procs(everyone, timeout=20)
@@ -38,29 +38,29 @@ def launched(*arguments: str) -> Iterator[tuple[psutil.Popen, Path]]:
 
 
 def frames(run_dir: Path) -> int:
-    """Frames of all tasks in the last whole line of a run's metrics."""
+    """Return the frames of all tasks in the last complete line of a run's metrics."""
     path = run_dir / "metrics.jsonl"
     whole = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
     return int(json.loads(whole[-1])["frames"]) if whole else 0
 
 
 def wait_for(condition: Callable[[], Any], process: psutil.Popen, each: Callable[[], None] = lambda: None) -> float:
-    """The moment at which a condition came to hold.
+    """Wait until a condition holds; return that moment (`time.monotonic`).
 
     Raises:
-        RuntimeError: the run ended before, or it takes too long.
+        RuntimeError: the run ended before that, or the timeout has passed.
     """
     deadline = time.monotonic() + _TIMEOUT_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("mtray.launch did not come so far")
+            raise RuntimeError("mtray.launch ended or took too long")
         each()
         time.sleep(0.05)
     return time.monotonic()
 
 
 def start_seconds(workers: int) -> tuple[float, float]:
-    """Seconds from the command to a Ray that is up, and from there to the first frame that the replay has."""
+    """Return the seconds from the command until Ray is up, and from then to the first acknowledged frame."""
     begin = time.monotonic()
     with launched("--workers", str(workers), "--total-frames", "1000000") as (process, run_dir):
         # Written as soon as Ray is up.
@@ -70,15 +70,15 @@ def start_seconds(workers: int) -> tuple[float, float]:
 
 
 def suite_gib(workers: int) -> float:
-    """Largest memory of a run over dm_control's whole suite with small rings: PSS of all its processes."""
+    """Return the peak memory (PSS of all processes) of a run over dm_control's whole suite with small rings."""
     largest = 0.0
 
     def look() -> None:
         nonlocal largest
         total = 0
-        for one in [process, *process.children(recursive=True)]:
+        for member in [process, *process.children(recursive=True)]:
             try:
-                total += one.memory_full_info().pss
+                total += member.memory_full_info().pss
             except psutil.Error:
                 continue
         largest = max(largest, total / 2**30)

@@ -1,15 +1,15 @@
-"""What an update costs on one core: against its own matrix products alone, and as tasks grow at a constant batch.
+"""Speed of an update on one core, compared with its matrix products alone, for several numbers of tasks.
 
     python benchmarks/learner.py --json learner.json
 
-The bound is the time of the update's matrix products, written down as they run and run again without anything else. The
-loop is the same learner with its heads one after another. Updates are recorded, as by default. All in one thread, of
-CPU time.
+The batch has the same rows for every number of tasks. The bound is the time of the update's matrix products, captured
+and run again alone. The loop is the same learner with its heads computed one after another. Updates are recorded, as by
+default. All contenders use one thread and are measured in CPU time.
 
     python benchmarks/learner.py --device cuda
 
-compares the ways to compute on a GPU instead, with networks of the size that pays there: updates per second of wall
-clock, and on stderr the share of that time in which the GPU computes.
+compares the ways to execute an update on a GPU, with larger networks: updates per second of wall clock, and on stderr
+the share of that time in which the GPU computes.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Any
 
 import harness
 
-# Observation and action widths, in turns: those of cheetah-run, walker-walk, reacher-easy, cartpole-swingup.
+# Observation and action widths of cheetah-run, walker-walk, reacher-easy and cartpole-swingup, used in turn.
 WIDTHS = ((17, 6), (24, 6), (6, 2), (5, 1))
 ROWS = 512
 TASKS = (2, 6, 50)
 BOUND, LOOP = "matrix products of {} tasks", "loop over heads, {} tasks"
-# On a GPU.
+# Networks with --device.
 LARGE = {"critic_width": 1024, "critic_blocks": 2, "actor_width": 256}
 WAYS: dict[str, dict[str, Any]] = {
     "kernel by kernel": {"graphs": False, "precision": "float32"},
     "recorded": {"precision": "float32"},
     "recorded, bfloat16": {"precision": "bfloat16"},
-    # Recorded where that can be: on a GPU.
+    # Recorded on a GPU only.
     "inductor": {"precision": "float32", "compile": "inductor"},
     "bfloat16, inductor": {"precision": "bfloat16", "compile": "inductor"},
-    # On a GPU only.
+    # tfloat32 exists on a GPU only.
     "recorded, tfloat32": {"precision": "tfloat32"},
     "tfloat32, inductor": {"precision": "tfloat32", "compile": "inductor"},
 }
@@ -45,7 +45,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def build(
     tasks: int, network: dict[str, int] | None = None, config: dict[str, Any] | None = None, device: str = "cpu"
 ) -> tuple[Any, Any]:
-    """A learner of so many tasks, and a batch for it."""
+    """Return a learner of this number of tasks, and a batch."""
     import torch
 
     from mtray.config.settings import LearnerConfig, NetworkConfig
@@ -85,7 +85,7 @@ def build(
 
 
 def loop_over_heads() -> None:
-    """Make every grouped layer one product per task, one after another."""
+    """Replace every grouped product by one product per task."""
     import torch
 
     from mtray.policy.layers import GroupedLinear
@@ -99,7 +99,7 @@ def loop_over_heads() -> None:
 
 
 def products(learner: Any, batch: Any) -> tuple[list[Callable[[], Any]], int]:
-    """The matrix products of one period of updates, to be run alone, and their multiply-adds."""
+    """Return the matrix products of one period of updates as callables, and their number of multiply-adds."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -125,22 +125,21 @@ def products(learner: Any, batch: Any) -> tuple[list[Callable[[], Any]], int]:
     return calls, count
 
 
-def measure(tasks: int, what: str, seconds: float) -> float:
-    """Updates per second of CPU time: of the learner, of its matrix products alone, or of the loop over heads."""
+def measure(tasks: int, contender: str, seconds: float) -> float:
+    """Return updates per second of CPU time: ``learner``, ``bound`` (matrix products) or ``loop`` (over heads)."""
     import torch
 
     from mtray.learn.execution.threads import prepare_updates
 
-    # As the learner's actor does.
     prepare_updates()
-    if what == "loop":
+    if contender == "loop":
         loop_over_heads()
-    # A recording shows none of the calls that made it.
-    learner, batch = build(tasks, config={"graphs": False} if what == "bound" else None)
+    # Calls of a recorded update are not visible to a dispatch mode.
+    learner, batch = build(tasks, config={"graphs": False} if contender == "bound" else None)
     period = learner.config.actor_period
     for _ in range(5 * period):
         learner.update(batch)
-    if what == "bound":
+    if contender == "bound":
         calls, count = products(learner, batch)
 
         def run() -> None:
@@ -152,20 +151,20 @@ def measure(tasks: int, what: str, seconds: float) -> float:
             for _ in range(period):
                 learner.update(batch)
 
-    with torch.inference_mode(what == "bound"):
+    with torch.inference_mode(contender == "bound"):
         run()
         begin, made = time.process_time(), 0
         while (now := time.process_time()) < begin + seconds:
             run()
             made += period
     rate = made / (now - begin)
-    if what == "bound":
+    if contender == "bound":
         sys.stderr.write(f"{tasks} tasks: {2 * count / period * rate / 1e9:.0f} GFLOP/s in matrix products\n")
     return rate
 
 
 def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
-    """Updates per second of wall clock of large networks on a device, computed in this way."""
+    """Return updates per second of wall clock of large networks on a device, executed in one of `WAYS`."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -179,7 +178,7 @@ def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
         if gpu:
             torch.cuda.synchronize()
 
-    # Compilers and graphs take their time at the first few.
+    # The first updates compile or record.
     run(8 * learner.config.actor_period)
     begin, made = time.perf_counter(), 0
     while (now := time.perf_counter()) < begin + seconds:
@@ -197,7 +196,7 @@ def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
 
 
 def ways(device: str, seconds: float, repeats: int) -> tuple[list[harness.Row], dict[str, str]]:
-    """Every way to compute on a device against the plain one."""
+    """Compare all ways to execute an update on a device with kernel by kernel."""
     tasks = TASKS[0]
 
     def contender(way: str) -> Callable[[], float]:
@@ -211,9 +210,9 @@ def ways(device: str, seconds: float, repeats: int) -> tuple[list[harness.Row], 
 
 
 def main() -> None:
-    """Measure and report."""
+    """Run the benchmark."""
     parser = harness.make_parser(__doc__)
-    parser.add_argument("--device", help="compare the ways to compute there: cuda")
+    parser.add_argument("--device", help="compare the ways to execute an update there, for example cuda")
     options = parser.parse_args()
     seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
     if options.device:
@@ -221,10 +220,10 @@ def main() -> None:
         harness.report(rows, options.json, left_out)
         return
 
-    def contender(tasks: int, what: str) -> Callable[[], float]:
-        return lambda: float(harness.in_own_processes(measure, [(tasks, what, seconds)])[0])
+    def contender(tasks: int, name: str) -> Callable[[], float]:
+        return lambda: float(harness.in_own_processes(measure, [(tasks, name, seconds)])[0])
 
-    # A contender costs more to start than to measure.
+    # Starting a contender takes longer than measuring it.
     counts = (TASKS[0], TASKS[-1]) if options.quick else TASKS
     contenders = {f"{tasks} tasks": contender(tasks, "learner") for tasks in counts}
     contenders |= {BOUND.format(tasks): contender(tasks, "bound") for tasks in counts}

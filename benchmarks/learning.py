@@ -1,15 +1,14 @@
-"""What one agent learns of many tasks, beside published agents that learn one task each.
+"""Returns of one agent that learns many tasks, compared with published agents that learn one task each.
 
     python benchmarks/learning.py --json learning.json --plot learning.png
 
-Runs `python -m mtray.launch` with its default settings once per seed, one after another on all cores (or with
-``--at-once 2`` side by side, each on half of them), evaluates every checkpoint with the deterministic policy, and
-compares with the curves in benchmarks/reference/dmc_returns.csv at equal frames per task. What follows ``--`` goes to
-mtray.launch.
+Runs `python -m mtray.launch` with its default settings once per seed, one after another on all cores (with
+``--at-once 2``: two at a time, each on half of the cores), evaluates every checkpoint with the deterministic policy,
+and compares with the curves in benchmarks/reference/dmc_returns.csv at equal frames per task. Arguments after ``--``
+are passed to mtray.launch.
 
-Runs stay in ``--run-dir``. When the script is started again, those that have the frames asked for are read, others are
-resumed. ``--single 1`` trains an agent per task as well, for one seed, with the same settings, and compares the many
-with the one.
+Runs are kept in ``--run-dir``; when the script is started again, finished runs are read and others are resumed.
+``--single 1`` also trains one agent per task, for one seed with the same settings, and compares both.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ REFERENCE = Path(__file__).parent / "reference" / "dmc_returns.csv"
 AGENTS = ("SAC", "SimBa", "XQC")
 _TRAINING_SECONDS = 12 * 3600.0
 _EVALUATION_SECONDS = 1800.0
-# Share of a moment's frames that a run's last checkpoint must have to be read as of that moment.
+# A run counts at some number of frames if its last checkpoint has at least this share of them.
 _REACHED = 0.9
 
 
@@ -43,9 +42,9 @@ class Point:
     """One checkpoint of one run.
 
     Attributes:
-        frames: per task.
-        minutes: of wall clock that the run had taken, without those of evaluation.
-        returns: task to the mean undiscounted return of the evaluation's episodes.
+        frames: frames per task.
+        minutes: wall clock of the run up to it, without evaluations.
+        returns: task to the mean undiscounted return of the evaluation.
     """
 
     frames: float
@@ -54,22 +53,22 @@ class Point:
 
     @property
     def mean(self) -> float:
-        """Over the tasks."""
+        """Mean return over the tasks."""
         return statistics.fmean(self.returns.values())
 
 
 def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int, settings: Sequence[str]) -> None:
-    """One run, from where it stands; one that was finished with fewer frames goes on."""
+    """Start or resume a run until it has the frames; a finished run with fewer frames is resumed."""
     total = frames * len(tasks)
-    # Names are frames, with a number behind where there are several.
-    made = [int(checkpoint.name.partition(".")[0]) for checkpoint in (folder / "checkpoints").glob("0*")]
-    if max(made, default=0) >= total:
+    # Names are frames, followed by a number if there are several.
+    saved = [int(checkpoint.name.partition(".")[0]) for checkpoint in (folder / "checkpoints").glob("0*")]
+    if max(saved, default=0) >= total:
         return
     command = [sys.executable, "-m", "mtray.launch", "--total-frames", str(total)]
     if (folder / "checkpoints" / "latest").is_file():
         command += ["--resume", str(folder)]
     else:
-        # A run that ended before its first checkpoint has nothing to go on from.
+        # Without a checkpoint there is nothing to resume.
         shutil.rmtree(folder, ignore_errors=True)
         command += ["--tasks", *tasks, "--seed", str(seed)]
         command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.keep-checkpoints", "1000"]
@@ -80,10 +79,10 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
 def run_all(
     runs: Sequence[tuple[Path, Sequence[str], int, int, int, Sequence[str]]], episodes: int, cores: Collection[int]
 ) -> list[tuple[list[Point], str]]:
-    """Train and evaluate one after another, on these cores only.
+    """Train and evaluate one run after another, on these cores only; Ctrl-C ends all of them.
 
     Returns:
-        Per run its checkpoints and the reason why there are no more of them, empty if there is none. Ctrl-C ends all.
+        For each run, its checkpoints and the error that ended it, or an empty text.
     """
     os.sched_setaffinity(0, cores)
     found: list[tuple[list[Point], str]] = []
@@ -105,7 +104,7 @@ def run_all(
 
 
 def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int, points: list[Point]) -> None:
-    """Append a run's checkpoints until one has so many frames per task; read those evaluated before."""
+    """Append a run's checkpoints up to the first with ``frames`` per task; earlier evaluations are read again."""
     for checkpoint in sorted(path for path in (folder / "checkpoints").iterdir() if path.is_dir()):
         file = checkpoint / f"returns_{episodes}.json"
         if not file.is_file():
@@ -121,13 +120,13 @@ def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int, poi
 
 
 def joined(parts: Sequence[Point]) -> Point:
-    """Agents of one task each as if they were one."""
+    """Join the checkpoints of agents of one task each: all returns, and the sum of the minutes."""
     returns = {task: value for part in parts for task, value in part.returns.items()}
     return Point(parts[0].frames, sum(part.minutes for part in parts), returns)
 
 
 def published(tasks: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
-    """Agent to frames to task to return, where an agent was measured on all of the tasks."""
+    """Return agent to frames to task to return, of published agents that were measured on all of the tasks."""
     found: dict[str, dict[int, dict[str, float]]] = {agent: {} for agent in AGENTS}
     with REFERENCE.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -141,7 +140,7 @@ def published(tasks: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def at(points: Sequence[Point], frames: float) -> Point | None:
-    """Return the checkpoint nearest to so many frames per task; None if a run ended well before them."""
+    """Return the checkpoint closest to ``frames`` per task; None if the run ended well before."""
     if not points or points[-1].frames < _REACHED * frames:
         return None
     return min(points, key=lambda point: abs(point.frames - frames))
@@ -150,10 +149,10 @@ def at(points: Sequence[Point], frames: float) -> Point | None:
 def table(
     runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], moments: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Print agents, ours first, at some moments, task by task; give the same as rows."""
+    """Print the returns of all agents, mtray's first, by task at several numbers of frames; return them as rows."""
     rows = []
     width = max(map(len, tasks)) + 2
-    known = published(tasks)
+    references = published(tasks)
     for frames in moments:
         columns: dict[str, dict[str, list[float]]] = {}
         for name, seeds in runs.items():
@@ -162,7 +161,7 @@ def table(
                 continue
             columns[name] = {task: [point.returns[task] for point in found] for task in tasks}
             columns[name]["mean"] = [point.mean for point in found]
-        for agent, curve in known.items():
+        for agent, curve in references.items():
             if frames in curve:
                 columns[agent] = {task: [curve[frames][task]] for task in tasks}
                 columns[agent]["mean"] = [statistics.fmean(curve[frames].values())]
@@ -179,8 +178,8 @@ def table(
 
 
 def compare(together: Sequence[Sequence[Point]], apart: Sequence[Sequence[Point]], moments: Sequence[int]) -> None:
-    """Print one agent's mean return and wall clock as shares of those of the agents of one task each."""
-    print("\none agent of all tasks, as a share of agents of one each, seed by seed")
+    """Print the mean return and wall clock of one agent, divided by those of the agents of one task each."""
+    print("\none agent of all tasks relative to agents of one task each, by seed")
     for frames in moments:
         every = [(at(ours, frames), at(theirs, frames)) for ours, theirs in zip(together, apart, strict=False)]
         pairs = [(ours, theirs) for ours, theirs in every if ours is not None and theirs is not None]
@@ -190,7 +189,7 @@ def compare(together: Sequence[Sequence[Point]], apart: Sequence[Sequence[Point]
 
 
 def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], frames: int, file: Path) -> None:
-    """A panel per task and one of their mean: each seed thin, their mean thick, published agents dashed."""
+    """Plot a panel per task and one of the mean: seeds thin, their mean thick, published agents dashed."""
     from matplotlib.figure import Figure
 
     panels = ["mean", *tasks]
@@ -230,19 +229,22 @@ def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], fr
 
 def main() -> None:
     parser = harness.make_parser(__doc__)
-    parser.add_argument("--tasks", nargs="+", default=SIX, help="of the one agent")
+    parser.add_argument("--tasks", nargs="+", default=SIX, help="tasks of the one agent")
     parser.add_argument("--frames", type=int, help="per task (100,000, or 3,000 with --quick)")
     parser.add_argument(
         "--every", type=int, help="frames per task between checkpoints (an eighth of all, or half with --quick)"
     )
-    parser.add_argument("--seeds", type=int, help="how many: 0, 1, ... (3, or 1 with --quick)")
-    parser.add_argument("--episodes", type=int, help="of each evaluation (10, or 1 with --quick)")
-    parser.add_argument("--at-once", type=int, default=1, help="runs side by side (1)")
-    parser.add_argument("--run-dir", type=Path, help="where the runs stay (runs/learning, or nowhere with --quick)")
+    parser.add_argument("--seeds", type=int, help="number of seeds: 0, 1, ... (3, or 1 with --quick)")
+    parser.add_argument("--episodes", type=int, help="episodes of each evaluation (10, or 1 with --quick)")
+    parser.add_argument("--at-once", type=int, default=1, help="number of runs at the same time (1)")
+    parser.add_argument("--run-dir", type=Path, help="folder of the runs (runs/learning; temporary with --quick)")
     parser.add_argument(
-        "--single", type=int, metavar="SEEDS", help="an agent per task as well, for so many (0, or 1 with --quick)"
+        "--single",
+        type=int,
+        metavar="SEEDS",
+        help="also train an agent per task, for some seeds (0, or 1 with --quick)",
     )
-    parser.add_argument("settings", nargs="*", metavar="-- SETTINGS", help="for mtray.launch")
+    parser.add_argument("settings", nargs="*", metavar="-- SETTINGS", help="arguments of mtray.launch")
     options = parser.parse_args()
     tasks = tuple(SIX[:2] if options.quick and options.tasks is SIX else options.tasks)
     frames = options.frames or (3_000 if options.quick else 100_000)
@@ -258,15 +260,13 @@ def main() -> None:
         jobs = [(folder / f"seed_{seed}", tasks, frames, every, seed, settings) for seed in seeds]
         for seed in seeds[:single]:
             jobs += [(folder / f"seed_{seed}_{task}", (task,), frames, every, seed, settings) for task in tasks]
-        cores, side_by_side = sorted(os.sched_getaffinity(0)), min(options.at_once, len(jobs))
-        shares = [cores[place::side_by_side] or cores for place in range(side_by_side)]
-        groups = [(jobs[place::side_by_side], episodes, share) for place, share in enumerate(shares)]
+        cores, group_count = sorted(os.sched_getaffinity(0)), min(options.at_once, len(jobs))
+        shares = [cores[place::group_count] or cores for place in range(group_count)]
+        groups = [(jobs[place::group_count], episodes, share) for place, share in enumerate(shares)]
         # Twice as long leaves time for the evaluations.
         limit = 2 * _TRAINING_SECONDS * len(groups[0][0])
         found = harness.in_own_processes(run_all, groups, limit, keeps_partial=True)
-        points, reasons = zip(
-            *(found[job % side_by_side][job // side_by_side] for job in range(len(jobs))), strict=True
-        )
+        points, reasons = zip(*(found[job % group_count][job // group_count] for job in range(len(jobs))), strict=True)
         left_out = {job[0].name: reason for job, reason in zip(jobs, reasons, strict=True) if reason}
         runs = {together: [curve for curve in points[: len(seeds)] if curve]}
         for first in range(len(seeds), len(jobs), len(tasks)):

@@ -1,12 +1,12 @@
-"""How fast rows get into the replay and out of it, through Ray, against a memcpy of the same bytes.
+"""Throughput of the replay through Ray: inserts and samples, compared with a memcpy of the same bytes.
 
     python benchmarks/replay.py --json replay.json
 
-An actor calls the real replay actor as a collector and as the learner do, with two humanoid tasks. An insert counts
-when its receipt has come, a sample when the caller holds the arrays that `ray.get` gives. The bytes of an insert are
-those of its rows, the bytes of a sample those of its rows with their next observations. The baseline copies arrays of
-as many bytes, on one core, from one 64 MiB to another in turns, so that neither source nor target is in the core's own
-cache. Pushes walk through 64 MiB likewise, and the rings are larger.
+An actor calls the real replay actor as collectors and the learner do, with two humanoid tasks. An insert is done when
+its receipt has arrived, a sample when `ray.get` has returned its arrays. The bytes of an insert are those of its rows;
+the bytes of a sample are those of its rows with their next observations. The baseline copies arrays of the same size on
+one core, cycling through 64 MiB so that neither source nor target is in the core's cache. Pushes cycle through 64 MiB
+too, and the rings are larger.
 """
 
 from __future__ import annotations
@@ -26,13 +26,28 @@ TASKS = ("humanoid-stand", "humanoid-walk")
 COPIES = (8, 32, 128)
 STEPS = 32
 BATCH_ROWS, BATCHES = 256, 16
-# Many times what a core's own cache holds.
-WALK_BYTES = 64 * 2**20
+# Many times the size of a core's cache.
+CYCLE_BYTES = 64 * 2**20
 WARMUP_CALLS = 20
 
 
+def calls_per_second(
+    call: Callable[[], Any], seconds: float, warmup_calls: int, finish: Callable[[], Any] = lambda: None
+) -> float:
+    """Return the rate of calls, from the first one until all are finished."""
+    for _ in range(warmup_calls):
+        call()
+    finish()
+    calls, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        call()
+        calls += 1
+    finish()
+    return calls / (time.perf_counter() - begin)
+
+
 class Caller:
-    """What a collector and the learner do with the replay, without their other work: each method gives bytes/s."""
+    """The calls of collectors and learner to the replay, without their other work; each method returns bytes/s."""
 
     def __init__(self, replay: Any, specs: Sequence[Any], capacity: int, seconds: float) -> None:
         """Fill the replay to its capacity."""
@@ -48,7 +63,7 @@ class Caller:
         self._draws = {ahead: Draws(replay, specs, drawn, BATCHES, calls_ahead=ahead) for ahead in (1, 2)}
         self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0) for limit in (1, 4)}
         self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
-        # Every push once, so that the replay has mapped all, then the largest until the rings are full.
+        # Every push once, so that the replay has mapped all of them, then the largest until the rings are full.
         ready = [push for pushes in self._pushes.values() for push in pushes]
         largest = self._pushes[COPIES[-1]]
         count = -(-capacity // len(largest[0][0][TASKS[0]]))
@@ -57,42 +72,33 @@ class Caller:
         self._pushers[1].wait()
 
     def ready(self) -> None:
-        """Nothing: this actor has started."""
+        """Do nothing; the answer shows that the actor has started."""
 
     def _rate(self, call: Callable[[], Any], finish: Callable[[], Any] = lambda: None) -> float:
-        """Calls per second, from the first one until all are finished."""
-        for _ in range(WARMUP_CALLS):
-            call()
-        finish()
-        calls, begin = 0, time.perf_counter()
-        while time.perf_counter() < begin + self._seconds:
-            call()
-            calls += 1
-        finish()
-        return calls / (time.perf_counter() - begin)
+        return calls_per_second(call, self._seconds, WARMUP_CALLS, finish)
 
     def copy(self, nbytes: int) -> float:
-        """The baseline."""
+        """Measure the baseline, memcpy."""
         import numpy as np
 
-        source, target = (np.full((WALK_BYTES // nbytes, nbytes), fill, np.uint8) for fill in (1, 2))
+        source, target = (np.full((CYCLE_BYTES // nbytes, nbytes), fill, np.uint8) for fill in (1, 2))
         pairs = itertools.cycle(zip(source, target, strict=True))
 
         def call() -> None:
-            here, there = next(pairs)
-            there[:] = here
+            values, copied = next(pairs)
+            copied[:] = values
 
         return nbytes * self._rate(call)
 
-    def insert(self, copies: int, limit: int, count_too: bool = False) -> float:
-        """Pushes that are ready, or whose statistics are yet to be taken, so many under way at once."""
+    def insert(self, copies: int, limit: int, with_statistics: bool = False) -> float:
+        """Measure pushes, ``limit`` in flight at once, with or without the time of computing their statistics."""
         from mtray.data.statistics import TaskStatistics
 
         pushes, pusher = itertools.cycle(self._pushes[copies]), self._pushers[limit]
 
         def call() -> None:
             rows, statistics = next(pushes)
-            if count_too:
+            if with_statistics:
                 statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}
             pusher.push(rows, statistics, {}, 0)
 
@@ -100,14 +106,14 @@ class Caller:
         return push_bytes(specs, copies) * self._rate(call, pusher.wait)
 
     def empty_calls(self, nbytes: int, limit: int) -> float:
-        """Calls that do nothing, counted as if each had carried so many bytes."""
+        """Measure calls that do nothing, counted as ``nbytes`` each."""
         import ray
 
         ask = Ahead(self._replay.hello.remote, limit, ray.get)
         return nbytes * self._rate(ask.next, ask.finish)
 
     def sample(self, ahead: int, unpack: bool = False) -> float:
-        """Calls, so many ahead; with the batches that the learner makes of them, or without."""
+        """Measure draws, ``ahead`` of them prefetched, with or without unpacking them into batches."""
         from mtray.data.batch import unpack_batches
 
         draws = self._draws[ahead]
@@ -120,7 +126,7 @@ class Caller:
         return sample_bytes(self._specs) * self._rate(call)
 
     def sample_by_store(self, ahead: int) -> float:
-        """Calls whose results go through Ray's object store, as they do between nodes."""
+        """Measure draws whose results go through Ray's object store, as they do between nodes."""
         import ray
 
         rows = BATCH_ROWS // len(self._specs)
@@ -129,30 +135,30 @@ class Caller:
 
 
 class Ahead:
-    """Calls under way, a fixed number."""
+    """Keeps a fixed number of calls in flight."""
 
     def __init__(self, call: Callable[[], Any], count: int, get: Callable[[Any], Any]) -> None:
-        """None is made yet."""
+        """Start without a call."""
         self._call, self._count, self._get = call, count, get
         self._calls: deque[Any] = deque()
 
     def next(self) -> None:
-        """Wait for the oldest if there are as many as shall be, then make another."""
+        """Wait for the oldest call if the limit is reached, then make another one."""
         if len(self._calls) == self._count:
             self._get(self._calls.popleft())
         self._calls.append(self._call())
 
     def finish(self) -> None:
-        """Wait for all."""
+        """Wait for all calls."""
         while self._calls:
             self._get(self._calls.popleft())
 
 
 class Ensemble:
-    """TorchRL's layout that is right and dense: a ReplayBufferEnsemble with a LazyTensorStorage per task, no Ray."""
+    """TorchRL's correct dense layout: a ReplayBufferEnsemble with a LazyTensorStorage per task, without Ray."""
 
     def __init__(self, specs: Sequence[Any], capacity: int, seconds: float) -> None:
-        """Fill it to its capacity."""
+        """Fill the buffers to their capacity."""
         import torch
         from torchrl.data import LazyTensorStorage, ReplayBuffer, ReplayBufferEnsemble
 
@@ -165,27 +171,24 @@ class Ensemble:
             self._extend()
 
     def ready(self) -> None:
-        """Nothing: this actor is filled."""
+        """Do nothing; the answer shows that the buffers are full."""
 
     def _extend(self) -> None:
         for task, rollout in self._rollouts.items():
             self._buffers[task].extend(rollout.reshape(-1))
 
-    def _rate(self, call: Callable[[], Any]) -> float:
-        call()
-        calls, begin = 0, time.perf_counter()
-        while time.perf_counter() < begin + self._seconds:
-            call()
-            calls += 1
-        return calls / (time.perf_counter() - begin)
-
     def insert(self) -> float:
-        """The transitions of the largest push, as bytes of what mtray sends for them."""
-        return push_bytes(self._specs, self._copies) * self._rate(self._extend)
+        """Measure inserts of the largest push's transitions, in bytes of mtray's push."""
+        return push_bytes(self._specs, self._copies) * calls_per_second(self._extend, self._seconds, 1)
 
     def sample(self) -> float:
-        """As many batches as one call to mtray's replay gives, as bytes of those."""
-        return sample_bytes(self._specs) * self._rate(lambda: [self._ensemble.sample() for _ in range(BATCHES)])
+        """Measure draws of as many batches as one draw from mtray's replay, in the bytes of that draw."""
+
+        def call() -> None:
+            for _ in range(BATCHES):
+                self._ensemble.sample()
+
+        return sample_bytes(self._specs) * calls_per_second(call, self._seconds, 1)
 
 
 def push_bytes(specs: Sequence[Any], copies: int) -> int:
@@ -197,7 +200,7 @@ def sample_bytes(specs: Sequence[Any]) -> int:
 
 
 def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, Any]]]:
-    """Return different pushes of as many bytes as are walked through: rows as collectors pack them, and statistics."""
+    """Return different pushes of 64 MiB in all: rows as collectors pack them, and their statistics."""
     import numpy as np
 
     from mtray.data.rows import TRANSITION, row_flags
@@ -206,7 +209,7 @@ def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, 
     generator = np.random.default_rng(copies)
     nbytes = push_bytes(specs, copies)
     pushes = []
-    for _ in range(WALK_BYTES // nbytes):
+    for _ in range(CYCLE_BYTES // nbytes):
         rows = {}
         for spec in specs:
             lanes = generator.random((copies, STEPS + 1, spec.row_size), dtype=np.float32)
@@ -220,7 +223,7 @@ def make_pushes(specs: Sequence[Any], copies: int) -> list[tuple[Any, dict[str, 
 
 
 def make_rollout(spec: Any, copies: int) -> Any:
-    """A task's rollout [K, L] with the keys that collectors write."""
+    """Return a task's rollout [K, L] with the keys of `mtray.data.specs`."""
     import torch
     from tensordict import TensorDict
 
@@ -262,7 +265,7 @@ def measure(
 
 
 def contenders(caller: Any, ensemble: Any, specs: Sequence[Any]) -> dict[str, dict[str, Callable[[], float]]]:
-    """Baseline to contender to what gives its MB/s; each group has its baseline first."""
+    """Return baseline to contender to a function that measures its MB/s; each group has its baseline first."""
 
     def rate(method: Any, *args: Any) -> Callable[[], float]:
         return lambda: ray.get(method.remote(*args)) / 1e6

@@ -1,11 +1,11 @@
-"""Whether a run of many tasks collects as fast as one of few, at equal cost of the simulators.
+"""Collection speed of runs with many tasks, relative to their simulators' speed.
 
     python benchmarks/tasks.py --json tasks.json
 
-For 2 to 50 tasks of dm_control's suite: frames per second of mtray's whole pipeline through Ray against the same
-simulators stepped alone, in as many processes as cores, each with as many copies of every task. The ratio is what the
-pipeline leaves of the simulators' speed; that of 50 tasks to that of 2 tells what a task more costs. Two families:
-tasks of the whole suite, and those whose simulators are so cheap that what a task adds is seen best.
+For 2 to 50 tasks of dm_control's suite: frames per second of mtray's whole pipeline through Ray, compared with the same
+simulators stepped alone, in one process per core with the same copies of every task. The ratio is the share of the
+simulators' speed that the pipeline keeps; the ratio at 50 tasks relative to that at 2 shows the overhead per task. Two
+sets: tasks of the whole suite, and tasks with cheap simulators, where the overhead is largest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import collecting
 import harness
 
 COPIES = 8
-# Of actions that are drawn beforehand.
+# Length of the actions drawn beforehand.
 STEPS = 512
 # Their step costs less than 20 us.
 LIGHT = (
@@ -47,7 +47,7 @@ LIGHT = (
 
 
 def chosen(count: int) -> tuple[str, ...]:
-    """So many tasks of the suite, spread evenly over it."""
+    """Return ``count`` tasks of the suite, evenly spaced."""
     from mtray.tasks.registry import task_names
 
     names = task_names("mujoco")
@@ -55,7 +55,7 @@ def chosen(count: int) -> tuple[str, ...]:
 
 
 def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: float, seconds: float) -> float:
-    """The engine's simulators of these tasks, stepped one after the other; gives frames per second."""
+    """Step the engine's simulators of these tasks one after another; return frames per second."""
     import numpy as np
 
     from mtray.engines.base import StepArrays
@@ -63,7 +63,7 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
 
     sims = [Task(task, "mujoco").make_sim(COPIES, seed) for task in tasks]
     outs = [StepArrays.empty(COPIES, sim.spec) for sim in sims]
-    # What a simulator costs depends on where its actions take it, so they are spread and held as a collector's are.
+    # A simulator's cost depends on its state, so actions are distributed and held as a collector's are.
     actions = [held_actions(sim.spec, seed) for sim in sims]
     for sim, out in zip(sims, outs, strict=True):
         sim.reset(np.ones(COPIES, bool), out.observation)
@@ -86,7 +86,7 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
 
 
 def held_actions(spec: Any, seed: int) -> Any:
-    """[STEPS, COPIES, act] actions as `collecting.measure` has them: noise of its deviation, held as long."""
+    """Return actions [STEPS, COPIES, act] distributed and held as those of `collecting.measure`."""
     import numpy as np
 
     from mtray.collect.exploration import normal_noise
@@ -101,14 +101,14 @@ def held_actions(spec: Any, seed: int) -> Any:
 
 
 def alone(tasks: Sequence[str], window: tuple[float, float]) -> float:
-    """`step_alone` in as many processes as cores."""
+    """Run `step_alone` in one process per core; return the sum of the rates."""
     barrier = multiprocessing.get_context("spawn").Barrier(harness.cores())
     arguments = [(barrier, tasks, seed, *window) for seed in range(harness.cores())]
     return sum(harness.in_own_processes(step_alone, arguments))
 
 
 def pipeline(tasks: Sequence[str], window: tuple[float, float]) -> float:
-    """The same tasks through collectors and replay."""
+    """Return the frames per second of these tasks through collectors and replay."""
     arguments = (tasks, "mujoco", "inline", harness.cores(), COPIES, *window)
     return float(harness.in_own_processes(collecting.rate, [arguments])[0])
 
@@ -151,19 +151,19 @@ def main() -> None:
 
 
 def shares_of(rates: harness.Rates, name: str) -> list[float]:
-    """Return mtray's rate of a set of tasks, round by round, as a share of that of the simulators alone."""
+    """Return mtray's rate of a set of tasks divided by that of the simulators alone, round by round."""
     pairs = zip(rates.get(f"{name}, mtray", ()), rates.get(f"{name}, simulators alone", ()), strict=False)
     return [ours / alone for ours, alone in pairs]
 
 
 def draw(rows: Sequence[harness.Row], file: Path) -> None:
-    """Each set against its own simulators, all in one panel."""
+    """Plot every set's ratio to its simulators in one panel."""
     shares = [replace(row, baseline="the same simulators alone") for row in rows if row.name.endswith(", mtray")]
-    harness.plot(shares, file, "What the pipeline leaves of the simulators' speed")
+    harness.plot(shares, file, "Share of the simulators' speed that the pipeline keeps")
 
 
 def step_costs(tasks: Sequence[str]) -> list[tuple[str, float]]:
-    """Each task's cost, cheapest first."""
+    """Return (task, seconds per step of one copy), cheapest first."""
     from mtray.collect.placement import step_seconds
     from mtray.tasks.plan import Task
 
