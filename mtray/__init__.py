@@ -35,40 +35,29 @@ if TYPE_CHECKING:
 
 __version__: str
 
-# Name to module, imported on first access, so that `import mtray` is fast.
-_PUBLIC = {
-    "CollectorConfig": "config.settings",
-    "Config": "config.settings",
-    "LearnerConfig": "config.settings",
-    "MtrayError": "errors",
-    "MultiTaskEnv": "tasks.parallel",
-    "NetworkConfig": "config.settings",
-    "ReplayConfig": "config.settings",
-    "RunConfig": "config.settings",
-    "RunError": "errors",
-    "SchemaError": "errors",
-    "TaskError": "errors",
-    "UsageError": "errors",
-    "evaluate_policy": "collect.evaluation",
-    "load_policy": "rundir.policies",
-    "make_multi_task_env": "tasks.parallel",
-    "make_task_env": "tasks.env",
-    "read_config": "rundir.checkpoint",
-    "register_task": "tasks.registry",
-    "task_names": "tasks.registry",
-    "task_sets": "tasks.registry",
-    "train": "cluster.train",
+# Module to names, imported on first access, so that `import mtray` is fast.
+_NAMES = {
+    "cluster.train": ("train",),
+    "collect.evaluation": ("evaluate_policy",),
+    "config.settings": ("CollectorConfig", "Config", "LearnerConfig", "NetworkConfig", "ReplayConfig", "RunConfig"),
+    "errors": ("MtrayError", "RunError", "SchemaError", "TaskError", "UsageError"),
+    "rundir.checkpoint": ("read_config",),
+    "rundir.policies": ("load_policy",),
+    "tasks.env": ("make_task_env",),
+    "tasks.parallel": ("MultiTaskEnv", "make_multi_task_env"),
+    "tasks.registry": ("register_task", "task_names", "task_sets"),
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_PUBLIC)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("mtray")
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module 'mtray' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"mtray.{_PUBLIC[name]}"), name)
+    return getattr(importlib.import_module(f"mtray.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

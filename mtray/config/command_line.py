@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 
@@ -19,15 +17,11 @@ def whole_numbers() -> ConstructorRegistry:
             nargs=1,
             metavar="INT",
             instance_from_str=lambda texts: _whole_number(texts[0]),
-            is_instance=_is_whole_number,
+            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
             str_from_instance=lambda value: [str(value)],
         )
 
     return registry
-
-
-def _is_whole_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _whole_number(text: str) -> int:
