@@ -1,4 +1,4 @@
-"""The house: rooms in the order of the flow. Imports go from a room to those left of it, and never in a circle."""
+"""Architecture: folders in the order of the data flow; imports go to the left only and never in a circle."""
 
 import ast
 import sys
@@ -10,7 +10,7 @@ import mtray
 
 PACKAGE = Path(mtray.__file__).parent
 
-# Rooms that stand together never import each other.
+# Folders in one set never import each other.
 ORDER = (
     {"errors", "config"},
     {"data"},
@@ -22,14 +22,14 @@ ORDER = (
     {"cluster"},
     {"__init__", "__main__", "evaluate", "launch", "program", "report"},
 )
-# For users' tests beside ours.
+# For users' tests.
 APART = {"testing"}
 TOGETHER = ({"errors", "config"}, ORDER[-1])
 FILES_OF_A_ROOM = 9
 PLACE = {room: index for index, rooms in enumerate(ORDER) for room in rooms} | dict.fromkeys(APART, 3)
 MUJOCO = {"dm_control", "mujoco"}
 SIMULATORS = {"dm_control": MUJOCO, "mujoco": MUJOCO, "suite": MUJOCO, "envpool": {"envpool"}}
-# What can be imported without torch, so that processes which need none start quickly.
+# Modules that do not import torch, so that processes without it start quickly.
 WITHOUT_TORCH = (
     "data.specs",
     "data.rows",
@@ -62,7 +62,7 @@ def is_type_checking(node):
 
 
 def imports(source, *, at_import=False):
-    """Every module that a source imports, except under TYPE_CHECKING; ``at_import``: outside functions only."""
+    """Return every module that a source imports, except under TYPE_CHECKING; ``at_import``: outside functions only."""
     found, nodes = set(), [ast.parse(source)]
     while nodes:
         node = nodes.pop()
@@ -79,23 +79,23 @@ def imports(source, *, at_import=False):
             inner = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= inner & MODULES or {node.module}
         elif not at_import and isinstance(node, ast.Constant) and node.value in MODULES - {"mtray"}:
-            # A module's full name in a string is there to be imported by it.
+            # A module's full name in a string is an argument of import_module.
             found.add(node.value)
     return found
 
 
 def own(source, **kwargs):
-    """The package's modules among a source's imports, without the package's name."""
+    """Return the package's modules among a source's imports, without the package's name."""
     return {name.removeprefix("mtray.") for name in imports(source, **kwargs) if name.partition(".")[0] == "mtray"}
 
 
 def foreign(source):
-    """The top-level packages among a source's imports that are neither mtray nor the standard library."""
+    """Return the top-level packages among a source's imports, without mtray and the standard library."""
     return {name.partition(".")[0] for name in imports(source)} - {"mtray"} - sys.stdlib_module_names
 
 
 def wrong_way(name, others):
-    """Of these modules those that a file must not import."""
+    """Return the modules among ``others`` that a file must not import."""
     room = room_of(name)
     return {
         other
@@ -107,7 +107,7 @@ def wrong_way(name, others):
 
 
 def circles(graph):
-    """Modules that reach themselves, each with the way."""
+    """Return the circles: a path for every module that reaches itself."""
 
     def way(start):
         seen, waiting = set(), [(start,)]
@@ -137,7 +137,7 @@ def test_no_file_is_in_a_circle_of_imports():
     assert circles({name: own(path.read_text()) - {name} for name, path in FILES.items()}) == []
 
 
-def test_a_room_is_small_and_its_init_says_what_it_is_for():
+def test_a_folder_is_small_and_its_init_describes_it():
     for folder in (path.parent for path in PACKAGE.glob("*/**/__init__.py") if path.parent.name != "suite"):
         init = (folder / "__init__.py").read_text()
         assert ast.get_docstring(ast.parse(init)), folder
@@ -150,8 +150,8 @@ def test_ray_is_imported_in_the_cluster_only(name):
     assert "ray" not in foreign(FILES[name].read_text()) or room_of(name) == "cluster"
 
 
-def test_control_knows_no_ray_no_thread_and_no_clock():
-    """Control and what it imports, however far, are plain Python."""
+def test_control_imports_no_ray_threads_or_clock():
+    """Neither control nor anything that it imports, directly or indirectly."""
     reached, waiting = set(), ["cluster.control.free", "cluster.control.lockstep"]
     while waiting:
         name = waiting.pop()
@@ -180,8 +180,8 @@ def test_only_its_engine_imports_a_simulator(name):
 @pytest.mark.parametrize(
     "name", [name for name in FILES if name in WITHOUT_TORCH or room_of(name) in {"replay", "config"} | ORDER[-1]]
 )
-def test_torch_is_not_imported_with_it(name):
-    """Neither by itself nor by what it imports."""
+def test_importing_it_does_not_import_torch(name):
+    """Neither directly nor indirectly."""
     reached, waiting = set(), [name]
     while waiting:
         current = waiting.pop()

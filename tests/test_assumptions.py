@@ -1,7 +1,7 @@
-"""What is relied on in TorchRL and Ray, and the traps that mtray works around.
+"""Behaviour of TorchRL and Ray that mtray relies on, and traps that it works around.
 
-A test of the first kind that fails after an upgrade says what to mend. A test of the second kind that fails says that
-a workaround can go.
+After an upgrade, a failing test of the first kind shows code that must change; one of the second kind shows a
+workaround that can be deleted.
 """
 
 import functools
@@ -42,7 +42,7 @@ def exclusive(mixed, index):
 # Relied on
 
 
-def test_step_and_maybe_reset_with_buffers_keeps_exclusive_keys_right(plain, mixed):
+def test_step_and_maybe_reset_with_buffers_is_correct_with_exclusive_keys(plain, mixed):
     state = plain.reset()
     for _ in range(5):
         stepped, following = plain.step_and_maybe_reset(random_actions(state))
@@ -53,7 +53,7 @@ def test_step_and_maybe_reset_with_buffers_keeps_exclusive_keys_right(plain, mix
         state = following
 
 
-def test_parallel_env_holds_what_the_hosts_build_on(plain):
+def test_parallel_env_has_the_attributes_that_mtray_uses(plain):
     assert plain._use_buffers
     assert len(plain.shared_tensordicts) == len(plain.parent_channels) == len(plain._workers) == 3
     assert len(plain._shm_done_flags) == 3
@@ -126,7 +126,7 @@ def test_trap_lazy_tensor_storage_loses_exclusive_keys():
     assert not right
 
 
-def test_list_storage_is_right_with_exclusive_keys():
+def test_list_storage_is_correct_with_exclusive_keys():
     buffer = ReplayBuffer(storage=ListStorage(10), batch_size=2)
     buffer.extend(two_task_stack())
     buffer.extend(two_task_stack(order=(1, 0)))

@@ -1,4 +1,4 @@
-"""What benchmark scripts share: one that fails, or Ctrl-C, does not cost what was measured before."""
+"""The benchmarks' harness: a failure or Ctrl-C does not lose earlier measurements."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def rows_in(file):
     return {row["name"]: row for row in json.loads(file.read_text())["rows"]}
 
 
-def test_a_contender_that_fails_is_left_out_and_all_else_is_kept(harness, tmp_path):
+def test_a_failing_contender_is_left_out_and_other_rates_are_kept(harness, tmp_path):
     contenders = {
         "base": lambda: 1.0,
         "never": failing_after(0, RuntimeError("child failed:\nTraceback\nValueError: no such task\n")),
@@ -73,13 +73,13 @@ def test_without_its_baseline_a_contender_has_no_ratio(harness, tmp_path):
     assert not (tmp_path / "found.png").exists()
 
 
-def test_nothing_measured_is_reported_all_the_same(harness, tmp_path):
+def test_a_report_without_measurements_is_written(harness, tmp_path):
     measured = harness.interleave({"base": failing_after(0, RuntimeError())}, 2)
     harness.report(harness.compare(measured.rates, "base", ["base"], "x/s"), tmp_path / "found.json", measured.left_out)
     assert json.loads((tmp_path / "found.json").read_text())["left_out"] == {"base": "round 1/2: RuntimeError"}
 
 
-def test_ctrl_c_ends_the_rounds_and_keeps_them(harness):
+def test_ctrl_c_ends_the_rounds_and_keeps_their_rates(harness):
     contenders = {"base": lambda: 1.0, "cut": failing_after(1, KeyboardInterrupt()), "last": lambda: 3.0}
     measured = harness.interleave(contenders, 5)
     assert measured.is_interrupted
@@ -98,19 +98,19 @@ def measure_until_ctrl_c(folder):
         return 1.0
 
     measured = harness.interleave({"quick": lambda: 1.0, "slow": slow}, 1)
-    time.sleep(1.0)  # A second signal comes meanwhile.
+    time.sleep(1.0)  # A second signal arrives meanwhile.
     return measured
 
 
 @pytest.mark.parametrize("keeps_partial", [True, False])
-def test_ctrl_c_reaches_a_child_that_keeps_what_it_has(harness, restored_sigterm, tmp_path, keeps_partial):
+def test_ctrl_c_is_forwarded_to_a_child_with_a_partial_result(harness, restored_sigterm, tmp_path, keeps_partial):
     def press():
         deadline = time.monotonic() + 60
         while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
         if keeps_partial:
-            # As timeout(1) does: to the process, then to its group.
+            # As timeout(1) does: first to the process, then to its group.
             time.sleep(0.2)
             os.kill(os.getpid(), signal.SIGINT)
 

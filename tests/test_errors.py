@@ -1,4 +1,4 @@
-"""Errors travel between processes as they are."""
+"""Errors can be pickled without loss."""
 
 import pickle
 
@@ -18,7 +18,7 @@ ERRORS = [
 ]
 
 
-def test_these_are_all():
+def test_all_errors_are_listed():
     defined = {
         value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__
     }

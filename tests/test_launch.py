@@ -26,7 +26,7 @@ SMALL = (
 
 METRICS, _, EVENTS = (Path(__file__).parents[1] / "docs/metrics.md").read_text().partition("## Events")
 
-# With a process per task beside each collector.
+# With a process per task of each collector.
 PARALLEL = (*SMALL, "--host", "parallel")
 
 
@@ -52,14 +52,14 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     summary = summary_of(run_dir)
     assert summary["exit_reason"] == "finished"
     assert summary["frames"] == sum(task["frames"] for task in summary["tasks"].values())
-    # A rollout of one collector is 2 tasks x 2 copies x 16 steps of 2 frames: the run ends with the one that reaches
-    # the total, beside which the other collector's may count.
+    # A rollout of one collector is 2 tasks x 2 copies x 16 steps x 2 frames. The run ends with the rollout that reaches
+    # the total; one of the other collector may count too.
     assert 18_500 <= summary["frames"] < 18_500 + 256
     assert summary["updates"] == int(0.05 * (summary["frames"] - 800) / 4)
     assert len({task["frames"] for task in summary["tasks"].values()}) == 1
     for task in summary["tasks"].values():
-        # 4 copies made 9250 frames between them, however the two collectors shared them; an episode has 1000. The
-        # policy's are those that began after the warm-up.
+        # 4 copies of both collectors made 9250 frames; an episode has 1000. Episodes that began after the warm-up are
+        # the policy's.
         assert 5 <= task["episodes"] <= 9
         assert 0 <= task["return_mean"] <= 1000
 
@@ -76,7 +76,7 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     of_run, of_task = (set(re.findall(r"`(\w+)`", part)) for part in METRICS.split("| of each task |"))
     assert last.keys() - {"tasks"} <= of_run
     for figures in last["tasks"].values():
-        assert figures.keys() == of_task, "what a task's figures mean is told in docs/metrics.md"
+        assert figures.keys() == of_task, "docs/metrics.md must document every figure of a task"
         assert 0 < figures["data_age"] < 9250
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert {"placed", "up", "warm", "save"} <= {event["event"] for event in events}
@@ -205,7 +205,7 @@ def test_a_second_signal_ends_the_run_at_once_and_leaves_no_process(tmp_path):
         run.process.terminate()
         time.sleep(0.6)
         run.process.terminate()
-        # Saved before the second signal came; interrupted; or ended by it while Ray, which resets signals, shuts down.
+        # Saved before the second signal; interrupted by it; or ended by it during Ray's shutdown, which resets signals.
         assert run.wait(60) in (0, 1, -signal.SIGTERM), run.output
         assert run.all_gone(), run.alive()
     assert "Traceback" not in run.output
@@ -213,7 +213,7 @@ def test_a_second_signal_ends_the_run_at_once_and_leaves_no_process(tmp_path):
 
 
 @pytest.mark.cluster
-def test_of_two_launches_at_once_one_runs_and_the_other_names_it(tmp_path):
+def test_two_launches_in_one_run_directory_run_once_and_the_other_names_the_first(tmp_path):
     run_dir = tmp_path / "a"
     arguments = (*SMALL, "--host", "inline", "--total-frames", 3000, "--run-dir", run_dir)
     with Run(*arguments, cwd=tmp_path) as one, Run(*arguments, cwd=tmp_path) as other:
@@ -225,7 +225,7 @@ def test_of_two_launches_at_once_one_runs_and_the_other_names_it(tmp_path):
 
 
 @pytest.mark.cluster
-def test_a_host_that_was_chosen_is_chosen_anew_when_the_run_is_resumed(tmp_path):
+def test_host_auto_is_resolved_again_when_a_run_is_resumed(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*SMALL, "--total-frames", 1000, "--run-dir", run_dir, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
@@ -241,7 +241,7 @@ def test_a_host_that_was_chosen_is_chosen_anew_when_the_run_is_resumed(tmp_path)
 @pytest.mark.parametrize("seconds", [0.8, 4.0])
 def test_ctrl_c_while_everything_starts_exits_0_and_leaves_no_process(tmp_path, seconds):
     with Run(*PARALLEL, "--total-frames", 1_000_000, "--run-dir", tmp_path / "a", cwd=tmp_path) as run:
-        # Not before the handler is there, which is set when Ray is started.
+        # The handler is set when Ray is started.
         run.wait_until(lambda: len(run.alive()) > 1)
         time.sleep(seconds)
         run.interrupt()
@@ -250,7 +250,7 @@ def test_ctrl_c_while_everything_starts_exits_0_and_leaves_no_process(tmp_path, 
     assert summary_of(tmp_path / "a")["exit_reason"] == "interrupted"
 
 
-def test_the_commit_is_that_of_a_checkout_of_mtray_only(tmp_path, monkeypatch):
+def test_the_commit_is_recorded_only_from_a_checkout_of_mtray(tmp_path, monkeypatch):
     from mtray.rundir import directory
 
     def git(*arguments):
@@ -362,14 +362,14 @@ def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_pat
         assert run.all_gone(), run.alive()
     assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
     saved = checkpoint.read(checkpoint.latest(run_dir))
-    # Four lives of some 400 steps of two copies each.
+    # Four processes, each of about 400 steps of two copies.
     assert saved.frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("death") == 3
 
 
 @pytest.mark.cluster
-def test_a_run_goes_on_without_saved_rows_and_then_with_them(tmp_path):
+def test_a_run_resumes_without_saved_rows_and_then_with_them(tmp_path):
     """Counts and statistics are always saved; nothing is learned before the warm-up's rows are held again."""
     run_dir, warmup = tmp_path / "a", 800
     with Run(*SMALL, "--total-frames", 4000, "--replay.no-save", "--run-dir", run_dir, cwd=tmp_path) as run:
@@ -384,11 +384,11 @@ def test_a_run_goes_on_without_saved_rows_and_then_with_them(tmp_path):
         assert total <= saved.frames < total + 256
         assert saved.frames == sum(saved.replay["frames"].values()) == summary_of(run_dir)["frames"]
         for task, (count, *_) in saved.replay["statistics"].items():
-            # Every transition that was ever inserted, of two frames each.
+            # All transitions inserted so far, of two frames each.
             assert 2 * count == saved.replay["frames"][task]
         frames.append(saved.frames)
         updates.append(saved.meta["metrics"]["updates"])
-    # Runs that began without rows made no update for the warm-up's frames.
+    # Runs that began without rows made no updates during the warm-up.
     base = before.meta["metrics"]["updates"]
     first = base + int(0.05 * (frames[0] - before.frames - warmup) / 4)
     second = first + int(0.05 * (frames[1] - frames[0] - warmup) / 4)
@@ -397,7 +397,7 @@ def test_a_run_goes_on_without_saved_rows_and_then_with_them(tmp_path):
 
 
 @pytest.mark.cluster
-def test_a_ratio_that_is_changed_when_a_run_is_resumed_counts_from_there(tmp_path):
+def test_updates_per_step_changed_at_a_resume_applies_from_then_on(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*SMALL, "--total-frames", 6000, "--run-dir", run_dir, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
@@ -423,7 +423,7 @@ def test_the_replay_is_named_when_it_dies_while_the_learner_draws(tmp_path):
 
 
 @pytest.mark.cluster
-def test_a_checkpoint_that_can_not_be_written_ends_in_one_line_and_the_one_before_stays(tmp_path):
+def test_a_checkpoint_that_can_not_be_written_is_one_line_and_the_previous_one_is_kept(tmp_path):
     run_dir = tmp_path / "a"
     every = ("--run.checkpoint-frames", 500)
     with Run(*SMALL, *every, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
@@ -456,7 +456,7 @@ def test_the_same_seed_gives_the_same_run_in_lockstep(tmp_path):
             torch.cat([tensor.reshape(-1) for tensor in state.values()])
             for state in (policy, learner["average"], learner["policy"])
         )
-        # The policy that is saved is the average, not the actor.
+        # The saved policy is the moving average, not the actor.
         assert torch.equal(weights, average)
         assert not torch.equal(weights, actor)
         results.append((weights, saved.rows, summary_of(tmp_path / name)["updates"]))
@@ -469,8 +469,8 @@ def test_the_same_seed_gives_the_same_run_in_lockstep(tmp_path):
 
 
 @pytest.mark.cluster
-def test_many_tasks_are_spread_and_bring_equal_frames(tmp_path):
-    # From 6 to 70 us a step: cheap and dear tasks of a few domains.
+def test_many_tasks_are_partitioned_and_get_equal_frames(tmp_path):
+    # Cheap and expensive tasks, 6 to 70 us per step.
     tasks = ("pendulum-swingup", "reacher", "cartpole", "walker", "finger", "hopper")
     run_dir = tmp_path / "a"
     with Run(
@@ -483,6 +483,6 @@ def test_many_tasks_are_spread_and_bring_equal_frames(tmp_path):
     assert len(frames) == 17
     mean = sum(frames) / len(frames)
     assert max(abs(count - mean) for count in frames) < 0.05 * mean
-    # A line has what collectors reported since the one before: the last may have nothing.
+    # A line has the reports since the previous line; the last one may have none.
     spent = set().union(*(line["collector_seconds"] for line in lines_of(run_dir)))
     assert spent >= {"simulate", "policy", "copy", "push", "receipt", "idle"}

@@ -1,4 +1,4 @@
-"""The laws of the data path on real dm_control tasks, under both hosts, from simulator to batch.
+"""The laws of the data path on dm_control tasks, under both hosts, from simulator to batch.
 
 Each law's test fails on TorchRL's plain path; `test_assumptions.py` shows where.
 """
@@ -26,7 +26,7 @@ COPIES, STEPS, SEEDS = 2, 48, (1, 2, 3)
 
 
 class Rollouts:
-    """What a collector made over a mixed set of tasks: enough steps that every episode ended once."""
+    """Rollouts of different tasks, long enough that every copy ends an episode."""
 
     def __init__(self, tasks, host, rollouts=22):
         self.tasks = tasks
@@ -51,7 +51,7 @@ class Rollouts:
         self.names = [spec.name for spec in self.specs]
 
     def task(self, name):
-        """All rollouts of a task, one after the other: [K, L x rollouts]."""
+        """Return all rollouts of a task, concatenated: [K, L x rollouts]."""
         return torch.cat([by_task(data, self.names)[name] for data in self.rollouts], 1)
 
 
@@ -70,19 +70,19 @@ def test_a_rollout_is_a_lazy_stack_of_one_dense_tensordict_per_task(made):
             validate(part, spec, width=67)
 
 
-def test_law_1_an_observation_is_the_one_reached_before_unless_an_episode_ended(made):
+def test_law_1_an_observation_is_the_previous_next_observation_unless_an_episode_ended(made):
     for spec in made.specs:
         data = made.task(spec.name)
         observation, reached = data[spec.key][:, 1:], data["next", spec.key][:, :-1]
         ended = data["next", "done"][:, :-1, 0]
         same = (observation.view(torch.int32) == reached.contiguous().view(torch.int32)).all(-1)
         assert torch.equal(same, ~ended)
-        # And it does advance: no two states of an episode are the same.
+        # It advances: consecutive states differ.
         assert (observation[:, 1:] != observation[:, :-1]).any(-1).all()
 
 
-def test_law_1_actions_are_computed_from_the_state_beside_them(made):
-    # With the stochastic policy's noise replayed from its seed, every action follows from its own observation.
+def test_law_1_actions_are_computed_from_the_observation_of_the_same_step(made):
+    # With the policy's noise drawn again from its seed, every action follows from the observation of its step.
     policy = made.collector.policy
     width = policy.action_mask.shape[-1]
     noise = normal_noise((3, COPIES, width), 1, np.random.default_rng(9).spawn(3)[0])
@@ -103,7 +103,7 @@ def test_law_2_a_time_limit_truncates_and_next_is_the_true_last_observation(made
         assert truncated[:, 999].all()
         assert not data["next", "terminated"].any()
         assert torch.equal(data["next", "done"][..., 0], truncated)
-        # ReplayBuffer the first copy's actions in a plain single environment of the same seed.
+        # Replay the first copy's actions in a single environment with the same seed.
         env = TaskEnv(task, num_envs=1, seed=seed)
         state = env.reset()
         for step in range(1000):
@@ -154,7 +154,7 @@ def test_law_3_what_goes_into_the_replay_comes_out_bit_for_bit_in_any_order_and_
 
 
 def transitions_of(data, spec):
-    """Every row of dense data as its bytes."""
+    """Return every row of dense data as bytes."""
     fields = [data[spec.key], data["action"], data["next", "reward"], data["next", spec.key]]
     flags = [data[key] for key in ("done", "terminated", "truncated")]
     flags += [data["next", key] for key in ("done", "terminated", "truncated")]

@@ -1,4 +1,4 @@
-"""Programs: one line for every error, whatever the terminal, the pipe and the text."""
+"""Programs: one line per error, for every terminal, pipe and text."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The public face: its names, that each is there, and that importing it costs nothing."""
+"""The public names: all are there, and importing the package is fast."""
 
 import ast
 import subprocess
@@ -36,7 +36,7 @@ PUBLIC = [
 
 
 def fresh(code):
-    """What code prints in a Python of its own."""
+    """Return the words that code prints in a new Python process."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout.split()
 
@@ -47,7 +47,7 @@ def test_public_names_are_these():
 
 
 def test_every_public_name_is_there_and_defined_by_mtray():
-    # In a Python of its own: what other tests have imported before does not help.
+    # In a new process, because other tests have imported modules here.
     values = fresh("import mtray\nfor n in mtray.__all__:\n    v = getattr(mtray, n); print(v.__module__, v.__name__)")
     assert values[1::2] == PUBLIC
     assert all(module.startswith("mtray.") for module in values[::2])
@@ -93,6 +93,6 @@ def test_config_and_errors_import_neither_torch_nor_ray():
         ("mtray.launch", {"torch", "torchrl", "mujoco", "ray"}),
     ],
 )
-def test_no_process_imports_what_it_does_not_need(modules, absent):
+def test_processes_do_not_import_unneeded_packages(modules, absent):
     loaded = fresh(f"import sys, {modules}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))")
     assert not absent & set(loaded)

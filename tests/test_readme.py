@@ -1,4 +1,4 @@
-"""The README's commands and snippets are real."""
+"""The README's commands, flags and links are valid."""
 
 import re
 import shlex

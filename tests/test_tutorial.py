@@ -25,7 +25,7 @@ def states():
 @pytest.fixture
 def policy(humanoids):
     torch.manual_seed(0)
-    # The tutorial's shape: heads with two hidden layers that read their own observation and the shared features.
+    # As in the tutorial: heads with two hidden layers that read their task's observation and the shared features.
     network = NetworkConfig(actor_width=64, head_layers=2, head_reads_observation=True)
     return MultiTaskPolicy([task.spec for task in humanoids], network, deterministic=True)
 
@@ -49,7 +49,7 @@ def test_each_task_has_the_common_key_and_its_own(states):
         assert torch.equal(state["observation"], state[key])
 
 
-def test_indexing_a_lazy_stack_gives_back_the_originals(states):
+def test_indexing_a_lazy_stack_returns_the_originals(states):
     stack = LazyStackedTensorDict.lazy_stack(states, 0)
     assert stack[0] is states[0]
     assert stack[1] is states[1]
@@ -103,7 +103,7 @@ def test_a_step_writes_next_for_each_task(env, policy):
         assert reached["reward"].dtype == torch.float32
 
 
-def test_a_rollout_of_100_steps_really_advances(env, policy):
+def test_a_rollout_of_100_steps_advances(env, policy):
     rollout = env.rollout(100, policy, return_contiguous=False)
     assert rollout.batch_size == torch.Size([2, 100])
     first = rollout[:, 0]
@@ -119,7 +119,7 @@ def test_a_rollout_of_100_steps_really_advances(env, policy):
         assert task["action"].shape == (100, 21)
 
 
-def test_a_rollouts_actions_are_those_of_the_states_they_stand_beside(env, policy):
+def test_actions_of_a_rollout_are_computed_from_the_states_of_the_same_step(env, policy):
     # torchrl's own rollout computes every action from the reset's exclusive observation.
     rollout = env.rollout(20, policy, return_contiguous=False)
     for index in range(2):

@@ -1,4 +1,4 @@
-"""Wrong input: exit code 2, one clear line on stderr, no traceback, and nothing saved is lost."""
+"""Invalid input: exit code 2, one line on stderr, no traceback, and nothing saved is lost."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from tests import makers
 
 @pytest.fixture
 def fail(capsys, tmp_path, monkeypatch):
-    """Run a command that must be refused before any process is started; gives its one line."""
+    """Return a function that runs a command, which must be refused before any process starts, and returns its error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "_run", lambda *_: pytest.fail("the run was started"))
 
@@ -74,7 +74,7 @@ def test_a_number_out_of_range_names_flag_and_value(fail, flag, value):
     assert flag in error
 
 
-def test_a_used_run_directory_is_left_alone_and_the_remedy_named(fail, tmp_path):
+def test_a_used_run_directory_is_not_changed_and_the_remedy_is_named(fail, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "config.json").write_text("{}")
     error = fail("--run-dir", tmp_path / "used")
@@ -102,7 +102,7 @@ def test_a_maker_that_can_not_be_imported(fail):
     assert "mtray.testing:NoSuchMaker" in fail("--tasks", "mtray.testing:NoSuchMaker")
 
 
-def test_tasks_that_can_not_live_together(fail, tmp_path, monkeypatch):
+def test_two_different_tasks_of_one_name(fail, tmp_path, monkeypatch):
     for module, target in (("one_farm", 0.1), ("other_farm", 0.2)):
         text = f"from mtray.testing import CountingMaker\nplough = CountingMaker(target={target})\n"
         (tmp_path / f"{module}.py").write_text(text)
@@ -122,7 +122,7 @@ def test_an_unreachable_address_is_named(fail):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
-def test_an_address_where_something_else_listens_is_told_at_once(fail, answer):
+def test_an_address_of_another_server_is_refused_quickly(fail, answer):
     def serve():
         with contextlib.suppress(OSError):
             while True:
@@ -141,13 +141,13 @@ def test_an_address_where_something_else_listens_is_told_at_once(fail, answer):
     assert time.monotonic() < begin + 60
 
 
-def test_a_device_that_is_not_there(fail):
+def test_a_missing_device(fail):
     assert "--device quantum" in fail("--device", "quantum")
     if not torch.cuda.is_available():
         assert "--device cuda" in fail("--device", "cuda")
 
 
-def test_a_precision_that_the_device_does_not_have(fail):
+def test_a_precision_that_the_device_does_not_support(fail):
     error = fail("--learner.precision", "tfloat32")
     assert "--learner.precision tfloat32 on cpu" in error
     assert "float32 or bfloat16" in error
@@ -159,23 +159,23 @@ def test_compiled_updates_are_not_recorded_on_the_cpu(fail):
     assert "leave one of them out" in error
 
 
-def test_a_compiler_that_is_not_there(fail):
+def test_a_missing_compiler_backend(fail):
     error = fail("--learner.compile", "quantum")
     assert "--learner.compile quantum" in error
     assert "inductor" in error
 
 
-def test_a_slack_that_would_stop_both_sides(fail):
+def test_a_slack_with_which_both_sides_would_wait_forever(fail):
     assert "slack" in fail("--workers", 2, "--learner.slack-steps", 10)
 
 
 @pytest.mark.parametrize("weight", ["humanoid-walk", "humanoid-walk=", "humanoid-walk=0", "humanoid-walk=nan"])
-def test_a_loss_weight_that_is_none(fail, weight):
+def test_an_invalid_loss_weight(fail, weight):
     assert f"--learner.loss-weights {weight}" in fail("--learner.loss-weights", weight)
 
 
 @pytest.mark.parametrize("setting", ["--learner.loss-weights", "--learner.row-weights"])
-def test_a_weight_of_a_task_that_the_run_has_not(fail, setting):
+def test_a_weight_of_a_task_that_is_not_in_the_run(fail, setting):
     error = fail(setting, "cheetah-run=2")
     assert f"{setting} cheetah-run" in error
     assert "humanoid-stand, humanoid-walk" in error
@@ -185,7 +185,7 @@ def test_a_push_that_no_ring_can_hold(fail):
     assert "--replay.capacity-rows" in fail("--replay.capacity-rows", 100, "--workers", 1)
 
 
-def test_resuming_what_is_no_run_directory(fail, tmp_path):
+def test_resuming_a_folder_that_is_no_run_directory(fail, tmp_path):
     assert str(tmp_path / "nothing") in fail("--resume", tmp_path / "nothing")
 
 
@@ -203,7 +203,7 @@ def test_resuming_a_run_without_a_checkpoint(fail, tmp_path):
 
 
 def saved_run(tmp_path, frames=500):
-    """A run directory with a checkpoint whose learner and replay were never filled."""
+    """Make a run directory with a checkpoint whose learner and replay are empty."""
     run_dir = make_run(tmp_path)
     specs = [json.loads(json.dumps(task.spec.to_dict())) for task in resolve(["cartpole-swingup"], action_repeat=2)]
     config = json.loads((run_dir / "config.json").read_text())["config"]
@@ -232,8 +232,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_resume_that_is_refused_leaves_every_byte_as_it_was(fail, tmp_path, case):
-    """One function checks it for the command line and for Python."""
+def test_a_refused_resume_changes_no_byte(fail, tmp_path, case):
+    """From the command line and from Python."""
     changes, message = REFUSED[case]
     run_dir = saved_run(tmp_path)
     before = tree(tmp_path)
@@ -266,7 +266,7 @@ def test_damage_is_found_before_anything_is_started_or_written(fail, tmp_path, n
     assert tree(tmp_path) == before
 
 
-def test_a_task_that_has_changed_since_is_found_before_anything_is_written(fail, tmp_path):
+def test_a_changed_task_is_found_before_anything_is_written(fail, tmp_path):
     run_dir = saved_run(tmp_path)
     [path] = run_dir.glob("checkpoints/0*/meta.json")
     meta = json.loads(path.read_text())
@@ -277,7 +277,7 @@ def test_a_task_that_has_changed_since_is_found_before_anything_is_written(fail,
     assert tree(tmp_path) == before
 
 
-def test_a_live_run_is_not_resumed_nor_started_again(fail, tmp_path):
+def test_a_running_run_is_neither_resumed_nor_started_again(fail, tmp_path):
     run_dir = saved_run(tmp_path)
     with claim(run_dir):
         before = tree(tmp_path)
@@ -286,7 +286,7 @@ def test_a_live_run_is_not_resumed_nor_started_again(fail, tmp_path):
         assert tree(tmp_path) == before
 
 
-def test_tasks_that_were_registered_in_another_process_are_told_of(fail, tmp_path):
+def test_tasks_registered_in_another_process_have_a_remedy(fail, tmp_path):
     run_dir = saved_run(tmp_path)
     described = json.loads((run_dir / "config.json").read_text())
     described["config"]["tasks"] = ["known-elsewhere"]
@@ -296,7 +296,7 @@ def test_tasks_that_were_registered_in_another_process_are_told_of(fail, tmp_pat
     assert "in a program that registers it first" in error
 
 
-def test_resuming_another_runs_settings_in_python_names_where_to_begin(tmp_path):
+def test_resuming_with_other_settings_in_python_names_read_config(tmp_path):
     with pytest.raises(UsageError, match=r"dataclasses\.replace\(mtray\.read_config"):
         mtray.train(mtray.Config(resume=saved_run(tmp_path), total_frames=900))
 
@@ -308,7 +308,7 @@ def test_a_refused_start_leaves_no_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_maker_that_changes_the_process_leaves_it_as_it_was(fail, tmp_path):
+def test_changes_of_a_maker_to_the_process_are_undone(fail, tmp_path):
     (tmp_path / "elsewhere").mkdir()
 
     def maker(num_envs, seed):
@@ -337,7 +337,7 @@ def test_resuming_a_run_of_another_version(fail, tmp_path):
     assert "warp_drive" in fail("--resume", make_run(tmp_path, warp_drive=1))
 
 
-def test_evaluating_what_is_no_run_directory(fail, tmp_path):
+def test_evaluating_a_folder_that_is_no_run_directory(fail, tmp_path):
     assert str(tmp_path / "nothing") in fail(tmp_path / "nothing", program=evaluate.main)
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_can_not_be_written_is_found_before_the_episodes(fail, tmp_p
 
 
 def learned_run(tmp_path, monkeypatch, tasks, specs):
-    """A run directory whose policy learned these specs, without its weights."""
+    """Make a run directory whose policy learned these specs, without weights."""
     from mtray.config.settings import NetworkConfig
     from mtray.policy.policy import MultiTaskPolicy
 
@@ -365,7 +365,7 @@ def test_evaluating_a_task_that_python_registered_says_how(fail, tmp_path, monke
     error = fail(learned_run(tmp_path, monkeypatch, ["mine"], [spec]), program=evaluate.main)
     assert "'mine' was made by a maker" in error
     assert "mtray.register_task and then mtray.evaluate_policy" in error
-    # By its path it can be.
+    # By its maker's path it can be evaluated.
     run = tmp_path / "run"
     assert evaluate.main([str(run), "--tasks", "tests.makers:single_point", "--episodes", "1"]) == 2
     monkeypatch.setattr(makers, "mine", makers.point, raising=False)
@@ -379,7 +379,7 @@ def test_evaluating_a_task_whose_maker_has_changed(fail, tmp_path, monkeypatch):
     assert "task 'point': action_high" in fail(run, "--tasks", "point", program=evaluate.main)
 
 
-def test_a_maker_that_can_not_travel(fail, monkeypatch):
+def test_a_maker_that_can_not_be_pickled(fail, monkeypatch):
     monkeypatch.setattr(makers, "locked", functools.partial(makers.with_held, threading.Lock()), raising=False)
     error = fail("--tasks", "tests.makers:locked")
     assert "task 'locked' can't be sent to another process: its maker.args[0] (a lock) can't be pickled" in error
@@ -390,7 +390,7 @@ def test_an_environment_whose_first_step_raises(fail, monkeypatch):
     assert "task 'broken': its step raised ZeroDivisionError: no time left" in fail("--tasks", "tests.makers:broken")
 
 
-def test_reporting_what_is_no_run_directory(fail, tmp_path):
+def test_reporting_a_folder_that_is_no_run_directory(fail, tmp_path):
     assert str(tmp_path / "nothing") in fail(tmp_path / "nothing", program=report.main)
 
 
@@ -400,7 +400,7 @@ def test_an_unknown_flag_exits_2():
     assert stopped.value.code == 2
 
 
-def test_from_the_shell_too(tmp_path):
+def test_an_unknown_task_from_the_shell(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mtray.launch", "--tasks", "walker-wlak"],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""Evaluation in Python: the policy's own tasks, as it learned them."""
+"""Evaluation in Python."""
 
 import pytest
 
@@ -30,18 +30,18 @@ def test_tasks_that_were_registered_are_evaluated(policy):
     mtray.register_task("count", COUNT)
     found = mtray.evaluate_policy(policy, ["count"], episodes=3)
     assert found["count"]["episodes"] == len(found["count"]["returns"]) == 3
-    # It counts, so that all episodes are the same, of four steps with a reward of at most one.
+    # All episodes are equal: four steps with rewards of at most one.
     assert max(found["count"]["returns"]) <= 4
     assert found["count"]["return_std"] == 0
     assert not policy.deterministic
 
 
-def test_a_task_that_was_registered_elsewhere_says_what_to_do(policy):
+def test_a_task_registered_in_another_process_has_a_remedy(policy):
     with pytest.raises(UsageError, match=r"'count' was made by a maker.*mtray\.register_task.*mtray\.evaluate_policy"):
         mtray.evaluate_policy(policy)
 
 
-def test_a_makers_path_will_do():
+def test_a_task_is_evaluated_by_its_makers_path():
     alone = MultiTaskPolicy([Task("point", "torchrl", point).spec], NetworkConfig(actor_width=16))
     assert list(mtray.evaluate_policy(alone, ["tests.makers:point"], episodes=1)) == ["point"]
 

@@ -1,4 +1,4 @@
-"""Noise and random actions that are held: how long, where, and how they are distributed."""
+"""Exploration: distribution and holding times of noise and random actions, and the choice of random episodes."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ def drawn(noise, steps):
     return torch.stack([torch.from_numpy(noise.draw().copy()) for _ in range(steps)])
 
 
-def test_lengths_fall_with_their_power():
+def test_zeta_is_a_power_of_the_length():
     # 1 + 1/4 + 1/9 = 49/36; 1 + 1/2 + 1/3 = 11/6.
     np.testing.assert_allclose(zeta(3, 2), np.array([36, 9, 4]) / 49)
     np.testing.assert_allclose(zeta(3, 1), np.array([6, 3, 2]) / 11)
 
 
 @pytest.mark.parametrize(("make", "exponent"), [(normal_noise, 2), (random_actions, 1)])
-def test_values_are_held_for_lengths_of_their_distribution(make, exponent):
+def test_values_are_held_for_zeta_distributed_lengths(make, exponent):
     steps = drawn(make((2, 50, 3), 4, np.random.default_rng(0)), 2000)
     starts = torch.ones(2000, 2, 50, dtype=torch.bool)
     starts[1:] = (steps[1:] != steps[:-1]).any(-1)
@@ -40,12 +40,12 @@ def test_noise_is_standard_normal_and_differs_between_copies():
     assert len(steps[0].reshape(-1, 3).unique(dim=0)) == 400
 
 
-def test_longest_one_draws_anew_at_every_step():
+def test_a_longest_of_one_draws_at_every_step():
     steps = drawn(make_noise(1, 20, 2, longest=1), 50)
     assert (steps[1:] != steps[:-1]).all()
 
 
-def test_a_copy_that_starts_anew_gets_new_noise_at_once_and_others_keep_theirs():
+def test_a_restarted_copy_gets_new_noise_and_others_keep_theirs():
     noise = make_noise(1, 400, 2)
     before = noise.draw().copy()
     ended = np.zeros((1, 400), bool)
@@ -70,12 +70,12 @@ def chosen_of(share, copies=500, seed=0):
     return RandomEpisodes(2, copies, share, np.random.default_rng(seed))
 
 
-def test_share_of_episodes_is_random_and_stays_so_until_they_end():
+def test_a_share_of_episodes_is_random_until_they_end():
     chosen = chosen_of(0.2)
     first = chosen.draw().copy()
     assert all((chosen.draw() == first).all() for _ in range(999))
     np.testing.assert_allclose(first.mean(), 0.2, atol=0.05)
-    # An episode that goes on for more than 1,000 steps is decided anew.
+    # An episode of more than 1,000 steps chooses again.
     after = chosen.draw().copy()
     np.testing.assert_allclose((after & first).mean(), 0.04, atol=0.03)
     ended = np.zeros((2, 500), bool)
@@ -92,7 +92,7 @@ def test_all_or_no_episodes_may_be_random(share):
     assert (chosen_of(share).draw() == share).all()
 
 
-def test_episodes_are_random_while_the_policy_returns_no_more_than_the_best_of_them():
+def test_episodes_are_random_until_the_policy_returns_more_than_the_best_of_them():
     chosen = chosen_of(0.5)
 
     def shares():
@@ -102,14 +102,14 @@ def test_episodes_are_random_while_the_policy_returns_no_more_than_the_best_of_t
     for task, episode_return, of_policy, random in (
         (0, 5.0, True, True),  # Nothing to compare with.
         (0, -1.0, False, False),
-        (0, 7.0, False, True),  # One of them found more.
-        (0, 9.0, True, True),  # 7 on average: no more than 7.
+        (0, 7.0, False, True),  # A random episode returned more.
+        (0, 9.0, True, True),  # A mean of 7 does not exceed 7.
         (0, 8.0, True, False),
-        (0, -50.0, True, True),  # And back, when the policy has become worse.
+        (0, -50.0, True, True),  # The policy has become worse.
     ):
         chosen.add(task, episode_return, of_policy)
         np.testing.assert_allclose(shares(), [0.5 * random, 0.5], atol=0.1)
-    # The last twenty count.
+    # The newest twenty count.
     for _ in range(20):
         chosen.add(0, 7.1, True)
     assert shares()[0] == 0
@@ -121,7 +121,7 @@ def test_episodes_are_random_while_the_policy_returns_no_more_than_the_best_of_t
 
 
 @pytest.mark.parametrize(("share", "more"), [(0.0, 0.0), (0.05, 0.2), (0.2, 0.5), (0.7, 0.7)])
-def test_random_episodes_become_more_while_those_of_the_policy_all_return_the_same(share, more):
+def test_the_random_share_grows_while_the_policys_returns_are_all_equal(share, more):
     chosen = chosen_of(share)
 
     def shares():
@@ -133,10 +133,10 @@ def test_random_episodes_become_more_while_those_of_the_policy_all_return_the_sa
     np.testing.assert_allclose(shares(), [share, share], atol=0.05)
     chosen.add(0, 0.0, True)
     np.testing.assert_allclose(shares(), [more, share], atol=0.05)
-    chosen.add(0, 3.0, False)  # That they find something is no reason to have fewer of them,
+    chosen.add(0, 3.0, False)  # A return of a random episode does not change the share;
     np.testing.assert_allclose(shares(), [more, share], atol=0.05)
-    chosen.add(0, 1.0, True)  # but that the policy does is.
+    chosen.add(0, 1.0, True)  # a different return of the policy does.
     np.testing.assert_allclose(shares(), [share, share], atol=0.05)
     for _ in range(20):
         chosen.add(0, 5.0, True)
-    assert shares()[0] == 0  # All the same, and better.
+    assert shares()[0] == 0  # All equal, but better.

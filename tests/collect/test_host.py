@@ -1,4 +1,4 @@
-"""Hosts: what a task's own code does wrong is one error that names it, and no process outlives its collector."""
+"""Hosts: an error of a task's code names the task, and no process outlives its collector."""
 
 import functools
 import logging
@@ -37,14 +37,14 @@ def run(host, steps=10):
 
 
 def fail(name, task):
-    """The error of a host beside whose other task this one fails."""
+    """Return the error of a host in which this task fails beside another one."""
     host = host_of(name, Task("sound", "torchrl", CountingMaker(truncate_after=4)), task)
     try:
         with pytest.raises(TaskError) as caught:
             run(host)
     finally:
         host.close()
-    # As it travels to the driver.
+    # As the driver gets it.
     for copy in (caught.value, pickle.loads(pickle.dumps(caught.value))):
         assert copy.task == task.name
         assert f"task {task.name!r}" in str(copy)
@@ -80,7 +80,7 @@ def test_an_observation_that_is_missing_later_is_named(name):
     host.close()
 
 
-def test_a_maker_that_fails_in_another_process_only_is_named():
+def test_a_maker_that_fails_only_in_another_process_is_named():
     task = Task("mine", "torchrl", RaisesElsewhere(os.getpid()))
     assert task.spec.observation_size == 2
     message = r"task 'mine': its maker, called as maker\(2, 0\) .*raised FileNotFoundError: arena\.xml is not on this"
@@ -89,11 +89,11 @@ def test_a_maker_that_fails_in_another_process_only_is_named():
 
 
 @pytest.mark.parametrize("name", HOSTS)
-def test_what_was_made_is_closed_when_another_task_can_not_be_made(name, tmp_path):
+def test_simulators_are_closed_when_another_task_can_not_be_built(name, tmp_path):
     sound = Task("sound", "torchrl", ClosingMaker(tmp_path / "closed"))
     absent = Task("mine", "torchrl", makers.raising)
     for task in (sound, absent):
-        # Found before, as in the driver, which then sends the task.
+        # Computed beforehand, as in the driver.
         task.__dict__["spec"] = Task(task.name, "torchrl", CountingMaker()).spec
     with pytest.raises(TaskError, match=r"task 'mine': its maker.*no arena\.xml"):
         host_of(name, sound, absent)
@@ -111,7 +111,7 @@ def test_a_close_that_raises_is_a_warning(name, capfd, caplog):
     assert "task 'mine': its close raised RuntimeError: the window is gone" in shown
 
 
-def test_a_spec_that_is_not_the_one_of_the_driver_is_refused():
+def test_a_spec_that_differs_from_the_drivers_is_refused():
     sizes = iter((2, 2, 3))
     task = Task("mine", "torchrl", lambda num_envs, seed: CountingEnv(num_envs, observation_size=next(sizes)))
     assert task.spec.observation_size == 2
@@ -140,8 +140,8 @@ class Factory:
     ],
     ids=["lambda", "partial", "method", "object"],
 )
-def test_makers_of_every_kind_travel_and_both_hosts_agree(maker):
-    # As a collector gets it.
+def test_makers_of_every_kind_are_pickled_and_both_hosts_agree(maker):
+    # As a collector gets the task.
     task = cloudpickle.loads(cloudpickle.dumps(Task("mine", "torchrl", maker)))
     hosts = [host_of(name, task, copies=3) for name in HOSTS]
     for step in range(12):
@@ -199,7 +199,7 @@ def wait_until(condition, seconds=30):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["hangs", "computes", "nothing"])
-def test_a_simulators_process_ends_with_its_collector_whatever_it_is_doing(what):
+def test_a_simulators_process_ends_with_its_collector_in_every_state(what):
     program = PARENT if what != "nothing" else PARENT + "import time; time.sleep(1e6)"
     with subprocess.Popen([sys.executable, "-c", program, what], stdout=subprocess.PIPE, text=True) as parent:
         worker = psutil.Process(int(parent.stdout.readline()))

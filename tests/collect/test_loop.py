@@ -1,4 +1,4 @@
-"""The collector's own bookkeeping: returns, lengths, random first actions, weights."""
+"""The acting loop: returns, lengths, random first actions, weights."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ TASKS = [
     Task("long", "torchrl", CountingMaker(terminate_after=12, action_size=3)),
 ]
 SPECS = [task.spec for task in TASKS]
-# Of an engine without TensorDicts; their widths differ.
+# Tasks of different widths, of an engine without TensorDicts.
 PLAIN = ("cartpole-balance", "walker-walk")
 
 
@@ -39,7 +39,7 @@ def make_collector(steps=8, seed=0, **settings):
 
 
 def certain_policy():
-    """Heads that say 2 before the tanh, with hardly any deviation."""
+    """Return a policy with means of 2 before the tanh and a tiny standard deviation."""
     policy = MultiTaskPolicy(SPECS, NETWORK)
     with torch.no_grad():
         policy.heads.output.weight.zero_()
@@ -99,14 +99,14 @@ def test_first_actions_are_uniform_then_the_policys():
     np.testing.assert_allclose(rollout.data[1]["action"], np.tanh(2.0), atol=1e-3)
 
 
-def test_chosen_episodes_are_random_from_beginning_to_end_and_say_so():
+def test_random_episodes_are_random_from_beginning_to_end_and_reported_so():
     collector = make_collector(steps=60, random_share=0.5, random_steps=1)
     collector.load(snapshot(certain_policy(), version=1))
     rollout = collector.collect()
     counts = set()
     for name, length, part in zip(("short", "long"), (5, 12), rollout.data.tensordicts, strict=True):
         of_policy = [e.of_policy for e in rollout.episodes if e.task == name]
-        # Episode after episode of each copy; no action that is drawn is as large as the policy's.
+        # All episodes of each copy; random actions are smaller than the policy's.
         actions = part["action"][..., 0].reshape(2 * 60 // length, length)
         is_policys = (actions - np.tanh(2.0)).abs() < 1e-3
         assert (is_policys.all(1) | ~is_policys.any(1)).all()
@@ -118,7 +118,7 @@ def test_chosen_episodes_are_random_from_beginning_to_end_and_say_so():
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("load_at", [0, 1, 2, 99], ids="weights before rollout {}".format)
 def test_an_episode_is_the_policys_only_if_the_policy_chose_every_action(share, load_at, monkeypatch):
-    # 8 steps a rollout: weights arrive in the middle of both tasks' episodes, of 5 and of 12 steps.
+    # With 8 steps per rollout, weights arrive within episodes of both tasks (5 and 12 steps).
     collector = make_collector(steps=8, random_share=share, random_steps=1)
     compared = {0: [], 1: []}
     monkeypatch.setattr(collector._random_episodes, "add", lambda task, _, of_policy: compared[task].append(of_policy))
@@ -131,7 +131,7 @@ def test_an_episode_is_the_policys_only_if_the_policy_chose_every_action(share, 
         for name, arrays in rollout.tasks.items():
             actions[name].append(arrays.action[..., 0].copy())
     for task, (name, length) in enumerate((("short", 5), ("long", 12))):
-        # No action that is drawn is as near to the policy's as its own deviation.
+        # The policy's actions are within 3e-5 of their mean; random ones are not.
         is_random = np.abs(np.concatenate(actions[name], 1) - np.tanh(2.0)) > 3e-5
         random_steps = is_random.reshape(2, -1, length).sum(-1).T.reshape(-1).tolist()
         found = [episode for episode in episodes if episode.task == name]
@@ -209,7 +209,7 @@ def test_no_tensordict_is_made_between_simulator_and_rows(monkeypatch):
     host.close()
 
 
-def test_the_lazy_stack_of_a_rollout_is_a_copy_of_its_arrays_and_flags_tell_how_each_episode_ended():
+def test_the_lazy_stack_of_a_rollout_copies_its_arrays_and_flags():
     collector = make_collector(steps=30)
     rollout = collector.collect()
     for data, spec in zip(rollout.data.tensordicts, SPECS, strict=True):
@@ -242,7 +242,7 @@ def test_same_seed_same_rollout():
     assert not torch.equal(first[1]["action"], third[1]["action"])
 
 
-def test_noise_is_held_within_an_episode_and_drawn_anew_with_the_next(monkeypatch):
+def test_noise_is_held_within_an_episode_and_drawn_again_in_the_next(monkeypatch):
     collector = make_collector(noise_steps=1000)
     drawn, ended = [], []
 

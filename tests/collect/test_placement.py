@@ -1,4 +1,4 @@
-"""Who steps what: shares of equal cost, the host that uses the cores, and Ray's logical CPUs."""
+"""Placement: shares of equal cost, the choice of the host, and Ray's logical CPUs."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -19,11 +19,11 @@ def cost_of(share, costs):
     return sum(costs[task] * copies for task, copies in share.items())
 
 
-def test_replicate_is_every_task_in_every_collector():
+def test_replicate_puts_every_task_in_every_collector():
     assert replicate(["a", "b"], 4, 3) == [{"a": 4, "b": 4}] * 3
 
 
-def test_a_dear_task_is_split_and_cheap_ones_lie_together():
+def test_an_expensive_task_is_split_and_cheap_ones_share_a_collector():
     costs = {"dear": 6.0, "cheap": 1.0, "cheaper": 1.0}
     assert partition(costs, 4, 2) == [{"dear": 3}, {"dear": 1, "cheap": 4, "cheaper": 4}]
 
@@ -32,7 +32,7 @@ COSTS = st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=40)
 
 
 @given(COSTS, st.integers(1, 20), st.data())
-def test_every_copy_has_one_place_and_no_collector_none(costs, copies, data):
+def test_every_copy_is_placed_once_and_no_collector_is_empty(costs, copies, data):
     names = {f"t{index}": cost for index, cost in enumerate(costs)}
     collectors = data.draw(st.integers(1, min(40, copies * len(costs))))
     shares = partition(names, copies, collectors)
@@ -46,14 +46,14 @@ def test_every_copy_has_one_place_and_no_collector_none(costs, copies, data):
 
 
 @given(COSTS, st.integers(4, 20), st.integers(1, 4))
-def test_no_share_costs_more_than_its_part_and_a_copy(costs, copies, collectors):
+def test_no_share_exceeds_an_equal_part_by_more_than_a_copy(costs, copies, collectors):
     names = {f"t{index}": cost for index, cost in enumerate(costs)}
     part = copies * sum(costs) / collectors
     for share in partition(names, copies, collectors):
         assert cost_of(share, names) <= part + 1.01 * max(costs)
 
 
-def test_measured_costs_tell_dear_from_cheap():
+def test_measured_costs_distinguish_expensive_from_cheap_tasks():
     dear, cheap = (step_seconds(Task(name, "mujoco")) for name in ("humanoid-walk", "pendulum-swingup"))
     assert dear > 5 * cheap
 
@@ -69,18 +69,18 @@ def test_measured_costs_tell_dear_from_cheap():
         (1, 4, 64, "inline"),
         (50, 1, 1, "inline"),
         (8, 8, 64, "parallel"),
-        # As many processes as two a core.
+        # Exactly two processes per core.
         (8, 8, 32, "parallel"),
         (8, 8, 31, "inline"),
-        # More tasks than a collector steps alone are spread over collectors, which step them inline.
+        # More than 8 tasks are partitioned over several collectors, which step them inline.
         (28, 8, 16, "inline"),
         (28, 8, 256, "inline"),
-        # One collector steps them all, in as many processes as help.
+        # A single collector steps all tasks.
         (28, 1, 16, "parallel"),
         (28, 1, 8, "inline"),
     ],
 )
-def test_the_host_is_the_one_that_puts_more_cores_to_work(tasks, collectors, cores, host):
+def test_the_host_is_the_one_that_keeps_more_cores_busy(tasks, collectors, cores, host):
     assert choose_host([Task(str(index), "mujoco") for index in range(tasks)], collectors, cores, 8) == host
 
 
@@ -93,7 +93,7 @@ def shares_of(tasks, **settings):
     return make_shares(config, [SimpleNamespace(name=task) for task in tasks])
 
 
-def test_few_tasks_are_stepped_by_all_and_many_are_spread():
+def test_few_tasks_are_replicated_and_many_are_partitioned():
     few, many = [f"t{index}" for index in range(8)], [f"t{index}" for index in range(9)]
     assert shares_of(few, host="inline") == replicate(few, 2, 3)
     assert shares_of(many, host="parallel") == replicate(many, 2, 3)
@@ -101,7 +101,7 @@ def test_few_tasks_are_stepped_by_all_and_many_are_spread():
     assert shares_of(few, host="inline", collector=CollectorConfig(tasks_each=7)) != replicate(few, 2, 3)
 
 
-def test_a_task_knows_its_action_repeat_wherever_it_is_resolved():
+def test_resolved_tasks_have_the_given_action_repeat():
     assert [task.spec.action_repeat for task in resolve(["cartpole", "mujoco/reacher-easy"], action_repeat=2)] == [
         2
     ] * 7
@@ -111,14 +111,14 @@ def test_a_task_knows_its_action_repeat_wherever_it_is_resolved():
     ("nodes", "actors", "expected"),
     [([10.0], 10, 1.0), ([64.0], 10, 1.0), ([2.0], 10, 0.2), ([2.0, 2.0], 5, 0.666), ([1.0, 3.0], 4, 1.0)],
 )
-def test_the_share_is_the_largest_that_places_all(nodes, actors, expected):
+def test_cpus_per_actor_is_the_largest_share_that_places_all(nodes, actors, expected):
     assert cpus_per_actor(nodes, actors) == expected
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=5), st.integers(1, 200))
-def test_all_actors_find_a_place(nodes, actors):
+def test_all_actors_are_placed(nodes, actors):
     share = cpus_per_actor([float(cpus) for cpus in nodes], actors)
-    # As Ray does: one after the other onto whichever node has room, in units of a ten thousandth.
+    # As Ray does: each on a node with room, in units of a ten thousandth.
     left = [cpus * 10_000 for cpus in nodes]
     for _ in range(actors):
         node = next(index for index, room in enumerate(left) if room >= round(share * 10_000))

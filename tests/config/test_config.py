@@ -1,4 +1,4 @@
-"""Settings: they come back from JSON, and a refusal names the flag."""
+"""Settings: conversion to JSON and back, defaults, and errors that name the flag."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ GROUPS = {
     "run": RunConfig,
 }
 
-# Every setting another than its default.
+# Every setting differs from its default.
 CHANGED = Config(
     tasks=("cartpole-balance", "package.module:maker"),
     workers=7,
@@ -67,7 +67,7 @@ def leaves(config):
             yield field.name, value
 
 
-def test_every_setting_is_changed_in_what_is_sent_through_json():
+def test_every_setting_of_changed_differs_from_its_default():
     defaults = dict(leaves(Config()))
     assert [name for name, value in leaves(CHANGED) if value == defaults[name]] == []
 
@@ -85,7 +85,7 @@ def test_group_comes_back_from_json_alone(group):
     assert from_dict(json.loads(json.dumps(to_dict(config))), GROUPS[group]) == config
 
 
-def test_plain_values_are_named_as_the_fields():
+def test_plain_values_have_the_fields_names():
     plain = to_dict(CHANGED)
     assert plain["tasks"] == ["cartpole-balance", "package.module:maker"]
     assert plain["run_dir"] == "runs/a"
@@ -95,7 +95,7 @@ def test_plain_values_are_named_as_the_fields():
     }  # fmt: skip
 
 
-def test_setting_that_is_left_out_has_its_default():
+def test_missing_setting_has_its_default():
     assert from_dict({"workers": 3, "learner": {"atoms": 51}}) == Config(workers=3, learner=LearnerConfig(atoms=51))
 
 
@@ -109,7 +109,7 @@ def test_unknown_setting_of_a_group_is_refused_with_its_group():
         from_dict({"learner": {"gamma": 0.99, "atom": 1, "atoms": 51}})
 
 
-def test_refused_value_is_refused_also_when_read():
+def test_invalid_value_is_refused_when_read():
     with pytest.raises(UsageError, match=r"--learner\.atoms 0"):
         from_dict({"learner": {"atoms": 0}})
 
@@ -130,7 +130,7 @@ def test_defaults_are_the_documented_ones():
 @pytest.mark.parametrize(
     ("workers", "given", "copies"), [(1, None, 16), (2, None, 8), (3, None, 5), (40, None, 1), (40, 4, 4)]
 )
-def test_copies_share_sixteen_of_each_task_unless_given(workers, given, copies):
+def test_collectors_share_sixteen_copies_of_each_task_by_default(workers, given, copies):
     assert Config(workers=workers, envs_per_task=given).copies() == copies
 
 
@@ -200,7 +200,7 @@ def test_every_group_of_the_config_is_tested_here():
         ("run", "call_timeout_seconds", 0.0),
     ],
 )
-def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value):
+def test_invalid_value_is_refused_with_its_flag(group, setting, value):
     flag = "--" + (f"{group}." if group else "") + setting.replace("_", "-")
     with pytest.raises(UsageError, match=rf"^{flag}\b"):
         (GROUPS[group] if group else Config)(**{setting: value})
@@ -224,7 +224,7 @@ def test_value_that_can_not_work_is_refused_with_its_flag(group, setting, value)
         lambda: Config(workers=1, envs_per_task=1, total_frames=1, seed=2**32 - 1),
     ],
 )
-def test_least_values_are_taken(config):
+def test_smallest_values_are_accepted(config):
     assert to_dict(config())
 
 
@@ -236,6 +236,6 @@ def test_a_value_of_the_wrong_type_and_an_infinite_rate_are_refused():
 
 
 @pytest.mark.parametrize("text", ["b", "b=0", "b=1.5", "b=-1", "=", "b=x"])
-def test_row_weights_that_are_none_are_refused(text):
+def test_invalid_row_weights_are_refused(text):
     with pytest.raises(UsageError, match=f"--learner.row-weights {text}: give a task and a whole number above 0"):
         LearnerConfig(row_weights=(text,))

@@ -1,4 +1,4 @@
-"""Types of settings: what users pass is converted without loss, or refused with the flag, the value and the choices."""
+"""Types of settings: values are converted without loss, or refused with the flag, the value and the choices."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from mtray.errors import UsageError
 
 GROUPS = (Config, CollectorConfig, ReplayConfig, NetworkConfig, LearnerConfig, RunConfig)
 FIELDS = [(cls, name, hint) for cls in GROUPS for name, hint in typing.get_type_hints(cls).items()]
-# One value of every kind that users have passed to Python libraries by mistake.
+# Valid and invalid values of many types.
 VALUES = (
     None, True, 3, 2.0, 2.5, math.nan, math.inf, -math.inf, "2", "", b"2", Path("a"), (), [], ("a", "b"), ["a"], {},
     {"a": 1}, {"a"}, np.int64(3), np.float32(2), np.float64(math.nan), np.array([1, 2]), np.array(3), np.bool_(True),
@@ -79,7 +79,7 @@ def test_every_field_has_its_annotated_type_or_a_refusal_that_names_it(cls, name
         ("run", {"log_seconds": 1}, RunConfig(log_seconds=1.0)),
     ],
 )
-def test_what_users_pass_is_converted(setting, value, expected):
+def test_values_are_converted(setting, value, expected):
     found = getattr(Config(**{setting: value}), setting)
     assert found == expected
     assert type(found) is type(expected)
@@ -110,14 +110,14 @@ def test_a_refusal_says_what_is_needed(make, message):
     assert message in str(caught.value)
 
 
-def test_a_maker_given_as_a_task_is_told_to_be_registered():
+def test_a_maker_given_as_a_task_names_register_task():
     with pytest.raises(UsageError, match=r"--tasks .* register a maker with mtray\.register_task"):
         Config(tasks=(print,))
 
 
 @pytest.mark.parametrize(("cls", "name", "hint"), [field for field in FIELDS if field[2] is float])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_no_number_is_infinite_or_none(cls, name, hint, value):
+def test_numbers_must_be_finite(cls, name, hint, value):
     with pytest.raises(UsageError, match=rf"^{flag_of(cls, name)} {value}: must be finite"):
         cls(**{name: value})
 
@@ -127,7 +127,7 @@ def test_a_whole_float_is_its_integer(frames):
     assert Config(total_frames=float(frames)).total_frames == frames
 
 
-def test_settings_of_the_right_type_are_kept_as_they_are():
+def test_settings_of_the_right_type_are_not_copied():
     tasks, path = ("a", "b"), Path("x")
     config = Config(tasks=tasks, run_dir=path)
     assert config.tasks is tasks
@@ -143,7 +143,7 @@ def test_whole_numbers_on_the_command_line(text, expected):
 
 
 @pytest.mark.parametrize("text", ["1.5", "1e-3", "many", "nan", "inf", ""])
-def test_what_is_no_whole_number_on_the_command_line_exits_2(text, capsys):
+def test_an_invalid_whole_number_on_the_command_line_exits_2(text, capsys):
     import tyro
 
     with pytest.raises(SystemExit) as stopped:

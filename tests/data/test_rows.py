@@ -1,4 +1,4 @@
-"""Rows: what is packed comes out bit for bit, and takes no more rows than it must."""
+"""Rows: packed data comes out bit for bit, with the smallest number of rows."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ SPEC = make_spec("left", observation=3, action=2)
 
 
 def drawn(rows, spec):
-    """Every transition of rows with its next observation, in order, as one batch [1, N, row_size + obs_t]."""
+    """Return every transition with its next observation, in order, as one batch [1, N, row_size + obs_t]."""
     at = np.flatnonzero(row_flags(rows) & TRANSITION)
     return np.concatenate([rows[at], rows[at + 1, : spec.observation_size]], -1)[None]
 
@@ -41,7 +41,7 @@ def round_trip(data, spec, width, specs=None):
 
 @st.composite
 def runs(draw):
-    """One to three tasks of any widths, with a rollout of each of the same size."""
+    """Draw one to three tasks of any widths, with rollouts of the same size."""
     widths = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), min_size=1, max_size=3))
     specs = [make_spec(f"task{index}", *sizes) for index, sizes in enumerate(widths)]
     width = observation_width(specs)
@@ -67,7 +67,7 @@ def test_rollouts_of_any_tasks_come_out_bit_for_bit(run):
 
 @settings(max_examples=60, deadline=None)
 @given(runs())
-def test_extra_row_only_where_a_step_does_not_lead_to_the_next(run):
+def test_a_row_is_added_only_where_the_next_observation_differs(run):
     specs, width, rollouts = run
     for spec, (data, breaks) in zip(specs, rollouts, strict=True):
         rows = pack_data(data, spec, width)
@@ -81,7 +81,7 @@ def test_extra_row_only_where_a_step_does_not_lead_to_the_next(run):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_transitions_of_no_order_come_out_bit_for_bit(count, size, seed):
+def test_unordered_transitions_come_out_bit_for_bit(count, size, seed):
     spec = make_spec("left", size, 2)
     data = random_transitions(spec, size + 1, count, default_rng(seed))
     found = round_trip(data, spec, size + 1, [spec, make_spec("wide", size + 1, 2)])
@@ -104,12 +104,12 @@ def test_dense_batch_comes_back_from_its_stack(run, wider):
 
 
 @pytest.mark.parametrize(("lanes", "steps"), [(1, 1), (1, 7), (5, 1), (3, 4)])
-def test_contiguous_lane_takes_one_row_more_than_its_steps(lanes, steps):
+def test_a_contiguous_copy_takes_one_row_more_than_its_steps(lanes, steps):
     data, _ = random_rollout(SPEC, 3, lanes, steps, default_rng(0), ends=0.0)
     assert len(pack_data(data, SPEC, 3)) == lanes * (steps + 1)
 
 
-def test_rows_lie_as_documented():
+def test_rows_have_the_documented_layout():
     data, _, _ = numbered_rollout(SPEC, 4, np.array([[False, True, False]]), first=1)
     rows = pack_data(data, SPEC, 4)
     # observation | action | reward
@@ -129,7 +129,7 @@ def test_rows_lie_as_documented():
 
 def test_next_observation_that_differs_only_by_the_sign_of_zero_takes_a_row():
     data, _, _ = numbered_rollout(SPEC, 3, np.zeros((1, 4), bool), first=-2)
-    # States -2 -1 0 1 (2): the third step starts at +0.0.
+    # States -2, -1, 0, 1 and 2: the third step starts at +0.0.
     assert len(pack_data(data, SPEC, 3)) == 5
     for key in ("observation", "observation_left"):
         data["next", key][0, 1] = -0.0
@@ -140,7 +140,7 @@ def test_next_observation_that_differs_only_by_the_sign_of_zero_takes_a_row():
     assert not np.signbit(found["observation"][2].numpy()).any()
 
 
-def test_nan_that_goes_on_as_the_same_nan_takes_no_row():
+def test_an_equal_nan_takes_no_extra_row():
     data, _, _ = numbered_rollout(SPEC, 3, np.zeros((1, 3), bool), first=0)
     for key in ("observation", "observation_left"):
         data[key][0, 1] = float("nan")
@@ -149,7 +149,7 @@ def test_nan_that_goes_on_as_the_same_nan_takes_no_row():
     assert_same_bits(round_trip(data, SPEC, 3), data.reshape(-1))
 
 
-def test_flags_do_not_decide_where_a_row_is_added():
+def test_flags_add_no_row():
     data, _, _ = numbered_rollout(SPEC, 3, np.zeros((1, 5), bool), first=0)
     for key in ("done", "terminated", "truncated"):
         data["next", key][:] = True
@@ -159,7 +159,7 @@ def test_flags_do_not_decide_where_a_row_is_added():
 
 @pytest.mark.parametrize("root", [True, False], ids=["root", "next"])
 @pytest.mark.parametrize("key", ["done", "terminated", "truncated"])
-def test_each_flag_is_kept_apart_from_the_others(key, root):
+def test_each_flag_has_its_own_bit(key, root):
     data = random_transitions(SPEC, 3, 6, default_rng(0))
     where = torch.tensor([True, False, False, True, True, False])
     for name in ("done", "terminated", "truncated"):
@@ -227,7 +227,7 @@ def test_a_rollout_without_steps_takes_no_row(copies, steps):
     assert pack(TaskRollout.zeros(SPEC, copies, steps)).shape == (0, SPEC.row_size)
 
 
-def test_packing_leaves_the_rollout_as_it_was_and_shares_no_memory_with_it():
+def test_packing_does_not_change_the_rollout_or_share_its_memory():
     data, _ = random_rollout(SPEC, 5, 2, 4, default_rng(0), shared=True)
     before = data.clone()
     rows = pack_data(data, SPEC, 5)
@@ -235,7 +235,7 @@ def test_packing_leaves_the_rollout_as_it_was_and_shares_no_memory_with_it():
     assert_same_bits(data, before)
 
 
-# What is refused
+# Refused data
 
 
 def test_extra_key_is_refused_by_name():
@@ -285,13 +285,13 @@ def test_value_in_the_padding_is_refused(place, shared, value):
 
 
 @pytest.mark.parametrize("size", [(), (2, 3, 2)])
-def test_batch_size_that_is_neither_lanes_nor_rows_is_refused(size):
+def test_batch_size_of_other_than_one_or_two_axes_is_refused(size):
     data = random_transitions(SPEC, 3, 12, default_rng(0))
     with pytest.raises(SchemaError, match=r"'left'.*expected \[K, L\] or \[N\]"):
         pack_data(data[0] if not size else data.reshape(*size), SPEC, 3)
 
 
-def test_stack_that_does_not_fit_its_task_is_refused():
+def test_stack_that_does_not_match_its_tasks_schema_is_refused():
     data = random_transitions(SPEC, 3, 4, default_rng(0))
     data["action"] = torch.zeros(4, 5)
     with pytest.raises(SchemaError, match=r"'left'.*'action'.*\(4, 5\).*\(4, 2\)"):
@@ -306,7 +306,7 @@ def test_minus_zero_in_the_padding_is_refused():
         pack_data(data, spec, 5)
 
 
-def test_a_stack_whose_common_key_is_not_its_tasks_own_is_refused():
+def test_a_stack_whose_common_key_differs_from_the_exclusive_one_is_refused():
     spec = make_spec("left", 3, 2)
     data = random_transitions(spec, 3, 4, default_rng(0))
     data["observation_left"][1, 1] = 7
@@ -314,7 +314,7 @@ def test_a_stack_whose_common_key_is_not_its_tasks_own_is_refused():
         Batch.from_stack(LazyStackedTensorDict.lazy_stack([data], 0), [spec])
 
 
-def test_a_stack_of_unequal_rows_or_of_rollouts_is_no_batch():
+def test_a_stack_of_unequal_rows_or_of_rollouts_is_refused_as_a_batch():
     left, right = make_spec("left", 3, 2), make_spec("right", 3, 2)
     parts = [random_transitions(left, 3, 4, default_rng(0)), random_transitions(right, 3, 5, default_rng(0))]
     with pytest.raises(SchemaError, match="same number of rows"):
@@ -326,7 +326,7 @@ def test_a_stack_of_unequal_rows_or_of_rollouts_is_no_batch():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [(0, 0), (49, 6), (23, 3)])
-def test_one_number_that_is_not_finite_is_found(bad, at):
+def test_a_single_non_finite_number_is_found(bad, at):
     rows = default_rng(0).standard_normal((50, 7)).astype(np.float32)
     assert is_finite(rows)
     rows[at] = bad
@@ -334,7 +334,7 @@ def test_one_number_that_is_not_finite_is_found(bad, at):
 
 
 @pytest.mark.filterwarnings("error")
-def test_numbers_whose_squares_overflow_are_finite_still():
+def test_numbers_whose_squares_overflow_are_finite():
     rows = np.full((50, 7), 3e38, np.float32)
     assert is_finite(rows)
     rows[1] = np.nan

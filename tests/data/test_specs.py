@@ -68,7 +68,7 @@ def test_data_of_any_batch_size_is_valid(data, steps):
 
 
 @pytest.mark.parametrize("key", list(expected_shapes(SPEC, WIDTH)), ids=str)
-def test_missing_key_is_named_with_its_shape_and_what_was_found(data, key):
+def test_missing_key_is_named_with_its_shape_and_the_found_keys(data, key):
     expected = (4, 6, expected_shapes(SPEC, WIDTH)[key][0])
     del data[key]
     with pytest.raises(SchemaError) as caught:
@@ -91,7 +91,7 @@ def test_extra_key_is_named_with_its_shape(data, key):
 
 
 @pytest.mark.parametrize("key", list(expected_shapes(SPEC, WIDTH)), ids=str)
-def test_wrong_width_is_told_with_both_shapes(data, key):
+def test_wrong_width_is_refused_with_both_shapes(data, key):
     last, dtype = expected_shapes(SPEC, WIDTH)[key]
     data[key] = torch.zeros(4, 6, last + 1, dtype=dtype)
     with pytest.raises(SchemaError) as caught:
@@ -103,7 +103,7 @@ def test_wrong_width_is_told_with_both_shapes(data, key):
 
 
 @pytest.mark.parametrize("key", list(expected_shapes(SPEC, WIDTH)), ids=str)
-def test_wrong_dtype_is_told_with_both_dtypes(data, key):
+def test_wrong_dtype_is_refused_with_both_dtypes(data, key):
     dtype = expected_shapes(SPEC, WIDTH)[key][1]
     wrong = torch.float64 if dtype is torch.float32 else torch.float32
     data[key] = data[key].to(wrong)
@@ -120,7 +120,7 @@ def test_flag_without_last_axis_is_refused(data):
         validate(flat, SPEC, WIDTH)
 
 
-def test_task_is_told_by_its_exclusive_key(data):
+def test_task_is_identified_by_its_exclusive_key(data):
     assert task_of(data, ["right", "left"]) == "left"
 
 
@@ -153,7 +153,7 @@ def test_task_twice_in_a_stack_is_refused_by_name(data):
         by_task(LazyStackedTensorDict.lazy_stack([data, data.clone()], 0), ["left"])
 
 
-def test_tasks_that_fit_pass():
+def test_valid_tasks_pass():
     assert check_together([make_spec("a"), make_spec("b", 9, 1)]) is None
 
 
@@ -174,7 +174,7 @@ def test_task_without_observation_or_action_is_refused_with_the_counts(observati
 
 
 @pytest.mark.parametrize("name", ["a\0b", "a\udc80b", "a\rb", "\x1b[2J"])
-def test_task_of_a_name_that_can_not_be_shown_is_refused(name):
+def test_task_name_that_is_not_printable_is_refused(name):
     with pytest.raises(UsageError, match="use printable characters only") as caught:
         check_together([make_spec(name)])
     assert str(caught.value).isprintable()

@@ -1,4 +1,4 @@
-"""The public face: TensorDicts to arrays and back, bit for bit, and nothing taken that does not fit."""
+"""Conversion of TensorDicts to arrays and back: bit for bit, and only of data that matches the schema."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_arrays_are_of_the_tasks_own_widths_and_contiguous():
     }
 
 
-def test_transitions_of_no_order_are_one_copy():
+def test_unordered_transitions_are_one_copy():
     spec = SPECS[0]
     assert to_rollout(random_transitions(spec, WIDTH, 7, default_rng(0)), spec, WIDTH).action.shape == (1, 7, 2)
 
