@@ -82,7 +82,7 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     assert {"placed", "up", "warm", "save"} <= {event["event"] for event in events}
     for event in events:
         assert event.keys() | {event["event"]} <= set(re.findall(r"`(\w+)`", EVENTS)), (
-            "what it means is told in the docs"
+            "docs/metrics.md must document every event"
         )
     assert list((run_dir / "tensorboard").glob("events*"))
     saved = checkpoint.read(checkpoint.latest(run_dir))

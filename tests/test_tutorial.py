@@ -1,6 +1,6 @@
 """All that TorchRL's tutorial on task-specific policies shows, with mtray's parts, and right.
 
-Two humanoid tasks side by side: exclusive keys, lazy stacks, a backbone run once for both, a head per task, a
+Two humanoid tasks together: exclusive keys, lazy stacks, a backbone run once for both, a head per task, a
 ParallelEnv over both, and a rollout in which the exclusive observations really advance.
 """
 

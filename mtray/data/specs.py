@@ -172,7 +172,7 @@ def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str)
             if field != "engine" and other != value:
                 raise UsageError(
                     f"task {spec.name!r}: {field} is {_short(other)}, but was {_short(value)} {when}: "
-                    "its maker or simulator has changed; undo that, or train anew"
+                    "its maker or simulator has changed; undo the change, or start a new run"
                 )
 
 
