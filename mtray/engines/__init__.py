@@ -1,1 +1,1 @@
-"""Simulators behind one small interface: one file per simulator, the only place that imports it."""
+"""Simulators behind one interface: each is imported by one file."""

@@ -1,8 +1,7 @@
-"""Simulators behind one small interface.
+"""The interface of all simulators.
 
-An engine knows its simulator and numpy, nothing of torch: it steps K copies of one task in one process and writes
-float32 straight into arrays it is given. One file per simulator is the only place that imports it; `tasks/plan.py`
-names the files and loads one when a task of it is asked for.
+An engine steps K copies of one task in one process and writes float32 into the caller's arrays. It needs numpy but no
+torch. Each simulator is imported by one file; `tasks/plan.py` lists the files and imports one when it is needed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mtray.errors import TaskError
 
 BoolArray = npt.NDArray[np.bool_]
 
-# What a task's own code may raise; KeyboardInterrupt is the user's. As an except clause it costs nothing until then.
+# Exceptions that count as a failure of a task's code; KeyboardInterrupt comes from the user.
 TASK_FAILURES = (Exception, SystemExit)
 
 LOGGER = logging.getLogger("mtray")
@@ -29,7 +28,7 @@ LOGGER = logging.getLogger("mtray")
 
 @dataclass(frozen=True)
 class StepArrays:
-    """Where an agent step's outcome is written.
+    """Arrays that receive the result of an agent step.
 
     Attributes:
         observation: [K, obs_t] float32.
@@ -45,13 +44,9 @@ class StepArrays:
 
     @classmethod
     def empty(cls, num_envs: int, spec: TaskSpec) -> StepArrays:
-        """Arrays of a task's size, zero and false."""
-        return cls(
-            np.zeros((num_envs, spec.observation_size), np.float32),
-            np.zeros(num_envs, np.float32),
-            np.zeros(num_envs, np.bool_),
-            np.zeros(num_envs, np.bool_),
-        )
+        """Return new arrays, zero and false."""
+        observation = np.zeros((num_envs, spec.observation_size), np.float32)
+        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((2, num_envs), np.bool_))
 
 
 class BatchSim(ABC):
@@ -69,58 +64,56 @@ class BatchSim(ABC):
 
     @abstractmethod
     def reset(self, mask: BoolArray, observation: FloatArray) -> None:
-        """Start an episode in the copies of ``mask`` [K] and write their rows of ``observation`` [K, obs_t]."""
+        """Start an episode in the copies of ``mask`` [K] and write only their rows of ``observation`` [K, obs_t]."""
 
     @abstractmethod
     def send(self, action: FloatArray) -> None:
         """Begin one agent step of every copy with ``action`` [K, act_t]; `recv` must follow.
 
-        An agent step is ``spec.action_repeat`` control steps, fewer where the episode ends. A simulator with threads of
-        its own works on while other tasks' steps begin. ``action`` stays as it is until then.
+        An agent step is ``spec.action_repeat`` control steps, fewer where the episode ends. A simulator with its own
+        threads computes until `recv`; the caller must not change ``action`` before.
         """
 
     @abstractmethod
     def recv(self, out: StepArrays) -> None:
-        """End the step that `send` began and write its outcome into ``out``.
+        """Finish the step that `send` began and write its result into ``out``.
 
-        At an episode's end ``out.observation`` holds the true last observation. A time limit is ``truncated``,
-        the task's own end is ``terminated``. Where the physics diverged the episode is ``truncated`` at the last
-        observation that is one, and the step gives the rewards up to there.
+        At an episode's end ``out.observation`` holds the true last observation. A time limit sets ``truncated``,
+        the task's own end sets ``terminated``. Diverged physics sets ``truncated``; ``out`` then holds the last valid
+        observation and the rewards up to it.
         """
 
     def step(self, action: FloatArray, out: StepArrays) -> None:
-        """One whole agent step."""
+        """Take one agent step in every copy."""
         self.send(action)
         self.recv(out)
 
-    def warn_diverged(self, copy: int, why: str) -> None:
-        """Say that a copy's physics gave up."""
-        LOGGER.warning("task %r, copy %d: the physics diverged (%s), so its episode is cut", self.spec.name, copy, why)
+    def warn_diverged(self, copy: int, cause: str) -> None:
+        """Warn that the physics of a copy diverged."""
+        LOGGER.warning("task %r, copy %d: physics diverged (%s), episode truncated", self.spec.name, copy, cause)
 
-    def close(self) -> None:  # noqa: B027  (most simulators have nothing to close)
-        """Free what the simulator holds."""
+    @abstractmethod
+    def close(self) -> None:
+        """Free the simulator's memory, threads and processes."""
 
 
 def copy_seed(seed: int, copy: int) -> int:
-    """The seed of one copy: the seed itself for the first, an independent one for every other."""
-    if copy == 0:
-        return seed
-    return int(np.random.SeedSequence([seed, copy]).generate_state(1)[0])
+    """Return the seed of one copy: the seed itself for the first, an independent one for every other."""
+    return seed if copy == 0 else int(np.random.SeedSequence([seed, copy]).generate_state(1)[0])
 
 
 def task_error(task: str, call: str, error: BaseException) -> TaskError:
-    """Describe in one line what a task's code raised, so that it can travel without its exception class.
+    """Return a picklable error that describes in one line an exception of a task's code.
 
     Args:
         task: name of the task.
-        call: what was called, for example ``step``.
-        error: what it raised.
+        call: the call that failed, for example ``step``.
+        error: the exception.
     """
     if isinstance(error, TaskError):
         return error
     frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    location = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
-    kind = type(error).__name__
-    what = f"called sys.exit({text})" if isinstance(error, SystemExit) else f"raised {kind}: {text}"
-    return TaskError(f"task {task!r}: its {call} {what}{where}", task)
+    cause = f"called sys.exit({text})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}: {text}"
+    return TaskError(f"task {task!r}: its {call} {cause}{location}", task)

@@ -1,7 +1,4 @@
-"""dm_control's suite: the reference engine.
-
-Steps dm_control's own environments, K in a row, with no Python objects per step beyond dm_control's own.
-"""
+"""The reference engine: steps K environments of dm_control's suite, one after the other."""
 
 from __future__ import annotations
 
@@ -22,23 +19,20 @@ NAME = "dm_control"
 
 
 def task_names() -> dict[str, tuple[str, str]]:
-    """Task name to (domain, task) over the whole suite: ``humanoid-walk`` is ("humanoid", "walk")."""
+    """Return the suite's tasks: ``{"humanoid-walk": ("humanoid", "walk"), ...}``."""
     return {f"{domain}-{task}": (domain, task) for domain, task in suite.ALL_TASKS}
 
 
 def task_sets() -> dict[str, tuple[str, ...]]:
-    """Set name to task names: one set per domain, ``dmc`` for the benchmarking tasks, ``dmc_all`` for the suite."""
-    sets = {
-        domain: tuple(f"{domain}-{task}" for task in suite.TASKS_BY_DOMAIN[domain]) for domain in suite.TASKS_BY_DOMAIN
-    }
-    sets["dmc"] = tuple(f"{domain}-{task}" for domain, task in suite.BENCHMARKING)
-    sets["dmc_all"] = tuple(task_names())
-    return sets
+    """Return the task sets: one per domain, ``dmc`` for the benchmarking tasks, ``dmc_all`` for the whole suite."""
+    domains = {domain: tuple(f"{domain}-{task}" for task in tasks) for domain, tasks in suite.TASKS_BY_DOMAIN.items()}
+    benchmark = tuple(f"{domain}-{task}" for domain, task in suite.BENCHMARKING)
+    return {**domains, "dmc": benchmark, "dmc_all": tuple(task_names())}
 
 
 @functools.cache
 def spec_of(name: str, action_repeat: int) -> TaskSpec:
-    """The spec of the suite's task ``name``, read from a copy that is loaded for the purpose."""
+    """Load a task and return its spec."""
     env = suite.load(*task_names()[name])
     action = env.action_spec()
     limit = env._step_limit
@@ -56,7 +50,7 @@ def spec_of(name: str, action_repeat: int) -> TaskSpec:
 
 
 def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> DmControlSim:
-    """K copies of a task."""
+    """Return K copies of a task."""
     return DmControlSim(spec, num_envs, seed)
 
 
@@ -75,11 +69,11 @@ class DmControlSim(BatchSim):
             ]
         for env in self._envs:
             drop_renderer(env.physics)
-        self._slices = self.spec.slices
-        self._reached = np.zeros((num_envs, spec.observation_size), np.float32)
+        self._slices = spec.slices
+        self._last_observation = np.zeros((num_envs, spec.observation_size), np.float32)
 
     def seed(self, seed: int) -> None:
-        """As torchrl's DMControlEnv does: a new random state for the task, then one reset."""
+        """Give each copy's task a new random state, then reset once, as torchrl's DMControlEnv does."""
         for copy, env in enumerate(self._envs):
             env.task._random = np.random.RandomState(copy_seed(seed, copy))
             env.reset()
@@ -88,41 +82,38 @@ class DmControlSim(BatchSim):
         """Start new episodes where ``mask`` is true."""
         for copy in np.flatnonzero(mask):
             self._write(self._envs[copy].reset().observation, observation[copy])
-            self._reached[copy] = observation[copy]
+            self._last_observation[copy] = observation[copy]
 
     def send(self, action: FloatArray) -> None:
-        """Take the actions."""
+        """Store the actions."""
         self._action = action.astype(np.float64)
 
     def recv(self, out: StepArrays) -> None:
-        """One agent step of every copy."""
-        actions = self._action
+        """Take one agent step in every copy."""
         for copy, env in enumerate(self._envs):
             reward = 0.0
             try:
                 for _ in range(self.spec.action_repeat):
-                    time_step = env.step(actions[copy])
+                    time_step = env.step(self._action[copy])
                     reward += time_step.reward
                     if time_step.last():
                         break
             except PhysicsError as error:
                 self.warn_diverged(copy, str(error))
-                out.observation[copy] = self._reached[copy]
+                out.observation[copy] = self._last_observation[copy]
                 out.reward[copy], out.terminated[copy], out.truncated[copy] = reward, False, True
                 continue
             self._write(time_step.observation, out.observation[copy])
             out.reward[copy] = reward
             last = time_step.last()
             # A time limit ends an episode with discount 1, a task's own end with the task's discount.
-            limit = last and bool(np.isclose(time_step.discount, 1.0))
-            out.truncated[copy] = limit
-            out.terminated[copy] = last and not limit
-        self._reached[:] = out.observation
+            out.truncated[copy] = last and bool(np.isclose(time_step.discount, 1.0))
+            out.terminated[copy] = last and not out.truncated[copy]
+        self._last_observation[:] = out.observation
 
     def _write(self, observation: Mapping[str, Any], row: FloatArray) -> None:
-        for entry, where in self._slices:
-            value = observation[entry]
-            row[where] = value if np.ndim(value) < 2 else np.ravel(value)
+        for entry, columns in self._slices:
+            row[columns] = np.asarray(observation[entry]).ravel()
 
     def close(self) -> None:
         """Free the simulators' memory."""
@@ -132,8 +123,8 @@ class DmControlSim(BatchSim):
 
 @contextlib.contextmanager
 def _compiled_once() -> Iterator[None]:
-    # Compiling a task's model takes ten times as long as copying the compiled one. Each copy has a model of its own,
-    # which tasks write to at reset; a task whose XML is drawn (lqr) is compiled each time.
+    # Compiling a task's model takes ten times as long as copying it. Each copy needs its own model, since tasks write
+    # to it at resets. A task with random XML (lqr) is compiled for each copy.
     compile_xml = wrapper.MjModel.from_xml_string
     compiled: dict[Any, Any] = {}
 
@@ -156,8 +147,9 @@ def _headless(physics: Any) -> Any:
 
 
 def drop_renderer(physics: Physics) -> None:
-    """Let a task that is never drawn know it."""
-    # quadruped-escape uploads its terrain to a renderer at every reset, and fails where there is none. Nothing is
-    # drawn here, so say there is none to upload to; the simulation is untouched.
+    """Disable rendering; the simulation stays the same.
+
+    quadruped-escape uploads its terrain to a renderer at every reset, which fails without a display.
+    """
     kind: Any = type(physics)
     physics.__class__ = _headless(kind)

@@ -1,11 +1,10 @@
-"""dm_control's suite stepped by ``mujoco.batch``: the same numbers as the reference engine, in less time.
+"""dm_control's suite stepped by ``mujoco.batch``: the reference engine's results, bit for bit, in less time.
 
-All copies of a task lie in one batch and are stepped, observed and rewarded together, so dm_control's Python around the
-physics is paid once per step, not once per copy. Episodes begin as dm_control begins them: one of its environments
-resets with each copy's own random state, and what it reached is copied into the batch. Physics is the same call of
-the same library, observations and rewards are the views of `mtray.engines.suite`.
+One batch holds all copies of a task, so Python's overhead is paid per step and not per copy. Observations and rewards
+come from the views of `mtray.engines.suite`. At an episode's start a dm_control environment resets with the copy's
+random state, and its state is copied into the batch.
 
-Tasks without a view (lqr, quadruped-escape) are stepped by the reference engine, with equal results at its speed.
+Tasks without a view (lqr, quadruped-escape) are stepped by the reference engine.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
 from mtray.engines.suite.base import View
 
 NAME = "mujoco"
-# A file of `mtray.engines.suite` each.
+# Each has a file in `mtray.engines.suite`.
 DOMAINS = (
     "acrobot",
     "ball_in_cup",
@@ -47,27 +46,28 @@ DOMAINS = (
     "walker",
 )
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-_UP_TO_VELOCITY = int(mujoco.mjtStage.mjSTAGE_VEL)
+_VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
+_WARNINGS = [name for name in mujoco.mjtWarning.__members__ if name != "mjNWARNING"]
 
 task_names = reference.task_names
 task_sets = reference.task_sets
 
 
 def spec_of(name: str, action_repeat: int) -> TaskSpec:
-    """The reference engine's spec."""
+    """Return the reference engine's spec."""
     return dataclasses.replace(reference.spec_of(name, action_repeat), engine=NAME)
 
 
 def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> BatchSim:
-    """K copies of a task."""
+    """Return K copies of a task."""
     kind = MujocoSim if has_view(spec.name) else reference.DmControlSim
     return kind(spec, num_envs, seed)
 
 
 def has_view(name: str) -> bool:
-    """Whether a task is stepped in a batch."""
+    """Return whether a task is stepped in a batch."""
     domain, task = task_names()[name]
-    return domain in DOMAINS and task not in _view_of(domain).without
+    return domain in DOMAINS and task not in _view_of(domain).unsupported
 
 
 def _view_of(domain: str) -> type[View]:
@@ -79,41 +79,38 @@ class MujocoSim(BatchSim):
     """K copies of one task of dm_control's suite in one ``mujoco.batch.Batch``."""
 
     def __init__(self, spec: TaskSpec, num_envs: int, seed: int) -> None:
-        """Load the task once and lay its simulations out."""
+        """Load the task and make a batch of its model."""
         domain, task = task_names()[spec.name]
         self.spec = spec
         self.num_envs = num_envs
-        # Begins every copy's episodes, and steps nothing. Its first reset, whose draws nobody gets, writes into the
-        # model what the task writes there for good.
+        # Only starts episodes, for all copies. The first reset makes the task's permanent changes of the model.
         self._env = env = suite.load(domain, task, task_kwargs={"random": 0})
         reference.drop_renderer(env.physics)
         env.reset()
-        self._slices = [where for _, where in self.spec.slices]
+        self._slices = [columns for _, columns in spec.slices]
         self._substeps = env._n_sub_steps
         self._limit = env._step_limit
-        # A simulation keeps its own MjData, as dm_control's does: a control step ends with the next one's first half,
-        # which the next one then need not repeat.
+        # Persistent: each simulation keeps its MjData, so a step reuses results of the step before, as in dm_control.
         self._sims = Batch(env.physics.model.ptr, num_envs, nthread=1, persistent=True)
         self._ctrl = self._sims.bind("ctrl")
-        # [n, kinds of warning], counts. Their other column is what each warned of last.
+        # Counts, [n, kinds of warning].
         self._warnings = self._sims.warning[..., 1]
-        self._reached = np.zeros((num_envs, spec.observation_size), np.float32)
+        self._last_observation = np.zeros((num_envs, spec.observation_size), np.float32)
         self._view = _view_of(domain)(self._sims, env.task)
         self._fields = {name: self._sims.expand(name) for name in self._view.model_fields}
         self._steps = np.zeros(num_envs, np.int64)
-        self._random: list[np.random.RandomState] = []
-        self._seed_random(seed)
+        self._random = self._random_states(seed)
 
-    def _seed_random(self, seed: int) -> None:
-        self._random = [np.random.RandomState(copy_seed(seed, copy)) for copy in range(self.num_envs)]
+    def _random_states(self, seed: int) -> list[np.random.RandomState]:
+        return [np.random.RandomState(copy_seed(seed, copy)) for copy in range(self.num_envs)]
 
     def seed(self, seed: int) -> None:
-        """A new random state for every copy, then one reset, as the reference engine does."""
-        self._seed_random(seed)
+        """Give each copy a new random state, then reset once, as the reference engine does."""
+        self._random = self._random_states(seed)
         for copy in range(self.num_envs):
-            self._begin(copy)
+            self._start_episode(copy)
 
-    def _begin(self, copy: Any) -> Any:
+    def _start_episode(self, copy: Any) -> Any:
         self._env.task._random = self._random[copy]
         return self._env.reset().observation
 
@@ -122,56 +119,51 @@ class MujocoSim(BatchSim):
         copies = np.flatnonzero(mask)
         physics = self._env.physics
         for copy in copies:
-            for value, where in zip(self._begin(copy).values(), self._slices, strict=True):
-                observation[copy, where] = np.ravel(value)
+            for value, columns in zip(self._start_episode(copy).values(), self._slices, strict=True):
+                observation[copy, columns] = np.ravel(value)
             mujoco.mj_getState(physics.model.ptr, physics.data.ptr, self._sims.state[copy], _STATE)
             for name, values in self._fields.items():
                 values[copy] = getattr(physics.model, name)
-        self._reached[copies] = observation[copies]
+        self._last_observation[copies] = observation[copies]
         self._steps[copies] = 0
-        self._sims.forward(copies, _UP_TO_VELOCITY)
-        # Only what a step warns of counts.
+        self._sims.forward(copies, _VELOCITY_STAGE)
+        # Warnings of the reset do not count.
         self._warnings[copies] = 0
 
     def send(self, action: FloatArray) -> None:
-        """Take the actions."""
+        """Store the actions."""
         self._ctrl[:] = action
 
     def recv(self, out: StepArrays) -> None:
-        """One agent step of every copy."""
+        """Take one agent step in every copy."""
         reward = np.zeros(self.num_envs)
+        # Copies to step; None for all.
         copies: Any = None
         for _ in range(self.spec.action_repeat):
-            self._sims.step(copies, self._substeps, _UP_TO_VELOCITY)
-            where = slice(None) if copies is None else copies
-            # As in dm_control any warning of MuJoCo's is the end of a valid simulation.
+            self._sims.step(copies, self._substeps, _VELOCITY_STAGE)
+            stepped = slice(None) if copies is None else copies
+            # Any warning of MuJoCo's means divergence, as in dm_control.
             valid = ~self._warnings.any(-1)
-            reward[where] += np.where(valid, self._view.reward(), 0.0)[where]
-            self._steps[where] += 1
-            going = valid & (self._steps < self._limit)
-            if not going.all():
-                copies = np.flatnonzero(going)
+            reward[stepped] += np.where(valid, self._view.reward(), 0.0)[stepped]
+            self._steps[stepped] += 1
+            running = valid & (self._steps < self._limit)
+            if not running.all():
+                copies = np.flatnonzero(running)
                 if not len(copies):
                     break
-        # The last of an episode's observations stays in place while other copies are stepped on.
-        for value, entry in zip(self._view.observe(), self._slices, strict=True):
-            out.observation[:, entry] = value.reshape(self.num_envs, -1)
+        # Copies that stopped early keep the state of their last step.
+        for value, columns in zip(self._view.observe(), self._slices, strict=True):
+            out.observation[:, columns] = value.reshape(self.num_envs, -1)
         out.reward[:] = reward
-        # No task that has a view ends its episodes itself.
+        # Tasks with a view end at the time limit only.
         out.terminated[:] = False
         np.greater_equal(self._steps, self._limit, out=out.truncated)
-        self._cut(np.flatnonzero(~valid), out)
-        self._reached[:] = out.observation
-
-    def _cut(self, copies: Any, out: StepArrays) -> None:
-        for copy in copies:
+        for copy in np.flatnonzero(~valid).tolist():
             names = [name for name, count in zip(_WARNINGS, self._warnings[copy], strict=True) if count]
             self.warn_diverged(copy, ", ".join(names))
-            out.observation[copy], out.truncated[copy] = self._reached[copy], True
+            out.observation[copy], out.truncated[copy] = self._last_observation[copy], True
+        self._last_observation[:] = out.observation
 
     def close(self) -> None:
         """Free the simulators' memory."""
         self._env.close()
-
-
-_WARNINGS = [name for name in mujoco.mjtWarning.__members__ if name != "mjNWARNING"]

@@ -1,10 +1,10 @@
-"""Any TorchRL environment as an engine: what a user's maker returns.
+"""TorchRL environments that a user's maker builds.
 
-A maker is a callable ``maker(num_envs, seed)`` that returns a new TorchRL environment of batch size ``[num_envs]`` (or
-``[]``, then it is called once per copy with a seed of its own) with one float observation vector under
-``observation`` and one float action vector under ``action``.
+A maker is a callable ``maker(num_envs, seed)`` that returns a new TorchRL environment of batch size ``[num_envs]``, or
+``[]``: then it is called once per copy, each time with another seed. The environment has one float observation vector
+under ``observation`` and one float action vector under ``action``.
 
-Each environment is advanced as TorchRL's rollouts do (`mtray.engines.torchrl_rollout`).
+`mtray.engines.torchrl_specs` checks the specs; `mtray.engines.torchrl_rollout` steps the environments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torchrl.envs import EnvBase
 from mtray.data.specs import OBSERVATION, REWARD, UNBOUNDED, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
 from mtray.engines.torchrl_rollout import RunningEnv
-from mtray.engines.torchrl_specs import NAME as NAME
 from mtray.engines.torchrl_specs import check_new, is_started, read_spec
 from mtray.errors import MtrayError, TaskError, UsageError
 
@@ -31,17 +30,17 @@ Maker = Callable[[int, int], EnvBase]
 
 
 class TorchrlSim(BatchSim):
-    """K copies of a task that a user's maker builds.
+    """K copies of a user's task.
 
     An episode ends where ``done``, ``terminated`` or ``truncated`` is true; it is truncated unless it terminated.
     """
 
     def __init__(self, name: str, maker: Maker, num_envs: int, seed: int) -> None:
-        """Call the maker and read its specs.
+        """Call the maker and read the environment's spec.
 
         Raises:
             TaskError: the maker raised.
-            UsageError: what it returned does not have the keys and shapes above.
+            UsageError: the environment does not meet the requirements above.
         """
         self.name = name
         self.num_envs = num_envs
@@ -55,17 +54,15 @@ class TorchrlSim(BatchSim):
 
     def _build(self, maker: Maker, seed: int) -> None:
         first = self._make(maker, self.num_envs, seed)
-        self._parts = [RunningEnv(first, slice(0, self.num_envs))]
         batch = tuple(first.batch_size)
-        if not batch:
-            self._parts = [RunningEnv(first, slice(0, 1))]
-            for copy in range(1, self.num_envs):
-                env = self._make(maker, 1, copy_seed(seed, copy))
-                self._parts.append(RunningEnv(env, slice(copy, copy + 1)))
-                if env.batch_size:
-                    self._wrong_batch(env, "(), as it was the first time")
-        elif batch != (self.num_envs,):
-            self._wrong_batch(first, f"({self.num_envs},), the number of copies asked for, or ()")
+        self._parts = [RunningEnv(first, slice(0, self.num_envs if batch else 1))]
+        if batch not in ((), (self.num_envs,)):
+            self._raise_batch_size(first, f"({self.num_envs},), the number of copies requested, or ()")
+        for copy in range(1, 1 if batch else self.num_envs):
+            env = self._make(maker, 1, copy_seed(seed, copy))
+            self._parts.append(RunningEnv(env, slice(copy, copy + 1)))
+            if env.batch_size:
+                self._raise_batch_size(env, "(), as at the first call")
         check_new(self.name, [part.env for part in self._parts])
         try:
             specs = [read_spec(self.name, part.env) for part in self._parts]
@@ -74,7 +71,7 @@ class TorchrlSim(BatchSim):
         self.spec = specs[0]
         for copy, spec in enumerate(specs):
             if spec != self.spec:
-                raise UsageError(f"task {self.name!r}: copy {copy} has another spec than copy 0: {spec}, {self.spec}")
+                raise UsageError(f"task {self.name!r}: copy {copy} has spec {spec}, but copy 0 has {self.spec}")
         self._observation_shape = (*batch, self.spec.observation_size)
 
     def _make(self, maker: Maker, num_envs: int, seed: int) -> EnvBase:
@@ -87,31 +84,33 @@ class TorchrlSim(BatchSim):
             self._fail(call, error)
         if not isinstance(env, EnvBase):
             kind = env.__name__ if isinstance(env, type) else type(env).__name__
-            what = f"the class {kind}" if isinstance(env, type) else kind
+            returned = f"the class {kind}" if isinstance(env, type) else kind
             with contextlib.suppress(*TASK_FAILURES):
-                # A simulator, or a coroutine that nobody will await.
+                # A simulator to free, or a coroutine, which would warn that it was never awaited.
                 env.close()
-            raise UsageError(f"the maker of task {self.name!r} returned {what}, expected a torchrl EnvBase")
+            raise UsageError(f"the maker of task {self.name!r} returned {returned}, expected a torchrl EnvBase")
         return env
 
-    def _wrong_batch(self, env: EnvBase, expected: str) -> NoReturn:
+    def _raise_batch_size(self, env: EnvBase, expected: str) -> NoReturn:
         raise UsageError(
             f"the maker of task {self.name!r} built an environment of batch size {tuple(env.batch_size)}: "
             f"it must be {expected}"
         )
 
     def probe(self) -> None:
-        """Reset and step once, so that what does not fit is found before anything is started.
+        """Reset and step once, to find errors before a run starts.
 
         Raises:
             TaskError: the environment raised.
-            UsageError: what it gives does not fit its specs, or is not finite as float32.
+            UsageError: the data does not match the specs, or is not finite as float32.
         """
         out = StepArrays.empty(self.num_envs, self.spec)
+        bounds = zip(self.spec.action_low, self.spec.action_high, strict=True)
+        middle = np.array([0.0 if low <= -UNBOUNDED else (low + high) / 2 for low, high in bounds], np.float32)
         with np.errstate(over="ignore"):
             self.reset(np.ones(self.num_envs, np.bool_), out.observation)
             self._check_finite("reset", out)
-            self.step(np.tile(_middle(self.spec.action_low, self.spec.action_high), (self.num_envs, 1)), out)
+            self.step(np.tile(middle, (self.num_envs, 1)), out)
             self._check_finite("step", out)
 
     def _check_finite(self, call: str, out: StepArrays) -> None:
@@ -125,7 +124,7 @@ class TorchrlSim(BatchSim):
         """Seed every environment."""
         for part in self._parts:
             try:
-                part.env.set_seed(copy_seed(seed, part.where.start))
+                part.env.set_seed(copy_seed(seed, part.copies.start))
             except TASK_FAILURES as error:
                 self._fail("set_seed", error)
             part.root = None
@@ -133,81 +132,70 @@ class TorchrlSim(BatchSim):
     def reset(self, mask: BoolArray, observation: FloatArray) -> None:
         """Start new episodes where ``mask`` is true."""
         for part in self._parts:
-            chosen = mask[part.where]
-            if not chosen.any():
+            reset = mask[part.copies]
+            if not reset.any():
                 continue
             try:
-                started = part.reset(chosen)
+                started = part.reset(reset)
             except TASK_FAILURES as error:
                 self._fail("reset", error)
-            rows = self._rows(started, OBSERVATION, self._observation_shape, part.size)
-            ended = chosen & part.ended
-            if not self._warned and ended.any() and (rows[ended] == part.reached[ended]).all(-1).any():
-                self._warn_same()
-            part.ended = part.ended & ~chosen
-            observation[part.where][chosen] = rows[chosen]
-
-    def _warn_same(self) -> None:
-        self._warned = True
-        LOGGER.warning(
-            "task %r: an episode begins with the observation that the one before ended with; if the environment resets "
-            "itself in its step, the last observation of each episode is lost",
-            self.name,
-        )
+            rows = self._observation(part, started)
+            ended = reset & part.ended
+            if not self._warned and ended.any() and (rows[ended] == part.last_observation[ended]).all(-1).any():
+                self._warned = True
+                LOGGER.warning(
+                    "task %r: an episode begins with the last observation of the episode before; if the environment "
+                    "resets itself in its step, the true last observation of each episode is lost",
+                    self.name,
+                )
+            part.ended = part.ended & ~reset
+            observation[part.copies][reset] = rows[reset]
 
     def send(self, action: FloatArray) -> None:
-        """Take the actions."""
+        """Store the actions."""
         self._action = action.copy()
 
     def recv(self, out: StepArrays) -> None:
-        """One step of every environment."""
+        """Step every environment."""
         for part in self._parts:
-            where = part.where
+            copies = part.copies
             try:
-                reached = part.step(self._action[where])
+                result = part.step(self._action[copies])
             except TASK_FAILURES as error:
-                self._step_failed(part, error)
-            out.observation[where] = self._rows(reached, OBSERVATION, self._observation_shape, part.size)
-            # TorchRL has held it to its spec's shape, which is one number.
-            out.reward[where] = _array(reached.get(REWARD), part.size, torch.float32)[:, 0]
-            terminated, ended = self._ends(part, reached)
-            out.terminated[where] = terminated
-            out.truncated[where] = ended & ~terminated
-            part.ended, part.reached = ended, out.observation[where]
+                self._fail_step(part, error)
+            out.observation[copies] = self._observation(part, result)
+            # TorchRL has checked the shape.
+            out.reward[copies] = _array(result.get(REWARD), part.size, torch.float32)[:, 0]
+            terminated, done = (_flag(result.get(key), part.size) for key in ("terminated", "done"))
+            truncated = result.get("truncated", None)
+            part.ended = terminated | done | (False if truncated is None else _flag(truncated, part.size))
+            out.terminated[copies] = terminated
+            out.truncated[copies] = part.ended & ~terminated
+            part.last_observation = out.observation[copies]
 
-    def _ends(self, part: RunningEnv, reached: TensorDictBase) -> tuple[BoolArray, BoolArray]:
-        """Which copies terminated, and which episodes are over."""
-        terminated = self._flag(part, reached.get("terminated"))
-        ended = terminated | self._flag(part, reached.get("done"))
-        truncated = reached.get("truncated", None)
-        return terminated, ended if truncated is None else ended | self._flag(part, truncated)
-
-    def _flag(self, part: RunningEnv, value: Tensor) -> BoolArray:
-        return cast(BoolArray, _array(value, part.size, torch.bool)[:, 0])
-
-    def _rows(self, data: TensorDictBase, key: str, shape: tuple[int, ...], size: int) -> FloatArray:
-        value = data.get(key, None)
+    def _observation(self, part: RunningEnv, data: TensorDictBase) -> FloatArray:
+        value, shape = data.get(OBSERVATION, None), self._observation_shape
         if value is None or value.shape != shape:
             found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
             keys = ", ".join(map(str, data.keys()))
             raise UsageError(
-                f"task {self.name!r}: {key!r} {found}, the environment's spec says {shape} "
-                f"(keys that it returned: {keys}): correct the spec or what it returns"
+                f"task {self.name!r}: {OBSERVATION!r} {found}, the environment's spec says {shape} "
+                f"(returned keys: {keys}): correct the spec or the returned data"
             )
         if not value.is_floating_point():
             raise UsageError(
-                f"task {self.name!r}: {key!r} has dtype {value.dtype}, the environment's spec says a float"
+                f"task {self.name!r}: {OBSERVATION!r} has dtype {value.dtype}, the environment's spec says a float"
             )
-        return cast(FloatArray, _array(value, size, torch.float32))
+        return cast(FloatArray, _array(value, part.size, torch.float32))
 
-    def _step_failed(self, part: RunningEnv, error: BaseException) -> NoReturn:
+    def _fail_step(self, part: RunningEnv, error: BaseException) -> NoReturn:
         names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        # TorchRL's function that reshapes the reward to its spec.
         if "_step_proc_data" in names:
-            # Where TorchRL puts the reward into its spec's shape.
             shape = tuple(part.env.full_reward_spec[REWARD].shape)
             raise UsageError(
                 f"task {self.name!r}: its step returns no {REWARD!r} that fits its spec of shape {shape} ({error}): "
-                "mtray learns from one number a step"
+                "mtray needs one number per step"
             ) from error
         self._fail("step", error)
 
@@ -217,21 +205,20 @@ class TorchrlSim(BatchSim):
         raise task_error(self.name, call, error) from error
 
     def close(self) -> None:
-        """Close every environment; what they raise is a warning."""
+        """Close every environment; an error becomes a warning."""
         parts, self._parts = self._parts, []
         for part in parts:
             try:
-                # Not by the environment's own flag: TorchRL sets it on those that were never closed, too.
+                # The environment's `is_closed` can be True although it was never closed.
                 if is_started(part.env):
                     part.env.close()
             except TASK_FAILURES as error:
                 LOGGER.warning("%s", task_error(self.name, "close", error))
 
 
+def _flag(value: Tensor, size: int) -> BoolArray:
+    return cast(BoolArray, _array(value, size, torch.bool)[:, 0])
+
+
 def _array(value: Tensor, size: int, dtype: torch.dtype) -> Any:
     return value.detach().reshape(size, -1).to("cpu", dtype).numpy()
-
-
-def _middle(low: tuple[float, ...], high: tuple[float, ...]) -> FloatArray:
-    pairs = zip(low, high, strict=True)
-    return np.array([0.0 if a <= -UNBOUNDED else (a + b) / 2 for a, b in pairs], np.float32)

@@ -1,7 +1,7 @@
-"""One TorchRL environment, advanced as TorchRL's own rollouts do.
+"""One TorchRL environment, stepped as TorchRL's rollouts step it.
 
-The TensorDict that a step leaves behind is the next one's start, so transforms and stateless environments find in it
-what they wrote there. Enters: actions as numpy arrays. Leaves: TensorDicts, as the environment wrote them.
+Each step starts from the TensorDict of the step before, so that entries of transforms and of stateless environments
+persist. Enters: actions as numpy arrays. Leaves: the environment's TensorDicts.
 """
 
 from __future__ import annotations
@@ -19,45 +19,45 @@ from mtray.engines.base import BoolArray
 
 
 class RunningEnv:
-    """An environment that a maker returned, and where its rollout stands.
+    """An environment and the state of its rollout.
 
     Attributes:
         env: the environment.
-        where: which of the task's copies it steps.
+        copies: the task's copies that it steps.
         size: their number.
-        root: the TensorDict that its next step starts from; None before the first reset.
-        ended: which of its copies the last step ended.
-        reached: observations that the last step reached, in the array that they were written to.
+        root: the TensorDict that the next step starts from; None before the first reset.
+        ended: [size] bool, copies whose episode the last step ended.
+        last_observation: [size, obs_t], from the last step; a view of the caller's array.
     """
 
-    def __init__(self, env: EnvBase, where: slice) -> None:
-        """Take an environment that was not reset yet."""
+    def __init__(self, env: EnvBase, copies: slice) -> None:
+        """Wrap an environment that was not reset yet."""
         self.env = env
-        self.where = where
-        self.size = where.stop - where.start
+        self.copies = copies
+        self.size = copies.stop - copies.start
         self.root: TensorDictBase | None = None
         self.ended = np.zeros(self.size, np.bool_)
-        self.reached: FloatArray = np.zeros((self.size, 0), np.float32)
+        self.last_observation: FloatArray = np.zeros((self.size, 0), np.float32)
         self._device = env.device or torch.device("cpu")
 
     @functools.cached_property
     def _action_layout(self) -> tuple[torch.Size, torch.dtype]:
-        # TorchRL assembles a spec at each look.
+        # Cached, since TorchRL assembles a spec at each access.
         spec = self.env.full_action_spec[ACTION]
         return spec.shape, spec.dtype
 
     def reset(self, mask: BoolArray) -> TensorDictBase:
-        """Start episodes where ``mask`` is true, at first everywhere; returns the new root."""
+        """Start episodes where ``mask`` is true, the first time in all copies; return the new root."""
         if self.root is None:
             self.root = cast(TensorDictBase, self.env.reset())
         else:
             flag = torch.from_numpy(mask.copy()).view(*self.env.batch_size, 1).to(self._device)
-            # As TorchRL's own maybe_reset: entries of the last episode are no arguments of the reset.
+            # select_reset_only as in TorchRL's maybe_reset: a reset must not read entries of the last episode.
             self.root = cast(TensorDictBase, self.env.reset(self.root.set("_reset", flag), select_reset_only=True))
         return self.root
 
     def step(self, action: FloatArray) -> TensorDictBase:
-        """Step with ``action`` [size, act_t] and advance; returns what the step reached."""
+        """Step with ``action`` [size, act_t] and return the step's ``next`` entries."""
         assert self.root is not None, "reset first"
         env = self.env
         shape, dtype = self._action_layout

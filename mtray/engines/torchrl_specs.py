@@ -1,7 +1,7 @@
-"""What a user's TorchRL environment declares, read as a `TaskSpec`; what mtray can't learn from is refused here.
+"""The `TaskSpec` of a user's TorchRL environment, and the checks of what mtray can learn from.
 
-Enters: an environment, before its first reset. Leaves: its spec, or a `UsageError` that names the task, the entry,
-its shape and dtype, and a remedy.
+Enters: an environment before its first reset. Leaves: its spec, or a `UsageError` that names the task, the entry, its
+shape and dtype, and a remedy.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from mtray.errors import UsageError
 
 NAME = "torchrl"
 
-# Where wrappers of TorchRL, Gymnasium and dm_control keep what they wrap.
+# Attributes in which wrappers of TorchRL, Gymnasium and dm_control keep the wrapped object.
 _WRAPPED = ("base_env", "_env", "env", "_transform", "transforms", "_envs", "envs")
-# Written by InitTracker, TrajCounter and Timer: no observations. StepCounter's and RewardSum's entries are states.
+# Entries of InitTracker, TrajCounter and Timer, which are no observations. StepCounter's and RewardSum's are states.
 _BOOKKEEPING = ("is_init", "traj_count", "time_step", "time_policy", "time_reset")
 
-# Environments that makers of this process returned, by id: returned again, two copies would be one.
+# All environments that makers returned in this process, by id, to refuse one that is returned again.
 _returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def read_spec(name: str, env: EnvBase) -> TaskSpec:
-    """The environment's `TaskSpec`.
+    """Return the environment's `TaskSpec`.
 
     Raises:
-        UsageError: an entry that mtray can't learn from, or would leave out.
+        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself.
     """
-    _check_resets(name, env)
+    _check_no_autoreset(name, env)
     _check_reward(name, env)
-    observation = _observation_size(name, env)
+    size = _observation_size(name, env)
     low, high = _action_bounds(name, env)
     return TaskSpec(
         name=name,
         engine=NAME,
-        observation=((OBSERVATION, observation),),
+        observation=((OBSERVATION, size),),
         action_low=low,
         action_high=high,
         horizon=None,
@@ -52,28 +52,27 @@ def read_spec(name: str, env: EnvBase) -> TaskSpec:
 
 
 def check_new(name: str, envs: Sequence[EnvBase]) -> None:
-    """Raise if two of these environments, or one of them and an earlier one, are or wrap the same object.
+    """Check that a maker built new environments.
 
     Raises:
-        UsageError: the maker does not build a new environment at each call.
+        UsageError: two of these environments, or one of them and an earlier one, are or wrap the same object.
     """
     found = list(_environments(envs))
-    groups = [envs, *(members for env in envs for members in _groups(env))]
+    groups = [envs, *(members for env in envs for members in _vectorised(env))]
     if any(_returned.get(id(env)) is env for env in found) or any(map(_overlap, groups)):
         raise UsageError(
-            f"the maker of task {name!r} returned the same environment twice, so its copies would be one: "
-            "build a new one at each call"
+            f"the maker of task {name!r} returned the same environment twice: it must build a new one at each call"
         )
     _returned.update({id(env): env for env in found if hasattr(type(env), "__weakref__")})
 
 
 def is_started(env: EnvBase) -> bool:
-    """Whether an environment can be closed: TorchRL's batched ones start at their first reset, and raise before."""
+    """Return whether an environment can be closed; TorchRL's batched ones can't be before their first reset."""
     return not any(isinstance(part, BatchedEnvBase) and part.__dict__["is_closed"] for part in _inner(env))
 
 
 def _inner(env: Any) -> Iterator[Any]:
-    """An object and all that it wraps."""
+    """Yield an object and all objects that it wraps, directly or not."""
     seen: set[int] = set()
     waiting = [env]
     while waiting:
@@ -82,7 +81,7 @@ def _inner(env: Any) -> Iterator[Any]:
             continue
         seen.add(id(current))
         yield current
-        # Not by getattr: TorchRL's batched environments start their processes when they are asked for an attribute.
+        # Not getattr: attribute access can make TorchRL's batched environments start their processes.
         fields = getattr(current, "__dict__", {})
         fields = {**fields, **(fields.get("_modules") or {})}
         for value in (fields.get(key) for key in _WRAPPED):
@@ -91,13 +90,15 @@ def _inner(env: Any) -> Iterator[Any]:
 
 
 def _environments(envs: Iterable[Any]) -> Iterator[Any]:
+    """Yield these environments and all that they wrap."""
     for env in envs:
         for part in _inner(env):
             if hasattr(type(part), "step") and hasattr(type(part), "reset"):
                 yield part
 
 
-def _groups(env: Any) -> Iterator[Sequence[Any]]:
+def _vectorised(env: Any) -> Iterator[Sequence[Any]]:
+    """Yield the members of each vectorised environment in ``env``."""
     for part in _inner(env):
         for key in ("_envs", "envs"):
             members = getattr(part, "__dict__", {}).get(key)
@@ -106,16 +107,12 @@ def _groups(env: Any) -> Iterator[Sequence[Any]]:
 
 
 def _overlap(envs: Sequence[Any]) -> bool:
-    seen: set[int] = set()
-    for env in envs:
-        ids = {id(part) for part in _environments([env])}
-        if seen & ids:
-            return True
-        seen |= ids
-    return False
+    """Return whether two of these environments are or wrap the same one."""
+    ids = [id(part) for env in envs for part in _environments([env])]
+    return len(ids) > len(set(ids))
 
 
-def _check_resets(name: str, env: EnvBase) -> None:
+def _check_no_autoreset(name: str, env: EnvBase) -> None:
     for part in _inner(env):
         resets_itself = (
             isinstance(part, AutoResetTransform | VecGymEnvTransform)
@@ -134,8 +131,8 @@ def _check_reward(name: str, env: EnvBase) -> None:
     keys = list(env.reward_keys)
     if keys != [REWARD]:
         raise UsageError(
-            f"task {name!r} has its reward under {_listed(keys)}: it must be one number under {REWARD!r} "
-            "(rename it in the maker with TorchRL's RenameTransform)"
+            f"task {name!r} has its reward under {', '.join(map(repr, keys)) or 'no key'}: it must be one number under "
+            f"{REWARD!r} (rename it in the maker with TorchRL's RenameTransform)"
         )
     spec = env.full_reward_spec[REWARD]
     shape, batch = tuple(spec.shape), tuple(env.batch_size)
@@ -147,7 +144,7 @@ def _check_reward(name: str, env: EnvBase) -> None:
 
 
 def _observation_size(name: str, env: EnvBase) -> int:
-    """Width of the vector under ``observation``."""
+    """Return the width of the vector under ``observation``."""
     specs = dict(env.observation_spec.items(True, True))
     spec = specs.get(OBSERVATION)
     rank = len(env.batch_size) + 1
@@ -156,17 +153,18 @@ def _observation_size(name: str, env: EnvBase) -> int:
             f"task {name!r} has no float vector under 'observation' (its observations: {_described(specs)}): "
             f"{_join(specs, rank)}"
         )
-    left_out = {key: spec for key, spec in specs.items() if key not in _accounted(env)}
-    if left_out:
+    used = _used_keys(env)
+    ignored = {key: spec for key, spec in specs.items() if key not in used}
+    if ignored:
         raise UsageError(
-            f"task {name!r} has observations beside 'observation', which would be left out: {_described(left_out)}; "
-            f"{_join({OBSERVATION: spec, **left_out}, rank)}, or drop them with ExcludeTransform"
+            f"task {name!r} has observations beside 'observation', which would be ignored: {_described(ignored)}; "
+            f"{_join({OBSERVATION: spec, **ignored}, rank)}, or drop them with ExcludeTransform"
         )
     return int(spec.shape[-1])
 
 
-def _accounted(env: EnvBase) -> set[Any]:
-    """Entries that are learned from, travel as state, or are what a transform made another entry of."""
+def _used_keys(env: EnvBase) -> set[Any]:
+    """Return the entries that are learned from, are state, or that a transform computes another entry from."""
     keys = {OBSERVATION, *_BOOKKEEPING, *env.state_spec.keys(True, True)}
     for part in _inner(env):
         if isinstance(part, Transform):
@@ -175,7 +173,7 @@ def _accounted(env: EnvBase) -> set[Any]:
 
 
 def _join(specs: dict[Any, Any], rank: int) -> str:
-    """How to make one vector of these entries."""
+    """Return the advice how to make one vector of these entries."""
     joinable = [key for key, spec in specs.items() if len(spec.shape) == rank and spec.dtype.is_floating_point]
     if len(joinable) == len(specs):
         return f"join them in the maker with TransformedEnv(env, CatTensors({joinable}, 'observation'))"
@@ -183,13 +181,13 @@ def _join(specs: dict[Any, Any], rank: int) -> str:
 
 
 def _action_bounds(name: str, env: EnvBase) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Lowest and highest value of each action entry."""
+    """Return the lowest and the highest value of each action entry."""
     specs = dict(env.full_action_spec.items(True, True))
     spec = specs.get(ACTION)
     rank = len(env.batch_size) + 1
     if len(specs) != 1 or spec is None or len(spec.shape) != rank or not spec.dtype.is_floating_point:
         raise UsageError(
-            f"task {name!r} has as action {_described(specs)}: mtray learns one vector of continuous actions under "
+            f"task {name!r} has as action {_described(specs)}: mtray needs one vector of continuous actions under "
             "'action'"
         )
     size = spec.shape[-1]
@@ -206,19 +204,15 @@ def _action_bounds(name: str, env: EnvBase) -> tuple[tuple[float, ...], tuple[fl
 
 
 def _check_bound(name: str, index: int, low: float, high: float) -> None:
-    where = f"task {name!r}: entry {index} of its action has the bounds [{low:g}, {high:g}]"
+    entry = f"task {name!r}: entry {index} of its action has the bounds [{low:g}, {high:g}]"
     if not low <= high:
-        raise UsageError(f"{where}, which no value satisfies: correct its action spec")
+        raise UsageError(f"{entry}, which no value satisfies: correct its action spec")
     if (low <= -UNBOUNDED) != (high >= UNBOUNDED):
         raise UsageError(
-            f"{where}, a limit on one side only: give it both in the maker, for example with Gymnasium's RescaleAction "
-            f"or TorchRL's ActionScaling (bounds beyond ±{UNBOUNDED:g} count as none; without, actions lie in [-1, 1])"
+            f"{entry}, a limit on one side only: set both in the maker, for example with Gymnasium's RescaleAction or "
+            f"TorchRL's ActionScaling (bounds beyond ±{UNBOUNDED:g} count as none; unbounded actions lie in [-1, 1])"
         )
 
 
 def _described(specs: dict[Any, Any]) -> str:
     return "; ".join(f"{key!r} of shape {tuple(spec.shape)} {spec.dtype}" for key, spec in specs.items()) or "none"
-
-
-def _listed(keys: Iterable[Any]) -> str:
-    return ", ".join(map(repr, keys)) or "no key"

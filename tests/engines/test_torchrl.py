@@ -486,4 +486,4 @@ def test_an_episode_that_begins_as_the_last_ended_is_warned_of_once(kind, warned
             sim.step(np.zeros((2, 1), np.float32), out)
             if out.truncated.any():
                 sim.reset(out.truncated, out.observation)
-    assert caplog.text.count("task 'mine': an episode begins with the observation") == warned
+    assert caplog.text.count("task 'mine': an episode begins with the last observation of the episode before") == warned

@@ -1,1 +1,1 @@
-"""dm_control's domains over a batch: a file per domain, over the views of `base`."""
+"""dm_control's domains over a batch of simulations: one file per domain."""

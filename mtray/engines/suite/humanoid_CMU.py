@@ -6,7 +6,7 @@ from mtray.engines.suite import humanoid
 
 
 class TaskView(humanoid.TaskView):
-    """As humanoid's, on a body whose spine is its torso's y axis."""
+    """The view of humanoid for a body whose spine is the torso's y axis."""
 
     torso = "thorax"
     limbs = ("lhand", "lfoot", "rhand", "rfoot")

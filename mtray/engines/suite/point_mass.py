@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from mtray.engines.suite.base import Array, Batch, View, mean_tolerance, norm, tolerance
+from mtray.engines.suite.base import Array, Batch, Entries, View, norm, small_control, tolerance
 
 
 class TaskView(View):
@@ -13,17 +12,15 @@ class TaskView(View):
 
     model_fields = ("wrap_prm",)
 
-    def __init__(self, sims: Batch, task: Any) -> None:
-        """See the base class."""
-        self._qpos, self._qvel, self._ctrl = sims.bind("qpos"), sims.bind("qvel"), sims.bind("ctrl")
+    def _bind(self, sims: Batch, task: Any) -> None:
         self._target, self._mass = sims.geom("target").xpos, sims.geom("pointmass").xpos
         self._size = sims.model.geom("target").size[0]
 
-    def observe(self) -> Sequence[Array]:
-        """See the base class."""
+    def observe(self) -> Entries:
+        """See base class."""
         return self._qpos, self._qvel
 
     def reward(self) -> Array:
-        """See the base class."""
+        """See base class."""
         near = tolerance(norm(self._target - self._mass), (0, self._size), self._size)
-        return near * ((mean_tolerance(self._ctrl) + 4) / 5)
+        return near * small_control(self._ctrl)

@@ -1,29 +1,27 @@
-"""quadruped: walk, run, fetch. Escape, whose every episode has a terrain of its own, has no view."""
+"""quadruped: walk, run, fetch. Escape is not supported, since each episode has another terrain."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import mujoco
 import numpy as np
 from dm_control.suite import quadruped
 
-from mtray.engines.suite.base import Array, Batch, View, along, norm, tolerance
+from mtray.engines.suite.base import Array, Batch, Entries, View, along, norm, tolerance
 
 _SENSOR = mujoco.mjtSensor
 
 
 class TaskView(View):
-    """Joints, inertial and force sensors; reward for upright and speed, or the ball fetched."""
+    """Joints, inertial and force sensors, ball, target; reward for being upright at speed, or for fetching the ball."""
 
-    without = ("escape",)
+    unsupported = ("escape",)
 
-    def __init__(self, sims: Batch, task: Any) -> None:
-        """See the base class."""
+    def _bind(self, sims: Batch, task: Any) -> None:
         model = sims.model
-        self._fetches = isinstance(task, quadruped.Fetch)
-        self._qpos, self._qvel, self._act = sims.bind("qpos"), sims.bind("qvel"), sims.bind("act")
+        self._is_fetch = isinstance(task, quadruped.Fetch)
+        self._act = sims.bind("act")
         hinges = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE)
         self._angles, self._rates = model.jnt_qposadr[hinges], model.jnt_dofadr[hinges]
         self._frame, self._torso = sims.body("torso").xmat, sims.body("torso").xpos
@@ -31,9 +29,8 @@ class TaskView(View):
         self._sensors = sims.bind("sensordata")
         self._imu = _columns(model, _SENSOR.mjSENS_GYRO, _SENSOR.mjSENS_ACCELEROMETER)
         self._force = _columns(model, _SENSOR.mjSENS_FORCE, _SENSOR.mjSENS_TORQUE)
-        if not self._fetches:
-            self._speed = task._desired_speed
-        else:
+        self._speed = getattr(task, "_desired_speed", None)
+        if self._is_fetch:
             self._workspace = sims.site("workspace").xpos
             self._ball, self._target = sims.body("ball").xpos, sims.site("target").xpos
             self._roots = [int(model.joint(name).dofadr[0]) for name in ("ball_root", "root")]
@@ -41,36 +38,31 @@ class TaskView(View):
             self._reach = model.site("workspace").size[0] + model.geom("ball").size[0]
             self._radius = model.site("target").size[0]
 
-    def observe(self) -> Sequence[Array]:
-        """See the base class."""
+    def observe(self) -> Entries:
+        """See base class."""
         state = np.hstack([self._qpos[:, self._angles], self._qvel[:, self._rates], self._act])
         imu, force = self._sensors[:, self._imu], np.arcsinh(self._sensors[:, self._force])
-        shown = (state, self._velocity, self._frame[:, 8], imu, force)
-        if self._fetches:
-            ball, root = self._roots
-            rates = self._qvel
-            moves = rates[:, ball : ball + 3] - rates[:, root : root + 3]
-            state = np.stack([self._ball - self._torso, moves, rates[:, ball + 3 : ball + 6]], 1)
-            target = along((self._target - self._torso)[:, None], self._frame)
-            return *shown, along(state, self._frame), target
-        return shown
+        entries = (state, self._velocity, self._frame[:, 8], imu, force)
+        if not self._is_fetch:
+            return entries
+        ball, root = self._roots
+        velocity = self._qvel[:, ball : ball + 3] - self._qvel[:, root : root + 3]
+        ball_state = np.stack([self._ball - self._torso, velocity, self._qvel[:, ball + 3 : ball + 6]], 1)
+        target = along((self._target - self._torso)[:, None], self._frame)
+        return *entries, along(ball_state, self._frame), target
 
     def reward(self) -> Array:
-        """See the base class."""
-        if self._fetches:
+        """See base class."""
+        upright = tolerance(self._frame[:, 8], (1, np.inf), 2, "linear", 0)
+        if self._is_fetch:
             to_ball, to_target = self._workspace - self._ball, self._target - self._ball
             reach = tolerance(norm(to_ball[:, :2]), (0, self._reach), self._arena, "linear", 0)
             fetch = tolerance(norm(to_target[:, :2]), (0, self._radius), self._arena, "linear", 0)
-            return self._upright * (reach * (0.5 + 0.5 * fetch))
-        speed = tolerance(self._velocity[:, 0], (self._speed, np.inf), self._speed, "linear", 0.5)
-        return self._upright * speed
-
-    @property
-    def _upright(self) -> Array:
-        return tolerance(self._frame[:, 8], (1, np.inf), 2, "linear", 0)
+            return upright * (reach * (0.5 + 0.5 * fetch))
+        return upright * tolerance(self._velocity[:, 0], (self._speed, np.inf), self._speed, "linear", 0.5)
 
 
 def _columns(model: Any, *kinds: Any) -> list[int]:
-    """Where the readings of all sensors of these kinds lie, in the sensors' order."""
+    """Return the indices in sensordata of the sensors of these kinds."""
     found = np.flatnonzero(np.isin(model.sensor_type, kinds))
     return [column for i in found for column in range(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])]
