@@ -1,8 +1,9 @@
-"""Tiny environments with known answers, for mtray's tests and for its users' own."""
+"""Tiny environments with known optimal returns, for tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -10,19 +11,21 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from mtray.data.specs import DONE_KEYS
+
 
 class CountingEnv(EnvBase):
-    """K counters: the observation is the number of steps since the reset, and the reward rewards one action.
+    """K counters: each entry of the observation is the number of steps since the reset.
 
-    Reward: 1 - (action - target)^2 of the first action entry, so the best return of an episode of n steps is n.
+    The reward is 1 - (action - target)^2 for the first action entry, so the best return of an episode of n steps is n.
 
     Args:
-        num_envs: K.
+        num_envs: number of counters, K.
         target: the best action.
         terminate_after: steps after which an episode terminates; None for never.
         truncate_after: steps after which it is truncated; None for never.
-        observation_size: entries of the observation, all the same number.
-        action_size: entries of the action.
+        observation_size: width of the observation.
+        action_size: width of the action.
     """
 
     def __init__(
@@ -38,21 +41,17 @@ class CountingEnv(EnvBase):
         """See the class."""
         super().__init__(batch_size=torch.Size([num_envs]))
         self._target = target
-        self._limits = (terminate_after, truncate_after)
+        self._limits = [math.inf if limit is None else limit for limit in (terminate_after, truncate_after)]
         self._size = observation_size
         self._steps = torch.zeros(num_envs, 1)
         self.observation_spec = Composite(observation=Unbounded((num_envs, observation_size)), shape=[num_envs])
         self.action_spec = Bounded(-1.0, 1.0, (num_envs, action_size))
         self.reward_spec = Unbounded((num_envs, 1))
-        flags = {key: Binary(1, (num_envs, 1), dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        flags = {key: Binary(1, (num_envs, 1), dtype=torch.bool) for key in DONE_KEYS}
         self.full_done_spec = Composite(flags, shape=[num_envs])
 
     def _state(self) -> dict[str, Any]:
-        ends = [torch.zeros_like(self._steps, dtype=torch.bool) for _ in range(2)]
-        for end, limit in zip(ends, self._limits, strict=True):
-            if limit is not None:
-                end |= self._steps >= limit
-        terminated, truncated = ends
+        terminated, truncated = (self._steps >= limit for limit in self._limits)
         return {
             "observation": self._steps.expand(-1, self._size).clone(),
             "terminated": terminated,
@@ -74,9 +73,9 @@ class CountingEnv(EnvBase):
         pass
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class CountingMaker:
-    """A picklable maker of `CountingEnv`; the fields are its arguments."""
+    """A picklable maker of `CountingEnv`, with its arguments as fields."""
 
     target: float = 0.5
     terminate_after: int | None = None
@@ -85,12 +84,5 @@ class CountingMaker:
     action_size: int = 1
 
     def __call__(self, num_envs: int, seed: int) -> CountingEnv:
-        """Build K counters; they draw nothing, so the seed is not used."""
-        return CountingEnv(
-            num_envs,
-            target=self.target,
-            terminate_after=self.terminate_after,
-            truncate_after=self.truncate_after,
-            observation_size=self.observation_size,
-            action_size=self.action_size,
-        )
+        """Build K counters; the seed has no effect."""
+        return CountingEnv(num_envs, **dataclasses.asdict(self))

@@ -1,4 +1,4 @@
-"""What tests build: specs, transitions of awkward floats, makers as a user writes them (`tests.makers:point`)."""
+"""Specs, random transitions with special floats, and users' makers (`tests.makers:point`) for tests."""
 
 import numpy as np
 import torch
@@ -9,13 +9,14 @@ from torchrl.envs import EnvBase
 from mtray.data.rollout import pack
 from mtray.data.specs import DONE_KEYS, NEXT, TaskSpec, task_key
 from mtray.data.tensordicts import to_rollout
+from mtray.engines.base import StepArrays
 
 # -0.0, the smallest and largest denormal, infinities, NaNs with payloads of both signs (one signalling).
 AWKWARD = (0x80000000, 0x00000001, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001)
 
 
 def make_spec(name="left", observation=3, action=2, **changes):
-    """A spec of these widths."""
+    """Return a spec with these widths."""
     fields = {
         "name": name,
         "engine": "test",
@@ -29,7 +30,7 @@ def make_spec(name="left", observation=3, action=2, **changes):
 
 
 def awkward(generator, *shape, finite=False):
-    """Random float32 of any bits, one in four from `AWKWARD`; if ``finite`` without infinities and NaNs."""
+    """Return float32 of random bits, a quarter from `AWKWARD`; if ``finite``, without infinities and NaNs."""
     bits = generator.integers(0, 2**32, size=shape, dtype=np.uint32)
     chosen = np.array(AWKWARD, np.uint32)[generator.integers(0, len(AWKWARD), size=shape)]
     bits = np.where(generator.random(shape) < 0.25, chosen, bits)
@@ -38,14 +39,14 @@ def awkward(generator, *shape, finite=False):
 
 
 def to_data(spec, width, observation, reached, *, action, reward, flags, shared=False):
-    """A task's TensorDict of arrays; ``flags`` maps a key of the schema to bools; ``shared`` makes own keys views."""
+    """Return a task's TensorDict; ``flags`` maps keys to bools; if ``shared``, exclusive observations are views."""
     size = list(observation.shape[:-1])
 
     def observations(values):
         common = torch.zeros(*size, width)
         common.numpy()[..., : spec.observation_size] = values
-        own = common[..., : spec.observation_size]
-        return {"observation": common, task_key(spec.name): own if shared else own.clone()}
+        exclusive = common[..., : spec.observation_size]
+        return {"observation": common, task_key(spec.name): exclusive if shared else exclusive.clone()}
 
     def ends(prefix):
         return {key: torch.from_numpy(flags[(*prefix, key)].copy()).unsqueeze(-1) for key in DONE_KEYS}
@@ -56,26 +57,26 @@ def to_data(spec, width, observation, reached, *, action, reward, flags, shared=
 
 
 def pack_data(data, spec, width):
-    """The rows of a task's TensorDict, checked as `ReplayBuffer.extend` does."""
+    """Return the rows of a task's TensorDict, checked as `ReplayBuffer.extend` does."""
     return pack(to_rollout(data, spec, width))
 
 
 def random_flags(generator, *size, share=0.3):
-    """Every flag of the schema, drawn on its own: what is stored must not depend on their meaning."""
+    """Return independent random flags: storage must not depend on their meaning."""
     return {(*prefix, key): generator.random(size) < share for prefix in ((), (NEXT,)) for key in DONE_KEYS}
 
 
 def random_rollout(spec, width, lanes, steps, generator, *, ends=0.3, shared=False, finite=False):
-    """Rollout [K, L] and breaks [K, L] bool; a step leads to the next observation except where there is a break."""
+    """Return a rollout [K, L] and breaks [K, L] bool, the steps whose next observation is not the following one."""
     size = spec.observation_size
     observation = awkward(generator, lanes, steps, size, finite=finite)
     reached = awkward(generator, lanes, steps, size, finite=finite)
     breaks = generator.random((lanes, steps)) < ends
     breaks[:, -1:] = True
-    # Written as integers: a float assignment is free to quieten a signalling NaN.
+    # Copied as integers: a float assignment may change a signalling NaN.
     follows = ~breaks[:, :-1]
     reached.view(np.int32)[:, :-1][follows] = observation.view(np.int32)[:, 1:][follows]
-    # Drawn from few values, both may be the same at a break by chance: there a bit is turned.
+    # At a break both may be equal by chance: flip a bit there.
     same = (reached.view(np.int32)[:, :-1] == observation.view(np.int32)[:, 1:]).all(-1) & ~follows
     reached.view(np.int32)[:, :-1, 0][same] ^= 1
     data = to_data(
@@ -92,7 +93,7 @@ def random_rollout(spec, width, lanes, steps, generator, *, ends=0.3, shared=Fal
 
 
 def random_transitions(spec, width, count, generator):
-    """N transitions [N] of no order."""
+    """Return independent transitions [N]."""
     return to_data(
         spec,
         width,
@@ -105,10 +106,9 @@ def random_transitions(spec, width, count, generator):
 
 
 def numbered_rollout(spec, width, breaks, first):
-    """Rollout [K, L] whose states are numbered from ``first``: `observation` holds the number, in every entry.
+    """Return a rollout [K, L] whose states are numbered from ``first``; every observation entry is the number.
 
-    Returns the data, for each transition in order (state, state reached, whether it was broken off), and the next
-    free number.
+    Also returns (state, next state, whether there is a break) of each transition in order, and the next free number.
     """
     lanes, steps = breaks.shape
     observation, reached = np.zeros((lanes, steps), np.float32), np.zeros((lanes, steps), np.float32)
@@ -133,19 +133,18 @@ def numbered_rollout(spec, width, breaks, first):
 
 
 def leaf_bits(data):
-    """A TensorDict's leaves as {key: int32 or bool array}."""
-    leaves = data.items(include_nested=True, leaves_only=True)
-    return {key: bits(value) for key, value in leaves}
+    """Return a TensorDict's leaves as {key: int32 or bool array}."""
+    return {key: bits(value) for key, value in data.items(include_nested=True, leaves_only=True)}
 
 
 def bits(tensor):
-    """A float32 tensor's bits; any other as it is."""
+    """Return a float32 tensor's bits, or another tensor as an array."""
     array = tensor.contiguous().numpy()
     return array.view(np.int32) if array.dtype == np.float32 else array
 
 
 def assert_same_bits(found, expected):
-    """Two TensorDicts hold the same keys, shapes and bits."""
+    """Assert that two TensorDicts have the same keys, shapes and bits."""
     found, expected = leaf_bits(found), leaf_bits(expected)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
@@ -153,18 +152,23 @@ def assert_same_bits(found, expected):
         np.testing.assert_array_equal(found[key], value, err_msg=str(key))
 
 
+def started(sim):
+    """Reset all copies of a simulator and return the arrays that hold their observations."""
+    out = StepArrays.empty(sim.num_envs, sim.spec)
+    sim.reset(np.ones(sim.num_envs, bool), out.observation)
+    return out
+
+
 class PointEnv(EnvBase):
-    """A point that its action pushes; ends beyond 2, is truncated after five steps."""
+    """A point that the action moves; terminates beyond 2, is truncated after five steps."""
 
     def __init__(self, num_envs, seed, *, batched=True, observation=None, action=None):
         super().__init__(batch_size=[num_envs] if batched else [])
         size = self.batch_size
-        self._observed = observation
         self.observation_spec = Composite(observation or {"observation": Unbounded((*size, 2))}, shape=size)
         self.action_spec = action or Bounded(-0.5, 0.5, (*size, 1))
         self.reward_spec = Unbounded((*size, 1))
-        keys = ("done", "terminated", "truncated")
-        self.full_done_spec = Composite({key: Binary(1, (*size, 1), dtype=torch.bool) for key in keys}, shape=size)
+        self.full_done_spec = Composite({key: Binary(1, (*size, 1), dtype=torch.bool) for key in DONE_KEYS}, shape=size)
         self._state = torch.zeros(*size, 2)
         self._set_seed(seed)
 
@@ -172,10 +176,10 @@ class PointEnv(EnvBase):
         self._generator = torch.Generator().manual_seed(seed)
 
     def _reset(self, tensordict=None):
-        fresh = torch.rand(self._state.shape, generator=self._generator)
-        fresh[..., 1] = 0
-        where = None if tensordict is None else tensordict.get("_reset", None)
-        self._state = fresh if where is None else torch.where(where, fresh, self._state)
+        start = torch.rand(self._state.shape, generator=self._generator)
+        start[..., 1] = 0
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        self._state = start if mask is None else torch.where(mask, start, self._state)
         return TensorDict({"observation": self._state.clone()}, self.batch_size)
 
     def _step(self, tensordict):
@@ -196,7 +200,7 @@ def single_point(num_envs, seed):
 
 
 class Nested:
-    """Makers may lie deeper than a module."""
+    """Has a maker, since a path may go deeper than a module."""
 
     point = staticmethod(point)
 
@@ -226,16 +230,13 @@ def wrong_batch(num_envs, seed):
     return PointEnv(num_envs + 1, seed)
 
 
-def no_observation(num_envs, seed):
-    return PointEnv(num_envs, seed, observation={"position": Unbounded((num_envs, 2))})
+def vector(*shape, dtype=torch.float32):
+    return lambda num_envs: Unbounded((num_envs, *shape), dtype=dtype)
 
 
-def integer_observation(num_envs, seed):
-    return PointEnv(num_envs, seed, observation={"observation": Unbounded((num_envs, 2), dtype=torch.int64)})
-
-
-def image_observation(num_envs, seed):
-    return PointEnv(num_envs, seed, observation={"observation": Unbounded((num_envs, 8, 8))})
+def observing(**specs):
+    """Return a maker of points with these observations, each a function of ``num_envs``."""
+    return lambda num_envs, seed: PointEnv(num_envs, seed, observation={k: s(num_envs) for k, s in specs.items()})
 
 
 def discrete_action(num_envs, seed):

@@ -1,4 +1,4 @@
-"""The slow, plain way to do what mtray does fast: kept beside it as oracles."""
+"""Slow, simple implementations that mtray's fast ones are compared with."""
 
 import torch
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -9,10 +9,10 @@ from mtray.data.specs import task_key
 
 
 def project(probabilities, values, atoms):
-    """Probabilities [..., n] of values [..., n] put onto fixed atoms [m], each value's share to its two neighbours.
+    """Project probabilities [..., n] of values [..., n] onto fixed atoms [m].
 
-    Bellemare, Dabney, Munos 2017, algorithm 1, as a sum over all pairs: an atom takes a share of each value that falls
-    from one to zero with their distance in steps.
+    Bellemare, Dabney, Munos 2017, algorithm 1, as a sum over all pairs: an atom's share of a value falls linearly from
+    1 to 0 with their distance in steps.
     """
     clipped = values.clamp(atoms[0], atoms[-1]).unsqueeze(-2)
     distance = (clipped - atoms.unsqueeze(-1)).abs() / (atoms[1] - atoms[0])
@@ -20,36 +20,33 @@ def project(probabilities, values, atoms):
 
 
 def cross_entropy(logits, target):
-    """[...] cross-entropy of logits [..., atoms] to target probabilities [..., atoms]."""
+    """Return the cross-entropy [...] of logits [..., atoms] and target probabilities [..., atoms]."""
     return -(target * functional.log_softmax(logits, -1)).sum(-1)
 
 
 def expected_value(logits, atoms):
-    """[...] mean of the distribution of logits [..., atoms]."""
+    """Return the mean [...] of the distribution with logits [..., atoms]."""
     return (functional.softmax(logits, -1) * atoms).sum(-1)
 
 
 def temperature_loss(log_temperature, log_density, target_entropy):
-    """[T] loss of log temperatures [T] for log densities [T, B] (Haarnoja et al. 2018, equation 18)."""
+    """Return the losses [T] of log temperatures [T] for log densities [T, B] (Haarnoja et al. 2018, equation 18)."""
     return -log_temperature.exp() * (log_density.detach() + target_entropy.unsqueeze(-1)).mean(-1)
 
 
 def sequential_policy(policy):
-    """A MultiTaskPolicy's numbers as the tutorial would write them: modules per task, run with partial_tolerant.
+    """Return a MultiTaskPolicy's weights in the tutorial's form: modules per task, run with partial_tolerant.
 
-    Per task an input module (its statistics, adapter and embedding) and a head that reads its exclusive key; one
-    backbone for all, which reads what the input modules wrote.
+    Each task has an input module (its statistics, adapter and embedding) and a head, which read its exclusive key. All
+    share one backbone, which reads the output of the input modules.
     """
-    modules = []
-    for index, spec in enumerate(policy.specs):
-        modules.append(
-            TensorDictModule(_Input(policy, index), in_keys=[task_key(spec.name)], out_keys=["normalised", "input"])
-        )
-    modules.append(TensorDictModule(policy.backbone, in_keys=["input"], out_keys=["hidden"]))
-    for index, spec in enumerate(policy.specs):
-        keys = [task_key(spec.name), "normalised", "hidden"]
-        modules.append(TensorDictModule(_Head(policy, index), in_keys=keys, out_keys=["action"]))
-    return TensorDictSequential(*modules, partial_tolerant=True)
+    keys = [task_key(spec.name) for spec in policy.specs]
+    return TensorDictSequential(
+        *(TensorDictModule(_Input(policy, i), [key], ["normalised", "input"]) for i, key in enumerate(keys)),
+        TensorDictModule(policy.backbone, ["input"], ["hidden"]),
+        *(TensorDictModule(_Head(policy, i), [key, "normalised", "hidden"], ["action"]) for i, key in enumerate(keys)),
+        partial_tolerant=True,
+    )
 
 
 class _Input(nn.Module):

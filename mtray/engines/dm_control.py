@@ -49,11 +49,6 @@ def spec_of(name: str, action_repeat: int) -> TaskSpec:
     )
 
 
-def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> DmControlSim:
-    """Return K copies of a task."""
-    return DmControlSim(spec, num_envs, seed)
-
-
 class DmControlSim(BatchSim):
     """K copies of one task of dm_control's suite."""
 
@@ -119,6 +114,9 @@ class DmControlSim(BatchSim):
         """Free the simulators' memory."""
         for env in self._envs:
             env.close()
+
+
+make_sim = DmControlSim
 
 
 @contextlib.contextmanager

@@ -97,11 +97,6 @@ def spec_of(name: str, action_repeat: int) -> TaskSpec:
     )
 
 
-def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> EnvPoolSim:
-    """Return K copies of a task, stepped by one thread."""
-    return EnvPoolSim(spec, num_envs, seed)
-
-
 class EnvPoolSim(BatchSim):
     """K copies of one task; `send` returns at once, and a thread computes until `recv`."""
 
@@ -180,3 +175,6 @@ class EnvPoolSim(BatchSim):
     def close(self) -> None:
         """End the pool's thread."""
         self._pool.close()
+
+
+make_sim = EnvPoolSim

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, cast
 
 import mujoco
 import numpy as np
@@ -24,27 +25,6 @@ from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
 from mtray.engines.suite.base import View
 
 NAME = "mujoco"
-# Each has a file in `mtray.engines.suite`.
-DOMAINS = (
-    "acrobot",
-    "ball_in_cup",
-    "cartpole",
-    "cheetah",
-    "dog",
-    "finger",
-    "fish",
-    "hopper",
-    "humanoid",
-    "humanoid_CMU",
-    "manipulator",
-    "pendulum",
-    "point_mass",
-    "quadruped",
-    "reacher",
-    "stacker",
-    "swimmer",
-    "walker",
-)
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
 _WARNINGS = [name for name in mujoco.mjtWarning.__members__ if name != "mjNWARNING"]
@@ -67,12 +47,15 @@ def make_sim(spec: TaskSpec, num_envs: int, seed: int) -> BatchSim:
 def has_view(name: str) -> bool:
     """Return whether a task is stepped in a batch."""
     domain, task = task_names()[name]
-    return domain in DOMAINS and task not in _view_of(domain).unsupported
+    return find_spec(_view_module(domain)) is not None and task not in _view_of(domain).unsupported
+
+
+def _view_module(domain: str) -> str:
+    return f"mtray.engines.suite.{domain}"
 
 
 def _view_of(domain: str) -> type[View]:
-    view: type[View] = importlib.import_module(f"mtray.engines.suite.{domain}").TaskView
-    return view
+    return cast(type[View], importlib.import_module(_view_module(domain)).TaskView)
 
 
 class MujocoSim(BatchSim):

@@ -1,1 +1,1 @@
-"""Tasks: names, what travels to the process that steps them, and their TorchRL environments."""
+"""Tasks: their names, how they travel to other processes, and their TorchRL environments."""

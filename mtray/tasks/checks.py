@@ -1,53 +1,49 @@
-"""What is checked of tasks before anything starts: that their makers can travel."""
+"""The check that tasks can be sent to other processes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import cloudpickle
 
 from mtray.errors import UsageError
+from mtray.tasks.plan import Task
 
-if TYPE_CHECKING:
-    from mtray.tasks.plan import Task
-
-# How far into a maker the part that can't be pickled is searched.
+# Levels of a maker that are searched for the part that can't be pickled.
 _DEPTH = 4
 
 
 def check_travels(task: Task) -> None:
-    """Raise if a task can't be sent to another process, which gets its maker by value (cloudpickle, as Ray does).
+    """Check that a task's maker can be pickled by value (cloudpickle, as Ray does).
 
     Raises:
         UsageError: names the task and the part of its maker that can't be pickled.
     """
     if task.maker is None:
         return
-    # With torch: tensordict depends on it.
-    import cloudpickle
-
     try:
         cloudpickle.loads(cloudpickle.dumps(task.maker))
     except Exception as error:
-        where = _culprit(task.maker, cloudpickle.dumps, "its maker")
         raise UsageError(
-            f"task {task.name!r} can't be sent to another process: {where} can't be pickled "
-            f"({type(error).__name__}: {' '.join(str(error).split())}): create it inside the maker"
+            f"task {task.name!r} can't be sent to another process: {_find_unpicklable(task.maker, 'its maker')} can't "
+            f"be pickled ({type(error).__name__}: {' '.join(str(error).split())}): create it inside the maker"
         ) from error
 
 
-def _culprit(value: Any, dumps: Any, name: str, depth: int = _DEPTH) -> str:
-    """The innermost part that can't be pickled, as an expression."""
-    for part, inner in _parts(value, name) if depth else ():
+def _find_unpicklable(value: Any, name: str, depth: int = 0) -> str:
+    """Return an expression for the innermost part that can't be pickled."""
+    for part_name, part in _parts(value, name) if depth < _DEPTH else ():
         try:
-            dumps(inner)
+            cloudpickle.dumps(part)
         except Exception:
-            return _culprit(inner, dumps, part, depth - 1)
-    return f"{name} (a {type(value).__name__})" if depth < _DEPTH else name
+            return _find_unpicklable(part, part_name, depth + 1)
+    return f"{name} (a {type(value).__name__})" if depth else name
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """What a callable or container holds, each with an expression for it."""
+    """Yield what a callable or container holds, each with an expression for it."""
     if isinstance(value, functools.partial):
         yield f"{name}.func", value.func
         yield from ((f"{name}.args[{index}]", part) for index, part in enumerate(value.args))

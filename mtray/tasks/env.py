@@ -1,7 +1,8 @@
-"""One task as a TorchRL environment, with the tutorial's keys."""
+"""One task as a TorchRL environment, with the keys of TorchRL's multi-task tutorial."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,27 +20,27 @@ from mtray.tasks.plan import DEFAULT_ENGINE, Task
 from mtray.tasks.registry import resolve, resolve_like
 
 
-class Learned(Protocol):
-    """A policy that knows its tasks, such as `mtray.policy.policy.MultiTaskPolicy`."""
+class PolicyLike(Protocol):
+    """A policy with the specs of its tasks, such as `mtray.policy.policy.MultiTaskPolicy`."""
 
     specs: tuple[TaskSpec, ...]
 
 
 class TaskEnv(EnvBase):
-    """K copies of one task as a TorchRL environment of batch size [K] (or unbatched), float32.
+    """K copies of one task as a TorchRL environment of batch size [K], or unbatched; float32.
 
     Keys: ``observation`` [K, obs] (zero-padded to the run's widest task), ``observation_<task>`` [K, obs_t],
-    ``action`` [K, act_t], ``reward``, ``done``, ``terminated``, ``truncated`` [K, 1]. Copies reset one by one
-    (``_reset``). For K = 1 the numbers are those of torchrl's DMControlEnv with the tutorial's transforms (with
-    CatTensors' ``sort=False``: entries stay in dm_control's order), bit for bit.
+    ``action`` [K, act_t], ``reward``, ``done``, ``terminated``, ``truncated`` [K, 1]. Partial resets (``_reset``) are
+    supported. For K = 1 the data equals that of torchrl's DMControlEnv with the tutorial's transforms, bit for bit,
+    except that entries stay in dm_control's order (CatTensors' ``sort=False``).
 
-    The simulators are built at the first reset, so an environment made only for its specs costs nothing.
+    The simulators are built at the first reset, so an environment that is made for its specs costs little.
     """
 
     def __init__(
         self, task: Task, *, num_envs: int | None = None, seed: int = 0, observation_width: int | None = None
     ) -> None:
-        """See the class and `mtray.tasks.makers.TaskMaker`.
+        """Declare the specs; `mtray.tasks.makers.TaskMaker` describes the arguments.
 
         Raises:
             UsageError: the common observation is narrower than the task's own.
@@ -54,8 +55,8 @@ class TaskEnv(EnvBase):
                 f"'observation' of width {self.observation_width}"
             )
         self._sim: BatchSim | None = None
-        self._start_seed = seed
-        # Where each copy stands: a partial reset gives back the others' rows.
+        self._first_seed = seed
+        # The last observations; a partial reset returns those of the other copies.
         self._current: FloatArray = self._padded()
         batch = [] if num_envs is None else [num_envs]
         super().__init__(device=None, batch_size=torch.Size(batch))
@@ -76,9 +77,9 @@ class TaskEnv(EnvBase):
 
     @property
     def sim(self) -> BatchSim:
-        """The simulators, built now if they are not yet."""
+        """The simulators, built at the first access."""
         if self._sim is None:
-            self._sim = self.task.make_sim(self.num_envs, self._start_seed)
+            self._sim = self.task.make_sim(self.num_envs, self._first_seed)
         return self._sim
 
     def _set_seed(self, seed: int | None) -> None:
@@ -105,15 +106,14 @@ class TaskEnv(EnvBase):
             padded[:] = self._current
         self.sim.reset(mask, padded[:, : self.task_spec.observation_size])
         self._current = padded.copy()
-        never = np.zeros((2, self.num_envs), np.bool_)
-        return TensorDict({**self._observations(padded), **self._flags(*never)}, self.batch_size)
+        no_ends = np.zeros((2, self.num_envs), np.bool_)
+        return TensorDict({**self._observations(padded), **self._flags(*no_ends)}, self.batch_size)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         spec = self.task_spec
         padded = self._padded()
-        out = StepArrays.empty(self.num_envs, spec)
-        out = StepArrays(padded[:, : spec.observation_size], out.reward, out.terminated, out.truncated)
-        # A policy that is being trained gives actions with gradients; simulators have none.
+        out = dataclasses.replace(StepArrays.empty(self.num_envs, spec), observation=padded[:, : spec.observation_size])
+        # A policy in training returns actions that require gradients.
         action = tensordict.get(ACTION).detach().to(torch.float32).reshape(self.num_envs, spec.action_size)
         self.sim.step(action.numpy(), out)
         self._current = padded.copy()
@@ -122,14 +122,13 @@ class TaskEnv(EnvBase):
         return TensorDict(fields, self.batch_size)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """As torchrl's, without its generic work: a step, then a reset of the copies whose episode ended."""
-        reached = self._step(tensordict)
-        tensordict.set(NEXT, reached)
-        root = reached.exclude(REWARD)
-        done = reached.get("done")
+        """Step, then reset the copies whose episode ended; faster than torchrl's generic implementation."""
+        result = self._step(tensordict)
+        tensordict.set(NEXT, result)
+        done = result.get("done")
         if done.any():
-            root = self._reset(TensorDict({"_reset": done}, self.batch_size))
-        return tensordict, root
+            return tensordict, self._reset(TensorDict({"_reset": done}, self.batch_size))
+        return tensordict, result.exclude(REWARD)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the simulators."""
@@ -147,12 +146,11 @@ def make_task_env(
     seed: int = 0,
     observation_width: int | None = None,
     action_repeat: int | None = None,
-    like: Learned | None = None,
+    like: PolicyLike | None = None,
 ) -> TaskEnv:
-    """One task as a TorchRL environment, unbatched unless ``num_envs`` is given.
+    """Return one task as a TorchRL environment, unbatched unless ``num_envs`` is given.
 
-    It acts at the rate of training: with the engine and action repeat of the policy that it is ``like``, else with
-    training's defaults.
+    Engine and action repeat are by default those that the policy ``like`` was trained with, or training's defaults.
 
     ::
 
@@ -161,37 +159,36 @@ def make_task_env(
 
     Args:
         name: the task, as after ``--tasks``.
-        engine: what simulates it; by default the policy's, or training's default.
-        num_envs: K copies.
-        seed: of the first copy; the others' follow from it.
-        observation_width: width of the common ``observation``; by default the task's own.
-        action_repeat: control steps per agent step; by default the policy's, or training's default. Tasks of makers
-            repeat actions themselves.
-        like: a policy of this task, as `mtray.load_policy` returns it.
+        engine: the simulator.
+        num_envs: number of copies, K.
+        seed: seed of the first copy; the other copies' seeds are derived from it.
+        observation_width: width of the common ``observation``; by default the task's.
+        action_repeat: control steps per agent step; for tasks of makers it can't be set.
+        like: a policy of this task, from `mtray.load_policy`.
 
     Raises:
-        UsageError: the name is unknown or means several tasks, or the task is not as the policy learned it.
+        UsageError: the name is unknown or a set of tasks, or the task differs from what the policy learned.
     """
     tasks = tasks_like([name], engine, action_repeat, like)
     if len(tasks) != 1:
-        raise UsageError(f"{name!r} means {len(tasks)} tasks ({', '.join(t.name for t in tasks)}): name one of them")
+        raise UsageError(f"{name!r} names {len(tasks)} tasks ({', '.join(t.name for t in tasks)}): choose one of them")
     return TaskEnv(tasks[0], num_envs=num_envs, seed=seed, observation_width=observation_width)
 
 
 def tasks_like(
-    names: Sequence[str], engine: str | None = None, action_repeat: int | None = None, like: Learned | None = None
+    names: Sequence[str], engine: str | None = None, action_repeat: int | None = None, like: PolicyLike | None = None
 ) -> tuple[Task, ...]:
-    """The tasks of these names, with a policy's engines and action repeats where they are not given.
+    """Return the tasks of these names; engines and action repeats are by default those of the policy ``like``.
 
     Raises:
         UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
     """
     if like is not None:
         if not hasattr(like, "specs"):
-            raise UsageError(f"like={like!r} is no policy: give what mtray.load_policy returns")
+            raise UsageError(f"like={like!r} is no policy of mtray's: pass the result of mtray.load_policy")
         return resolve_like(names, like.specs, engine, action_repeat)
     tasks = resolve(names, engine or DEFAULT_ENGINE, action_repeat or CollectorConfig.action_repeat)
     for task in tasks:
         if action_repeat not in (None, task.spec.action_repeat):
-            raise UsageError(f"task {task.name!r} repeats actions itself: action_repeat={action_repeat} has no effect")
+            raise UsageError(f"the maker of task {task.name!r} sets the action repeat: omit {action_repeat=}")
     return tasks

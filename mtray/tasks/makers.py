@@ -1,7 +1,6 @@
-"""Makers: what travels to the process that shall step a task, and builds it there.
+"""Makers: picklable callables that build a task's environment in the process that steps it.
 
-Building a TorchRL environment imports torch and TorchRL; a maker itself needs neither, so that a collector which
-steps its tasks itself starts without them.
+Only the call imports torch and TorchRL.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskMaker:
-    """A picklable maker: called in whatever process shall step the task, it builds its `TaskEnv`.
+    """A picklable maker of a task's `TaskEnv`.
 
     Attributes:
         task: the task.
-        num_envs: K copies, or None for one unbatched environment.
-        seed: of the first copy; the others' follow from it.
+        num_envs: number of copies, K; None for one unbatched environment.
+        seed: seed of the first copy; the other copies' seeds are derived from it.
         observation_width: width of the common ``observation``.
     """
 
@@ -34,7 +33,7 @@ class TaskMaker:
     observation_width: int
 
     def __call__(self) -> TaskEnv:
-        """Build the environment; its simulators are built at its first reset."""
+        """Build the environment; the first reset builds the simulators."""
         from mtray.tasks.env import TaskEnv
 
         return TaskEnv(self.task, num_envs=self.num_envs, seed=self.seed, observation_width=self.observation_width)
@@ -43,20 +42,19 @@ class TaskMaker:
 def make_makers(
     tasks: Sequence[Task], num_envs: int | Sequence[int] | None, seeds: Sequence[int], width: int | None = None
 ) -> list[TaskMaker]:
-    """A maker per task.
+    """Return a maker per task.
 
     Args:
-        tasks: what to make.
-        num_envs: copies of each task, one number for all or one for each; None for unbatched environments.
+        tasks: the tasks.
+        num_envs: copies of each task, one number for all or one per task; None for unbatched environments.
         seeds: one per task.
-        width: of the common observation; by default that of the widest of these tasks.
+        width: width of the common observation; by default that of the widest task.
 
     Raises:
-        UsageError: the tasks can't live together.
+        UsageError: one run can't have all these tasks.
     """
     specs = [task.spec for task in tasks]
     check_together(specs)
-    common = width or observation_width(specs)
-    counts = num_envs if isinstance(num_envs, Sequence) else [num_envs] * len(tasks)
-    rows = zip(tasks, counts, seeds, strict=True)
-    return [TaskMaker(task, count, seed, common) for task, count, seed in rows]
+    width = width or observation_width(specs)
+    copies = num_envs if isinstance(num_envs, Sequence) else [num_envs] * len(tasks)
+    return [TaskMaker(*each, width) for each in zip(tasks, copies, seeds, strict=True)]

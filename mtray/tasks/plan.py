@@ -1,12 +1,13 @@
-"""Tasks as plain data: what travels to the process that steps them."""
+"""Tasks as plain data, which can be sent to the process that steps them."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mtray.data.specs import TaskSpec, check_specs
 from mtray.engines.base import BatchSim
@@ -15,41 +16,32 @@ from mtray.errors import TaskError, UsageError
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
 
-
-# What steps the makers of users; imported when one is built, since it needs torch and the rest does not.
+# The engine of users' makers. Its module is imported only when needed, since it imports torch.
 TORCHRL = "torchrl"
-
-
 TORCHRL_MODULE = "mtray.engines.torchrl"
 
-
-# Engine name to the one file that imports the simulator; a file is loaded when a task of it is asked for.
+# Modules of the other engines, each imported only when needed, since it imports its simulator. They define
+# task_names(), task_sets(), spec_of(name, action_repeat) and make_sim(spec, num_envs, seed).
 ENGINES = {
     "mujoco": "mtray.engines.mujoco",
     "dm_control": "mtray.engines.dm_control",
     "envpool": "mtray.engines.envpool",
 }
-
-
 DEFAULT_ENGINE = "mujoco"
 
-
-# Engines that a bare installation lacks; each is an extra of that name.
+# Engines that need an extra of the same name.
 EXTRAS = ("envpool",)
-
-# Copies that a user's maker builds where its spec is read: with two it shows whether they are two.
-_PROBED_COPIES = 2
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task that can be built anywhere: its name, its engine and, for a user's own, its maker.
+    """A task that can be built in any process.
 
     Attributes:
-        name: as in its exclusive key.
-        engine: what simulates it.
-        maker: a user's own, which repeats actions itself if it shall.
-        action_repeat: control steps per agent step, of an engine's task.
+        name: the task's name, as in its exclusive key.
+        engine: the simulator's name.
+        maker: a user's maker; None for an engine's task.
+        action_repeat: control steps per agent step; 1 for a maker's task.
     """
 
     name: str
@@ -62,14 +54,13 @@ class Task:
 
         Raises:
             TaskError: the user's maker raised.
-            UsageError: it built something that can't be used, or that differs from the spec read before.
+            UsageError: its environment can't be used, or differs from the spec that was read before.
         """
         if num_envs < 1:
             raise UsageError(f"task {self.name!r}: {num_envs} copies requested, at least 1 is needed")
         if self.maker is None:
-            sim: BatchSim = load_engine(self.engine).make_sim(self.spec, num_envs, seed)
-            return sim
-        sim = importlib.import_module(TORCHRL_MODULE).TorchrlSim(self.name, self.maker, num_envs, seed)
+            return cast(BatchSim, load_engine(self.engine).make_sim(self.spec, num_envs, seed))
+        sim: BatchSim = importlib.import_module(TORCHRL_MODULE).TorchrlSim(self.name, self.maker, num_envs, seed)
         try:
             if "spec" in self.__dict__:
                 check_specs([self.spec], [sim.spec], "when the task was resolved")
@@ -80,39 +71,40 @@ class Task:
 
     @property
     def has_threads(self) -> bool:
-        """The simulators step in threads of their own."""
+        """Whether the simulators step in their own threads."""
         return self.engine == "envpool"
 
     @functools.cached_property
     def spec(self) -> TaskSpec:
-        """What the task's data looks like; read once, then it travels with the task.
+        """The task's spec, read at the first access and pickled with the task.
 
-        A user's environment is built, reset and stepped once for it, so that what can't work is refused here.
+        A user's environment is built, reset and stepped once, to find errors early.
 
         Raises:
             UsageError: the user's maker or environment raised, or can't be used.
         """
         if self.maker is None:
-            spec: TaskSpec = load_engine(self.engine).spec_of(self.name, self.action_repeat)
-            return spec
+            return cast(TaskSpec, load_engine(self.engine).spec_of(self.name, self.action_repeat))
         try:
-            sim: Any = self.make_sim(_PROBED_COPIES)
-            try:
+            # Two copies, to find makers that return the same environment twice.
+            sim: Any = self.make_sim(2)
+            with contextlib.closing(sim):
                 sim.probe()
-            finally:
-                sim.close()
         except TaskError as error:
             raise UsageError(str(error)) from error
-        read: TaskSpec = sim.spec
-        return read
+        return cast(TaskSpec, sim.spec)
 
 
 def load_engine(name: str) -> ModuleType:
-    """Import an engine's module; a UsageError if there is none or it can't be imported."""
+    """Import an engine's module.
+
+    Raises:
+        UsageError: no engine has this name, or its module can't be imported.
+    """
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}: choose from {', '.join(ENGINES)}")
     try:
         return importlib.import_module(ENGINES[name])
     except ImportError as error:
-        remedy = f'pip install -e ".[{name}]"' if name in EXTRAS else "pip install -e . brings what it needs"
+        remedy = f'pip install -e ".[{name}]"' if name in EXTRAS else "pip install -e ."
         raise UsageError(f"engine {name!r} can't be loaded here ({error}): {remedy}") from error

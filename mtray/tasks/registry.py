@@ -1,11 +1,12 @@
-"""The registry: from names a user types to tasks that can be built in any process.
+"""The registry: resolves names to tasks.
 
-Enters: ``humanoid-walk``, ``dm_control/humanoid-walk``, a task set (``humanoid``, ``walker``, ``dmc``), a maker's
-path (``package.module:maker``) or a registered name. Leaves: `Task` values, which pickle and travel to actors.
+Enters: ``humanoid-walk``, ``dm_control/humanoid-walk``, a task set (``humanoid``, ``walker``, ``dmc``), a maker's path
+(``package.module:maker``) or a registered name. Leaves: `Task` values, which can be sent to actors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -13,22 +14,21 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+from mtray.data.specs import TaskSpec, check_specs
 from mtray.engines.base import TASK_FAILURES
 from mtray.errors import MtrayError, UnknownTaskError, UsageError
+from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, TORCHRL, Task, load_engine
 
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
-
-from mtray.data.specs import TaskSpec, check_specs
-from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, TORCHRL, Task, load_engine
 
 _REGISTERED: dict[str, Maker] = {}
 
 
 def register_task(name: str, maker: Maker) -> None:
-    """Make ``name`` a task: ``maker(num_envs, seed)`` returns its TorchRL environment (see `mtray.engines.torchrl`).
+    """Register a task: ``maker(num_envs, seed)`` returns its TorchRL environment (see `mtray.engines.torchrl`).
 
-    The registration holds in this process; actors get the maker itself.
+    The registration holds in this process; a run sends the maker to its actors.
 
     Raises:
         UsageError: the name is taken, empty, or has a space, ``/`` or ``:``, or the maker can't be called.
@@ -43,28 +43,27 @@ def register_task(name: str, maker: Maker) -> None:
 
 
 def task_names(engine: str = DEFAULT_ENGINE) -> tuple[str, ...]:
-    """Every task of an engine, and those registered."""
+    """Return the names of an engine's tasks and of the registered tasks."""
     return (*load_engine(engine).task_names(), *_REGISTERED)
 
 
 def task_sets(engine: str = DEFAULT_ENGINE) -> dict[str, tuple[str, ...]]:
-    """Every task set of an engine: set name to task names."""
-    sets: dict[str, tuple[str, ...]] = load_engine(engine).task_sets()
-    return sets
+    """Return an engine's task sets: set name to task names."""
+    return cast("dict[str, tuple[str, ...]]", load_engine(engine).task_sets())
 
 
 def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: int = 1) -> tuple[Task, ...]:
-    """The tasks that these names mean, in order, each once; an engine's with this action repeat.
+    """Return the tasks that these names denote, in order, each once; ``action_repeat`` is for engines' tasks.
 
     Raises:
-        UnknownTaskError: a name is no task and no set; the message lists near matches.
+        UnknownTaskError: a name is no task and no set; the message lists close matches.
         UsageError: no name, an unknown engine, or a maker that can't be imported.
     """
     if not names:
         raise UsageError("no task given: name at least one, for example --tasks humanoid")
     tasks: list[Task] = []
     for name in names:
-        # By equality: a maker need not be hashable.
+        # No set: a maker need not be hashable.
         tasks += [task for task in _resolve_one(name, engine, action_repeat) if task not in tasks]
     return tuple(tasks)
 
@@ -72,13 +71,13 @@ def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: i
 def resolve_like(
     names: Sequence[str], specs: Sequence[TaskSpec], engine: str | None = None, action_repeat: int | None = None
 ) -> tuple[Task, ...]:
-    """The tasks of these names as a policy learned them: with its engines and action repeats.
+    """Return the tasks of these names with the engines and action repeats that a policy was trained with.
 
     Args:
         names: as in `resolve`.
-        specs: the policy's.
-        engine: instead of the policy's engines.
-        action_repeat: instead of the policy's, which it must equal.
+        specs: the policy's specs.
+        engine: replaces the policy's engines.
+        action_repeat: must equal the policy's if given.
 
     Raises:
         UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
@@ -87,22 +86,22 @@ def resolve_like(
     default = next((spec.engine for spec in specs if spec.engine != TORCHRL), DEFAULT_ENGINE)
     tasks: list[Task] = []
     for name in names:
-        spec = learned.get(name)
-        is_makers = spec is not None and spec.engine == TORCHRL
-        if is_makers and name not in _REGISTERED:
+        trained_engine = learned[name].engine if name in learned else default
+        if trained_engine == TORCHRL and name not in _REGISTERED:
             raise UsageError(
-                f"task {name!r} was made by a maker, which is not known here: give its path package.module:maker, or, "
+                f"task {name!r} was made by a maker, which is not registered: give its path package.module:maker, or, "
                 "in Python, call mtray.register_task and then mtray.evaluate_policy"
             )
-        for task in resolve([name], engine or (default if spec is None or is_makers else spec.engine)):
+        for task in resolve([name], engine or (default if trained_engine == TORCHRL else trained_engine)):
             if task.name not in learned:
                 raise UsageError(f"task {task.name!r} was not learned by this policy: it has {', '.join(learned)}")
             spec = learned[task.name]
             if task.maker is None:
-                kind = task.engine if engine or "/" in name else spec.engine
-                task = Task(task.name, kind, action_repeat=action_repeat or spec.action_repeat)
+                chosen = task.engine if engine or "/" in name else spec.engine
+                task = Task(task.name, chosen, action_repeat=action_repeat or spec.action_repeat)
             check_specs([spec], [task.spec], "when the policy was trained")
-            tasks += [task] if task not in tasks else []
+            if task not in tasks:
+                tasks.append(task)
     return tuple(tasks)
 
 
@@ -110,7 +109,7 @@ def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
     if name in _REGISTERED:
         if name in load_engine(engine).task_names():
             raise UsageError(
-                f"task {name!r} is registered and also a task of engine {engine!r}: register yours under another name"
+                f"task {name!r} is registered, but also a task of engine {engine!r}: register it under another name"
             )
         return [Task(name, TORCHRL, _REGISTERED[name])]
     if ":" in name:
@@ -119,47 +118,43 @@ def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
     if slash:
         engine, name = prefix, rest
     module = load_engine(engine)
-    known, sets = module.task_names(), module.task_sets()
-    if name in known:
+    names, sets = module.task_names(), module.task_sets()
+    if name in names:
         return [Task(name, engine, action_repeat=action_repeat)]
     if name in sets:
         return [Task(member, engine, action_repeat=action_repeat) for member in sets[name]]
-    candidates = [*known, *sets, *_REGISTERED]
-    near = difflib.get_close_matches(name, candidates, n=4, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"task sets: {', '.join(sorted(sets))}"
-    if other := _engine_with(name, engine):
+    matches = difflib.get_close_matches(name, [*names, *sets, *_REGISTERED], n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(matches)}?" if matches else f"task sets: {', '.join(sorted(sets))}"
+    if other := _other_engine(name, engine):
         hint = f"engine {other!r} has it, add --engine {other} or write {other}/{name}"
         if other not in _installed():
             hint += f' (pip install -e ".[{other}]")'
     raise UnknownTaskError(
-        f"unknown task {name!r} of engine {engine!r}: {hint}; a task of your own is package.module:maker, or a name "
-        "that mtray.register_task gave it in this process"
+        f"unknown task {name!r} of engine {engine!r}: {hint}; write a task of your own as package.module:maker, or "
+        "register it in this process with mtray.register_task"
     )
 
 
-def _engine_with(name: str, engine: str) -> str | None:
-    """Another engine that has the task or set; EnvPool is known by its names where it is not installed."""
+def _other_engine(name: str, engine: str) -> str | None:
+    """Return another engine that has the task or set; EnvPool is recognised by its names where it is not installed."""
     for other in ENGINES:
         if other != engine and other in _installed():
             module = load_engine(other)
             if name in module.task_names() or name in module.task_sets():
                 return other
-    is_pools = name.startswith("metaworld") or re.fullmatch(r"[A-Z]\w*-v\d+", name) or name == "gymnasium"
-    return "envpool" if is_pools and engine != "envpool" and "envpool" not in _installed() else None
+    is_envpools = name.startswith("metaworld") or re.fullmatch(r"[A-Z]\w*-v\d+", name) or name == "gymnasium"
+    return "envpool" if is_envpools and engine != "envpool" and "envpool" not in _installed() else None
 
 
 @functools.cache
 def _installed() -> frozenset[str]:
-    """Engines that can be loaded here."""
-
-    def can_load(name: str) -> bool:
-        try:
+    """Return the engines that can be loaded."""
+    found = set()
+    for name in ENGINES:
+        with contextlib.suppress(UsageError):
             load_engine(name)
-        except UsageError:
-            return False
-        return True
-
-    return frozenset(filter(can_load, ENGINES))
+            found.add(name)
+    return frozenset(found)
 
 
 def _import_maker(path: str) -> Maker:

@@ -1,4 +1,4 @@
-"""The process of a caller, left as it was: a user's maker, Ray and simulators change what they please in it."""
+"""Restore the caller's process, which users' makers, Ray and simulators may change."""
 
 from __future__ import annotations
 
@@ -14,43 +14,23 @@ _LOGGERS = ("", "ray", "absl")
 
 @contextlib.contextmanager
 def process_restored() -> Iterator[None]:
-    """Restore working directory, environment and logging when the block ends."""
-    with _folder_restored(), _environment_restored(), _logging_restored():
-        yield
-
-
-@contextlib.contextmanager
-def _folder_restored() -> Iterator[None]:
+    """Restore working directory, environment variables and logging when the block ends."""
     try:
         folder = os.getcwd()
     except FileNotFoundError as error:
-        raise UsageError("the current folder was deleted: change to one that is there") from error
+        raise UsageError("the current folder was deleted: change to one that exists") from error
+    environment = dict(os.environ)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    logging_states = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             os.chdir(folder)
-
-
-@contextlib.contextmanager
-def _environment_restored() -> Iterator[None]:
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
+        for name in set(os.environ) - set(environment):
             del os.environ[name]
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _logging_restored() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
-    try:
-        yield
-    finally:
-        for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        os.environ.update(environment)
+        for logger, (level, propagate, handlers) in zip(loggers, logging_states, strict=True):
             logger.setLevel(level)
             logger.propagate = propagate
             logger.handlers[:] = handlers

@@ -1,4 +1,4 @@
-"""Every engine and every task through the same contract; dm_control bit for bit against torchrl's own wrapper."""
+"""Every task of the suite, bit for bit against torchrl's DMControlEnv, and the rules that all engines share."""
 
 import numpy as np
 import pytest
@@ -8,23 +8,24 @@ from dm_control.mujoco import Physics
 from torchrl.envs import CatTensors, Compose, DoubleToFloat, FlattenObservation, TransformedEnv
 from torchrl.envs.libs.dm_control import DMControlEnv
 
-from mtray.engines.base import StepArrays, copy_seed
+from mtray.engines.base import copy_seed
 from mtray.engines.dm_control import task_names
 from mtray.tasks.env import TaskEnv, make_task_env
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
+from tests.makers import started
 
 STEPS = 12
-# lqr draws its model at construction from the task's random state; DMControlEnv takes that from here.
+# lqr draws its model at construction from the task's random state.
 RANDOM_MODEL = ("lqr",)
 
 
 def tutorial_env(domain, task, name, seed):
-    """torchrl's DMControlEnv with the tutorial's transforms, its entries in dm_control's order."""
+    """Return torchrl's DMControlEnv with the tutorial's transforms, entries in dm_control's order."""
     options = {"random": seed} if domain in RANDOM_MODEL else {}
     env = DMControlEnv(domain, task, **options)
     keys = list(env.observation_spec.keys())
-    # CatTensors needs vectors; the manipulator's and stacker's arms come as tables.
+    # CatTensors needs vectors; the arms of manipulator and stacker are matrices.
     tables = [key for key in keys if env.observation_spec[key].ndim == 2]
     flat = [FlattenObservation(-2, -1, in_keys=tables)] if tables else []
     exclusive = f"observation_{name}"
@@ -41,7 +42,7 @@ def tutorial_env(domain, task, name, seed):
 
 @pytest.fixture
 def no_renderer(monkeypatch):
-    # quadruped-escape asks for a renderer at every reset, also in DMControlEnv; there is none in a test.
+    # quadruped-escape uploads its terrain to a renderer at every reset; tests have none.
     monkeypatch.setattr(Physics, "contexts", property(lambda self: None))
 
 
@@ -90,15 +91,9 @@ def sim_of(name, copies, seed=0):
     return Task(name, "dm_control").make_sim(copies, seed)
 
 
-def everyone(sim):
-    return np.ones(sim.num_envs, dtype=bool)
-
-
-def test_copies_are_independent_of_how_many_there_are():
+def test_a_copy_does_not_depend_on_the_number_of_copies():
     few, many = sim_of("walker-walk", 2, seed=5), sim_of("walker-walk", 4, seed=5)
-    first, second = StepArrays.empty(2, few.spec), StepArrays.empty(4, many.spec)
-    few.reset(everyone(few), first.observation)
-    many.reset(everyone(many), second.observation)
+    first, second = started(few), started(many)
     assert np.array_equal(first.observation, second.observation[:2])
     assert len(np.unique(second.observation, axis=0)) == 4
     action = np.full((4, 6), 0.3, np.float32)
@@ -108,12 +103,10 @@ def test_copies_are_independent_of_how_many_there_are():
 
 
 @pytest.mark.parametrize("name", ["walker-walk", "lqr-lqr_6_2", "reacher-hard", "swimmer-swimmer6"])
-def test_a_copy_equals_a_simulator_of_its_own(name):
-    # Copies share one compilation; tasks that write to their model at reset must not write to another's.
+def test_a_copy_equals_a_simulator_with_its_seed(name):
+    # Copies are made from one compiled model; a task that writes to its model at a reset must not change the others.
     many, alone = sim_of(name, 3, seed=5), sim_of(name, 1, seed=copy_seed(5, 2))
-    first, second = StepArrays.empty(3, many.spec), StepArrays.empty(1, alone.spec)
-    many.reset(everyone(many), first.observation)
-    alone.reset(everyone(alone), second.observation)
+    first, second = started(many), started(alone)
     for _ in range(20):
         assert np.array_equal(first.observation[2:], second.observation)
         many.step(np.full((3, many.spec.action_size), 0.3, np.float32), first)
@@ -122,12 +115,7 @@ def test_a_copy_equals_a_simulator_of_its_own(name):
 
 
 def test_same_seed_same_episode_other_seed_another():
-    runs = []
-    for seed in (1, 1, 2):
-        sim = sim_of("cartpole-swingup", 1, seed)
-        observation = np.zeros((1, 5), np.float32)
-        sim.reset(everyone(sim), observation)
-        runs.append(observation)
+    runs = [started(sim_of("cartpole-swingup", 1, seed)).observation for seed in (1, 1, 2)]
     assert np.array_equal(runs[0], runs[1])
     assert not np.array_equal(runs[0], runs[2])
 
@@ -143,7 +131,7 @@ def test_partial_reset_touches_only_the_masked_copies():
     state = env.reset()
     state["action"] = torch.full((3, 2), 0.5)
     reached = env.step(state)["next"]
-    # torchrl writes a reset's outcome into what it was given.
+    # torchrl writes the result of a reset into its argument.
     after = env.reset(reached.clone().set("_reset", torch.tensor([[False], [True], [False]])))
     kept = torch.tensor([True, False, True])
     assert torch.equal(after["observation"][kept], reached["observation"][kept])
@@ -163,18 +151,13 @@ def test_a_time_limit_truncates_and_next_is_the_last_state_not_the_reset_one():
         if not ended:
             assert torch.equal(state["observation"], stepped["next", "observation"])
     assert not torch.isclose(state["observation"], stepped["next", "observation"]).all()
-    # The state after is a start: the pole stands within the task's start range, the last state was far along.
     assert not state["done"].any()
 
 
 def test_a_tasks_own_end_is_termination():
     env = make_task_env("lqr-lqr_2_1", num_envs=1, action_repeat=1)
     sim = env.sim._envs[0]
-    env.reset()
-    with sim.physics.reset_context():
-        sim.physics.data.qpos[:] = 0
-        sim.physics.data.qvel[:] = 0
-    state = env._reset(None)
+    state = env.reset()
     with sim.physics.reset_context():
         sim.physics.data.qpos[:] = 0
         sim.physics.data.qvel[:] = 0
@@ -195,7 +178,7 @@ def test_task_env_passes_torchrls_own_check(name, num_envs):
     check_env_specs(env, seed=0)
 
 
-def test_lean_step_and_maybe_reset_equals_torchrls_generic_one():
+def test_step_and_maybe_reset_equals_torchrls_implementation():
     from torchrl.envs import EnvBase
 
     lean = make_task_env("cartpole-swingup", num_envs=2, seed=4, observation_width=9)
@@ -208,7 +191,7 @@ def test_lean_step_and_maybe_reset_equals_torchrls_generic_one():
         expected, theirs = EnvBase.step_and_maybe_reset(generic, theirs)
         assert set(stepped["next"].keys()) == set(expected["next"].keys())
         assert (stepped["next"] == expected["next"]).all()
-        # torchrl lets the last action stand at a root that was reset; it is overwritten before it is read.
+        # torchrl keeps the last action after a reset.
         theirs = theirs.exclude("action")
         assert set(ours.keys()) == set(theirs.keys())
         assert (ours == theirs).all()
@@ -224,7 +207,7 @@ def test_padding_is_zero_and_exclusive_is_unpadded():
     assert not state["observation"][:, 5:].any()
 
 
-def test_simulators_are_built_only_when_stepped():
+def test_simulators_are_not_built_for_the_specs():
     env = TaskEnv(resolve(["dog-run"])[0], num_envs=64)
     assert env._sim is None
     assert env.observation_spec["observation"].shape == (64, 223)

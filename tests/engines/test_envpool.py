@@ -1,8 +1,8 @@
-"""Engine envpool against the reference: the same contract, the same rules of episodes, the same distributions.
+"""Engine envpool against the reference: the same interface, episode rules and distributions.
 
-Two engines agree on a task when, under the same uniformly random policy, the mean over an episode's first steps of
-every observation entry and of the reward differ by less than five standard errors of the difference (copies are
-independent samples), or by less than a hundredth of the entry's own spread.
+Two engines agree on a task if, under a uniformly random policy, the means over an episode's first steps of every
+observation entry and of the reward differ by less than five standard errors (copies are independent samples), or by
+less than a hundredth of the entry's standard deviation.
 """
 
 import numpy as np
@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("envpool")
 
 from mtray.engines import envpool as envpool_engine
-from mtray.engines.base import StepArrays
 from mtray.engines.dm_control import task_names
 from mtray.tasks.plan import Task
+from tests.makers import started
 
 COPIES, STEPS = 48, 40
 QUICK = ["cartpole-swingup", "cheetah-run", "humanoid-walk", "reacher-easy", "finger-turn_easy"]
@@ -24,15 +24,10 @@ def sim_of(engine, name, copies, seed=0):
     return Task(name, engine).make_sim(copies, seed)
 
 
-def everyone(sim):
-    return np.ones(sim.num_envs, dtype=bool)
-
-
 def random_means(engine, name, copies=COPIES, steps=STEPS):
-    """Per copy: mean observation and mean reward over an episode's first steps of random actions, [copies, obs + 1]."""
+    """Return each copy's mean observation and reward over the first steps of random actions, [copies, obs + 1]."""
     sim = sim_of(engine, name, copies, seed=17)
-    out = StepArrays.empty(copies, sim.spec)
-    sim.reset(everyone(sim), out.observation)
+    out = started(sim)
     low, high = (np.clip(bound, -1, 1) for bound in (sim.spec.action_low, sim.spec.action_high))
     random = np.random.default_rng(3)
     total = np.zeros((copies, sim.spec.observation_size + 1))
@@ -78,11 +73,9 @@ def test_spec_is_dm_controls(name):
 
 
 @pytest.mark.parametrize("name", ["cartpole-balance", "reacher-easy"])
-def test_an_episode_is_truncated_at_the_horizon_and_goes_on_after_a_reset(name):
+def test_an_episode_is_truncated_at_the_horizon_and_a_reset_starts_another(name):
     sim = sim_of("envpool", name, 3)
-    out = StepArrays.empty(3, sim.spec)
-    start = np.zeros_like(out.observation)
-    sim.reset(everyone(sim), start)
+    out = started(sim)
     action = np.zeros((3, sim.spec.action_size), np.float32)
     for step in range(1, 1001):
         sim.step(action, out)
@@ -97,10 +90,9 @@ def test_an_episode_is_truncated_at_the_horizon_and_goes_on_after_a_reset(name):
     assert not out.truncated.any()
 
 
-def test_copies_step_on_their_own_actions():
+def test_each_copy_takes_its_action():
     sim = sim_of("envpool", "walker-walk", 4)
-    out = StepArrays.empty(4, sim.spec)
-    sim.reset(everyone(sim), out.observation)
+    out = started(sim)
     action = np.zeros((4, 6), np.float32)
     action[2] = 1.0
     before = out.observation.copy()
@@ -114,22 +106,18 @@ def test_same_seed_same_episode():
     states = []
     for seed in (1, 1, 2):
         sim = sim_of("envpool", "cartpole-swingup", 2, seed)
-        observation = np.zeros((2, 5), np.float32)
-        sim.reset(everyone(sim), observation)
-        states.append(observation)
+        states.append(started(sim).observation)
         sim.close()
     assert np.array_equal(states[0], states[1])
     assert not np.array_equal(states[0], states[2])
 
 
-def test_a_repeated_action_is_that_many_steps_and_their_rewards_summed():
+def test_a_repeated_action_equals_single_steps_with_summed_rewards():
     once, twice = (
         sim_of("envpool", "walker-walk", 3, seed=2),
         Task("walker-walk", "envpool", action_repeat=2).make_sim(3, 2),
     )
-    single, double = StepArrays.empty(3, once.spec), StepArrays.empty(3, once.spec)
-    once.reset(everyone(once), single.observation)
-    twice.reset(everyone(twice), double.observation)
+    single, double = started(once), started(twice)
     random = np.random.default_rng(0)
     for _ in range(20):
         action = random.uniform(-1, 1, (3, 6)).astype(np.float32)
@@ -142,13 +130,12 @@ def test_a_repeated_action_is_that_many_steps_and_their_rewards_summed():
         assert np.array_equal(reward, double.reward)
 
 
-def test_an_episode_that_ends_within_a_repeat_stops_there():
+def test_an_episode_that_ends_within_an_action_repeat_is_not_stepped_further():
     sim = Task("cartpole-balance", "envpool", action_repeat=3).make_sim(2)
-    out = StepArrays.empty(2, sim.spec)
-    sim.reset(everyone(sim), out.observation)
+    out = started(sim)
     action = np.zeros((2, 1), np.float32)
     for step in range(1, 335):
-        # The second copy begins anew a hundred steps later, so the first ends alone.
+        # The second copy restarts after a hundred steps, so only the first ends here.
         if step == 101:
             sim.reset(np.array([False, True]), out.observation)
         sim.step(action, out)
@@ -160,10 +147,9 @@ def test_an_episode_that_ends_within_a_repeat_stops_there():
 )
 def test_other_tasks_by_name_end_at_their_horizon(name, steps):
     sim = Task(name, "envpool", action_repeat=2).make_sim(2, seed=1)
-    # They repeat actions as they were made to.
+    # Tasks outside the suite ignore the action repeat.
     assert (sim.spec.horizon, sim.spec.action_repeat) == (steps, 1)
-    out = StepArrays.empty(2, sim.spec)
-    sim.reset(everyone(sim), out.observation)
+    out = started(sim)
     first = out.observation.copy()
     low, high = np.array(sim.spec.action_low), np.array(sim.spec.action_high)
     random = np.random.default_rng(0)
@@ -180,10 +166,9 @@ def test_other_tasks_by_name_end_at_their_horizon(name, steps):
     assert not np.array_equal(out.observation[0], last[0])
 
 
-def test_a_task_that_falls_over_is_terminated_not_truncated():
+def test_a_hopper_that_falls_is_terminated_not_truncated():
     sim = sim_of("envpool", "Hopper-v5", 4)
-    out = StepArrays.empty(4, sim.spec)
-    sim.reset(everyone(sim), out.observation)
+    out = started(sim)
     for _ in range(200):
         sim.step(np.ones((4, 3), np.float32), out)
         if out.terminated.any():

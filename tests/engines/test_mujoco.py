@@ -1,4 +1,4 @@
-"""Engine mujoco: dm_control's numbers bit for bit, whatever the copies, the repeats and the moments of resets."""
+"""Engine mujoco: equal to dm_control bit for bit, for any number of copies, action repeat and time of resets."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ FIELDS = ("observation", "reward", "terminated", "truncated")
 
 
 class Pair:
-    """The same task in both engines, driven alike and compared at every step."""
+    """The same task in both engines, with equal actions and resets, compared at every step."""
 
     def __init__(self, name, copies, repeat=1):
         self.sims = [
@@ -65,18 +65,18 @@ def test_every_task_equals_dm_control_over_whole_episodes(name):
         pair.reset(np.ones(2, bool))
 
 
-def test_an_episode_that_ends_within_a_repeat_stops_there():
+def test_an_episode_that_ends_within_an_action_repeat_is_not_stepped_further():
     pair = Pair("pendulum-swingup", copies=3, repeat=3)
     for _ in range(100):
         pair.step()
-    # From here on the first copy is 300 control steps behind the others, whose 1000 end within a repeat.
+    # The first copy restarts after 300 control steps; the others end at 1000, within an action repeat.
     pair.reset(np.array([True, False, False]))
     for _ in range(234):
         pair.step()
     assert pair.outs[0].truncated.tolist() == [False, True, True]
 
 
-def test_seeding_again_begins_the_same_episodes():
+def test_the_same_seed_gives_the_same_episodes():
     pair = Pair("reacher-easy", copies=3)
     for sim in pair.sims:
         sim.seed(11)
@@ -86,7 +86,7 @@ def test_seeding_again_begins_the_same_episodes():
 
 
 @pytest.mark.parametrize("name", ["lqr-lqr_2_1", "quadruped-escape"])
-def test_tasks_without_a_view_are_dm_controls_own_loop(name):
+def test_tasks_without_a_view_use_the_reference_engine(name):
     sim = Task(name, "mujoco").make_sim(2)
     assert isinstance(sim, DmControlSim)
     assert sim.spec.engine == "mujoco"
@@ -97,14 +97,14 @@ def test_all_but_three_tasks_have_views():
 
 
 @pytest.mark.parametrize("repeat", [1, 3])
-def test_a_copy_whose_physics_diverges_is_truncated_where_it_was(repeat, caplog):
+def test_a_copy_whose_physics_diverges_is_truncated_at_its_last_observation(repeat, caplog):
     pair = Pair("cheetah-run", copies=3, repeat=repeat)
     pair.step()
-    before = pair.outs[0].observation.copy()
-    pair.sims[0]._sims.bind("qvel")[1] = 1e12
-    pair.sims[1]._envs[1].physics.data.qvel[:] = 1e12
+    # Twice, since MuJoCo counts a simulation's warnings from its reset on.
     for _ in range(2):
-        # Twice, as MuJoCo itself counts a simulation's warnings from its reset on.
+        before = pair.outs[0].observation.copy()
+        pair.sims[0]._sims.bind("qvel")[1] = 1e12
+        pair.sims[1]._envs[1].physics.data.qvel[:] = 1e12
         pair.step()
         ours = pair.outs[0]
         assert ours.truncated.tolist() == [False, True, False]
@@ -114,8 +114,5 @@ def test_a_copy_whose_physics_diverges_is_truncated_where_it_was(repeat, caplog)
         pair.reset(np.array([False, True, False]))
         pair.step()
         assert not pair.outs[0].truncated.any()
-        before = pair.outs[0].observation.copy()
-        pair.sims[0]._sims.bind("qvel")[1] = 1e12
-        pair.sims[1]._envs[1].physics.data.qvel[:] = 1e12
     assert "cheetah-run', copy 1" in caplog.text
     assert "mjWARN_BAD" in caplog.text

@@ -1,4 +1,4 @@
-"""TorchRL's environments: each is stepped as TorchRL itself steps it, or refused in a line that names what is wrong."""
+"""TorchRL environments: stepped as TorchRL steps them, or refused in one line that names the fault."""
 
 import logging
 import math
@@ -34,17 +34,17 @@ from torchrl.envs import (
     VecNormV2,
 )
 
-from mtray.engines.base import StepArrays, copy_seed
+from mtray.engines.base import copy_seed
 from mtray.errors import UsageError
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv
-from tests.makers import PointEnv
+from tests.makers import PointEnv, observing, started, vector
 
 COPIES, STEPS = 3, 40
 
 
 def pendulum():
-    """A stateless environment: its state travels in the TensorDict."""
+    """A stateless environment: its state is in the TensorDict."""
     env = PendulumEnv()
     joined = CatTensors(["th", "thdot"], "observation", del_keys=False)
     units = [key for key in ("th", "thdot") if not env.observation_spec[key].shape]
@@ -104,8 +104,8 @@ MAKERS = {
 }
 
 
-def as_torchrl_steps(envs, actions):
-    """What TorchRL's own step_and_maybe_reset gives: each step's (observation before, reached, reward, ends)."""
+def torchrl_steps(envs, actions):
+    """Yield (observation, next observation, reward, done) of each of TorchRL's step_and_maybe_reset."""
     roots = [env.reset() for env in envs]
     for action in actions:
         before, reached = [root["observation"] for root in roots], []
@@ -130,22 +130,22 @@ def test_copies_are_stepped_as_torchrl_steps_them(name):
     envs = [first] if first.batch_size else [first, *(maker(1, copy_seed(5, copy)) for copy in range(1, COPIES))]
     random = np.random.default_rng(1)
     actions = random.uniform(-0.5, 0.5, (STEPS, COPIES, sim.spec.action_size)).astype(np.float32)
-    out, observation = StepArrays.empty(COPIES, sim.spec), np.zeros((COPIES, sim.spec.observation_size), np.float32)
     torch.manual_seed(7)
-    sim.reset(np.ones(COPIES, bool), observation)
+    out = started(sim)
+    observation = out.observation.copy()
     ours, episodes = [], 0
     for action in actions:
-        before = observation.copy()
+        before = observation
         sim.step(action, out)
         ended = out.terminated | out.truncated
         assert not (out.terminated & out.truncated).any()
         ours.append((before, out.observation.copy(), out.reward[:, None].copy(), ended[:, None].astype(np.float32)))
-        observation[:] = out.observation
+        observation = out.observation.copy()
         if ended.any():
             sim.reset(ended, observation)
             episodes += ended.sum()
     torch.manual_seed(7)
-    for step, (mine, theirs) in enumerate(zip(ours, as_torchrl_steps(envs, actions), strict=True)):
+    for step, (mine, theirs) in enumerate(zip(ours, torchrl_steps(envs, actions), strict=True)):
         for field, a, b in zip(("before", "reached", "reward", "ended"), mine, theirs, strict=True):
             np.testing.assert_array_equal(a, b, err_msg=f"{field} at step {step}")
     assert episodes >= COPIES
@@ -154,8 +154,7 @@ def test_copies_are_stepped_as_torchrl_steps_them(name):
 
 def test_a_step_counter_truncates():
     sim = Task("mine", "torchrl", lambda n, seed: TransformedEnv(CountingEnv(n), StepCounter(5))).make_sim(2)
-    out = StepArrays.empty(2, sim.spec)
-    sim.reset(np.ones(2, bool), out.observation)
+    out = started(sim)
     ends = []
     for _ in range(5):
         sim.step(np.zeros((2, 1), np.float32), out)
@@ -164,10 +163,9 @@ def test_a_step_counter_truncates():
     assert out.observation[0, 0] == 5
 
 
-def test_a_reset_of_one_copy_leaves_what_the_others_carry():
+def test_a_reset_of_one_copy_does_not_change_the_state_of_the_others():
     sim = Task("mine", "torchrl", lambda n, seed: TransformedEnv(CountingEnv(n), StepCounter(5))).make_sim(3)
-    out, action = StepArrays.empty(3, sim.spec), np.zeros((3, 1), np.float32)
-    sim.reset(np.ones(3, bool), out.observation)
+    out, action = started(sim), np.zeros((3, 1), np.float32)
     for _ in range(2):
         sim.step(action, out)
     sim.reset(np.array([False, True, False]), out.observation)
@@ -182,22 +180,21 @@ def test_a_reset_of_one_copy_leaves_what_the_others_carry():
 
 
 class OnlyTruncates(CountingEnv):
-    """Says truncated, but not done."""
+    """Sets truncated, but not done."""
 
     def _step(self, data):
         reached = super()._step(data)
         return reached.set("done", torch.zeros_like(reached["done"]))
 
 
-def test_truncated_ends_an_episode_also_where_done_is_not_set():
+def test_truncated_without_done_ends_an_episode():
     sim = Task("mine", "torchrl", lambda n, seed: OnlyTruncates(n, truncate_after=1)).make_sim(2)
-    out = StepArrays.empty(2, sim.spec)
-    sim.reset(np.ones(2, bool), out.observation)
+    out = started(sim)
     sim.step(np.zeros((2, 1), np.float32), out)
     assert out.truncated.all()
 
 
-# What is refused
+# Refused specs and data
 
 
 def refused(maker):
@@ -209,28 +206,20 @@ def refused(maker):
     return message
 
 
-def observing(**specs):
-    return lambda num_envs, seed: PointEnv(num_envs, seed, observation={k: s(num_envs) for k, s in specs.items()})
-
-
-def vector(width, dtype=torch.float32):
-    return lambda num_envs: Unbounded((num_envs, width), dtype=dtype)
-
-
 GOAL = {"observation": vector(2), "goal": vector(3)}
 
 
-def test_entries_that_would_be_left_out_are_refused_with_how_to_keep_and_how_to_drop_them():
+def test_observations_that_would_be_ignored_are_refused_with_both_remedies():
     message = refused(observing(**GOAL))
     assert "'goal' of shape (2, 3) torch.float32" in message
     assert "CatTensors(['observation', 'goal'], 'observation')" in message
     assert "ExcludeTransform" in message
-    assert "'image' of shape (2, 4) torch.uint8" in refused(observing(**GOAL, image=vector(4, torch.uint8)))
+    assert "'image' of shape (2, 4) torch.uint8" in refused(observing(**GOAL, image=vector(4, dtype=torch.uint8)))
 
 
 class Goal(PointEnv):
     def __init__(self, num_envs, seed):
-        super().__init__(num_envs, seed, observation={key: make(num_envs) for key, make in GOAL.items()})
+        super().__init__(num_envs, seed, observation={key: spec(num_envs) for key, spec in GOAL.items()})
 
     def _reset(self, data=None):
         return super()._reset(data).set("goal", torch.ones(*self.batch_size, 3))
@@ -271,7 +260,7 @@ def bounds(num_envs, low, high):
         ([math.nan], [1.0], "entry 0 of its action has the bounds [nan, 1], which no value satisfies"),
     ],
 )
-def test_bounds_that_can_not_be_kept_are_refused(low, high, message):
+def test_invalid_and_one_sided_bounds_are_refused(low, high, message):
     assert message in refused(bounded(low, high))
 
 
@@ -284,14 +273,14 @@ def test_bounds_that_differ_between_copies_are_refused():
     assert "copies have different action bounds (high: [[1.0], [2.0]])" in refused(maker)
 
 
-def test_bounds_beyond_a_million_and_equal_ones_are_taken():
+def test_bounds_beyond_a_million_and_equal_bounds_are_accepted():
     spec = Task("mine", "torchrl", bounded([-3e38, 0.5], [math.inf, 0.5])).spec
     assert spec.action_low == (-3e38, 0.5)
     assert spec.action_high == (math.inf, 0.5)
 
 
-class Gives(CountingEnv):
-    """Differs from its specs in one way."""
+class BreaksSpec(CountingEnv):
+    """Returns data that differs from its specs in one way."""
 
     def __init__(self, num_envs, *, reward=(1,), key="reward", **given):
         super().__init__(num_envs)
@@ -320,17 +309,17 @@ class Gives(CountingEnv):
         ({"observation": torch.zeros(2, dtype=torch.int64)}, "'observation' has dtype torch.int64"),
         (
             {"observation": torch.tensor([1e39, 0.0], dtype=torch.float64)},
-            "'observation' of its first reset is not fin",
+            "'observation' of its first reset is not finite",
         ),
         ({"observation": torch.full((2,), math.nan)}, "'observation' of its first reset is not finite"),
         ({"observation": None}, "'observation' is missing"),
     ],
 )
-def test_what_an_environment_gives_is_held_to_its_specs(given, message):
-    assert message in refused(lambda num_envs, seed: Gives(num_envs, **given))
+def test_data_that_does_not_match_its_spec_is_refused(given, message):
+    assert message in refused(lambda num_envs, seed: BreaksSpec(num_envs, **given))
 
 
-class RewardOf(CountingEnv):
+class FixedReward(CountingEnv):
     def __init__(self, num_envs, reward):
         super().__init__(num_envs)
         self.reward = reward
@@ -348,15 +337,15 @@ class RewardOf(CountingEnv):
         (torch.full((2, 1), math.inf), "the 'reward' of its first step is not finite as float32"),
     ],
 )
-def test_a_reward_is_held_to_its_spec(reward, message):
-    assert message in refused(lambda num_envs, seed: RewardOf(num_envs, reward))
+def test_a_reward_that_does_not_match_its_spec_is_refused(reward, message):
+    assert message in refused(lambda num_envs, seed: FixedReward(num_envs, reward))
 
 
 def test_half_floats_are_kept_exactly():
     class Half(CountingEnv):
         def __init__(self, num_envs):
             super().__init__(num_envs)
-            self.observation_spec = Composite(observation=vector(2, torch.float16)(num_envs), shape=[num_envs])
+            self.observation_spec = Composite(observation=vector(2, dtype=torch.float16)(num_envs), shape=[num_envs])
 
         def _reset(self, data=None, **kwargs):
             return super()._reset(data, **kwargs).set("observation", torch.full((2, 2), 0.1, dtype=torch.float16))
@@ -365,9 +354,7 @@ def test_half_floats_are_kept_exactly():
             return super()._step(data).set("observation", torch.full((2, 2), 0.1, dtype=torch.float16))
 
     sim = Task("mine", "torchrl", lambda num_envs, seed: Half(num_envs)).make_sim(2)
-    observation = np.zeros((2, 2), np.float32)
-    sim.reset(np.ones(2, bool), observation)
-    assert observation[0, 0] == np.float32(np.float16(0.1))
+    assert started(sim).observation[0, 0] == np.float32(np.float16(0.1))
 
 
 def test_a_spec_that_raises_is_named():
@@ -380,7 +367,7 @@ def test_a_timers_entries_are_no_observations():
     assert spec.observation_size == 2
 
 
-def test_gymnasium_that_is_missing_names_the_extra():
+def test_the_error_of_a_missing_gymnasium_names_the_extra():
     def maker(num_envs, seed):
         raise ModuleNotFoundError("Supported version of 'torchrl.envs.libs.gym.GymEnv' has not been found.")
 
@@ -389,7 +376,7 @@ def test_gymnasium_that_is_missing_names_the_extra():
     assert "Pendullum" in refused(lambda num_envs, seed: GymEnv("Pendullum-v1"))
 
 
-# One and the same environment
+# The same environment returned twice
 
 
 def test_one_environment_for_several_copies_is_refused():
@@ -451,15 +438,14 @@ def test_environments_that_reset_themselves_are_refused(maker):
     assert "one unbatched environment" in message
 
 
-def test_a_vector_environment_that_does_not_reset_itself_is_right():
+def test_a_vector_environment_that_does_not_reset_itself_is_accepted():
     sim = Task("mine", "torchrl", vectors(gym.vector.AutoresetMode.DISABLED)).make_sim(3, seed=1)
-    out = StepArrays.empty(3, sim.spec)
-    sim.reset(np.ones(3, bool), out.observation)
+    out = started(sim)
     for _ in range(4):
         last = out.observation.copy()
         sim.step(np.zeros((3, 1), np.float32), out)
     assert out.truncated.all()
-    # Pendulums move little in a step: what was reached is no start.
+    # Pendulums move little in a step, so the observation is not that of a reset.
     assert np.abs(out.observation - last).max() < 1.5
     reached = out.observation.copy()
     sim.reset(np.array([True, False, True]), out.observation)
@@ -477,10 +463,9 @@ class ResetsItself(CountingEnv):
 
 
 @pytest.mark.parametrize(("kind", "warned"), [(ResetsItself, True), (CountingEnv, False)])
-def test_an_episode_that_begins_as_the_last_ended_is_warned_of_once(kind, warned, caplog):
+def test_an_episode_that_begins_with_the_last_observation_causes_one_warning(kind, warned, caplog):
     sim = Task("mine", "torchrl", lambda n, seed: kind(n, truncate_after=3)).make_sim(2)
-    out = StepArrays.empty(2, sim.spec)
-    sim.reset(np.ones(2, bool), out.observation)
+    out = started(sim)
     with caplog.at_level(logging.WARNING, "mtray"):
         for _ in range(9):
             sim.step(np.zeros((2, 1), np.float32), out)

@@ -1,4 +1,4 @@
-"""What is checked of tasks before anything starts."""
+"""The checks that tasks can be pickled and that their specs have not changed."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from mtray.data.specs import TaskSpec, check_specs
 from mtray.errors import UsageError
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
-from tests.makers import make_spec, point
+from tests.makers import make_spec, point, with_held
 
 
 class Holds:
@@ -24,16 +24,12 @@ class Holds:
         return point(num_envs, seed)
 
 
-def with_argument(held, num_envs, seed):
-    return point(num_envs, seed)
-
-
 def closed_over(held):
     return lambda num_envs, seed: (held, point(num_envs, seed))[1]
 
 
 class Loses:
-    """Pickles, but can't be loaded."""
+    """Can be pickled, but not unpickled."""
 
     def __init__(self, first):
         self.first = first
@@ -51,12 +47,12 @@ class Loses:
         (Holds(threading.Lock()), "its maker.held (a lock)"),
         (Holds({"a": [1, threading.Lock()]}), "its maker.held['a'][1] (a lock)"),
         (Holds(threading.Lock()).make, "its maker.__self__.held (a lock)"),
-        (functools.partial(with_argument, threading.Lock()), "its maker.args[0] (a lock)"),
+        (functools.partial(with_held, threading.Lock()), "its maker.args[0] (a lock)"),
         (closed_over(threading.Lock()), "held in its maker (a lock)"),
         (functools.partial(Holds(Holds(threading.Lock()))), "its maker.func.held.held (a lock)"),
     ],
 )
-def test_a_maker_that_can_not_travel_is_refused_with_the_part_that_can_not(maker, where):
+def test_a_maker_that_can_not_be_pickled_is_refused_with_the_part(maker, where):
     with pytest.raises(UsageError) as caught:
         check_travels(Task("mine", "torchrl", maker))
     message = str(caught.value)
@@ -65,7 +61,7 @@ def test_a_maker_that_can_not_travel_is_refused_with_the_part_that_can_not(maker
     assert "\n" not in message
 
 
-def test_a_maker_that_can_not_be_loaded_is_refused():
+def test_a_maker_that_can_not_be_unpickled_is_refused():
     with pytest.raises(
         UsageError, match=r"task 'mine' can't be sent .* its maker can't be pickled \(TypeError: .*first"
     ):
@@ -77,14 +73,14 @@ def test_a_maker_that_can_not_be_loaded_is_refused():
     [
         point,
         lambda n, s: point(n, s),
-        functools.partial(with_argument, 3),
+        functools.partial(with_held, 3),
         Holds(1),
         Holds(2).make,
         closed_over("x"),
         None,
     ],
 )
-def test_makers_that_can_travel_are_taken(maker):
+def test_makers_that_can_be_pickled_are_accepted(maker):
     check_travels(Task("mine", "torchrl" if maker else "mujoco", maker))
 
 
@@ -111,10 +107,10 @@ def test_a_spec_that_has_changed_is_refused_with_both_values(field):
     assert f"task 'left': {field} is {CHANGES[field]!r}, but was {getattr(saved, field)!r} in runs/a" in message
 
 
-def test_specs_that_went_through_json_or_have_another_engine_are_the_same():
+def test_specs_from_json_or_with_another_engine_are_equal():
     spec = make_spec("left", action_high=(float("inf"), 0.1))
     check_specs([TaskSpec.from_dict(spec.to_dict())], [dataclasses.replace(spec, engine="another")], "in runs/a")
 
 
-def test_tasks_of_one_side_only_are_passed_over():
+def test_tasks_of_one_side_only_are_not_compared():
     check_specs([make_spec("left")], [make_spec("right", 5)], "in runs/a")

@@ -1,4 +1,4 @@
-"""Tasks as TorchRL environments, as a user makes them: at the rate of training, under autograd, in float32."""
+"""Tasks as TorchRL environments: action repeat as in training, autograd, float32."""
 
 import pytest
 import torch
@@ -26,31 +26,30 @@ class ExtraAtReset(CountingEnv):
         return super()._reset(tensordict, **kwargs).set("extra", torch.ones(*self.batch_size, 1))
 
 
-def policy_of(*tasks, **changes):
-    specs = [task.spec for task in tasks]
-    return MultiTaskPolicy(specs, NetworkConfig(actor_width=16), deterministic=True, **changes)
+def policy_of(*tasks):
+    return MultiTaskPolicy([task.spec for task in tasks], NetworkConfig(actor_width=16), deterministic=True)
 
 
-def test_the_default_rate_is_trainings():
+def test_the_default_action_repeat_is_that_of_training():
     assert make_task_env("cartpole-swingup").task_spec.action_repeat == CollectorConfig().action_repeat == 2
     assert make_task_env("cartpole-swingup", action_repeat=1).task_spec.action_repeat == 1
 
 
 @pytest.mark.parametrize("repeat", [1, 3])
-def test_an_environment_like_a_policy_acts_at_its_rate_with_its_engine(repeat):
+def test_an_environment_like_a_policy_has_its_action_repeat_and_engine(repeat):
     policy = policy_of(Task("cartpole-swingup", "dm_control", action_repeat=repeat), Task("point", "torchrl", point))
     env = make_task_env("cartpole-swingup", num_envs=2, seed=3, like=policy)
     assert (env.task.engine, env.task.action_repeat) == ("dm_control", repeat)
     assert make_task_env("point", like=policy).task.maker is point
-    # As evaluation steps it: the same returns.
-    found = mtray.evaluate_policy(policy, ["cartpole-swingup"], episodes=2, seed=3)["cartpole-swingup"]["returns"]
+    # The returns of an evaluation.
+    expected = mtray.evaluate_policy(policy, ["cartpole-swingup"], episodes=2, seed=3)["cartpole-swingup"]["returns"]
     with torch.no_grad():
         rollout = env.rollout(-(-1000 // repeat), policy, break_when_any_done=False)
     assert rollout["next", "done"][:, -1].all()
-    torch.testing.assert_close(rollout["next", "reward"].double().sum((1, 2)), torch.tensor(found).double())
+    torch.testing.assert_close(rollout["next", "reward"].double().sum((1, 2)), torch.tensor(expected).double())
 
 
-def test_what_is_not_as_the_policy_learned_it_is_refused():
+def test_a_task_that_differs_from_what_the_policy_learned_is_refused():
     policy = policy_of(Task("cartpole-swingup", "mujoco", action_repeat=2), Task("point", "torchrl", CountingMaker()))
     with pytest.raises(UsageError, match="'walker-walk' was not learned by this policy: it has cartpole"):
         make_task_env("walker-walk", like=policy)
@@ -62,30 +61,32 @@ def test_what_is_not_as_the_policy_learned_it_is_refused():
 
 def test_a_path_is_no_policy():
     for call in (lambda: make_task_env("count", like="runs/a"), lambda: mtray.evaluate_policy("runs/a")):
-        with pytest.raises(UsageError, match=r"'runs/a' is no policy: give what mtray\.load_policy returns"):
+        with pytest.raises(
+            UsageError, match=r"'runs/a' is no policy of mtray's: pass the result of mtray\.load_policy"
+        ):
             call()
 
 
 def test_an_action_repeat_that_has_no_effect_is_refused():
-    with pytest.raises(UsageError, match="'point' repeats actions itself: action_repeat=3"):
+    with pytest.raises(UsageError, match="maker of task 'point' sets the action repeat: omit action_repeat=3"):
         make_task_env("point", action_repeat=3)
 
 
 @pytest.mark.parametrize("name", ["cartpole-swingup", "point"])
 @pytest.mark.parametrize("num_envs", [None, 2])
-def test_a_policy_that_is_being_trained_can_act(name, num_envs):
+def test_a_policy_in_training_can_act(name, num_envs):
     env = make_task_env(name, num_envs=num_envs)
     size = env.task_spec.observation_size
-    own = TensorDictModule(torch.nn.Linear(size, 1), ["observation"], ["action"])
-    ours = policy_of(env.task)
-    for policy in (own, ours):
+    linear = TensorDictModule(torch.nn.Linear(size, 1), ["observation"], ["action"])
+    multi_task = policy_of(env.task)
+    for policy in (linear, multi_task):
         rollout = env.rollout(3, policy, break_when_any_done=False)
         rollout["action"].sum().backward()
         assert not rollout["next", "reward"].requires_grad
-    assert own.module.weight.grad is not None
-    assert any(parameter.grad is not None for parameter in ours.parameters())
+    assert linear.module.weight.grad is not None
+    assert any(parameter.grad is not None for parameter in multi_task.parameters())
     with torch.inference_mode():
-        assert env.rollout(3, ours, break_when_any_done=False)["action"].shape[-1] == 1
+        assert env.rollout(3, multi_task, break_when_any_done=False)["action"].shape[-1] == 1
 
 
 def test_data_is_float32_whatever_torchs_default_is():
@@ -101,14 +102,14 @@ def test_data_is_float32_whatever_torchs_default_is():
         torch.set_default_dtype(torch.float32)
 
 
-def test_an_extra_entry_at_reset_is_left_alone():
+def test_an_extra_entry_at_reset_is_ignored():
     registry._REGISTERED["extra"] = lambda num_envs, seed: ExtraAtReset(num_envs, truncate_after=2)
     rollout = make_task_env("extra", num_envs=2).rollout(5, break_when_any_done=False)
     assert rollout["observation_extra"][0, :, 0].tolist() == [0, 1, 0, 1, 0]
     assert "extra" not in rollout.keys()
 
 
-def test_several_tasks_side_by_side_like_a_policy():
+def test_several_tasks_like_a_policy():
     policy = policy_of(Task("cartpole-swingup", "mujoco", action_repeat=3), Task("count", "torchrl", CountingMaker()))
     env = make_multi_task_env(["count", "cartpole-swingup"], num_envs=2, seed=4, like=policy)
     try:

@@ -1,13 +1,10 @@
-"""Cores and memory within the limits of control groups, read from files as they are in containers."""
+"""Cores and memory within the limits of control groups, read from files as Linux shows them in containers."""
 
 import os
 
 import pytest
 
-from mtray.tasks import processes
 from mtray.tasks.processes import usable_bytes, usable_cores
-
-# What a process may use. Files as Linux shows them, below a folder of the test's.
 
 GIB = 2**30
 
@@ -28,7 +25,7 @@ def machine(root, files, monkeypatch, cores=64):
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
-        # A limit of a group above, as a service manager sets it.
+        # A limit of a parent group, as a service manager sets it.
         (
             {
                 "proc/self/cgroup": "0::/jobs/mine/step\n",
@@ -38,7 +35,7 @@ def machine(root, files, monkeypatch, cores=64):
             },
             4,
         ),
-        # Version 1, with the host's path, which is not to be seen in a container.
+        # Version 1, with the host's path, which does not exist in a container.
         (
             {
                 "proc/self/cgroup": "4:cpu,cpuacct:/docker/0123\n0::/x\n",
@@ -55,9 +52,9 @@ def machine(root, files, monkeypatch, cores=64):
             },
             64,
         ),
-        # More than there are cores.
+        # A quota above the number of cores.
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
-        # What another kernel might write.
+        # Unexpected text.
         ({"proc/self/cgroup": "nonsense\n::\n", "sys/fs/cgroup/cpu.max": "x y z\n"}, 64),
     ],
 )
@@ -86,11 +83,11 @@ def test_memory_is_that_of_the_limit(tmp_path, monkeypatch, files, memory):
     assert usable_bytes(tmp_path) == memory
 
 
-def test_a_machine_that_tells_nothing_has_its_cores_and_no_known_memory(tmp_path):
+def test_without_files_cores_are_those_of_the_affinity_and_memory_is_unknown(tmp_path):
     assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
     assert usable_bytes(tmp_path) is None
 
 
 def test_this_machine_has_cores_and_memory():
     assert 1 <= usable_cores() <= os.cpu_count()
-    assert processes.usable_bytes() > GIB / 4
+    assert usable_bytes() > GIB / 4

@@ -1,4 +1,4 @@
-"""The registry: what names mean, what a wrong one is told, and what a user's maker may and may not build."""
+"""The registry: names, sets and makers, and the errors of wrong names and wrong makers."""
 
 import pickle
 import tomllib
@@ -7,27 +7,28 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+import torch
 from dm_control import suite
 
 from mtray.data.specs import TaskSpec
-from mtray.engines.base import StepArrays
 from mtray.errors import TaskError, UnknownTaskError, UsageError
 from mtray.tasks import plan as tasks_module
 from mtray.tasks import registry
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import register_task, resolve, task_names, task_sets
 from tests import makers
+from tests.makers import observing, vector
 
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """What a test registers is gone after it."""
+    """Start with no registered task, and restore the registry."""
     monkeypatch.setattr(registry, "_REGISTERED", {})
     return registry._REGISTERED
 
 
-def names(*asked, engine="dm_control"):
-    return [task.name for task in resolve(asked, engine)]
+def resolved_names(*names):
+    return [task.name for task in resolve(names, "dm_control")]
 
 
 def full_names(pairs):
@@ -42,15 +43,15 @@ def test_name_is_a_task_of_the_engine():
     assert resolve(["humanoid-walk"], "dm_control", 3) == (Task("humanoid-walk", "dm_control", action_repeat=3),)
 
 
-def test_engine_may_be_named_before_the_task_whatever_the_default_is():
+def test_engine_before_the_task_replaces_the_default():
     assert resolve(["dm_control/humanoid-walk"], "envpool") == (Task("humanoid-walk", "dm_control"),)
-    assert [task.name for task in resolve(["dm_control/walker"], "envpool")] == names("walker")
+    assert [task.name for task in resolve(["dm_control/walker"], "envpool")] == resolved_names("walker")
 
 
 def test_domain_is_the_set_of_its_tasks():
-    assert names("walker") == ["walker-stand", "walker-walk", "walker-run"]
-    assert names("humanoid") == full_names(("humanoid", task) for task in suite.TASKS_BY_DOMAIN["humanoid"])
-    assert {"humanoid-stand", "humanoid-walk", "humanoid-run"} <= set(names("humanoid"))
+    assert resolved_names("walker") == ["walker-stand", "walker-walk", "walker-run"]
+    assert resolved_names("humanoid") == full_names(("humanoid", task) for task in suite.TASKS_BY_DOMAIN["humanoid"])
+    assert {"humanoid-stand", "humanoid-walk", "humanoid-run"} <= set(resolved_names("humanoid"))
 
 
 def test_every_domain_is_a_set():
@@ -60,14 +61,14 @@ def test_every_domain_is_a_set():
 
 
 def test_dmc_is_the_benchmark_and_dmc_all_the_suite():
-    assert names("dmc") == full_names(suite.BENCHMARKING)
-    assert names("dmc_all") == full_names(suite.ALL_TASKS) == list(task_names())
-    assert len(names("dmc")) == 28 < len(names("dmc_all"))
+    assert resolved_names("dmc") == full_names(suite.BENCHMARKING)
+    assert resolved_names("dmc_all") == full_names(suite.ALL_TASKS) == list(task_names())
+    assert len(resolved_names("dmc")) == 28 < len(resolved_names("dmc_all"))
 
 
-def test_names_come_in_the_order_asked_for_and_each_once():
-    asked = ("walker-walk", "dm_control/cartpole-balance", "walker", "cartpole-balance", "walker-walk")
-    assert names(*asked) == ["walker-walk", "cartpole-balance", "walker-stand", "walker-run"]
+def test_tasks_keep_the_order_of_the_names_and_come_once():
+    names = ("walker-walk", "dm_control/cartpole-balance", "walker", "cartpole-balance", "walker-walk")
+    assert resolved_names(*names) == ["walker-walk", "cartpole-balance", "walker-stand", "walker-run"]
 
 
 def test_no_name_is_refused_with_an_example():
@@ -76,31 +77,31 @@ def test_no_name_is_refused_with_an_example():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("humanoid-wlk", "humanoid-walk"), ("wakler", "walker"), ("mujoco/cheeta", "cheetah")]
+    ("wrong", "match"), [("humanoid-wlk", "humanoid-walk"), ("wakler", "walker"), ("mujoco/cheeta", "cheetah")]
 )
-def test_unknown_name_is_told_what_comes_near(wrong, near):
+def test_error_of_an_unknown_name_lists_close_matches(wrong, match):
     with pytest.raises(UnknownTaskError) as caught:
         resolve(["walker-walk", wrong])
     message = str(caught.value)
     assert f"unknown task {wrong.rpartition('/')[2]!r} of engine 'mujoco': did you mean" in message
-    assert near in message.partition("did you mean ")[2].rstrip("?").split(", ")
+    assert match in message.partition("did you mean ")[2].rstrip("?").split(", ")
 
 
-def test_name_like_nothing_is_told_the_sets():
+def test_error_of_a_name_without_close_match_lists_the_sets():
     with pytest.raises(UnknownTaskError, match=r"task sets: .*dmc, dmc_all.*humanoid"):
         resolve(["qqqqqq"])
 
 
-def test_registered_name_is_a_near_match_too():
+def test_registered_name_is_a_close_match_too():
     register_task("gripper-lift", makers.point)
     with pytest.raises(UnknownTaskError, match="gripper-lift"):
         resolve(["griper-lift"])
 
 
-@pytest.mark.parametrize(("asked", "engine"), [("walker-walk", "mujocco"), ("mujocco/walker-walk", "dm_control")])
-def test_unknown_engine_is_told_the_known_ones(asked, engine):
+@pytest.mark.parametrize(("name", "engine"), [("walker-walk", "mujocco"), ("mujocco/walker-walk", "dm_control")])
+def test_error_of_an_unknown_engine_lists_the_engines(name, engine):
     with pytest.raises(UsageError, match=r"unknown engine 'mujocco': choose from .*dm_control"):
-        resolve([asked], engine)
+        resolve([name], engine)
 
 
 def test_engine_that_is_not_installed_is_refused_by_name(monkeypatch):
@@ -109,7 +110,7 @@ def test_engine_that_is_not_installed_is_refused_by_name(monkeypatch):
         resolve(["other/walker-walk"])
 
 
-# A user's own tasks
+# Users' tasks
 
 
 def test_maker_is_found_by_its_path_and_named_after_it():
@@ -135,7 +136,7 @@ def test_maker_that_can_not_be_imported_is_refused_with_its_path(path, why):
         resolve([path])
 
 
-def test_path_to_what_is_no_callable_is_refused():
+def test_path_of_a_value_that_is_not_callable_is_refused():
     with pytest.raises(UsageError, match=r"maker 'tests\.makers:NOT_CALLABLE' is a int, not a callable"):
         resolve(["tests.makers:NOT_CALLABLE"])
 
@@ -155,7 +156,7 @@ def test_registering_the_same_maker_again_changes_nothing(registered):
     assert registered == {"gripper-lift": makers.point}
 
 
-def test_name_of_another_registration_is_refused(registered):
+def test_name_that_is_registered_already_is_refused(registered):
     register_task("gripper-lift", makers.point)
     with pytest.raises(UsageError, match="'gripper-lift' is registered already"):
         register_task("gripper-lift", makers.single_point)
@@ -163,19 +164,19 @@ def test_name_of_another_registration_is_refused(registered):
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a:b", "a\tb"])
-def test_name_that_could_not_be_asked_for_is_refused(registered, name):
+def test_name_with_a_separator_is_refused(registered, name):
     with pytest.raises(UsageError, match="give a name without"):
         register_task(name, makers.point)
     assert registered == {}
 
 
-def test_registering_no_callable_is_refused(registered):
+def test_registering_a_value_that_is_not_callable_is_refused(registered):
     with pytest.raises(UsageError, match="the maker of task 'gripper' is a str, not a callable"):
         register_task("gripper", "tests.makers:point")
     assert registered == {}
 
 
-# What they build
+# Built tasks
 
 
 def test_spec_of_a_suites_task():
@@ -207,19 +208,19 @@ def test_spec_of_a_users_task(maker):
 @pytest.mark.parametrize("maker", [makers.point, makers.single_point], ids=lambda maker: maker.__name__)
 def test_copies_of_a_users_task_step_and_reset_one_by_one(maker):
     sim = Task("mine", "torchrl", maker).make_sim(3, seed=5)
-    observation, out = np.zeros((3, 2), np.float32), StepArrays.empty(3, sim.spec)
-    sim.reset(np.ones(3, bool), observation)
-    start = observation.copy()
+    out = makers.started(sim)
+    start = out.observation.copy()
     assert len(set(start[:, 0].tolist())) == 3
     sim.step(np.array([[0.5], [-0.5], [0.0]], np.float32), out)
     np.testing.assert_allclose(out.observation, start + np.array([[0.5, 1], [-0.5, 1], [0, 1]]), rtol=1e-6)
     np.testing.assert_array_equal(out.reward, out.observation[:, 0])
-    sim.reset(np.array([False, True, False]), observation)
-    assert observation[1, 1] == 0.0
-    np.testing.assert_array_equal(observation[[0, 2]], start[[0, 2]])
+    before = out.observation.copy()
+    sim.reset(np.array([False, True, False]), out.observation)
+    assert out.observation[1, 1] == 0.0
+    np.testing.assert_array_equal(out.observation[[0, 2]], before[[0, 2]])
     for _ in range(4):
         sim.step(np.array([[0.5], [0.0], [0.0]], np.float32), out)
-    # Copy 0 is beyond 2 after five pushes, copy 2 is stopped by its limit, copy 1 was reset later.
+    # Copy 0 is beyond 2 after five steps, copy 2 reaches its time limit, copy 1 was reset later.
     assert out.terminated.tolist() == [True, False, False]
     assert out.truncated.tolist() == [False, False, True]
     sim.close()
@@ -237,14 +238,16 @@ def test_fewer_than_one_copy_is_refused(name):
     [
         (makers.garbage, r"returned dict, expected a torchrl EnvBase"),
         (makers.wrong_batch, r"built an environment of batch size \(3,\): it must be \(2,\)"),
-        (makers.no_observation, r"no float vector under 'observation' .*position"),
-        (makers.integer_observation, r"no float vector under 'observation' .*int64"),
-        (makers.image_observation, r"no float vector under 'observation' .*\(2, 8, 8\)"),
+        (observing(position=vector(2)), r"no float vector under 'observation' .*position"),
+        (
+            observing(observation=vector(2, dtype=torch.int64)),
+            r"no float vector under 'observation' .*int64",
+        ),
+        (observing(observation=vector(8, 8)), r"no float vector under 'observation' .*\(2, 8, 8\)"),
         (makers.discrete_action, r"has as action 'action' of shape \(2,\) torch\.int64"),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_maker_that_builds_what_can_not_be_used_is_refused_with_the_task(maker, message):
+def test_maker_of_an_unusable_environment_is_refused_with_the_task(maker, message):
     with pytest.raises(UsageError, match=message) as caught:
         Task("mine", "torchrl", maker).make_sim(2, seed=7)
     assert "task 'mine'" in str(caught.value)
@@ -259,7 +262,7 @@ def test_maker_that_raises_is_a_usage_error_where_the_spec_is_read_and_a_task_er
 
 
 @pytest.mark.parametrize("maker", [lambda num_envs: None, makers.PointEnv(1, 0).reset, makers.later])
-def test_maker_of_another_signature_is_told_how_it_was_called(maker):
+def test_error_of_a_wrong_signature_says_how_the_maker_was_called(maker):
     with pytest.raises(UsageError, match=r"'mine'.*(called as maker\(2, 0\) \(number of copies, seed\)|coroutine)"):
         _ = Task("mine", "torchrl", maker).spec
 
@@ -268,11 +271,11 @@ def test_maker_of_another_signature_is_told_how_it_was_called(maker):
     ("name", "engine"), [("Ant-v5", "envpool"), ("metaworld-drawer-open", "envpool"), ("cartpole-two_poles", "mujoco")]
 )
 def test_task_of_another_engine_names_that_engine(name, engine):
-    asked = "mujoco" if engine == "envpool" else "envpool"
-    if "envpool" not in registry._installed() and asked == "envpool":
+    requested = "mujoco" if engine == "envpool" else "envpool"
+    if requested == "envpool" and "envpool" not in registry._installed():
         pytest.skip("envpool is not installed")
     with pytest.raises(UnknownTaskError, match=rf"--engine {engine} or write {engine}/{name}"):
-        resolve([name], asked)
+        resolve([name], requested)
 
 
 def test_task_of_an_engine_that_is_not_installed_names_its_extra(monkeypatch):
@@ -287,7 +290,7 @@ def test_extras_that_errors_name_exist():
     assert set(tasks_module.EXTRAS) < set(tasks_module.ENGINES)
 
 
-# Travelling
+# Pickling
 
 
 @pytest.mark.parametrize("name", ["cartpole-balance", "tests.makers:point"])
@@ -308,10 +311,8 @@ def test_task_with_a_local_maker_and_its_spec_pickles_with_cloudpickle():
     spec = task.spec
     copy = cloudpickle.loads(cloudpickle.dumps(task))
     assert (copy.name, copy.engine, copy.spec) == ("mine", "torchrl", spec)
-    sim, observation = copy.make_sim(2, seed=1), np.zeros((2, 2), np.float32)
-    sim.reset(np.ones(2, bool), observation)
     expected = makers.PointEnv(2, 1 + offset).reset()["observation"].numpy()
-    np.testing.assert_array_equal(observation, expected)
+    np.testing.assert_array_equal(makers.started(copy.make_sim(2, seed=1)).observation, expected)
 
 
 def test_tasks_are_equal_by_name_engine_and_maker():
@@ -329,7 +330,7 @@ def test_a_maker_need_not_be_hashable():
     assert [task.name for task in resolve(["unhashable", "unhashable"])] == ["unhashable"]
 
 
-def test_a_registered_name_of_the_suite_is_refused_rather_than_shadowed():
+def test_a_registered_name_of_the_suite_is_refused():
     register_task("walker-walk", lambda num_envs, seed: None)
     with pytest.raises(UsageError, match="also a task of engine"):
         resolve(["walker-walk"])

@@ -1,4 +1,4 @@
-"""What a block changes in its process is changed back."""
+"""The process is restored after a block."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ def test_folder_environment_and_logging_are_restored_also_after_an_error(tmp_pat
     assert (logger.level, logger.propagate, logger.handlers[:], logging.getLogger().level) == before
 
 
-def test_a_folder_that_was_deleted_is_told(tmp_path, monkeypatch):
+def test_a_folder_that_was_deleted_is_refused(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

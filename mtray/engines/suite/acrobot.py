@@ -1,7 +1,5 @@
 """acrobot: swingup, dense and sparse."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """ball_in_cup: catch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

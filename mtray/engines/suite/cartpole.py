@@ -1,7 +1,5 @@
 """cartpole: balance and swingup, dense and sparse, one pole or more."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """cheetah: run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """dog: stand, walk, trot, run, fetch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mujoco

@@ -1,7 +1,5 @@
 """finger: spin, turn_easy, turn_hard."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """fish: upright, swim."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dm_control.suite import fish

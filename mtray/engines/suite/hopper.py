@@ -1,7 +1,5 @@
 """hopper: stand, hop."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

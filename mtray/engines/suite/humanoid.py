@@ -1,7 +1,5 @@
 """humanoid: stand, walk, run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """humanoid_CMU: stand, walk, run."""
 
-from __future__ import annotations
-
 from mtray.engines.suite import humanoid
 
 

@@ -1,7 +1,5 @@
 """manipulator: bring_ball, bring_peg, insert_ball, insert_peg."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """pendulum: swingup."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from dm_control.suite import pendulum

@@ -1,7 +1,5 @@
 """point_mass: easy, hard."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mtray.engines.suite.base import Array, Batch, Entries, View, norm, small_control, tolerance

@@ -1,7 +1,5 @@
 """quadruped: walk, run, fetch. Escape is not supported, since each episode has another terrain."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import mujoco

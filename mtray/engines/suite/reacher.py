@@ -1,7 +1,5 @@
 """reacher: easy, hard."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mtray.engines.suite.base import Array, Batch, Entries, View, norm, tolerance

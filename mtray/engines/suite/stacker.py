@@ -1,7 +1,5 @@
 """stacker: stack_2, stack_4."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

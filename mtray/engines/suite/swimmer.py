@@ -1,7 +1,5 @@
 """swimmer: swimmer6, swimmer15."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mtray.engines.suite.base import Array, Batch, Entries, View, along, norm, tolerance
