@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mtray.errors import SchemaError as SchemaError
     from mtray.errors import TaskError as TaskError
     from mtray.errors import UsageError as UsageError
-    from mtray.rundir.checkpoint import read_config as read_config
-    from mtray.rundir.policies import load_policy as load_policy
+    from mtray.rundir.checkpoints.checkpoint import read_config as read_config
+    from mtray.rundir.checkpoints.policies import load_policy as load_policy
     from mtray.tasks.env import make_task_env as make_task_env
     from mtray.tasks.parallel import MultiTaskEnv as MultiTaskEnv
     from mtray.tasks.parallel import make_multi_task_env as make_multi_task_env
@@ -41,8 +41,8 @@ _NAMES = {
     "collect.evaluation": ("evaluate_policy",),
     "config.settings": ("CollectorConfig", "Config", "LearnerConfig", "NetworkConfig", "ReplayConfig", "RunConfig"),
     "errors": ("MtrayError", "RunError", "SchemaError", "TaskError", "UsageError"),
-    "rundir.checkpoint": ("read_config",),
-    "rundir.policies": ("load_policy",),
+    "rundir.checkpoints.checkpoint": ("read_config",),
+    "rundir.checkpoints.policies": ("load_policy",),
     "tasks.env": ("make_task_env",),
     "tasks.parallel": ("MultiTaskEnv", "make_multi_task_env"),
     "tasks.registry": ("register_task", "task_names", "task_sets"),

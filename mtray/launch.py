@@ -13,7 +13,7 @@ from mtray.cluster.train import train
 from mtray.config.command_line import whole_numbers
 from mtray.config.settings import Config
 from mtray.program import run_program
-from mtray.rundir.checkpoint import read_config
+from mtray.rundir.checkpoints.checkpoint import read_config
 from mtray.rundir.sinks import say
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import mtray
-from mtray.rundir import checkpoint
+from mtray.rundir.checkpoints import checkpoint
 from tests.processes import Run
 
 # Light and short: two real tasks of different widths.

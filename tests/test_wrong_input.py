@@ -21,7 +21,9 @@ from mtray import evaluate, launch, report
 from mtray.cluster import train
 from mtray.config.settings import LearnerConfig, NetworkConfig
 from mtray.errors import UsageError
-from mtray.rundir import checkpoint, directory
+from mtray.rundir import directory
+from mtray.rundir.checkpoints import checkpoint
+from mtray.rundir.checkpoints.writer import CheckpointWriter
 from mtray.rundir.claim import claim
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
@@ -208,7 +210,7 @@ def saved_run(tmp_path, frames=500):
     specs = [json.loads(json.dumps(task.spec.to_dict())) for task in resolve(["cartpole-swingup"], action_repeat=2)]
     config = json.loads((run_dir / "config.json").read_text())["config"]
     meta = {"config": config, "specs": specs, "metrics": {}}
-    checkpoint.write(run_dir, checkpoint.Checkpoint(frames, meta, b"policy", b"learner", {}), keep=2)
+    CheckpointWriter(run_dir, 2, {}).write(checkpoint.Checkpoint(frames, meta, b"policy", b"learner", {}), None)
     (run_dir / "checkpoints" / ".000000000900.partial").mkdir()
     (run_dir / "metrics.jsonl").write_text("kept")
     (run_dir / "summary.json").write_text("kept")
@@ -356,7 +358,7 @@ def learned_run(tmp_path, monkeypatch, tasks, specs):
     from mtray.policy.policy import MultiTaskPolicy
 
     policy = MultiTaskPolicy(specs, NetworkConfig(actor_width=16), deterministic=True)
-    monkeypatch.setattr("mtray.rundir.policies.load_policy", lambda path: policy)
+    monkeypatch.setattr("mtray.rundir.checkpoints.policies.load_policy", lambda path: policy)
     return make_run(tmp_path, tasks=tasks)
 
 

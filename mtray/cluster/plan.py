@@ -16,7 +16,7 @@ from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
 from mtray.replay.pacing import Pacing
-from mtray.rundir.checkpoint import Checkpoint
+from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.tasks.plan import Task
 
 

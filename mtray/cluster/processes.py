@@ -1,30 +1,41 @@
-"""The run's actors: started, asked and ended by Ray. Each call's end comes into one inbox.
+"""The run's actors: started, called and ended by Ray. The end of each call comes into one inbox.
 
-Ray tells of an end by a callback, so waiting takes as long with a thousand collectors as with one.
+Ray reports an end by a callback, so waiting takes as long with a thousand collectors as with one. What takes long and
+passes through the driver, writing checkpoints and filling a replay, is done by one thread beside, one after the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import queue
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
+from ray.exceptions import RayActorError
 
 from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
-from mtray.cluster.control.protocol import Call, Method, Part
+from mtray.cluster.control.protocol import Call, Counts, Kind, Method, Part, Restored
 from mtray.cluster.plan import seeds_of
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
-from mtray.rundir.checkpoint import Checkpoint
+from mtray.data.specs import FloatArray
+from mtray.errors import UnreachableError
+from mtray.replay.memory import RingMemory
+from mtray.rundir.checkpoints.checkpoint import Checkpoint
+from mtray.rundir.checkpoints.writer import CheckpointWriter
 from mtray.tasks.plan import Task
 
 # How long collectors may take to end their simulators' processes when the run is over.
 _CLOSE_SECONDS = 5.0
+# Bytes of rows that travel between the replay and the driver in one call: about 10 ms of the replay's time.
+_PIECE_BYTES = 2**24
 
 
 class Processes:
@@ -34,10 +45,12 @@ class Processes:
         inbox: calls that ended, each with its answer or the error.
         weights: version and reference of those that collectors act with; the reference lies in a list, since Ray would
             resolve one that is an argument itself.
+        learner_state: the newest that the learner gave, for the process that replaces it.
+        restored_frames: task to the frames that the replay's newest process began with.
     """
 
     def __init__(
-        self, config: Config, tasks: Sequence[Task], shares: Sequence[Share], cpus: float, saved: Checkpoint | None
+        self, config: Config, tasks: Sequence[Task], shares: Sequence[Share], cpus: float, writer: CheckpointWriter
     ) -> None:
         """Start nothing yet.
 
@@ -46,7 +59,7 @@ class Processes:
             tasks: all of the run.
             shares: what each collector steps.
             cpus: Ray's logical CPUs that each actor asks for.
-            saved: what replay and learner continue from.
+            writer: whose newest checkpoint replay and learner continue from.
         """
         self.inbox: queue.SimpleQueue[tuple[Call, Any]] = queue.SimpleQueue()
         self.weights: tuple[int, list[Any]] = 0, []
@@ -55,15 +68,33 @@ class Processes:
         self._specs = tuple(task.spec for task in tasks)
         self._shares = shares
         self._options: dict[str, Any] = {"num_cpus": cpus}
-        self._saved = saved
+        self._writer = writer
+        saved = writer.newest
+        self.learner_state = saved.learner if saved else None
+        self.restored_frames: dict[str, int] = {}
         self._begin_frames = saved.frames if saved else 0
         self._run_id = uuid.uuid4().hex[:8]
         self._actors: dict[Part, Any] = {}
+        # The newest process of each place, though it may have ended.
+        self._newest: dict[tuple[Kind, int], Part] = {}
+        self._replay: Any = None
+        # Memory of the replay's rings, held open here so that it outlives the replay; None if it is on another node.
+        self._memory: RingMemory | None = None
         self._made_weights: dict[int, Any] = {}
+        self._jobs: queue.SimpleQueue[tuple[Call, Callable[[], Any]] | None] = queue.SimpleQueue()
+        # A daemon: one that waits for a disk that hangs must not keep the driver from ending.
+        threading.Thread(target=self._work, name="checkpoints", daemon=True).start()
 
     def start(self, part: Part) -> None:
         """Start a part's process."""
+        self._newest[part.kind, part.place] = part
         self._actors[part] = self._create(part)
+        if part.kind == "replay":
+            self._replay = self._actors[part]
+
+    def is_newest(self, call: Call) -> bool:
+        """Return whether a call was made to a process that was not replaced since."""
+        return call.part is None or self._newest.get((call.part.kind, call.part.place)) == call.part
 
     def _create(self, part: Part) -> Any:
         def create(cls: type[Any], *arguments: Any, **options: Any) -> Any:
@@ -73,13 +104,12 @@ class Processes:
         config = self._config
         if part.kind == "replay":
             return create(Replay, self._specs, config)
-        replay = self._actors[Part("replay")]
         if part.kind == "learner":
             gpus = {"num_gpus": 1} if config.device.startswith("cuda") else {}
-            return create(Learner, self._specs, config, replay, **gpus)
+            return create(Learner, self._specs, config, self._replay, **gpus)
         seeds = seeds_of(config, part, self._begin_frames, len(self._tasks))
         share = self._shares[part.place]
-        return create(Collector, self._source(part), self._tasks, share, config, seeds, replay)
+        return create(Collector, self._source(part), self._tasks, share, config, seeds, self._replay)
 
     def _source(self, part: Part) -> str:
         return f"{self._run_id}/{part.place}.{part.life}"
@@ -97,12 +127,15 @@ class Processes:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
         for part in list(self._actors):
             self.kill(part)
+        self._jobs.put(None)
 
     def ask(self, call: Call) -> None:
         """Make a call; nothing happens if its part is gone."""
         assert call.part is not None
         actor = self._actors.get(call.part)
-        if actor is not None:
+        if actor is not None and call.method is Method.BUILD and call.part.kind == "replay":
+            self.in_background(call, lambda: self._fill(actor))
+        elif actor is not None:
             self._submit(actor, call).future().add_done_callback(functools.partial(self._ended, call))
 
     def _ended(self, call: Call, future: Any) -> None:
@@ -114,15 +147,79 @@ class Processes:
         """Return the reference of the weights that a call made; None if it makes none."""
         return self._made_weights.pop(call.id, None)
 
-    def forget_saved_rows(self) -> None:
-        """Free the rows that the replay has taken."""
-        if self._saved is not None:
-            self._saved.rows = {}
+    # Beside.
+
+    def in_background(self, call: Call, job: Callable[[], Any]) -> None:
+        """Do what a call asks for after other jobs of this kind; its end comes into the inbox."""
+        self._jobs.put((call, job))
+
+    def _work(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            call, job = entry
+            try:
+                result = job()
+            except Exception as error:
+                result = error
+            self.inbox.put((call, result))
+
+    def fetch(self, task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+        """Read rows from the replay; see `mtray.rundir.checkpoints.writer.Fetch`.
+
+        Raises:
+            UnreachableError: the replay is gone.
+        """
+        try:
+            pieces = [ray.get(self._replay.read_rows.remote(task, *piece)) for piece in self._pieces(task, begin, end)]
+        except RayActorError as error:
+            raise UnreachableError("the replay is gone, so its rows can't be saved") from error
+        # Only the first pieces can have lost rows.
+        rows = np.concatenate([rows for _, rows in pieces])
+        return end - len(rows), rows
+
+    def _pieces(self, task: str, begin: int, end: int) -> list[tuple[int, int]]:
+        spec = next(spec for spec in self._specs if spec.name == task)
+        rows = max(1, _PIECE_BYTES // (4 * spec.row_size))
+        return [(first, min(first + rows, end)) for first in range(begin, end, rows)]
+
+    def _fill(self, replay: Any) -> Restored:
+        """Make a process of the replay ready, with what the one before had, or with the newest checkpoint."""
+        source, has_rows = "memory", True
+        if self._memory is None or not ray.get(replay.take_over.remote(self._memory.address)):
+            self._memory, saved = None, self._writer.newest
+            source = "nothing" if saved is None else "checkpoint"
+            if not ray.get(replay.reserve.remote()):
+                has_rows = saved is None or bool(saved.rows)
+                self._put_rows(replay, saved)
+                ray.get(replay.load.remote(saved.replay if saved else None))
+        with contextlib.suppress(OSError):
+            self._memory = self._memory or RingMemory.attach(ray.get(replay.memory.remote()))
+        counts, sources = ray.get([replay.count.remote(), replay.sources.remote()])
+        self.restored_frames = counts["frames"]
+        stored = {self._part(name): frames for name, frames in sources.items() if name.startswith(f"{self._run_id}/")}
+        return Restored(Counts(sum(counts["frames"].values()), counts["is_warm"]), source, stored, has_rows)
+
+    def _put_rows(self, replay: Any, saved: Checkpoint | None) -> None:
+        for task, chunks in saved.rows.items() if saved else ():
+            for chunk in chunks:
+                rows = chunk.load()
+                for first, last in self._pieces(task, chunk.begin, chunk.end):
+                    ray.get(replay.write_rows.remote(task, first, rows[first - chunk.begin : last - chunk.begin]))
+
+    def _part(self, source: str) -> Part:
+        place, _, life = source.partition("/")[2].partition(".")
+        return Part("collector", int(place), int(life))
+
+    # Calls.
 
     def _submit(self, actor: Any, call: Call) -> Any:
         match call.method:
-            case Method.BUILD:
-                return self._build(actor, call)
+            case Method.BUILD if call.part is not None and call.part.kind == "learner":
+                build = actor.build.options(num_returns=2)
+                return self._keep_weights(call, build.remote(self.learner_state, self.weights[0]))
+            case Method.CONNECT if call.part is not None and call.part.kind == "learner":
+                return self._keep_weights(call, actor.connect.options(num_returns=2).remote(self._replay))
+            case Method.CONNECT:
+                return actor.connect.remote(self._replay)
             case Method.COLLECT:
                 return actor.collect.remote(*self.weights)
             case Method.ACT:
@@ -133,20 +230,8 @@ class Processes:
             case Method.FENCE:
                 assert call.of is not None
                 return actor.fence.remote(self._source(call.of))
-            case Method.SNAPSHOT:
-                return actor.snapshot.remote(self._config.replay.save)
             case _:
                 return getattr(actor, call.method.value).remote()
-
-    def _build(self, actor: Any, call: Call) -> Any:
-        assert call.part is not None
-        saved = self._saved
-        if call.part.kind == "learner":
-            state = None if saved is None else saved.learner
-            return self._keep_weights(call, actor.build.options(num_returns=2).remote(state))
-        if call.part.kind == "replay" and saved is not None:
-            return actor.build.remote(saved.replay, saved.rows)
-        return actor.build.remote()
 
     def _keep_weights(self, call: Call, references: Sequence[Any]) -> Any:
         figures, self._made_weights[call.id] = references

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import queue
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from mtray.cluster.control.protocol import (
     Event,
     Kill,
     Method,
-    Part,
+    Restored,
     Start,
     Stop,
     Tell,
@@ -39,8 +39,8 @@ from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.data.messages import Report
 from mtray.errors import RunError, UsageError
-from mtray.rundir import checkpoint
-from mtray.rundir.checkpoint import Checkpoint
+from mtray.rundir.checkpoints.checkpoint import Checkpoint
+from mtray.rundir.checkpoints.writer import CheckpointWriter
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.sinks import Guarded, JsonLines, Sink
 from mtray.tasks.plan import Task
@@ -84,7 +84,7 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self.run_dir = run_dir
         self.metrics = Metrics(task.name for task in tasks)
-        self.pacing = resume_pacing(make_pacing(config, self.specs), resume)
+        self._pacing = resume_pacing(make_pacing(config, self.specs), resume)
         self._asked_to_stop = asked_to_stop
         self._sinks = list(sinks)
         events = run_dir / "events.jsonl"
@@ -93,8 +93,9 @@ class Supervisor:
         self._resume = resume
         if resume is not None:
             self.metrics.load_state(resume.meta["metrics"])
-        self._state: tuple[bytes, bytes, int] = b"", b"", 0
-        self._snapshot: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        # The learner's newest state that was kept, and the replay's of a checkpoint.
+        self._state: tuple[bytes, bytes, int] = b"", b"", -1
+        self._snapshot: dict[str, Any] = {}
         self._end: End | None = None
         self._has_stopped = False
         self._next_line = 0.0
@@ -109,9 +110,10 @@ class Supervisor:
         shares = make_shares(self.config, self.tasks)
         plan = make_plan(self.config, self.specs, shares, self._resume)
         kind = Lockstep if self.config.deterministic else Control
-        self.control = kind(plan, self.pacing, time.monotonic())
-        self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._resume)
-        self._resume = None
+        self.control = kind(plan, self._pacing, time.monotonic())
+        row_bytes = {spec.name: 4 * spec.row_size for spec in self.specs}
+        self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
+        self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         try:
             self._perform(self.control.start())
@@ -151,7 +153,7 @@ class Supervisor:
         for command in commands:
             match command:
                 case Call(part=None):
-                    self.processes.inbox.put((command, self._written()))
+                    self.processes.in_background(command, self._writing())
                 case Call():
                     self.processes.ask(command)
                 case Start():
@@ -174,28 +176,33 @@ class Supervisor:
         """Keep what a call brought, and return what control must know of it."""
         weights = self.processes.take_weights(call)
         if isinstance(result, BaseException):
+            if call.part is None and isinstance(result, OSError):
+                result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
             return failure_of(call.id, result)
+        if not self.processes.is_newest(call):
+            # Control has forgotten it.
+            return Answered(call.id)
         match call.method:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
                 return Answered(call.id)
-            case Method.BUILD if weights is not None:
-                self._take_figures(result, weights)
-                return Answered(call.id)
-            case Method.BUILD if call.part == Part("replay"):
-                self.processes.forget_saved_rows()
-                return Answered(call.id)
-            case Method.TRAIN | Method.STATUS:
+            case Method.BUILD if isinstance(result, Restored):
+                for name, count in self.processes.restored_frames.items():
+                    self.metrics.tasks[name].frames = count
+                return Answered(call.id, result)
+            case _ if weights is not None:
+                if call.method is Method.BUILD:
+                    self.metrics.updates = result["updates"]
                 self._take_figures(result, weights)
                 return Answered(call.id, result["updates"])
             case Method.STATE:
-                self._state = result
-                return Answered(call.id)
+                self._keep_state(result)
+                return Answered(call.id, result[2])
             case Method.COUNT:
                 return Answered(call.id, self._count(result))
             case Method.SNAPSHOT:
-                counts, *self._snapshot = result
+                counts, self._snapshot = result
                 return Answered(call.id, self._count(counts))
             case _:
                 return Answered(call.id, result)
@@ -206,9 +213,15 @@ class Supervisor:
             self.metrics.tasks[name].frames = max(count, self.metrics.tasks[name].frames)
         return Counts(sum(frames.values()), counts["is_warm"])
 
+    def _keep_state(self, state: tuple[bytes, bytes, int]) -> None:
+        # Answers may come out of order.
+        if state[2] >= self._state[2]:
+            self._state, self.processes.learner_state = state, state[1]
+
     def _take_figures(self, figures: Mapping[str, Any], weights: Any) -> None:
         metrics = self.metrics
         if figures["version"] < metrics.weights_version or figures["updates"] < metrics.updates:
+            # Answers may come out of order.
             return
         metrics.updates, metrics.weights_version = figures["updates"], figures["version"]
         metrics.wait_seconds = figures["wait_seconds"]
@@ -224,28 +237,22 @@ class Supervisor:
         for sink in self._sinks:
             sink.write(line)
 
-    def _written(self) -> Any:
-        """Write a checkpoint of the last state and snapshot; return None, or the error."""
+    def _writing(self) -> Callable[[], Any]:
+        """Return what writes a checkpoint of the last state and snapshot."""
         policy, learner, updates = self._state
-        replay, rows = self._snapshot
+        replay = self._snapshot
         metrics = {**self.metrics.state(), "updates": updates}
         for name, count in replay["frames"].items():
             metrics["tasks"][name]["frames"] = count
         meta = {
             "metrics": metrics,
-            "pacing": pacing_state(self.pacing),
+            "pacing": pacing_state(self.control.pacing),
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],
         }
-        frames = sum(replay["frames"].values())
-        try:
-            saved = Checkpoint(frames, meta, policy, learner, replay, rows)
-            checkpoint.write(self.run_dir, saved, self.config.run.keep_checkpoints)
-        except OSError as error:
-            return OSError(f"checkpoint in {self.run_dir}: {error.strerror or error}")
-        finally:
-            self._snapshot = {}, {}
-        return None
+        saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay)
+        fetch = self.processes.fetch if self.config.replay.save else None
+        return lambda: self._writer.write(saved, fetch)
 
     def _close(self) -> None:
         for sink in [*self._sinks, self._events]:

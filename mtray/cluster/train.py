@@ -17,7 +17,7 @@ from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.errors import MtrayError, RunError, UsageError
-from mtray.rundir import checkpoint
+from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.claim import Claim
 from mtray.rundir.directory import default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json

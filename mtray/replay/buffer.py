@@ -10,6 +10,7 @@ needs neither, saves the seconds and the 200 MB.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,35 +20,40 @@ from mtray.config.settings import ReplayConfig
 from mtray.data.messages import Push, Receipt, Sampled
 from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags, sampled_shape
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
-from mtray.data.statistics import TaskStatistics
-from mtray.errors import RunError, SchemaError, TaskError, UsageError
+from mtray.errors import SchemaError, TaskError, UsageError
+from mtray.replay.account import Account, rows_of
+from mtray.replay.memory import RingMemory, end_process, process_identity
 from mtray.replay.ring import Ring
 
 if TYPE_CHECKING:
     from tensordict import LazyStackedTensorDict, TensorDictBase
 
-# Receipts kept per source. A source has a few pushes in flight at most; an older push is a mistake, not a retry.
-_RECEIPTS = 256
-
 
 class ReplayBuffer:
     """A ring per task, filled by many collectors, read by one learner."""
 
-    def __init__(self, specs: tuple[TaskSpec, ...], config: ReplayConfig, seed: int = 0) -> None:
-        """Allocate a ring per task."""
+    def __init__(
+        self, specs: tuple[TaskSpec, ...], config: ReplayConfig, seed: int = 0, memory: RingMemory | None = None
+    ) -> None:
+        """Allocate a ring per task, or lay it into memory that outlives this process.
+
+        With such memory `begin_journal` or `take_over` must be called before the first push.
+
+        Raises:
+            ValueError: the memory is that of other rings.
+        """
         self.specs = specs
         self.width = observation_width(specs)
-        self._rings = {spec.name: Ring(spec, config.capacity_rows) for spec in specs}
-        self._statistics = {
-            spec.name: TaskStatistics(0, np.zeros(spec.observation_size), np.zeros(spec.observation_size))
+        self._memory, self._seed = memory, seed
+        self._rings = {
+            spec.name: Ring(spec, config.capacity_rows, None if memory is None else memory.words(spec.name))
             for spec in specs
         }
-        self._receipts: dict[str, dict[int, Receipt]] = {}
-        self._generator = np.random.default_rng(np.random.SeedSequence([seed, 0x5EED]))
-        self._frames = dict.fromkeys(self._rings, 0)
-        self._source_frames: dict[str, int] = {}
-        # Sources whose process is gone: what comes of them late is not stored, since it was asked for again.
-        self._fenced: set[str] = set()
+        self._account = Account(specs)
+        self._generator = self._new_generator()
+
+    def _new_generator(self, *entropy: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence([self._seed, 0x5EED, *entropy]))
 
     def insert(self, push: Push) -> Receipt:
         """Store a push; if it is stored already, return the same receipt again.
@@ -57,13 +63,9 @@ class ReplayBuffer:
             RunError: the push is older than the receipts kept, or its source was fenced; nothing of it is stored.
             TaskError: a value is not finite; nothing of the push is stored.
         """
-        if push.source in self._fenced:
-            raise RunError(f"push {push.number} of {push.source} is refused: its process was replaced")
-        receipts = self._receipts.get(push.source, {})
-        if push.number in receipts:
-            return receipts[push.number]
-        if len(receipts) >= _RECEIPTS and push.number < min(receipts):
-            raise RunError(f"push {push.number} of {push.source} comes after {_RECEIPTS} later ones: it is not a retry")
+        stored = self._account.find(push.source, push.number)
+        if stored is not None:
+            return stored
         is_transition = {}
         for task, rows in push.rows.items():
             self._check(task, rows)
@@ -79,23 +81,25 @@ class ReplayBuffer:
                 raise SchemaError(
                     f"task {task!r}: statistics of {statistics.count} transitions came with rows of {count}"
                 )
-        frames = {}
-        for task, rows in push.rows.items():
-            ring, total = self._rings[task], self._statistics[task]
-            total.merge(push.statistics.get(task) or TaskStatistics.of(rows, ring.spec.observation_size))
-            total.largest_return = max(total.largest_return, push.largest_returns.get(task, 0.0))
-            inserted = ring.insert(rows, is_transition[task])
-            frames[task] = inserted * ring.spec.action_repeat
-            self._frames[task] += frames[task]
-        self._source_frames[push.source] = self._source_frames.get(push.source, 0) + sum(frames.values())
+        frames = {
+            task: int(np.count_nonzero(is_transition[task])) * self._rings[task].spec.action_repeat
+            for task in push.rows
+        }
         receipt = Receipt(push.source, push.number, frames)
-        kept = self._receipts.setdefault(push.source, {})
-        kept[push.number] = receipt
-        if len(kept) > _RECEIPTS:
-            del kept[min(kept)]
+        self._account.merge(push)
+        journal = None if self._memory is None else self._memory.journal
+        if journal is not None:
+            journal.add(self._account.record(receipt, {task: len(rows) for task, rows in push.rows.items()}))
+        for task, rows in push.rows.items():
+            self._rings[task].insert(rows, is_transition[task])
+        self._account.add(receipt)
+        if journal is not None:
+            journal.done()
+            if journal.is_long:
+                self.begin_journal()
         return receipt
 
-    def _check(self, task: str, rows: FloatArray) -> None:
+    def _check_rows(self, task: str, rows: FloatArray) -> Ring:
         ring = self._rings.get(task)
         if ring is None:
             raise SchemaError(f"push of task {task!r}: this replay holds {', '.join(self._rings)}")
@@ -106,6 +110,10 @@ class ReplayBuffer:
                 f"the schema says (any, {spec.row_size}) float32: {spec.observation_size} observation, "
                 f"{spec.action_size} action, reward, flags"
             )
+        return ring
+
+    def _check(self, task: str, rows: FloatArray) -> None:
+        ring = self._check_rows(task, rows)
         if not len(rows) or row_flags(rows)[-1] & TRANSITION:
             raise SchemaError(
                 f"task {task!r}: the last row must hold the observation reached, as mtray.data.rollout.pack lays it"
@@ -132,7 +140,7 @@ class ReplayBuffer:
             for task, data in by_task(rollout, list(spec_of)).items()
         }
         if number is None:
-            number = max(self._receipts.get(source, {}), default=-1) + 1
+            number = self._account.next_number(source)
         return self.insert(Push(source=source, number=number, rows=rows))
 
     def sample_rows(
@@ -170,7 +178,7 @@ class ReplayBuffer:
                 for task in tasks
             }
         ages = {task: self._rings[task].sample(out[task], self._generator, steps) for task in tasks}
-        return Sampled(out, self._statistics, ages)
+        return Sampled(out, self._account.statistics, ages)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:
         """Draw one batch as a lazy stack over tasks, each element a dense [B] of that task."""
@@ -182,13 +190,13 @@ class ReplayBuffer:
     def stats(self) -> dict[str, dict[str, int]]:
         """Return, by task, the frames ever inserted and the transitions and bytes held now."""
         return {
-            task: {"frames": self._frames[task], "transitions": ring.transitions, "bytes": ring.nbytes}
+            task: {"frames": self._account.frames[task], "transitions": ring.transitions, "bytes": ring.nbytes}
             for task, ring in self._rings.items()
         }
 
     def frames(self) -> dict[str, int]:
         """Return the frames ever inserted, by task."""
-        return dict(self._frames)
+        return dict(self._account.frames)
 
     def holds(self, transitions: int) -> bool:
         """Return whether every task holds so many transitions, or as many as its ring can."""
@@ -196,68 +204,85 @@ class ReplayBuffer:
 
     def fence(self, source: str) -> int:
         """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""
-        self._fenced.add(source)
-        self._receipts.pop(source, None)
-        return self._source_frames.get(source, 0)
+        return self._account.fence(source)
 
     def source_frames(self) -> dict[str, int]:
         """Return the frames of all tasks ever inserted, by source."""
-        return dict(self._source_frames)
+        return dict(self._account.source_frames)
 
     def state(self) -> dict[str, Any]:
         """Return everything but the rows, as plain JSON values."""
         return {
-            "frames": dict(self._frames),
+            **self._account.state(),
             "written": {task: ring.written for task, ring in self._rings.items()},
-            "statistics": {
-                task: [
-                    total.count,
-                    total.mean.tolist(),
-                    total.square.tolist(),
-                    total.largest_reward,
-                    total.largest_return,
-                ]
-                for task, total in self._statistics.items()
-            },
-            "receipts": {
-                source: [[receipt.number, dict(receipt.frames)] for receipt in receipts.values()]
-                for source, receipts in self._receipts.items()
-            },
+            "start": {task: ring.start for task, ring in self._rings.items()},
             "generator": self._generator.bit_generator.state,
         }
 
+    def held(self, task: str) -> tuple[int, int]:
+        """Return the numbers of the oldest row held and of the next to be written; the first ever written has 0."""
+        ring = self._rings[task]
+        return ring.start, ring.written
+
+    def read_rows(self, task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+        """Return a copy of a task's rows from number ``begin`` to before ``end``, and the number of the first.
+
+        Rows that were overwritten are left out: the first may be later than ``begin``.
+        """
+        return self._rings[task].read(begin, end)
+
     def rows(self, task: str) -> FloatArray:
         """Return a copy of a task's rows, oldest first."""
-        ring = self._rings[task]
-        return ring.rows[np.arange(ring.start, ring.written) % len(ring.rows)]
+        return self.read_rows(task, *self.held(task))[1]
 
-    def load(self, state: Mapping[str, Any], rows: Mapping[str, FloatArray]) -> None:
-        """Restore what `state` and `rows` returned: rows at the same places, counts, ids and draws.
+    def write_rows(self, task: str, begin: int, rows: FloatArray) -> None:
+        """Put back rows that `read_rows` returned, older ones first; `load` is called after.
 
         A ring that is smaller than the saved one keeps the newest rows.
 
         Raises:
             SchemaError: rows of another task or width.
         """
-        for task, held in rows.items():
-            ring = self._rings.get(task)
-            # A ring that is smaller now keeps the newest.
-            held = held if ring is None else held[-len(ring.rows) :]
-            if not len(held):
-                continue
-            self._check(task, held)
-            ring, written = self._rings[task], state["written"][task]
-            # With another capacity the rows can't have their old places; they then begin at the ring's start.
-            is_same_place = min(written, len(ring.rows)) == len(held)
-            ring.written = written - len(held) if is_same_place else 0
-            ring.insert(held, holds_transition(held))
-        self._frames.update(state["frames"])
-        for task, (count, mean, square, largest_reward, largest_return) in state["statistics"].items():
-            self._statistics[task] = TaskStatistics(
-                count, np.array(mean), np.array(square), largest_reward, largest_return
-            )
-        self._receipts = {
-            source: {number: Receipt(source, number, frames) for number, frames in receipts}
-            for source, receipts in state["receipts"].items()
-        }
+        self._check_rows(task, rows)
+        self._rings[task].write(begin, rows)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore the rest of what `state` returned: counts, ids and draws."""
+        self._account.load(state)
         self._generator.bit_generator.state = state["generator"]
+
+    # Memory that outlives this process.
+
+    def begin_journal(self) -> None:
+        """Write the whole state into the memory's journal; who takes the memory over begins from it."""
+        assert self._memory is not None
+        self._memory.journal.begin(json.dumps({**self.state(), "process": process_identity()}).encode())
+
+    def take_over(self) -> None:
+        """Go on from what another process left in the memory: every push that has a receipt.
+
+        A push that it was storing as it ended is not stored, and the oldest rows, which it may have overwritten, are
+        lost. Draws are new ones: what that process drew is not known.
+
+        Raises:
+            RunError: that process left nothing, or it is still there and does not end when killed.
+        """
+        assert self._memory is not None
+        journal = self._memory.journal
+        end_process(json.loads(journal.read()[0])["process"])
+        text, records = journal.read()
+        state = json.loads(text)
+        self.load(state)
+        written, torn = state["written"], dict.fromkeys(self._rings, 0)
+        for record, is_done in records:
+            if not is_done:
+                # Only the last can be.
+                torn |= rows_of(record)
+                break
+            self._account.apply(record)
+            for task, count in rows_of(record).items():
+                written[task] += count
+        for task, ring in self._rings.items():
+            ring.take_over(state["start"][task], written[task], torn[task])
+        self._generator = self._new_generator(*process_identity())
+        self.begin_journal()

@@ -5,35 +5,50 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, row_flags
+from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, holds_transition, row_flags
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import SchemaError
+
+
+def words_of(spec: TaskSpec, capacity: int) -> int:
+    """Return the float32 that a ring's memory has."""
+    return (capacity + 1) * spec.row_size
 
 
 class Ring:
     """One task's rows: the newest ``capacity`` of them."""
 
-    def __init__(self, spec: TaskSpec, capacity: int) -> None:
-        """Allocate the rows; the system provides their memory as they fill."""
+    def __init__(self, spec: TaskSpec, capacity: int, words: FloatArray | None = None) -> None:
+        """Take memory for the rows, or allocate it; the system provides it as they fill.
+
+        Args:
+            spec: of the task.
+            capacity: rows.
+            words: [`words_of` (spec, capacity)] float32.
+        """
         self.spec = spec
+        if words is None:
+            words = np.zeros(words_of(spec, capacity), np.float32)
         # A copy of the first row follows the last, so that every row is followed by its next observation.
-        self._memory: FloatArray = np.zeros((capacity + 1, spec.row_size), np.float32)
+        self._memory = words.reshape(capacity + 1, spec.row_size)
         self.rows = self._memory[:capacity]
         # Whether each row holds a transition: beside the rows, because reading their flags would miss the cache.
         self._is_transition = np.zeros(capacity, np.bool_)
         self._window = np.dtype((np.void, 4 * (spec.row_size + spec.observation_size)))
         self.written = 0
         self.transitions = 0
+        # Number of the oldest row that was ever here: not 0 if rows were put back.
+        self.first = 0
 
     @property
     def start(self) -> int:
         """Number of the oldest row held; the first row ever written has 0."""
-        return max(0, self.written - len(self.rows))
+        return max(self.first, self.written - len(self.rows))
 
     @property
     def is_full(self) -> bool:
         """Whether every row was written."""
-        return self.written >= len(self.rows)
+        return self.written - self.start >= len(self.rows)
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +83,48 @@ class Ring:
         self.transitions += inserted - overwritten
         self.written += count
         return inserted
+
+    def take_over(self, first: int, written: int, torn: int = 0) -> None:
+        """Count the rows that the memory holds already.
+
+        Args:
+            first: as the attribute.
+            written: rows ever written whole.
+            torn: rows after them that may be half written, over the oldest; they are cleared.
+        """
+        self.first, self.written = first, written
+        self.rows[np.arange(written, written + torn) % len(self.rows)] = 0
+        self._memory[-1] = self._memory[0]
+        # Rows that were never written are zero: no transitions.
+        self._is_transition[:] = holds_transition(self.rows)
+        self.transitions = int(np.count_nonzero(self._is_transition))
+
+    def read(self, begin: int, end: int) -> tuple[int, FloatArray]:
+        """Return a copy of the rows from number ``begin`` to before ``end``, and the number of the first one.
+
+        Rows that were overwritten are left out: the first may be later than ``begin``.
+        """
+        begin = min(max(begin, self.start), end)
+        return begin, self.rows[np.arange(begin, end) % len(self.rows)]
+
+    def write(self, begin: int, rows: FloatArray) -> None:
+        """Put back rows that were read, at their places; rows between those held and these are no transitions.
+
+        Args:
+            begin: number of the first; not below ``written``.
+            rows: [n, row_size]; of more than the ring holds only the newest are kept.
+        """
+        if not self.written:
+            self.first = begin
+        dropped = max(0, len(rows) - len(self.rows))
+        begin, rows = begin + dropped, rows[dropped:]
+        # What lay at these places is older than the ring reaches back.
+        places = np.arange(begin, begin + len(rows)) % len(self.rows)
+        self._is_transition[places] = holds_transition(rows)
+        self.rows[places] = rows
+        self._memory[-1] = self._memory[0]
+        self.written = begin + len(rows)
+        self.transitions = int(np.count_nonzero(self._is_transition))
 
     def sample(self, out: FloatArray, generator: np.random.Generator, steps: int = 1) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.

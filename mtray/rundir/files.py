@@ -118,8 +118,7 @@ def verify(path: Path, meta: Mapping[str, Any]) -> None:
         checksum = 0
         while chunk := file.read(_CHUNK_BYTES):
             checksum = zlib.crc32(chunk, checksum)
-        # Earlier checkpoints have no checksums.
-        if meta.get("crc32", {}).get(path.name, checksum) != checksum:
+        if meta["crc32"][path.name] != checksum:
             raise ValueError("its checksum differs from the one noted when it was written")
 
 

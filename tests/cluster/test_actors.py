@@ -17,7 +17,7 @@ from mtray.config.settings import CollectorConfig, Config, LearnerConfig, Networ
 from mtray.errors import NotFiniteError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot
-from mtray.rundir.checkpoint import from_bytes, to_bytes
+from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
 from mtray.tasks.plan import Task
 from mtray.testing import CountingMaker
 
@@ -49,9 +49,14 @@ def local_ray():
 @pytest.fixture
 def replay():
     actor = ray.remote(Replay).options(num_cpus=0).remote(SPECS, CONFIG)
-    ray.get(actor.build.remote())
+    fill(actor)
     yield actor
     ray.kill(actor)
+
+
+def fill(replay):
+    """Make a replay ready, with empty rings."""
+    ray.get([replay.reserve.remote(), replay.load.remote(None)])
 
 
 @pytest.fixture
@@ -85,9 +90,10 @@ def test_law_8_pushes_that_are_sent_again_count_once(replay, collector):
     stats = ray.get(replay.count.remote())
     assert stats["frames"] == {"a": 4 * 16, "b": 4 * 16}
     assert ray.get(replay.fence.remote("here")) == 4 * 32
-    counts, state, rows = ray.get(replay.snapshot.remote())
+    counts, state = ray.get(replay.snapshot.remote())
     assert state["frames"] == stats["frames"] == counts["frames"]
-    for task, held in rows.items():
+    for task, written in state["written"].items():
+        _, held = ray.get(replay.read_rows.remote(task, 0, written))
         assert (held[:, -1].view("int32") & 1).sum() == stats["frames"][task]
 
 

@@ -42,6 +42,7 @@ def local_ray():
 @pytest.fixture(params=["near", "far"])
 def replay(request):
     actor = ray.remote(Replay if request.param == "near" else Far).options(num_cpus=0).remote(SPECS, CONFIG)
+    ray.get([actor.reserve.remote(), actor.load.remote(None)])
     yield actor
     ray.kill(actor)
 
@@ -56,9 +57,16 @@ def push(pusher, fill, count=5):
     return rows
 
 
+def rows_of(replay):
+    _, state = ray.get(replay.snapshot.remote())
+    return {
+        task: ray.get(replay.read_rows.remote(task, state["start"][task], written))[1]
+        for task, written in state["written"].items()
+    }
+
+
 def assert_holds(replay, pushes):
-    _, _, rows = ray.get(replay.snapshot.remote())
-    for task, held in rows.items():
+    for task, held in rows_of(replay).items():
         assert held.tobytes() == np.concatenate([push[task] for push in pushes]).tobytes()
 
 
@@ -107,9 +115,11 @@ def test_draws_are_the_replays_in_its_order(replay):
     for fill in range(1, 20):
         push(pusher, fill)
     pusher.wait()
-    _, state, rows = ray.get(replay.snapshot.remote())
     oracle = Replay(SPECS, CONFIG)
-    oracle.build(state, rows)
+    oracle.reserve()
+    for task, rows in rows_of(replay).items():
+        oracle.write_rows(task, 0, rows)
+    oracle.load(ray.get(replay.snapshot.remote())[1])
     size = {"left": 6, "right": 12}
     draws = Draws(replay, SPECS, size, 4, calls_ahead=2)
     for _ in range(8):

@@ -190,7 +190,7 @@ def test_same_seed_same_weights_other_seed_others(tasks):
 
 
 def test_state_continues_exactly(tasks):
-    from mtray.rundir.checkpoint import from_bytes, to_bytes
+    from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
 
     replay, _ = filled_replay(tasks, rollouts=3)
     batches = [batch_of(replay) for _ in range(6)]

@@ -21,10 +21,12 @@ from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.replay.buffer import ReplayBuffer
-from mtray.rundir import checkpoint, files
-from mtray.rundir.checkpoint import Checkpoint, from_bytes, latest, read, read_config, to_bytes, write
+from mtray.rundir import files
+from mtray.rundir.checkpoints import checkpoint, writer
+from mtray.rundir.checkpoints.checkpoint import Checkpoint, from_bytes, latest, read, read_config, to_bytes
+from mtray.rundir.checkpoints.policies import load_policy
+from mtray.rundir.checkpoints.writer import CheckpointWriter
 from mtray.rundir.files import replace_file
-from mtray.rundir.policies import load_policy
 from tests.makers import awkward, make_spec
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 5, 1, action_low=(-3.0,), action_high=(1.0,)))
@@ -42,14 +44,25 @@ def policy():
     return policy
 
 
+ROW_BYTES = {spec.name: 4 * spec.row_size for spec in SPECS}
+
+
 def make_checkpoint(frames, policy=None, rows=True):
+    """A checkpoint with arrays in place of chunks."""
     generator = np.random.default_rng(frames)
+    names = [spec.name for spec in SPECS]
     return Checkpoint(
         frames,
         {"frames": frames, "config": to_dict(CONFIG), "specs": PLAIN_SPECS, "metrics": [1.5]},
         to_bytes(policy.state_dict() if policy else {}),
         to_bytes({"updates": frames, "weights": torch.full((3,), float(frames))}),
-        {"frames": {"left": frames}},
+        {
+            "frames": {"left": frames},
+            "written": dict.fromkeys(names, 4),
+            "start": dict.fromkeys(names, 0),
+            "receipts": {},
+            "sources": {},
+        },
         {spec.name: awkward(generator, 4, spec.row_size) for spec in SPECS} if rows else {},
     )
 
@@ -59,8 +72,24 @@ def assert_same_checkpoint(found, expected):
         assert getattr(found, field) == getattr(expected, field), field
     assert found.rows.keys() == expected.rows.keys()
     for task, rows in expected.rows.items():
-        assert (found.rows[task].dtype, found.rows[task].shape) == (rows.dtype, rows.shape)
-        assert found.rows[task].tobytes() == rows.tobytes()
+        held = rows_in(found, task)
+        assert (held.dtype, held.shape) == (rows.dtype, rows.shape)
+        assert held.tobytes() == rows.tobytes()
+
+
+def rows_in(saved, task):
+    return np.concatenate([chunk.load() for chunk in saved.rows[task]])
+
+
+def write(run_dir, saved, keep):
+    """Write a checkpoint whose rows are arrays."""
+    arrays = saved.rows
+
+    def fetch(task, begin, end):
+        return begin, arrays[task][begin:end]
+
+    made = CheckpointWriter(run_dir, keep, {task: 4 * rows.shape[1] for task, rows in arrays.items()})
+    return made.write(dataclasses.replace(saved, rows={}), fetch if arrays else None)
 
 
 def folders(run_dir):
@@ -156,9 +185,9 @@ def kill_at(monkeypatch, step, error=KilledError):
 
         return call
 
-    for module in (checkpoint, files):
+    for module in (writer, files):
         monkeypatch.setattr(module, "sync", counted(files.sync))
-    path_class = checkpoint.Path
+    path_class = writer.Path
     monkeypatch.setattr(path_class, "rename", counted(path_class.rename))
     monkeypatch.setattr(path_class, "replace", counted(path_class.replace))
 
@@ -229,13 +258,19 @@ def test_latest_that_names_no_whole_checkpoint_is_refused_by_name(tmp_path):
     assert str(path) in str(caught.value)
 
 
-EVERY_FILE = ("meta.json", "policy.pt", "learner.pt", "replay.json", "rows_left.npy", "rows_right.npy")
+EVERY_FILE = (
+    "meta.json",
+    "policy.pt",
+    "learner.pt",
+    "replay.json",
+    *(f"rows_{side}_000000000000-000000000004.npy" for side in ("left", "right")),
+)
 DAMAGE = {
     "gone": None,
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
     "noise": lambda data: bytes(byte ^ 0x5A for byte in data),
-    "foreign": lambda data: b'{"format": 3, "frames": 1}',
+    "foreign": lambda data: b'{"format": 4, "frames": 1}',
 }
 
 
@@ -276,19 +311,11 @@ def test_damaged_name_of_the_latest_is_refused(tmp_path, text):
         latest(tmp_path)
 
 
-def test_checkpoint_without_checksums_is_read(tmp_path, policy):
-    path = write(tmp_path, make_checkpoint(100, policy), keep=2)
-    meta = json.loads((path / "meta.json").read_text())
-    del meta["crc32"]
-    (path / "meta.json").write_text(json.dumps(meta))
-    assert_same_checkpoint(read(path), make_checkpoint(100, policy))
-    load_policy(path)
-
-
 def test_receipts_of_earlier_runs_are_not_carried_on(tmp_path):
     saved = make_checkpoint(100)
     saved.replay["receipts"] = {"dead": [[0, {"left": 2}]]}
-    assert read(write(tmp_path, saved, keep=2)).replay == {"frames": {"left": 100}, "receipts": {}}
+    saved.replay["sources"] = {"dead": 2}
+    assert read(write(tmp_path, saved, keep=2)).replay == make_checkpoint(100).replay
 
 
 # What is left by writers that were killed, or that met a full disk
@@ -335,9 +362,12 @@ def test_rows_of_tasks_of_any_name_lie_in_files_of_their_own_inside_the_checkpoi
     specs = [make_spec(name, 2, 1) for name in NAMES]
     rows = {spec.name: np.full((1, spec.row_size), index, np.float32) for index, spec in enumerate(specs)}
     meta = {"config": to_dict(CONFIG), "specs": [json.loads(json.dumps(spec.to_dict())) for spec in specs]}
-    path = write(tmp_path, Checkpoint(7, meta, b"", b"", {}, rows), keep=2)
-    found = read(path).rows
-    assert {name: held.tolist() for name, held in found.items()} == {name: held.tolist() for name, held in rows.items()}
+    replay = {"written": dict.fromkeys(NAMES, 1), "start": dict.fromkeys(NAMES, 0)}
+    path = write(tmp_path, Checkpoint(7, meta, b"", b"", replay, rows), keep=2)
+    found = read(path)
+    assert {name: rows_in(found, name).tolist() for name in found.rows} == {
+        name: held.tolist() for name, held in rows.items()
+    }
     assert len(list(path.iterdir())) == len(NAMES) + 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoints"]
 
@@ -494,7 +524,7 @@ def test_a_damaged_meta_is_refused_by_name(tmp_path, text):
 
 def test_rows_or_replay_that_are_gone_are_noticed(tmp_path):
     path = write(tmp_path, make_checkpoint(100), keep=2)
-    damage(path, "rows_left.npy", b"")
+    damage(path, EVERY_FILE[4], b"")
     with pytest.raises(UsageError, match="can't be read"):
         read(path)
     path = write(tmp_path, make_checkpoint(200), keep=2)
@@ -522,4 +552,4 @@ def test_form_of_what_is_saved_belongs_to_the_format():
     learner, replay = Trainer(SPECS, CONFIG.network, CONFIG.learner), ReplayBuffer(SPECS, CONFIG.replay)
     saved = form_of({"learner": learner.state_dict(), "replay": {**replay.state(), "generator": "numpy's own"}})
     found = hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:12]
-    assert (checkpoint.FORMAT, found) == (3, "5a792b05b47d")
+    assert (checkpoint.FORMAT, found) == (4, "9dad386082d2")

@@ -7,7 +7,7 @@ import pytest
 from mtray.config.settings import Config, LearnerConfig, NetworkConfig
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
-from mtray.rundir.checkpoint import from_bytes, to_bytes
+from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
 from mtray.rundir.resume import FIXED, check_resume
 from tests.config.test_config import CHANGED
 from tests.makers import make_spec

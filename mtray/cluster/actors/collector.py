@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import ObjectLostError
 
 from mtray.cluster.actors.exchange import Pusher
 from mtray.config.settings import Config
@@ -102,8 +104,10 @@ class Collector:
         clock = self._collector.clock
         clock.lap("idle")
         if box and version > self._collector.weights_version and (wait or ray.wait(box, timeout=0)[0]):
-            weights: Weights = ray.get(box[0])
-            self._collector.load(weights)
+            # They are lost where the learner's node is: others come with the next learner.
+            with contextlib.suppress(*(() if wait else (ObjectLostError,))):
+                weights: Weights = ray.get(box[0])
+                self._collector.load(weights)
         self._rollout = self._collector.collect()
         return Report(
             episodes=self._rollout.episodes, weights_version=self._rollout.weights_version, seconds=clock.take()
@@ -128,10 +132,15 @@ class Collector:
         return report
 
     def flush(self) -> int:
-        """Wait for every receipt; return the frames acknowledged of all that this actor pushed."""
+        """Wait for every receipt; return the frames that the replay has stored of all that this actor pushed."""
         self._collector.clock.lap("idle")
         self._pusher.wait()
-        return self._pusher.acknowledged_frames
+        return self._pusher.stored()
+
+    def connect(self, replay: Any) -> int:
+        """Push to another process of the replay from now on, first what has no receipt; return as `flush` does."""
+        self._pusher.connect(replay)
+        return self.flush()
 
     def close(self) -> None:
         """End the host's processes."""

@@ -74,7 +74,6 @@ class Pusher:
         self._timeout = timeout_seconds
         self._clock = clock or Clock()
         self._number = 0
-        self.acknowledged_frames = 0
         self._pending: collections.deque[_Pending] = collections.deque()
 
     def push(
@@ -98,21 +97,39 @@ class Pusher:
         self._number += 1
 
     def wait(self, left: int = 0) -> None:
-        """Wait until at most ``left`` pushes are unanswered; add what was stored to ``acknowledged_frames``.
+        """Wait until at most ``left`` pushes are unanswered.
 
         Raises:
             UnreachableError: the replay did not answer one, however often it was sent; it is sent again next time.
         """
         self._clock.lap("push")
         while len(self._pending) > left:
-            self.acknowledged_frames += self._receipt(self._pending[0])
+            self._await_receipt(self._pending[0])
             self._pending.popleft()
         self._clock.lap("receipt")
 
-    def _receipt(self, pending: _Pending) -> int:
+    def stored(self) -> int:
+        """Return the frames that the replay has stored of every push.
+
+        Raises:
+            UnreachableError: it is gone, or does not answer.
+        """
+        try:
+            return int(_get(self._replay.stored.remote(self._source), self._timeout))
+        except (ActorUnavailableError, GetTimeoutError) as error:
+            raise UnreachableError(f"the replay did not say what it stored of {self._source}") from error
+
+    def connect(self, replay: Any) -> None:
+        """Push to another process of the replay, first what has no receipt: it tells by the ids what it has."""
+        self._replay = replay
+        for pending in self._pending:
+            pending.answer = replay.insert.remote(pending.message)
+
+    def _await_receipt(self, pending: _Pending) -> None:
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
-                return int(_get(pending.answer, self._timeout))
+                _get(pending.answer, self._timeout)
+                return
             # It may have been stored or not: the replay tells by the push's id.
             pending.answer = self._replay.insert.remote(pending.message)
         raise UnreachableError(
@@ -204,6 +221,12 @@ class Draws:
             sampled: Sampled = pickle.loads(answer) if isinstance(answer, bytes) else answer
             return sampled
         raise UnreachableError(f"the replay could not be reached in {_ATTEMPTS} attempts to draw")
+
+    def connect(self, replay: Any) -> None:
+        """Draw from another process of the replay; what was drawn before is dropped."""
+        self._replay = replay
+        self._calls.clear()
+        self._pool = self._new_pool()
 
     def settle(self) -> None:
         """Wait until every draw that is under way is made."""

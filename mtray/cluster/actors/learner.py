@@ -39,12 +39,23 @@ class Learner:
         """Return this actor's process id."""
         return os.getpid()
 
-    def build(self, state: bytes | None = None) -> tuple[dict[str, Any], Weights]:
-        """Build networks and optimisers, once, or continue from a state; return as `train` does."""
+    def build(self, state: bytes | None = None, after_version: int = 0) -> tuple[dict[str, Any], Weights]:
+        """Build networks and optimisers, once, or continue from a state; return as `train` does.
+
+        Args:
+            state: of an earlier process.
+            after_version: the weights' versions are higher; collectors have seen those up to it.
+        """
         if self._learner is None:
             self._learner = self._make()
             if state is not None:
                 self._learner.load_state_dict(self._checkpoint.from_bytes(state))
+            self._learner.version = max(self._learner.version, after_version)
+        return self.train(0, 0.0)
+
+    def connect(self, replay: Any) -> tuple[dict[str, Any], Weights]:
+        """Draw from another process of the replay from now on; return as `train` does."""
+        self._draws.connect(replay)
         return self.train(0, 0.0)
 
     def _make(self) -> Trainer:
@@ -53,7 +64,7 @@ class Learner:
 
         from mtray.data.batch import unpack
         from mtray.learn.trainer import Trainer
-        from mtray.rundir import checkpoint
+        from mtray.rundir.checkpoints import checkpoint
 
         prepare_updates()
         # The number of threads decides how sums are rounded. More than two were not measured.

@@ -13,24 +13,64 @@ from mtray.data.blocks import Address
 from mtray.data.messages import Push, Sampled
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.replay.buffer import ReplayBuffer
+from mtray.replay.memory import MemoryAddress, RingMemory
 
 
 class Replay:
-    """The replay as an actor: see `mtray.replay.buffer.ReplayBuffer`."""
+    """The replay as an actor: see `mtray.replay.buffer.ReplayBuffer`.
+
+    Its rings lie in memory that other processes of the node hold open, so that the next process can take them over.
+    """
 
     def __init__(self, specs: tuple[TaskSpec, ...], config: Config) -> None:
-        """Reserve the rings."""
-        self._replay = ReplayBuffer(specs, config.replay, config.seed)
+        """Take what `reserve` and `take_over` need."""
+        self._specs = specs
+        self._config = config
         self._warmup_steps = config.learner.warmup_steps
+        self._is_ready = False
 
     def hello(self) -> int:
         """Return this actor's process id."""
         return os.getpid()
 
-    def build(self, state: dict[str, Any] | None = None, rows: Mapping[str, FloatArray] | None = None) -> None:
-        """Continue from a snapshot, if there is one."""
+    def take_over(self, address: MemoryAddress) -> bool:
+        """Go on from the memory of an earlier process; return whether that could be done, or anything is here already.
+
+        Raises:
+            RunError: that process is still there, and does not end when killed.
+        """
+        if not self._is_ready:
+            try:
+                memory = RingMemory.attach(address)
+            except OSError:
+                # On another node, or with its holder gone.
+                return False
+            self._replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, memory)
+            self._replay.take_over()
+            self._memory, self._is_ready = memory, True
+        return True
+
+    def reserve(self) -> bool:
+        """Reserve empty rings; return whether there are any that are ready."""
+        if not self._is_ready:
+            self._memory = RingMemory.new(self._specs, self._config.replay.capacity_rows)
+            self._replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, self._memory)
+        return self._is_ready
+
+    def write_rows(self, task: str, begin: int, rows: FloatArray) -> None:
+        """Put back rows of a checkpoint, older ones first."""
+        self._replay.write_rows(task, begin, rows)
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Put back the rest of a checkpoint, if there is one: the rings are ready then."""
         if state is not None:
-            self._replay.load(state, rows or {})
+            self._replay.load(state)
+        self._replay.begin_journal()
+        self._is_ready = True
+
+    def memory(self) -> MemoryAddress:
+        """Return where the rings' memory is found, on this node."""
+        return self._memory.address
 
     def insert(self, push: Push) -> bytes:
         """Store a push, once however often it is sent; return the frames stored for it, as decimal digits.
@@ -40,8 +80,12 @@ class Replay:
         receipt = self._replay.insert(push)
         return b"%d" % sum(receipt.frames.values())
 
+    def stored(self, source: str) -> int:
+        """Return the frames of all tasks that were stored for a source."""
+        return self._replay.source_frames().get(source, 0)
+
     def sample_rows(
-        self, rows_per_task: int | Mapping[str, int], batches: int, steps: int = 1, out: bytes | None = None
+        self, rows_per_task: Mapping[str, int], batches: int, steps: int = 1, out: bytes | None = None
     ) -> Sampled | bytes:
         """Draw batches over all tasks; pickled if they are drawn into ``out``, pickled rows in a block."""
         if out is None:
@@ -64,11 +108,18 @@ class Replay:
             "is_warm": self._replay.holds(max(1, self._warmup_steps)),
         }
 
+    def sources(self) -> dict[str, int]:
+        """Return the frames of all tasks that were stored, by source."""
+        return self._replay.source_frames()
+
     def fence(self, source: str) -> int:
         """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""
         return self._replay.fence(source)
 
-    def snapshot(self, with_rows: bool = True) -> tuple[dict[str, Any], dict[str, Any], dict[str, FloatArray]]:
-        """Return counts, state and, if asked, rows, as of one moment."""
-        specs = self._replay.specs if with_rows else ()
-        return self.count(), self._replay.state(), {spec.name: self._replay.rows(spec.name) for spec in specs}
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return counts and everything but the rows, as of one moment."""
+        return self.count(), self._replay.state()
+
+    def read_rows(self, task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+        """Return rows by number, as far as they are still held, and the number of the first."""
+        return self._replay.read_rows(task, begin, end)

@@ -16,14 +16,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 from mtray.cluster.control.ledger import STALL_SECONDS
 from mtray.cluster.control.levels import Levels
-from mtray.cluster.control.lifecycle import HEALTHY_SECONDS, Actor
+from mtray.cluster.control.lifecycle import HEALTHY_SECONDS, Actor, Phase
 from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.cluster.control.run import Run
 from mtray.replay.pacing import Pacing
+
+# Time between two of the learner's states that are kept: what is made after the last one is lost with its process.
+KEEP_SECONDS = 20.0
+# Time after which a replay or learner that is to be replaced and finds no room is given a collector's, and how often.
+ROOM_SECONDS, MADE_ROOMS = 15.0, 2
 
 
 class Control(Run):
@@ -41,15 +47,23 @@ class Control(Run):
         # Places that could not be filled for long.
         self._without: set[int] = set()
         self._task_errors: dict[str, tuple[int, float]] = {}
+        self._next_keep = now + KEEP_SECONDS
+        # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
+        self._empty: list[Actor] = []
+        self._is_making_room = False
 
     # Asking.
 
     def _proceed(self) -> None:
-        if self.is_ready and self._ending is None:
+        self._has_begun |= self.is_ready
+        if self._ending is None and self._has_begun and self.replay.is_up:
+            # Collectors go on with the weights they have where the learner is being replaced.
             self._ask_collectors()
+        if self._ending is None and self.is_ready:
             self._ask_learner()
-            if self._saving is None and self.counts.frames >= self._next_checkpoint:
+            if self._saving is None and self._is_save_due():
                 self._save()
+            self._keep_state()
         self._flush_idle()
         self._ask_count()
         self._finish()
@@ -82,9 +96,20 @@ class Control(Run):
         if owed > 0 and len(calls) < CALLS and self.learner.suspect is None:
             self._call(self.learner, Method.TRAIN, owed)
 
+    def _keep_state(self) -> None:
+        """Ask for the learner's state now and then: its next process would go on from it."""
+        if self._saving is None and self.updates > self._kept_updates and self.now >= self._next_keep:
+            self._next_keep = self.now + KEEP_SECONDS
+            if self.learner.suspect is None:
+                self._call(self.learner, Method.STATE)
+
     def _flush_idle(self) -> None:
         is_stalled = self.now - self._moved >= STALL_SECONDS
-        if not self._unflushed or (self._ending is None and self.wanted > 0 and not is_stalled):
+        if (
+            not self.replay.is_up
+            or not self._unflushed
+            or (self._ending is None and self.wanted > 0 and not is_stalled)
+        ):
             return
         if is_stalled:
             self._moved = self.now
@@ -130,22 +155,81 @@ class Control(Run):
 
     # Parts that come and go.
 
-    def _came_up(self, actor: Actor) -> None:
+    def _came_up(self, actor: Actor, value: Any) -> None:
+        self._moved = self.now
         if actor.kind == "collector":
             self._without.discard(actor.index)
             if self._levels is not None:
                 # It goes on beside the others, not from where its place was left.
                 self._release(self._levels.put(actor, self._levels.lowest))
             self._put_free(actor)
+        elif actor.life and actor.kind == "replay":
+            frames = self.counts.frames
+            self._replay_came_up(value)
+            if self.counts.frames < frames:
+                self._resume_after_loss()
+        elif actor.life:
+            updates = self.updates
+            self._learner_came_up(value)
+            if self.updates < updates:
+                self._resume_after_loss()
+        self._connect(actor)
 
     def _went_down(self, actor: Actor, text: str) -> bool:
-        if actor.kind != "collector":
-            self._end(f"{actor.part.name} died: {text}", "failed")
-            return False
+        if actor.kind == "learner":
+            self._break_off_save(Method.STATE)
+            return True
+        if actor.kind == "replay":
+            self._break_off_save(Method.SNAPSHOT)
+            self._replay_went_down()
+            return True
         if self._levels is not None:
             self._release(self._levels.drop(actor))
         self._fence(actor)
+        if self._ending is not None:
+            self._empty.append(actor)
         return self._ending is None
+
+    def _start(self, actor: Actor) -> None:
+        if actor.kind == "collector" and self._is_making_room:
+            self._empty.append(actor)
+            return
+        super()._start(actor)
+        if actor.kind != "collector" and actor.life and self.limits.shares_cluster:
+            self._make_room(actor, actor.life, MADE_ROOMS)
+
+    def _answered_start(self, actor: Actor, call: Call, value: Any) -> None:
+        super()._answered_start(actor, call, value)
+        if actor.kind != "collector" and self._is_making_room:
+            self._is_making_room = False
+            self._fill_empty()
+
+    def _fill_empty(self) -> None:
+        empty, self._empty = self._empty, []
+        for actor in empty:
+            self._start(actor)
+
+    def _make_room(self, actor: Actor, life: int, times: int) -> None:
+        """Give a collector's room to a replay or learner that finds none, since nothing goes on without it."""
+
+        def check() -> None:
+            if actor.life != life or actor.phase is not Phase.PLACING:
+                return
+            self._is_making_room = True
+            # Collectors that wait came first, and would take the room.
+            waiting = [other for other in self.collectors if other.phase is Phase.PLACING]
+            placed = [other for other in self.collectors if other.phase in (Phase.BUILDING, Phase.UP)]
+            for other in waiting + placed[-1:]:
+                self._die(other, f"its room is given to {actor.part.name}")
+            if times > 1:
+                self._make_room(actor, life, times - 1)
+
+        self._after(ROOM_SECONDS, check)
+
+    def _resume_after_loss(self) -> None:
+        super()._resume_after_loss()
+        if self._ending is None:
+            self._fill_empty()
 
     def _can_not_start(self, actor: Actor, text: str) -> None:
         minutes = self.limits.give_up_seconds / 60
@@ -198,6 +282,8 @@ class Control(Run):
         method = {Method.COLLECT: Method.FLUSH, Method.TRAIN: Method.STATUS}.get(call.method)
         if method is not None:
             was_suspect, actor.suspect = actor.suspect is not None, max(call.id, actor.suspect or 0)
-            if was_suspect:
+            # A collector that does not reach the replay is connected to its next process, which settles the call.
+            waits = failure.kind is Failure.PEER and actor.kind == "collector" and not self._reaches_replay(actor)
+            if was_suspect or waits:
                 return
             self._again(actor, Call(-1, actor.part, method))

@@ -3,15 +3,19 @@
 ``asked == acknowledged + in flight + lost`` holds after every event. The replay's counts are the truth. What a process
 that died was asked for and has not pushed is lost, and asked for again; its source is fenced first, so that nothing of
 it comes later. What may or may not have run is settled by a flush.
+
+A replay that died comes back with what its new process could restore. Every collector is then connected to it, which
+is a flush: it sends again what has no receipt, and the replay's answer says what it holds. What it held before and
+holds no longer is lost like anything else.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 
-from mtray.cluster.control.lifecycle import Actor, Lifecycle
+from mtray.cluster.control.lifecycle import Actor, Lifecycle, Phase
 from mtray.cluster.control.plan import Plan
-from mtray.cluster.control.protocol import Call, Counts, Method, Part
+from mtray.cluster.control.protocol import Call, Counts, Method, Part, Restored
 from mtray.replay.pacing import Pacing
 
 # Time between two counts while frames are under way.
@@ -26,7 +30,9 @@ class Ledger(Lifecycle):
 
     Attributes:
         asked: frames that the run began with and that were asked for since.
-        lost: of these those that are known not to come.
+        lost: of these those that are known not to come, or that the replay lost.
+        frames_lost: acknowledged frames that a new process of the replay could not restore, over the run.
+        updates_lost: updates that a new process of the learner could not restore, over the run.
         counts: the replay's, as far as they are known.
         updates: the learner's, as far as they are known.
     """
@@ -46,6 +52,11 @@ class Ledger(Lifecycle):
         # Collectors with frames that a flush has not confirmed, and processes that are gone and not yet fenced.
         self._unflushed: set[int] = set()
         self._fencing: dict[Part, tuple[int, int]] = {}
+        # Frames acknowledged of each process that is gone and fenced.
+        self._gone: dict[Part, int] = {}
+        # Updates of the learner's last state that was kept.
+        self._kept_updates = plan.updates
+        self.frames_lost = self.updates_lost = 0
         # Frames asked of a collector when its flush was.
         self._flushes: dict[int, int] = {}
         self._is_counting, self._is_stale, self._next_count = False, True, now
@@ -85,7 +96,7 @@ class Ledger(Lifecycle):
 
     def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
         call = super()._call(actor, method, amount, of)
-        if actor is not None and method is Method.FLUSH:
+        if actor is not None and actor.kind == "collector" and method in (Method.FLUSH, Method.CONNECT):
             self._flushes[call.id] = actor.requested
         return call
 
@@ -97,7 +108,7 @@ class Ledger(Lifecycle):
         self.lost += lost - actor.lost
         actor.lost = lost
         self._is_stale = True
-        if actor.requested == requested:
+        if actor.requested == requested and self._is_connected(actor):
             self._unflushed.discard(actor.index)
         self._settled(actor)
 
@@ -121,7 +132,54 @@ class Ledger(Lifecycle):
     def _fenced(self, part: Part, acknowledged: int) -> None:
         requested, lost = self._fencing.pop(part)
         self.lost += requested - acknowledged - lost
+        self._gone[part] = acknowledged
         self._is_stale = True
+
+    # A replay or a learner that was replaced.
+
+    def _replay_life(self) -> int:
+        return self.replay.life if self.replay.phase is not Phase.PAUSING else -1
+
+    def _reaches_replay(self, actor: Actor) -> bool:
+        return self.replay.is_up and actor.replay_life == self.replay.life
+
+    def _is_connected(self, actor: Actor) -> bool:
+        """Return whether a part talks to the replay's newest process and has settled what it sent before."""
+        is_asked = any(call.method is Method.CONNECT for call in actor.calls.values())
+        return self._reaches_replay(actor) and not is_asked
+
+    def _connect(self, actor: Actor) -> None:
+        if actor.is_up and self.replay.is_up and actor.replay_life != self.replay.life:
+            actor.replay_life = self.replay.life
+            self._call(actor, Method.CONNECT)
+
+    def _replay_went_down(self) -> None:
+        self._is_counting, self._is_stale = False, True
+        self._unflushed |= {actor.index for actor in self.collectors if actor.requested}
+
+    def _replay_came_up(self, restored: Restored) -> None:
+        """Take the counts of the replay's new process, and connect every part to it."""
+        lost = max(0, self.counts.frames - restored.counts.frames)
+        self.counts = restored.counts
+        for part, acknowledged in self._gone.items():
+            self._gone[part] = restored.stored.get(part, 0)
+            self.lost += acknowledged - self._gone[part]
+        if not restored.has_rows:
+            # As for a run that is resumed without its rows: the warm-up is repeated, without updates.
+            frames = restored.counts.frames
+            self.pacing = self.pacing.resumed(self.pacing, frames, self.updates, lost_rows=True)
+        self.frames_lost += lost
+        self._tell("restored", warning=lost > 0, part="the replay", source=restored.source, cause=f"{lost} frames lost")
+        for part in self._fencing:
+            self._call(self.replay, Method.FENCE, of=part)
+        for actor in (self.learner, *self.collectors):
+            self._connect(actor)
+
+    def _learner_came_up(self, updates: int) -> None:
+        lost = max(0, self.updates - updates)
+        self.updates = self._kept_updates = updates
+        self.updates_lost += lost
+        self._tell("restored", part="the learner", cause=f"{lost} updates lost")
 
     def _ask_count(self) -> None:
         if self._is_counting or not self.replay.is_up or not self._is_stale:

@@ -27,6 +27,7 @@ HEALTHY_SECONDS = 60.0
 _REPEATABLE = {
     Method.HELLO,
     Method.BUILD,
+    Method.CONNECT,
     Method.FLUSH,
     Method.STATUS,
     Method.STATE,
@@ -84,6 +85,7 @@ class Actor:
         has_worked: whether this process has answered a call of work.
         requested: frames asked of this process.
         lost: of these those that it is known not to have pushed.
+        replay_life: the replay's process that it talks to; -1 if there was none when it was started.
         suspect: a call that may or may not have run, or None.
         retries: calls that will be made again.
         is_watched: whether a deadline is planned.
@@ -105,6 +107,7 @@ class Actor:
     has_worked: bool = False
     requested: int = 0
     lost: int = 0
+    replay_life: int = -1
     suspect: int | None = None
     retries: int = 0
     is_watched: bool = False
@@ -144,8 +147,16 @@ class Lifecycle(ABC):
     # What control decides.
 
     @abstractmethod
-    def _came_up(self, actor: Actor) -> None:
-        """Put a process that became ready to work."""
+    def _came_up(self, actor: Actor, value: Any) -> None:
+        """Put a process that became ready to work; ``value`` is its answer to BUILD."""
+
+    @abstractmethod
+    def _reaches_replay(self, actor: Actor) -> bool:
+        """Return whether a part should be able to reach the replay."""
+
+    @abstractmethod
+    def _replay_life(self) -> int:
+        """Return which process of the replay a part that is started now will talk to."""
 
     @abstractmethod
     def _went_down(self, actor: Actor, text: str) -> bool:
@@ -207,11 +218,12 @@ class Lifecycle(ABC):
     def _start(self, actor: Actor) -> None:
         actor.phase, actor.since, actor.heard = Phase.PLACING, self.now, self.now
         actor.has_worked = actor.is_told = False
+        actor.replay_life = self._replay_life()
         actor.suspect = None
         self._give(Start(actor.part))
         self._call(actor, Method.HELLO)
 
-    def _answered_start(self, actor: Actor, call: Call) -> None:
+    def _answered_start(self, actor: Actor, call: Call, value: Any) -> None:
         if call.method is Method.HELLO and actor.phase is Phase.PLACING:
             actor.phase, actor.since = Phase.BUILDING, self.now
             self._tell("placed", part=actor.part.name, life=actor.life)
@@ -219,7 +231,7 @@ class Lifecycle(ABC):
         elif call.method is Method.BUILD and actor.phase is Phase.BUILDING:
             actor.phase, actor.since = Phase.UP, self.now
             self._tell("up", part=actor.part.name, life=actor.life)
-            self._came_up(actor)
+            self._came_up(actor, value)
 
     def _worked(self, actor: Actor) -> None:
         actor.has_worked = True
@@ -291,7 +303,10 @@ class Lifecycle(ABC):
         elif self.now - actor.heard > self._limit(actor):
             self._die(actor, f"it could not be reached for {self.now - actor.heard:.0f} s: {failure.text}")
         else:
-            if call.method in _REPEATABLE:
+            if failure.kind is Failure.PEER and not self._reaches_replay(actor):
+                # It has answered, and can do no more before it is connected to the replay's next process.
+                actor.heard = self.now
+            elif call.method in _REPEATABLE:
                 self._again(actor, call)
             self._unreached(actor, call, failure)
 

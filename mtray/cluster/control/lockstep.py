@@ -8,6 +8,7 @@ run, because what replaced it would draw other numbers; the last checkpoint, whi
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from mtray.cluster.control.lifecycle import Actor
 from mtray.cluster.control.plan import Plan
@@ -73,8 +74,11 @@ class Lockstep(Run):
     def _can_save(self) -> bool:
         return self.is_idle and super()._can_save()
 
-    def _came_up(self, actor: Actor) -> None:
+    def _came_up(self, actor: Actor, value: Any) -> None:
         pass
+
+    def _comes_back(self) -> bool:
+        return False
 
     def _end(self, reason: str, outcome: Outcome) -> None:
         super()._end(reason, outcome)

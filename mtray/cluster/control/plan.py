@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class Plan:
         places: of the collectors.
         total_frames: after which the run is finished.
         checkpoint_frames: between two checkpoints.
+        checkpoint_seconds: between two checkpoints, unless so many frames come first.
         frames: acknowledged before this run began.
         updates: made before it began.
         task_errors: errors of one task's own code in a row, with less than a minute between, that the run survives.
@@ -43,6 +45,7 @@ class Plan:
     places: Sequence[Place]
     total_frames: int
     checkpoint_frames: int
+    checkpoint_seconds: float = math.inf
     frames: int = 0
     updates: int = 0
     task_errors: int = TASK_ERRORS

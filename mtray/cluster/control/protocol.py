@@ -39,7 +39,11 @@ class Method(enum.Enum):
     HELLO = "hello"
     """Answered once the process is there."""
     BUILD = "build"
-    """Make the part ready; does nothing where it is ready."""
+    """Make the part ready; does nothing where it is ready. Answer: the replay's is `Restored`, the learner's the
+    updates made in all."""
+    CONNECT = "connect"
+    """Go on with the replay's new process, and send it again what the old one may not have stored. Answer: a
+    collector's is that of FLUSH, the learner's that of STATUS."""
     COLLECT = "collect"
     """Step one rollout and push it; its receipt may come later."""
     FLUSH = "flush"
@@ -53,7 +57,7 @@ class Method(enum.Enum):
     STATUS = "status"
     """Answer: updates made in all."""
     STATE = "state"
-    """The learner's state, for a checkpoint."""
+    """The learner's state, for a checkpoint or for a new process. Answer: updates made in all."""
     COUNT = "count"
     """Answer: `Counts`."""
     FENCE = "fence"
@@ -75,6 +79,23 @@ class Counts:
 
     frames: int
     is_warm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a new process of the replay holds.
+
+    Attributes:
+        counts: frames, and whether the warm-up's rows are held.
+        source: of the rows: ``memory`` (every acknowledged one), ``checkpoint``, or ``nothing``.
+        stored: frames stored for each collector process of this run.
+        has_rows: False if the replay starts empty although frames were counted.
+    """
+
+    counts: Counts
+    source: str = "memory"
+    stored: Mapping[Part, int] = field(default_factory=dict)
+    has_rows: bool = True
 
 
 # Commands.

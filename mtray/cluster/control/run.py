@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from mtray.cluster.control.ledger import Ledger
-from mtray.cluster.control.lifecycle import Actor
+from mtray.cluster.control.lifecycle import RETRY_SECONDS, Actor
 from mtray.cluster.control.plan import Plan
-from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Method, Stop
+from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Failure, Method, Stop
 from mtray.replay.pacing import Pacing
 
 Outcome: TypeAlias = Literal["done", "failed", "input"]
 # The reason of a run that made all it was to make.
 FINISHED = "finished"
+# Saves in a row that may fail since the replay could not be reached, before the next failure ends a run that is ending.
+BROKEN_SAVES = 3
 
 
 @dataclass
@@ -37,6 +39,15 @@ class Run(Ledger):
         self._saving: Method | None = None
         self._is_final = False
         self._next_checkpoint = plan.frames + plan.checkpoint_frames
+        self._next_save = now + plan.checkpoint_seconds
+        # The call that the checkpoint waits for; a retry has a later id.
+        self._save_call = -1
+        # Frames and updates of the last checkpoint.
+        self._last_saved = plan.frames, plan.updates
+        # Whether replay and learner were up at the same time.
+        self._has_begun = False
+        # Saves in a row that failed since the replay could not be reached.
+        self._broken_saves = 0
         self._ending: _Ending | None = None
         self.is_over = False
         # Tasks of which a rollout was stepped.
@@ -67,7 +78,7 @@ class Run(Ledger):
             case Failed():
                 if event.call in self._calls and self._calls[event.call][1] is None:
                     self._calls.pop(event.call)
-                    self._save_failed(event.text)
+                    self._save_failed(event)
                 else:
                     self._failed(event)
             case Stop():
@@ -95,7 +106,7 @@ class Run(Ledger):
         actor.calls.pop(call.id, None)
         actor.heard, actor.answered = self.now, max(actor.answered, call.id)
         if call.method in (Method.HELLO, Method.BUILD):
-            self._answered_start(actor, call)
+            self._answered_start(actor, call, event.value)
             return
         self._worked(actor)
         match call.method:
@@ -105,11 +116,13 @@ class Run(Ledger):
                 self._finished_work(actor, call)
             case Method.FLUSH:
                 self._flushed(actor, call, event.value)
-            case Method.TRAIN | Method.STATUS:
+            case Method.CONNECT if actor.kind == "collector":
+                self._flushed(actor, call, event.value)
+            case Method.TRAIN | Method.STATUS | Method.CONNECT:
                 # Answers may come out of order; updates only grow.
                 self._moved = self.now
                 self.updates = max(self.updates, event.value)
-                if call.method is Method.STATUS:
+                if call.method is not Method.TRAIN:
                     self._cleared(actor, call)
             case Method.COUNT:
                 self._counted(event.value)
@@ -117,32 +130,58 @@ class Run(Ledger):
                 assert call.of is not None
                 self._fenced(call.of, event.value)
             case Method.STATE:
-                self._save_step(Method.SNAPSHOT, self.replay)
+                self._kept_updates = max(self._kept_updates, event.value)
+                # An earlier call, made to keep the state, says nothing of what was learned since.
+                if call.id < self._save_call:
+                    return
+                if self._saving is Method.STATE and self.replay.is_up:
+                    self._save_step(Method.SNAPSHOT, self.replay)
+                else:
+                    self._break_off_save(Method.STATE)
             case Method.SNAPSHOT:
                 self._learn_counts(event.value)
-                self._save_step(Method.WRITE, None)
+                if self._saving is Method.SNAPSHOT:
+                    self._last_saved = event.value.frames, self._kept_updates
+                    self._save_step(Method.WRITE, None)
+
+    def _is_save_due(self) -> bool:
+        if self.counts.frames >= self._next_checkpoint:
+            return True
+        return self.now >= self._next_save and (self.counts.frames, self.updates) != self._last_saved
 
     def _save(self) -> None:
         self._next_checkpoint = self.counts.frames + self.plan.checkpoint_frames
+        self._next_save = self.now + self.plan.checkpoint_seconds
         self._save_step(Method.STATE, self.learner)
 
     def _save_step(self, method: Method, actor: Actor | None) -> None:
         self._saving = method
         if self._ending is not None and self._is_final:
             self._until(self.limits.call_seconds if self._ending.reason == FINISHED else self.limits.stop_seconds)
-        self._call(actor, method)
+        self._save_call = self._call(actor, method).id
 
     def _saved(self) -> None:
-        self._saving = None
+        self._saving, self._broken_saves = None, 0
         self._tell("save", frames=self.counts.frames, updates=self.updates)
         if self._is_final:
             self._close()
 
-    def _save_failed(self, text: str) -> None:
-        self._saving = None
-        self._tell("save_failed", warning=True, cause=text)
-        if self._is_final:
-            self._close(f"the last checkpoint could not be written: {text}")
+    def _save_failed(self, failure: Failed) -> None:
+        self._saving, self._last_saved = None, (-1, -1)
+        self._tell("save_failed", warning=True, cause=failure.text)
+        if failure.kind is Failure.PEER and self._broken_saves < BROKEN_SAVES:
+            # The replay is probably gone. Its new process is saved.
+            self._broken_saves += 1
+            self._is_stale, self._next_count = True, self.now
+            self._next_save = self.now + RETRY_SECONDS
+            self._after(RETRY_SECONDS, lambda: None)
+        elif self._is_final:
+            self._close(f"the last checkpoint could not be written: {failure.text}")
+
+    def _break_off_save(self, method: Method) -> None:
+        """Save again as soon as it can be, if this part of a checkpoint is what is waited for."""
+        if self._saving is method:
+            self._saving, self._next_save = None, self.now
 
     def _end(self, reason: str, outcome: Outcome) -> None:
         """Ask for nothing more; save once what is under way has ended, then end. The first failure counts."""
@@ -167,8 +206,20 @@ class Run(Ledger):
             and self.updates >= self._updates_allowed()
         )
 
+    def _has_made(self) -> bool:
+        return self.asked > self.plan.frames or self.updates > self.plan.updates
+
     def _can_save(self) -> bool:
-        return self.is_ready and (self.asked > self.plan.frames or self.updates > self.plan.updates)
+        return self.is_ready and self._has_made()
+
+    def _comes_back(self) -> bool:
+        """Return whether a replay or learner that is down is being replaced, and had anything to save."""
+        return self._has_begun and self._has_made()
+
+    def _resume_after_loss(self) -> None:
+        """Go on with a run that had made everything and has lost some of it."""
+        if self._ending is not None and self._ending.reason == FINISHED:
+            self._ending, self._is_final = None, False
 
     def _finish(self) -> None:
         if self._ending is None and self._is_done():
@@ -176,12 +227,16 @@ class Run(Ledger):
         if self._ending is None or self.is_over:
             return
         overdue = self.now >= self._ending.until
-        if self._saving is not None and self.is_ready:
+        if self._saving is not None:
             if overdue:
                 part = "the learner" if self._saving is Method.STATE else "the replay"
                 self._close(f"{part} did not answer, so nothing was saved after the last checkpoint")
         elif not self.is_ready:
-            self._close()
+            if not self._comes_back():
+                self._close()
+            elif overdue:
+                part = "the learner" if self.replay.is_up else "the replay"
+                self._close(f"{part} was not back in time, so nothing was saved after the last checkpoint")
         elif (self.is_idle or overdue) and self._can_save():
             self._is_final = True
             self._save()

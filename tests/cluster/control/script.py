@@ -1,5 +1,7 @@
 """Control driven by hand: answer this call, fail that one, let time pass."""
 
+import math
+
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lifecycle import Limits
 from mtray.cluster.control.plan import Place, Plan
@@ -26,6 +28,7 @@ class Script:
         tasks=({"a"},),
         total=100,
         checkpoint=10**9,
+        checkpoint_seconds=math.inf,
         ratio=0.0,
         warmup=0,
         slack=1000,
@@ -37,7 +40,12 @@ class Script:
         places = [Place(rollout_frames=10, tasks=frozenset(each)) for each in tasks]
         pacing = Pacing(updates_per_step=ratio, step_frames=1, start_frames=warmup, slack_frames=slack, round_frames=30)
         plan = Plan(
-            places=places, total_frames=total, checkpoint_frames=checkpoint, frames=frames, limits=Limits(**limits)
+            places=places,
+            total_frames=total,
+            checkpoint_frames=checkpoint,
+            checkpoint_seconds=checkpoint_seconds,
+            frames=frames,
+            limits=Limits(**limits),
         )
         self.now = 0.0
         self.control = kind(plan, pacing, 0.0)
@@ -72,6 +80,8 @@ class Script:
         call = call or self.find(method, part)
         assert call is not None, f"nobody was asked to {method.value}"
         self.open.pop(call.id, None)
+        if value is None and method in (Method.STATE, Method.STATUS):
+            value = self.control.updates
         self._take(self.control.handle(Answered(call.id, value), self.now))
         return call
 

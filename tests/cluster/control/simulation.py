@@ -31,6 +31,7 @@ from mtray.cluster.control.protocol import (
     Kill,
     Method,
     Part,
+    Restored,
     Start,
     Stop,
     Tell,
@@ -50,9 +51,11 @@ FAULTS = {
     # Per start.
     "build_raises": 0.3, "build_dies": 0.5, "build_hangs": 0.2, "task_in_build": 0.05,
     # Per second and process.
-    "dies": 0.02, "hangs": 0.01, "slow": 0.02, "core_dies": 0.002, "core_hangs": 0.001, "link_down": 0.02,
+    "dies": 0.02, "hangs": 0.01, "slow": 0.02, "core_dies": 0.02, "core_hangs": 0.005, "link_down": 0.02,
     # Per second.
     "node_goes": 0.01,
+    # Per death of the replay; per write under way then.
+    "memory_lost": 1.0, "write_broken": 1.0,
 }  # fmt: skip
 
 
@@ -138,6 +141,9 @@ class Saved:
     rows: Counter[str] | None = None
     updates: int = 0
     pacing: Pacing | None = None
+    # Of this run only: what its collectors pushed.
+    sources: Counter[Part] = field(default_factory=Counter)
+    seen: set[tuple[Part, int]] = field(default_factory=set)
 
 
 @dataclass
@@ -152,11 +158,15 @@ class Process:
     is_built: bool = False
     queue: list[Call] = field(default_factory=list)
     is_busy: bool = False
-    # Of a collector: pushes without a receipt, the next one's number, frames acknowledged; who waits for receipts.
+    # The replay's process that it talks to.
+    target: Part | None = None
+    # Of a collector: pushes without a receipt, the next one's number; who waits for receipts.
     unreceipted: set[int] = field(default_factory=set)
     number: int = 0
-    acknowledged: int = 0
     flushing: Call | None = None
+    # Of a replay: whether its rows outlive it, and what its build gave.
+    keeps_memory: bool = True
+    restored: Restored | None = None
 
 
 class World:
@@ -176,6 +186,7 @@ class World:
         # The truth.
         self.tasks = tuple(dict.fromkeys(task for share in scenario.shares for task in share))
         self.frames = Counter({task: saved.frames[task] for task in self.tasks})
+        self.frames_lost, self.rows_lost = 0, False
         self.held = Counter(saved.rows or {})
         self.updates = saved.updates
         self.sources: Counter[Part] = Counter()
@@ -186,17 +197,24 @@ class World:
         self.begin = sum(saved.frames.values())
         self.processes: dict[Part, Process] = {}
         self.pending: list[Part] = []
+        self.targets: dict[Part, Part | None] = {}
         self.nodes = [True] * scenario.nodes
         self.link_until: dict[Part, float] = {}
         self.progressed = 0.0
+        # The learner's state that the driver keeps, the newest it was given.
         self.state_updates = saved.updates
         self.snapshot = saved
-        self.saved = saved
+        self.saved = replace(saved, sources=Counter(), seen=set())
         self.saves = 0
+        # The handle that parts are given; a replay whose rows can be taken over; a checkpoint that is being written.
+        self.newest_replay: Part | None = None
+        self.memory: Process | None = None
+        self.writing: Call | None = None
         self.pacing = make_pacing(scenario)
         if saved.pacing is not None:
             lost_rows = saved.rows is None
             self.pacing = self.pacing.resumed(saved.pacing, self.begin, saved.updates, lost_rows=lost_rows)
+        self.was_ahead = saved.updates > self.pacing.updates_allowed(self.begin)
         size = scenario.frames_of_a_task
         plan = Plan(
             places=[Place(rollout_frames=size * len(share), tasks=frozenset(share)) for share in scenario.shares],
@@ -263,6 +281,10 @@ class World:
     def event(self, event) -> None:
         self.events += 1
         self.log("-> %s", event)
+        if isinstance(event, Answered):
+            call = self.control._calls.get(event.call, (None,))[0]
+            if call is not None and call.method is Method.STATE:
+                self.state_updates = max(self.state_updates, event.value)
         self.perform(self.control.handle(event, self.now))
         self.check()
 
@@ -273,6 +295,9 @@ class World:
                 case Call():
                     self.ask(command)
                 case Start():
+                    if command.part.kind == "replay":
+                        self.newest_replay = command.part
+                    self.targets[command.part] = self.newest_replay
                     self.pending.append(command.part)
                     self.place()
                 case Kill():
@@ -296,7 +321,7 @@ class World:
             if not nodes:
                 self.pending.append(part)
                 continue
-            process = Process(part, self.generator.choice(nodes))
+            process = Process(part, self.generator.choice(nodes), target=self.targets[part])
             self.processes[part] = process
             self.after(self.generator.uniform(0.5, 3), self.work, process)
 
@@ -312,6 +337,12 @@ class World:
             return
         self.log("%s dies", process.part)
         process.is_alive = False
+        if process.part.kind == "replay" and process.is_built:
+            process.keeps_memory &= not self.happens("memory_lost")
+            self.memory = process if process.keeps_memory else None
+            if self.writing is not None and self.happens("write_broken"):
+                call, self.writing = self.writing, None
+                self.after(self.delay(), self.fail, call, Failure.PEER)
         if tell:
             for call in self.calls_of(process.part):
                 self.after(self.generator.uniform(0, within), self.fail, call, Failure.DIED)
@@ -348,9 +379,11 @@ class World:
         self.log("node %d goes", node)
         self.nodes[node] = False
         for process in list(self.processes.values()):
-            # Those of replay and learner end the run; other scenarios have that.
-            if process.node == node and process.part.kind == "collector":
+            if process.node == node:
+                process.keeps_memory = False
                 self.die(process, within=60.0)
+        if self.memory is not None and self.memory.node == node:
+            self.memory = None
         self.after(self.generator.uniform(1, 400), self.node_comes, node)
 
     def node_comes(self, node: int) -> None:
@@ -362,6 +395,7 @@ class World:
 
     def ask(self, call: Call) -> None:
         if call.method is Method.WRITE:
+            self.writing = call
             self.after(self.generator.uniform(0, 2), self.write, call)
             return
         if call.method in (Method.COLLECT, Method.ACT):
@@ -442,14 +476,55 @@ class World:
             if process.part.kind == "collector" and self.happens("task_in_build"):
                 self.raises(call, Failure.TASK, self.scenario.shares[process.part.place][0])
                 return
+            if process.part.kind == "replay" and self.writing is not None:
+                # The driver does one after the other.
+                self.after(0.1, self.do_build, process, call)
+                return
             process.is_built = True
             self.progress()
-        self.answer(process, call)
+            if process.part.kind == "replay":
+                process.restored = self.restore(process)
+            elif process.part.kind == "learner":
+                self.updates = self.state_updates
+        self.answer(process, call, self.updates if process.part.kind == "learner" else process.restored)
+
+    def restore(self, process: Process) -> Restored:
+        """Fill a new replay, from memory or from the newest checkpoint."""
+        memory, self.memory = self.memory, None
+        if process.part.life and (memory is None or memory.node != process.node):
+            self.log("the replay begins at %s", self.saved)
+            self.frames_lost += sum(self.frames.values()) - sum(self.saved.frames.values())
+            self.frames = Counter({task: self.saved.frames[task] for task in self.tasks})
+            self.held = Counter(self.saved.rows or {})
+            self.sources, self.seen = Counter(self.saved.sources), set(self.saved.seen)
+            source, has_rows = "checkpoint", self.saved.rows is not None
+            self.rows_lost |= not has_rows
+        else:
+            source, has_rows = "memory", True
+        return Restored(self.counts(), source, dict(self.sources), has_rows)
+
+    def core(self, kind: str) -> Process | None:
+        """The process of the replay or the learner that works, if any does."""
+        found = [p for p in self.processes.values() if p.part.kind == kind and p.is_alive and p.is_built]
+        return found[-1] if found else None
 
     @property
     def replay(self) -> Process | None:
-        process = self.processes.get(Part("replay"))
-        return process if process is not None and process.is_alive and process.is_built else None
+        return self.core("replay")
+
+    def reached(self, process: Process) -> Process | None:
+        """The replay, if a part talks to the one that is there."""
+        replay = self.replay
+        return replay if replay is not None and process.target == replay.part else None
+
+    def do_connect(self, process: Process, call: Call) -> None:
+        process.target = self.newest_replay
+        if process.part.kind == "learner":
+            self.answer(process, call, self.updates)
+            return
+        for number in sorted(process.unreceipted):
+            self.push(process, number)
+        self.do_flush(process, call)
 
     def do_collect(self, process: Process, call: Call) -> None:
         if self.happens("input"):
@@ -463,6 +538,9 @@ class World:
             return
         if not process.is_built:
             raise Broken(f"{process.part} is asked to collect before it is built")
+        if process.unreceipted and self.reached(process) is None:
+            self.raises(call, Failure.PEER)
+            return
         number, process.number = process.number, process.number + 1
         process.unreceipted.add(number)
         self.push(process, number)
@@ -474,20 +552,24 @@ class World:
         if is_lost or self.generator.random() < 0.1:
             self.after(5.0, self.push_again, process, number)
         if not is_lost:
-            self.after(self.delay(), self.arrive, process, number)
+            self.after(self.delay(), self.arrive, process, number, process.target)
 
     def push_again(self, process: Process, number: int) -> None:
         if process.is_alive and number in process.unreceipted:
             self.push(process, number)
 
-    def arrive(self, process: Process, number: int) -> None:
+    def arrive(self, process: Process, number: int, target: Part | None) -> None:
         part = process.part
-        replay = self.replay
+        if target != process.target:
+            # Sent to a process that is gone.
+            return
+        replay = self.reached(process)
         if replay is None or replay.is_hung:
             self.after(5.0, self.push_again, process, number)
             if replay is None and process.flushing is not None:
                 call, process.flushing = process.flushing, None
                 self.raises(call, Failure.PEER)
+                self.work(process)
             return
         if part in self.fenced:
             return
@@ -499,23 +581,25 @@ class World:
                 self.held[task] = min(self.held[task] + self.scenario.frames_of_a_task, self.scenario.capacity)
             self.sources[part] += self.scenario.frames_of_a_task * len(share)
             self.progress()
-        self.after(self.delay(), self.receipt, process, number)
+        self.after(self.delay(), self.receipt, process, number, target)
 
-    def receipt(self, process: Process, number: int) -> None:
-        if not process.is_alive or number not in process.unreceipted:
+    def receipt(self, process: Process, number: int, target: Part | None) -> None:
+        if not process.is_alive or number not in process.unreceipted or target != process.target:
             return
         process.unreceipted.discard(number)
-        process.acknowledged += self.scenario.frames_of_a_task * len(self.scenario.shares[process.part.place])
         self.receipts(process)
 
     def receipts(self, process: Process) -> None:
         if process.flushing is not None and not process.unreceipted:
             call, process.flushing = process.flushing, None
-            self.answer(process, call, process.acknowledged)
+            if self.reached(process) is None:
+                self.raises(call, Failure.PEER)
+            else:
+                self.answer(process, call, self.sources[process.part])
             self.work(process)
 
     def do_flush(self, process: Process, call: Call) -> None:
-        if self.replay is None and process.unreceipted:
+        if self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
         process.flushing = call
@@ -527,14 +611,14 @@ class World:
     def do_push(self, process: Process, call: Call) -> None:
         number, process.number = process.number, process.number + 1
         process.unreceipted.add(number)
-        if self.replay is None:
+        if self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
-        self.arrive(process, number)
+        self.arrive(process, number, process.target)
         self.answer(process, call)
 
     def do_train(self, process: Process, call: Call) -> None:
-        if self.replay is None:
+        if self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
         if any(not self.held[task] for task in self.tasks):
@@ -543,7 +627,7 @@ class World:
             raise Broken("training before the warm-up's rows are held")
         most = call.amount if self.scenario.lockstep else self.generator.randint(1, 40)
         self.updates += min(call.amount, most)
-        allowed = self.pacing.updates_allowed(sum(self.frames.values()))
+        allowed = self.control.pacing.updates_allowed(sum(self.frames.values()))
         if self.updates > allowed:
             raise Broken(f"{self.updates} updates where pacing allows {allowed}")
         self.progress()
@@ -553,8 +637,7 @@ class World:
         self.answer(process, call, self.updates)
 
     def do_state(self, process: Process, call: Call) -> None:
-        self.state_updates = self.updates
-        self.answer(process, call)
+        self.answer(process, call, self.updates)
 
     def is_warm(self) -> bool:
         least = min(self.scenario.warmup, self.scenario.capacity)
@@ -572,10 +655,13 @@ class World:
 
     def do_snapshot(self, process: Process, call: Call) -> None:
         rows = Counter(self.held) if self.scenario.saves_rows else None
-        self.snapshot = Saved(Counter(self.frames), rows)
+        self.snapshot = Saved(Counter(self.frames), rows, sources=Counter(self.sources), seen=set(self.seen))
         self.answer(process, call, self.counts())
 
     def write(self, call: Call) -> None:
+        if self.writing is not call:
+            return
+        self.writing = None
         if self.happens("disk_full"):
             self.event(Failed(call.id, Failure.RAISED, "no space left on device"))
             return
@@ -583,7 +669,7 @@ class World:
             self.saved.frames.values()
         ):
             raise Broken("a checkpoint is older than the one before")
-        self.saved = replace(self.snapshot, updates=self.state_updates, pacing=self.pacing)
+        self.saved = replace(self.snapshot, updates=self.state_updates, pacing=self.control.pacing)
         self.saves += 1
         self.progress()
         self.event(Answered(call.id))
@@ -593,9 +679,9 @@ class World:
     def check_pacing(self) -> None:
         control = self.control
         asked = control.asked - control.lost
-        allowed = self.pacing.frames_allowed(self.updates)
+        allowed = control.pacing.frames_allowed(control.updates)
         if not self.is_warm() or not control.counts.is_warm:
-            allowed = max(allowed, sum(self.frames.values()) + self.pacing.slack_frames)
+            allowed = max(allowed, sum(self.frames.values()) + control.pacing.slack_frames)
         if not self.scenario.lockstep and asked > allowed:
             raise Broken(f"{asked} frames asked for where pacing allows {allowed}")
         if not self.scenario.lockstep and asked >= self.scenario.total_frames + self.largest:
@@ -616,8 +702,10 @@ class World:
                 if requested - believed[part][1] < acknowledged:
                     raise Broken(f"{part}: {requested} frames asked for, {believed[part][1]} lost, {acknowledged} here")
                 lost += believed[part][1]
-            else:
+            elif control.replay.is_up:
                 lost += requested - acknowledged
+            else:
+                lost += requested - control._gone.get(part, acknowledged)
         if control.lost != lost:
             raise Broken(f"control counts {control.lost} lost frames, the truth is {lost}")
         for actor in control.actors:
@@ -633,11 +721,13 @@ class World:
         if end.outcome == "done" and end.reason == "finished":
             if frames < self.scenario.total_frames:
                 raise Broken(f"finished with {frames} of {self.scenario.total_frames} frames")
-            allowed = self.pacing.updates_allowed(frames)
-            if self.updates != allowed and self.is_warm():
+            allowed = self.control.pacing.updates_allowed(frames)
+            # Frames or rows that the replay lost may have been learned from before.
+            is_ahead = self.updates > allowed and (self.was_ahead or self.frames_lost or self.rows_lost)
+            if self.updates != allowed and not is_ahead and self.is_warm():
                 raise Broken(f"finished with {self.updates} of {allowed} updates")
-        core = [self.processes.get(Part(kind)) for kind in ("replay", "learner")]
-        fine = all(process and process.is_alive and process.is_built and not process.is_hung for process in core)
+        core = [self.core(kind) for kind in ("replay", "learner")]
+        fine = all(process and not process.is_hung for process in core)
         made = frames > self.begin or self.updates > self.control.plan.updates
         calm = self.now >= self.scenario.faults_end or not any(self.scenario.rates.values())
         if (

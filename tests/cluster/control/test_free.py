@@ -1,10 +1,9 @@
 """Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
 
-import pytest
-
+from mtray.cluster.control.free import KEEP_SECONDS, ROOM_SECONDS
 from mtray.cluster.control.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import TASK_ERRORS
-from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Stop
+from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Part, Restored, Stop
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
 
@@ -15,7 +14,8 @@ def finish(script, frames, warm=True):
             return
         for call in list(script.open.values()):
             value = {
-                Method.FLUSH: 10 * sum(1 for _ in range(1)),
+                Method.FLUSH: 10,
+                Method.CONNECT: 0,
                 Method.COUNT: counts(frames, warm=warm),
                 Method.SNAPSHOT: counts(frames, warm=warm),
             }.get(call.method)
@@ -221,19 +221,166 @@ def test_a_failure_saves_what_replay_and_learner_have():
     assert "save" in script.events()
 
 
-@pytest.mark.parametrize("part", [REPLAY, LEARNER])
-def test_the_death_of_replay_or_learner_ends_the_run_and_names_it(part):
-    script = Script(ratio=1.0).all_up()
+# A replay or a learner that dies.
+
+
+def restored(frames, *, stored=None, source="memory", has_rows=True, warm=True):
+    return Restored(counts(frames, warm=warm), source, stored or {}, has_rows)
+
+
+def settle(script, frames):
+    """Answer flushes and counts until nobody asks for one."""
+    while any(call.method in (Method.FLUSH, Method.COUNT) for call in script.open.values()):
+        if script.find(Method.FLUSH):
+            script.answer(Method.FLUSH, frames)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(frames))
+        script.wait(0.2)
+
+
+def revive(script, part, value):
+    """Bring up the next process of a part."""
+    script.answer(Method.HELLO, part=part)
+    script.answer(Method.BUILD, value, part=part)
+
+
+def with_ten_frames(**settings):
+    """A run whose replay holds one rollout of ten frames, and whose next two are under way."""
+    script = Script(**settings).all_up()
     collect_all(script, 1)
     script.answer(Method.COUNT, counts(10))
     script.wait(0.2)
-    script.fail(Method.COUNT if part == REPLAY else Method.TRAIN, Failure.DIED, text="exit code 137")
+    return script
+
+
+def test_a_replay_that_died_is_replaced_and_every_part_is_connected_to_the_next():
+    script = with_ten_frames()
+    script.fail(Method.COUNT, Failure.DIED, text="exit code 137")
+    assert script.end is None
+    revive(script, Part("replay", 0, 1), restored(10, stored={collector(): 10}))
+    connected = [call.part for call in script.open.values() if call.method is Method.CONNECT]
+    assert connected == [LEARNER, collector()]
+    # What was under way is settled by the answer: one of two rollouts arrived.
+    script.answer(Method.CONNECT, 20, part=collector())
+    assert (script.control.asked, script.control.lost) == (50, 10)
+    assert script.control.frames_lost == 0
+
+
+def test_nothing_is_collected_while_there_is_no_replay_and_everything_while_there_is_no_learner():
+    script = with_ten_frames(ratio=1.0)
+    before = script.control.asked
+    script.fail(Method.TRAIN, Failure.DIED)
+    script.answer(Method.COLLECT)
+    assert script.control.asked == before + 10
+    script.fail(Method.COUNT, Failure.DIED)
+    script.answer(Method.COLLECT)
+    assert script.control.asked == before + 10
+
+
+def test_frames_that_a_replay_could_not_restore_are_asked_for_again():
+    script = with_ten_frames(total=30)
+    script.answer(Method.COLLECT)
+    script.answer(Method.COLLECT)
+    script.wait(0.2)
+    script.fail(Method.FLUSH, Failure.PEER)
+    script.fail(Method.COUNT, Failure.DIED)
+    revive(script, Part("replay", 0, 1), restored(0, source="nothing"))
+    assert script.control.frames_lost == 10
+    script.answer(Method.CONNECT, 0, part=collector())
+    assert script.control.lost == 30
+    assert script.find(Method.COLLECT)
+
+
+def test_frames_of_a_collector_that_is_gone_are_lost_with_the_replay():
+    script = with_ten_frames()
+    script.fail(Method.COLLECT, Failure.DIED, part=collector())
+    script.answer(Method.FENCE, 10)
+    lost = script.control.lost
+    script.fail(Method.COUNT, Failure.DIED)
+    revive(script, Part("replay", 0, 1), restored(0, source="checkpoint"))
+    assert script.control.lost == lost + 10
+
+
+def test_a_learner_that_died_goes_on_from_the_state_that_was_kept():
+    script = with_ten_frames(ratio=1.0, total=10**6)
+    script.answer(Method.TRAIN, 4)
+    script.wait(KEEP_SECONDS)
+    script.answer(Method.COUNT, counts(10))
+    script.answer(Method.STATE, 4)
+    script.answer(Method.TRAIN, 9)
+    script.wait(0.2)
+    script.answer(Method.COUNT, counts(100))
+    script.fail(Method.TRAIN, Failure.DIED)
+    revive(script, Part("learner", 0, 1), 4)
+    assert (script.control.updates, script.control.updates_lost) == (4, 5)
+    assert script.find(Method.TRAIN).amount == 96
+
+
+def test_a_state_that_was_kept_before_is_not_the_last_checkpoints():
+    """Its answer came after the run's last state was asked for."""
+    script = with_ten_frames(ratio=1.0, total=10)
+    script.wait(KEEP_SECONDS)
+    script.answer(Method.TRAIN, 4)
+    kept = script.find(Method.STATE)
+    script.answer(Method.TRAIN, 10)
+    settle(script, 10)
+    assert len([call for call in script.open.values() if call.method is Method.STATE]) == 2
+    script.answer(Method.STATE, 4, call=kept)
+    assert script.find(Method.SNAPSHOT) is None
+    script.answer(Method.STATE, 10)
+    assert script.find(Method.SNAPSHOT)
+
+
+def test_a_run_that_had_finished_goes_on_where_the_last_save_meets_a_replay_that_lost_frames():
+    script = Script(total=20).all_up()
+    collect_all(script, 2)
+    settle(script, 20)
+    script.answer(Method.STATE)
+    script.fail(Method.SNAPSHOT, Failure.DIED)
+    revive(script, Part("replay", 0, 1), restored(10, source="checkpoint", stored={collector(): 10}))
+    script.answer(Method.CONNECT, 10, part=collector())
+    script.answer(Method.COLLECT)
+    settle(script, 20)
+    finish(script, 20)
+    assert (script.end.reason, script.end.outcome) == ("finished", "done")
+
+
+def test_a_stop_waits_a_while_for_a_replay_that_is_being_replaced():
+    script = with_ten_frames()
+    script.fail(Method.COUNT, Failure.DIED)
+    script.event(Stop("interrupted"))
+    assert script.end is None
+    revive(script, Part("replay", 0, 1), restored(10, stored={collector(): 10}))
+    script.answer(Method.CONNECT, 10, part=collector())
+    script.answer(Method.CONNECT, 0, part=LEARNER)
+    settle(script, 10)
+    finish(script, 10)
+    assert (script.end.reason, script.end.outcome) == ("interrupted", "done")
+    assert "save" in script.events()
+
+
+def test_a_stop_without_a_replay_ends_unsaved_and_says_so():
+    script = with_ten_frames()
+    script.fail(Method.COUNT, Failure.DIED)
+    script.event(Stop("interrupted"))
+    script.wait(20)
     assert script.end.outcome == "failed"
-    assert script.end.reason.startswith(f"{part.name} died: exit code 137")
+    assert "the replay was not back in time" in script.end.reason
+
+
+def test_a_replay_that_finds_no_room_is_given_a_collectors():
+    script = with_ten_frames(tasks=({"a"}, {"a"}), shares_cluster=True)
+    script.fail(Method.COUNT, Failure.DIED)
+    script.wait(ROOM_SECONDS)
+    assert script.killed[-1] == collector(1)
+    # That one waits until the replay has its place.
+    assert collector(1, 1) not in [part for _, part in script.started]
+    script.answer(Method.HELLO, part=Part("replay", 0, 1))
+    assert collector(1, 1) in [part for _, part in script.started]
 
 
 def test_a_learner_that_can_not_reach_the_replay_is_not_blamed():
-    """The replay died while the learner drew: the count that is asked at once tells who."""
+    """The replay died while the learner drew: the count that is asked at once tells which part it was."""
     script = Script(ratio=1.0).all_up()
     collect_all(script, 1)
     script.answer(Method.COUNT, counts(10))
@@ -241,7 +388,22 @@ def test_a_learner_that_can_not_reach_the_replay_is_not_blamed():
     assert script.end is None
     script.wait(0.2)
     script.fail(Method.COUNT, Failure.DIED, text="exit code 137")
-    assert script.end.reason.startswith("the replay died")
+    assert [told.fields["part"] for told in script.told if told.event == "death"] == ["the replay"]
+
+
+def test_checkpoints_are_paced_by_time_too_where_there_is_something_new():
+    script = with_ten_frames(checkpoint_seconds=60.0, total=10**6)
+    script.wait(61)
+    script.answer(Method.COLLECT)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(10))
+    script.answer(Method.WRITE)
+    script.wait(61)
+    script.answer(Method.COUNT, counts(10))
+    assert script.find(Method.STATE) is None
+    script.wait(0.2)
+    script.answer(Method.COUNT, counts(20))
+    assert script.find(Method.STATE)
 
 
 # Tasks.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mtray.config import plain as config_module
 from mtray.config.settings import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
-from mtray.rundir.checkpoint import POLICY, from_bytes, latest, read_meta
+from mtray.rundir.checkpoints.checkpoint import POLICY, from_bytes, latest, read_meta
 from mtray.rundir.files import META, damaged, read_checked
 
 if TYPE_CHECKING:

@@ -1,23 +1,21 @@
-"""Checkpoints and the run directory: what is written, whole or not at all.
+"""Checkpoints: what they hold, and how they are found and read.
 
-A checkpoint is a folder that is filled under a temporary name, flushed to disk and renamed; ``latest`` is then
-replaced in one step to name it. Whoever reads finds the newest whole one, whenever the writer was killed.
+A checkpoint is a folder with the policy's and the learner's states, the replay's counts and statistics, its rows in
+chunks, and `meta.json`, which names every file with its checksum. `mtray.rundir.checkpoints.writer` writes them, whole
+or not at all, so that a reader finds the newest whole one, whenever the writer was killed.
 
-torch is imported by what needs it: the driver writes bytes that actors made, and starts without it.
+torch is imported only where needed: the driver writes bytes that actors made, and starts without it.
 """
 
 from __future__ import annotations
 
-import functools
 import io
-import itertools
 import json
 import shutil
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +28,8 @@ from mtray.rundir.files import (
     LATEST,
     META,
     damaged,
-    file_name,
     other_checkpoints,
     read_checked,
-    replace_file,
-    sync,
-    sync_folder,
     verify,
 )
 
@@ -43,7 +37,34 @@ POLICY, LEARNER, REPLAY = "policy.pt", "learner.pt", "replay.json"
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
-FORMAT = 3
+FORMAT = 4
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one task that follow each other, in a file that is never changed.
+
+    Attributes:
+        begin: number of the first row.
+        end: number after the last.
+        path: of the file.
+        checksum: its CRC-32.
+    """
+
+    begin: int
+    end: int
+    path: Path
+    checksum: int
+
+    def load(self) -> FloatArray:
+        """Return the rows, [end - begin, row_size] float32.
+
+        Raises:
+            UsageError: the file is missing or damaged.
+        """
+        with damaged(self.path):
+            rows: FloatArray = np.load(self.path, allow_pickle=False)
+        return rows
 
 
 @dataclass
@@ -56,7 +77,7 @@ class Checkpoint:
         policy: what `torch.save` made of the policy's state.
         learner: what `torch.save` made of the learner's state.
         replay: the replay's plain state: counts and statistics, which a run needs even where it saves no rows.
-        rows: task to rows held; empty if they were not saved.
+        rows: task to chunks, the oldest rows first; empty if rows were not saved.
     """
 
     frames: int
@@ -64,11 +85,11 @@ class Checkpoint:
     policy: bytes
     learner: bytes
     replay: dict[str, Any]
-    rows: Mapping[str, FloatArray] = field(default_factory=dict)
+    rows: Mapping[str, Sequence[Chunk]] = field(default_factory=dict)
 
 
 def to_bytes(state: Any) -> bytes:
-    """A state of tensors and plain values as bytes."""
+    """Return a state of tensors and plain values as bytes."""
     import torch
 
     buffer = io.BytesIO()
@@ -77,96 +98,10 @@ def to_bytes(state: Any) -> bytes:
 
 
 def from_bytes(data: bytes) -> Any:
-    """What `to_bytes` was given; no code in it is run."""
+    """Return what `to_bytes` was given; no code in it is run."""
     import torch
 
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def write(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint, make it the latest, drop all but the newest ``keep``.
-
-    Raises:
-        OSError: it can't be written; what was saved before it is whole, and nothing partial is left.
-    """
-    folder = run_dir / "checkpoints"
-    # Not its parents: a run directory that was deleted is not made again.
-    folder.mkdir(exist_ok=True)
-    # A name is never used twice: the folder that `latest` names stands until another is whole and named.
-    name = f"{checkpoint.frames:012d}"
-    suffixes = itertools.chain([""], (f".{count}" for count in itertools.count(1)))
-    final = next(path for suffix in suffixes if not (path := folder / (name + suffix)).exists())
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write_files(partial, checkpoint)
-        partial.rename(final)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        # A full disk does not say which file.
-        error.filename = error.filename or str(final)
-        raise
-    sync_folder(folder)
-    replace_file(folder / LATEST, final.name)
-    others = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit() and path != final]
-    # By when they were written: one that was never named may have a higher number.
-    for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[keep - 1 :]:
-        shutil.rmtree(old)
-    return final
-
-
-def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
-    folder.mkdir()
-    checksums = {}
-    for name, content in _files(checkpoint):
-        with (folder / name).open("wb") as file:
-            summed = _Summed(file)
-            content(summed)
-            file.flush()
-            sync(file.fileno())
-        checksums[name] = summed.checksum
-    meta = {
-        **checkpoint.meta,
-        "format": FORMAT,
-        "frames": checkpoint.frames,
-        "has_rows": bool(checkpoint.rows),
-        "crc32": checksums,
-    }
-    with (folder / META).open("wb") as file:
-        file.write(json.dumps(meta, indent=1).encode())
-        file.flush()
-        sync(file.fileno())
-    sync_folder(folder)
-
-
-def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Callable[[Any], Any]]]:
-    """Each file's name, and what writes it into an open one."""
-    yield POLICY, lambda file: file.write(checkpoint.policy)
-    yield LEARNER, lambda file: file.write(checkpoint.learner)
-    yield REPLAY, lambda file: file.write(json.dumps(checkpoint.replay).encode())
-    for task, rows in checkpoint.rows.items():
-        yield rows_file(task), functools.partial(_save_rows, rows=rows)
-
-
-def _save_rows(file: Any, rows: FloatArray) -> None:
-    np.lib.format.write_array(file, rows, allow_pickle=False)
-
-
-class _Summed:
-    """An open file that sums up what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.checksum = 0
-
-    def write(self, data: Any) -> int:
-        self.checksum = zlib.crc32(data, self.checksum)
-        return self._file.write(data)
-
-
-def rows_file(task: str) -> str:
-    """Return the name of the file with a task's rows, whatever the task's name."""
-    return f"rows_{file_name(task)}.npy"
 
 
 def remove_partial(run_dir: Path) -> None:
@@ -215,15 +150,13 @@ def read(path: Path) -> Checkpoint:
     with damaged(path / REPLAY):
         replay = {**json.loads(read_checked(path / REPLAY, meta))}
     # Ids of pushes are a run's own: no push of this run repeats one of those.
-    if "receipts" in replay:
-        replay["receipts"] = {}
-    rows = {}
-    if meta.pop("has_rows"):
-        for spec in meta["specs"]:
-            file = path / rows_file(spec["name"])
-            verify(file, meta)
-            with damaged(file):
-                rows[spec["name"]] = np.load(file, allow_pickle=False)
+    replay |= {"receipts": {}, "sources": {}}
+    rows: dict[str, list[Chunk]] = {}
+    with damaged(path / META):
+        for task, chunks in meta.pop("rows").items():
+            rows[task] = [Chunk(begin, end, path / name, meta["crc32"][name]) for begin, end, name in chunks]
+    for chunk in (chunk for chunks in rows.values() for chunk in chunks):
+        verify(chunk.path, meta)
     meta.pop("crc32", None)
     return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
 
@@ -237,7 +170,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     with damaged(path / META):
         meta = {**json.loads((path / META).read_bytes())}
         check_format(path, meta)
-        int(meta["frames"]), bool(meta["has_rows"])
+        int(meta["frames"]), dict(meta["rows"])
         for spec in meta["specs"]:
             TaskSpec.from_dict(spec)
     return meta
