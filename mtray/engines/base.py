@@ -52,7 +52,7 @@ class StepArrays:
 class BatchSim(ABC):
     """K copies of one task, stepped together in one process.
 
-    A copy whose episode has ended (terminated or truncated) must be reset before its next step.
+    After its episode has ended (terminated or truncated), a copy must be reset before its next step.
     """
 
     spec: TaskSpec

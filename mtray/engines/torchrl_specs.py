@@ -1,4 +1,4 @@
-"""The `TaskSpec` of a user's TorchRL environment, and the checks of what mtray can learn from.
+"""The `TaskSpec` of a user's TorchRL environment, and checks that mtray can learn from it.
 
 Enters: an environment before its first reset. Leaves: its spec, or a `UsageError` that names the task, the entry, its
 shape and dtype, and a remedy.

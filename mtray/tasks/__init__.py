@@ -1,1 +1,1 @@
-"""Tasks: their names, how they travel to other processes, and their TorchRL environments."""
+"""Tasks: the registry of names, picklable descriptions, and TorchRL environments."""

@@ -43,7 +43,7 @@ def _find_unpicklable(value: Any, name: str, depth: int = 0) -> str:
 
 
 def _parts(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield what a callable or container holds, each with an expression for it."""
+    """Yield the parts of a callable or container, each with an expression for it."""
     if isinstance(value, functools.partial):
         yield f"{name}.func", value.func
         yield from ((f"{name}.args[{index}]", part) for index, part in enumerate(value.args))

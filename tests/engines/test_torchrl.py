@@ -43,15 +43,6 @@ from tests.makers import PointEnv, observing, started, vector
 COPIES, STEPS = 3, 40
 
 
-def pendulum():
-    """A stateless environment: its state is in the TensorDict."""
-    env = PendulumEnv()
-    joined = CatTensors(["th", "thdot"], "observation", del_keys=False)
-    units = [key for key in ("th", "thdot") if not env.observation_spec[key].shape]
-    unsqueeze = [UnsqueezeTransform(-1, in_keys=units, in_keys_inv=units)] if units else []
-    return TransformedEnv(env, Compose(*unsqueeze, joined, StepCounter(7)))
-
-
 def transformed(*transforms):
     return lambda num_envs, seed: TransformedEnv(PointEnv(num_envs, seed), Compose(*(make() for make in transforms)))
 
@@ -72,7 +63,11 @@ def gym_env(num_envs, seed):
 
 
 def stateless(num_envs, seed):
-    env = pendulum()
+    """An environment that keeps its state in the TensorDict."""
+    keys = ["th", "thdot"]
+    joined = CatTensors(keys, "observation", del_keys=False)
+    unsqueeze = UnsqueezeTransform(-1, in_keys=keys, in_keys_inv=keys)
+    env = TransformedEnv(PendulumEnv(), Compose(unsqueeze, joined, StepCounter(7)))
     env.set_seed(seed)
     return env
 
