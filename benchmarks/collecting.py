@@ -86,6 +86,7 @@ def measure(
     with ray_session(config) as session:
         cpus = session.cpus_per_actor
         replay = ray.remote(Replay).options(num_cpus=cpus).remote(specs, config)
+        ray.get([replay.reserve.remote(), replay.load.remote(None)])
         kind = ray.remote(Collector).options(num_cpus=cpus)
         seeds = [range(worker * 100, worker * 100 + len(built) + 1) for worker in range(workers)]
         collectors = [

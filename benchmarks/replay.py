@@ -11,6 +11,7 @@ too, and the rings are larger.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import sys
@@ -109,7 +110,7 @@ class Caller:
         """Measure calls that do nothing, counted as ``nbytes`` each."""
         import ray
 
-        ask = Ahead(self._replay.hello.remote, limit, ray.get)
+        ask = Ahead(functools.partial(self._replay.stored.remote, "nobody"), limit, ray.get)
         return nbytes * self._rate(ask.next, ask.finish)
 
     def sample(self, ahead: int, unpack: bool = False) -> float:
@@ -252,6 +253,7 @@ def measure(
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with ray.init(address="local", num_cpus=3, **quiet):
         replay = ray.remote(Replay).remote(specs, config)
+        ray.get([replay.reserve.remote(), replay.load.remote(None)])
         caller = ray.remote(Caller).remote(replay, specs, capacity, seconds)
         ensemble = ray.remote(Ensemble).remote(specs, capacity, seconds)
         ray.get([caller.ready.remote(), ensemble.ready.remote()])

@@ -40,7 +40,8 @@ def run(options: Options) -> None:
 
     from mtray.collect.evaluation import check_options, evaluate, summarise
     from mtray.rundir.checkpoints.checkpoint import read_config
-    from mtray.rundir.checkpoints.policies import load_policy, run_dir_of
+    from mtray.rundir.checkpoints.policies import load_policy
+    from mtray.rundir.directory import run_dir_of
     from mtray.tasks.registry import resolve_like
 
     torch.set_num_threads(1)

@@ -14,31 +14,37 @@ from mtray.config.command_line import whole_numbers
 from mtray.config.settings import Config
 from mtray.program import run_program
 from mtray.rundir.checkpoints.checkpoint import read_config
+from mtray.rundir.directory import run_dir_of
+from mtray.rundir.files import META
+from mtray.rundir.resume import AUTO
 from mtray.rundir.sinks import say
 
 
 def parse(arguments: Sequence[str]) -> Config:
-    """Return the config of a command line; with ``--resume``, the defaults are the saved run's settings.
+    """Return the config of a command line; with ``--resume``, settings that it leaves out are those of the saved run.
 
     Raises:
-        UsageError: an invalid setting, or no run to resume.
+        UsageError: a setting that can't work, or no run to resume.
     """
     import tyro
 
-    default = Config()
-    folder = _resume_folder(arguments)
-    if folder is not None:
-        default = dataclasses.replace(read_config(folder), resume=folder, run_dir=None)
+    default, resume = Config(), _option(arguments, "--resume")
+    if resume == AUTO:
+        run_dir = _option(arguments, "--run-dir")
+        if run_dir is not None and any(run_dir.glob(f"checkpoints/*/{META}")):
+            default = read_config(run_dir)
+    elif resume is not None:
+        default = dataclasses.replace(read_config(run_dir_of(resume)), resume=resume, run_dir=None)
     return tyro.cli(
         Config, args=list(arguments), prog="python -m mtray.launch", default=default, registry=whole_numbers()
     )
 
 
-def _resume_folder(arguments: Sequence[str]) -> Path | None:
+def _option(arguments: Sequence[str], name: str) -> Path | None:
     for index, argument in enumerate(arguments):
-        if argument.startswith("--resume="):
+        if argument.startswith(f"{name}="):
             return Path(argument.partition("=")[2])
-        if argument == "--resume" and index + 1 < len(arguments):
+        if argument == name and index + 1 < len(arguments):
             return Path(arguments[index + 1])
     return None
 

@@ -90,6 +90,7 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Sequence[Share]
         ],
         total_frames=config.total_frames,
         checkpoint_frames=run.checkpoint_frames,
+        checkpoint_seconds=math.inf if config.deterministic else run.checkpoint_seconds,
         frames=saved.frames if saved else 0,
         updates=saved.meta["metrics"]["updates"] if saved else 0,
         task_errors=config.collector.max_restarts,

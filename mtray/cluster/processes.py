@@ -213,6 +213,11 @@ class Processes:
 
     def _submit(self, actor: Any, call: Call) -> Any:
         match call.method:
+            case Method.HELLO:
+                assert call.part is not None
+                return actor.hello.remote(
+                    self._writer.run_dir / "logs", call.part.name.replace("the ", "").replace(" ", "-")
+                )
             case Method.BUILD if call.part is not None and call.part.kind == "learner":
                 build = actor.build.options(num_returns=2)
                 return self._keep_weights(call, build.remote(self.learner_state, self.weights[0]))

@@ -96,6 +96,8 @@ class Supervisor:
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
         self._snapshot: dict[str, Any] = {}
+        # Process id and log of the newest process of each part, by the part's name.
+        self._processes_of: dict[str, tuple[int, str | None]] = {}
         self._end: End | None = None
         self._has_stopped = False
         self._next_line = 0.0
@@ -115,6 +117,8 @@ class Supervisor:
         self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
         self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
+        if self._resume is not None:
+            self._tell(Tell("resume", {"checkpoint": str(self._resume.path), "frames": self._resume.frames}))
         try:
             self._perform(self.control.start())
             while self._end is None:
@@ -166,7 +170,11 @@ class Supervisor:
                     self._end = command
 
     def _tell(self, told: Tell) -> None:
-        self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **told.fields})
+        fields = dict(told.fields)
+        if told.event in ("placed", "death"):
+            process, log = self._processes_of.get(fields["part"], (None, None))
+            fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
+        self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **fields})
         if told.is_warning:
             _LOGGER.warning("%s: %s: %s", told.event, told.fields.get("part", "the run"), told.fields.get("cause"))
 
@@ -186,6 +194,10 @@ class Supervisor:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
+                return Answered(call.id)
+            case Method.HELLO:
+                assert call.part is not None
+                self._processes_of[call.part.name] = result
                 return Answered(call.id)
             case Method.BUILD if isinstance(result, Restored):
                 for name, count in self.processes.restored_frames.items():
@@ -232,7 +244,9 @@ class Supervisor:
     # Lines and checkpoints.
 
     def _line(self) -> None:
-        self.metrics.restarts = self.control.restarts
+        metrics, control = self.metrics, self.control
+        metrics.restarts = control.restarts
+        metrics.frames_lost, metrics.updates_lost = control.frames_lost, control.updates_lost
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)

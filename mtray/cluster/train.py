@@ -19,14 +19,17 @@ from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.errors import MtrayError, RunError, UsageError
 from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.claim import Claim
-from mtray.rundir.directory import default_run_dir, describe, own_run_dir
+from mtray.rundir.directory import default_run_dir, describe, own_run_dir, remove_leftovers, run_dir_of
 from mtray.rundir.files import replace_file, to_json
-from mtray.rundir.resume import check_resume, resolve_saved
-from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
+from mtray.rundir.resume import AUTO, check_resume, resolve_saved
+from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, cut_lines, say
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
 from mtray.tasks.restored import process_restored
+
+# Of a line of figures those that the summary repeats.
+_OF_SUMMARY = ("frames", "updates", "weights_version", "restarts", "frames_lost", "updates_lost", "tasks")
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -46,23 +49,29 @@ def train(config: Config) -> dict[str, Any]:
         # A maker may change the folder.
         with process_restored():
             repeat = config.collector.action_repeat
-            tasks = resolve(config.tasks, config.engine, repeat) if config.resume is None else resolve_saved(config)
+            is_new = config.resume in (None, AUTO)
+            tasks = resolve(config.tasks, config.engine, repeat) if is_new else resolve_saved(config)
             for task in tasks:
                 check_travels(task)
             specs = [task.spec for task in tasks]
         _check(config, specs)
         with own_run_dir(config) as claim:
-            saved = None if config.resume is None else _read_resumed(config, config.resume, specs)
+            saved = _read_saved(config, specs)
+            if saved is not None and config.resume == AUTO and saved.frames >= config.total_frames:
+                return _finished_before(saved)
             return _run(config, tasks, claim, saved)
 
 
 def _with_paths(config: Config) -> Config:
     """The config with absolute paths, which hold whatever the current folder is."""
-    if config.resume is not None:
-        resume = config.resume.expanduser().absolute()
-        run_dir = resume if config.run_dir is None else config.run_dir.expanduser().absolute()
-        return dataclasses.replace(config, resume=resume, run_dir=run_dir)
-    return dataclasses.replace(config, run_dir=(config.run_dir or default_run_dir()).expanduser().absolute())
+    resume, run_dir = config.resume, config.run_dir
+    if resume == AUTO:
+        if run_dir is None:
+            raise UsageError("--resume auto resumes the run in --run-dir, or starts it there: give --run-dir")
+    elif resume is not None:
+        resume = resume.expanduser().absolute()
+        run_dir = run_dir or run_dir_of(resume)
+    return dataclasses.replace(config, resume=resume, run_dir=(run_dir or default_run_dir()).expanduser().absolute())
 
 
 def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
@@ -80,14 +89,35 @@ def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     rows_per_task(config.learner, names)
 
 
-def _read_resumed(config: Config, run_dir: Path, specs: Sequence[TaskSpec]) -> checkpoint.Checkpoint:
-    """Read what a resumed run continues from; nothing is written."""
-    check_resume(config, checkpoint.read_config(run_dir))
-    saved = checkpoint.read(checkpoint.latest(run_dir))
+def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> checkpoint.Checkpoint | None:
+    """Read what a resumed run continues from, if this is one; nothing is written."""
+    if config.resume is None:
+        return None
+    is_auto = config.resume == AUTO
+    path = config.run_dir if is_auto else config.resume
+    assert path is not None
+    run_dir = run_dir_of(path)
+    if not is_auto:
+        check_resume(config, checkpoint.read_config(run_dir))
+    saved, skipped = (checkpoint.read(path), []) if path != run_dir else checkpoint.read_newest(run_dir)
+    if saved is None and is_auto and not skipped:
+        return None
+    if saved is None:
+        raise UsageError("; ".join(skipped or [f"--resume {run_dir}: there is no checkpoint in it"]))
+    for reason in skipped:
+        say(f"warning: skipped a checkpoint: {reason}\n")
+    if is_auto:
+        check_resume(config, checkpoint.read_config(run_dir))
     check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")
-    if saved.frames >= config.total_frames:
-        raise UsageError(f"--total-frames {config.total_frames}: {run_dir} has {saved.frames} already, give more")
+    if saved.frames >= config.total_frames and not is_auto:
+        raise UsageError(f"--total-frames {config.total_frames}: {saved.path} has {saved.frames} already, give more")
     return saved
+
+
+def _finished_before(saved: checkpoint.Checkpoint) -> dict[str, Any]:
+    """Return the summary of a run that had nothing left to do."""
+    metrics = saved.meta["metrics"]
+    return {"frames": saved.frames, "updates": metrics["updates"], "wall_seconds": 0.0, "exit_reason": "finished"}
 
 
 def _run(config: Config, tasks: Sequence[Task], claim: Claim, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
@@ -122,13 +152,18 @@ def _run_supervised(
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         checkpoint.remove_partial(run_dir)
-        (run_dir / "summary.json").unlink(missing_ok=True)
+        if saved is None:
+            remove_leftovers(run_dir)
+        else:
+            say(f"resuming {saved.path}\n")
+            (run_dir / "summary.json").unlink(missing_ok=True)
+            cut_lines(run_dir / "metrics.jsonl", saved.meta["metrics"]["seconds"])
         _write(run_dir / "config.json", describe(given, host=chosen))
         supervisor = Supervisor(
             config,
             tasks,
             run_dir,
-            _sinks(run_dir, config.total_frames),
+            _sinks(run_dir, config.total_frames, saved),
             resume=saved,
             cpus_per_actor=session.cpus_per_actor,
             asked_to_stop=asked_to_stop,
@@ -136,7 +171,7 @@ def _run_supervised(
 
         def write_summary(reason: str) -> dict[str, Any]:
             line = supervisor.metrics.line()
-            summary = {key: line[key] for key in ("frames", "updates", "weights_version", "restarts", "tasks")} | {
+            summary = {key: line[key] for key in _OF_SUMMARY} | {
                 "wall_seconds": time.monotonic() - started,
                 "exit_reason": reason,
             }
@@ -153,11 +188,11 @@ def _run_supervised(
         return write_summary(reason)
 
 
-def _sinks(run_dir: Path, total_frames: int) -> list[Sink]:
+def _sinks(run_dir: Path, total_frames: int, saved: checkpoint.Checkpoint | None) -> list[Sink]:
     lines, board = run_dir / "metrics.jsonl", run_dir / "tensorboard"
     return [
         Guarded(JsonLines(lines), str(lines)),
-        Guarded(TensorBoard(board), str(board)),
+        Guarded(TensorBoard(board, saved.frames if saved else None), str(board)),
         Progress(total_frames),
     ]
 

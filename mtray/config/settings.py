@@ -221,6 +221,8 @@ class RunConfig:
     """Time between lines of metrics.jsonl."""
     checkpoint_frames: int = 100_000
     """Frames between checkpoints; another one is written at the end."""
+    checkpoint_seconds: float = 120.0
+    """Time between checkpoints, if there are fewer frames in it; with --deterministic frames alone count."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
     cpus_per_actor: float | None = None
@@ -239,7 +241,8 @@ class RunConfig:
         convert_fields(self)
         require_at_least(self, 0, "cpus_per_actor")
         require_at_least(self, 1, "checkpoint_frames", "keep_checkpoints")
-        require_above_zero(self, "log_seconds", "start_timeout_seconds", "call_timeout_seconds", "give_up_seconds")
+        require_above_zero(self, "log_seconds", "checkpoint_seconds", "start_timeout_seconds")
+        require_above_zero(self, "call_timeout_seconds", "give_up_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

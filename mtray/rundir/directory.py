@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import metadata
@@ -16,7 +17,14 @@ from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.rundir.claim import LOCK, Claim, claim
+from mtray.rundir.files import META
+from mtray.rundir.resume import AUTO
 
+# What a run directory holds.
+_FILES = {
+    LOCK, "config.json", "metrics.jsonl", "events.jsonl", "summary.json", "traceback.txt", "checkpoints", "tensorboard",
+    "logs", ".config.json.partial", ".summary.json.partial",
+}  # fmt: skip
 _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy")
 
 
@@ -29,30 +37,46 @@ def default_run_dir() -> Path:
 def own_run_dir(config: Config) -> Iterator[Claim]:
     """Own the run's directory while the block runs: a new or empty one, or the resumed one.
 
-    A new one that is refused is removed again, with the parents that were made for it.
+    With ``--resume auto`` it may also hold what an earlier start left. A new one that is refused is removed again, with
+    the parents that were made for it.
 
     Raises:
         UsageError: it is in use, or can't be written.
     """
-    if config.resume is not None:
-        if config.resume.is_dir() and not os.access(config.resume, os.W_OK):
-            raise UsageError(f"--resume {config.resume} can't be written: give this user the right to, or copy it")
-        with claim(config.resume) as claimed:
+    resumed = None if config.resume in (None, AUTO) else run_dir_of(config.resume)
+    path = config.run_dir or resumed or default_run_dir()
+    if path == resumed:
+        if path.is_dir() and not os.access(path, os.W_OK):
+            raise UsageError(f"--resume {path} can't be written: give this user the right to, or copy it")
+        with claim(path) as claimed:
             yield claimed
         return
-    path = config.run_dir or default_run_dir()
     made = _make(path)
     try:
         with claim(path) as claimed:
-            if any(entry.name != LOCK for entry in path.iterdir()):
-                raise UsageError(
-                    f"--run-dir {path} is in use already: choose a new folder, or continue with --resume {path}"
-                )
+            allowed = _FILES if config.resume == AUTO else {LOCK}
+            strange = [entry.name for entry in path.iterdir() if entry.name not in allowed]
+            if strange:
+                hint = f"continue with --resume {path}" if config.resume is None else f"remove {min(strange)}"
+                raise UsageError(f"--run-dir {path} is in use already: choose a new folder, or {hint}")
             yield claimed
     finally:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def run_dir_of(path: Path) -> Path:
+    """Return the run directory of a path that may also be the folder of one of its checkpoints."""
+    return path if (path / "config.json").exists() or not (path / META).is_file() else path.resolve().parent.parent
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a start without a checkpoint left, but for its events and logs; only the owner may."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "summary.json"):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def _make(path: Path) -> list[Path]:

@@ -46,7 +46,7 @@ class Metrics:
         self.updates = 0
         self.weights_version = 0
         self.wait_seconds = 0.0
-        self.restarts = 0
+        self.restarts = self.frames_lost = self.updates_lost = 0
         self._staleness: list[int] = []
         self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = 0.0
@@ -89,6 +89,8 @@ class Metrics:
             "learner_wait_seconds": self.wait_seconds,
             "collector_seconds": {part: round(spent, 3) for part, spent in self._collector_seconds.items()},
             "restarts": self.restarts,
+            "frames_lost": self.frames_lost,
+            "updates_lost": self.updates_lost,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
         self._last = (now, self.frames, self.updates)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 
 from mtray.config.settings import Config
 from mtray.errors import UnknownTaskError, UsageError
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
 
+# In place of a run directory: --run-dir is resumed if it has a checkpoint, and else started.
+AUTO = Path("auto")
 # The saved weights, rows or numbers would not fit, or would not mean the same.
 FIXED = (
     "tasks",
@@ -57,8 +60,6 @@ def check_resume(given: Config, saved: Config) -> None:
                 "made with: a resumed run keeps its tasks, network, algorithm and seed. Start a new run to change "
                 "them; in Python begin with dataclasses.replace(mtray.read_config(run_dir), resume=run_dir)"
             )
-    if given.run_dir not in (None, given.resume):
-        raise UsageError(f"--run-dir {given.run_dir}: a resumed run goes on in its own folder, {given.resume}")
 
 
 def _text(value: object) -> str:

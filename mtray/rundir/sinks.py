@@ -5,7 +5,9 @@ A sink that can't be written never ends a run: `Guarded` warns once per cause an
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import os
 import socket
 import sys
@@ -121,12 +123,32 @@ class JsonLines(_Appended):
         self.append((to_json(line) + "\n").encode())
 
 
+def cut_lines(path: Path, seconds: float) -> None:
+    """Cut off the lines of a metrics.jsonl that were written after this time of the run; a resumed run writes others.
+
+    A file that can't be read or written stays as it is.
+    """
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        end = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            if json.loads(line)["time"] > seconds:
+                os.truncate(path, end)
+                return
+            end += len(line)
+
+
 class TensorBoard(_Appended):
     """The same figures as an event file, over frames; written by this thread, so that no error is in another's."""
 
-    def __init__(self, folder: Path) -> None:
-        """Choose a name as TensorBoard looks for."""
+    def __init__(self, folder: Path, begin_frames: int | None = None) -> None:
+        """Choose a name as TensorBoard looks for.
+
+        Args:
+            folder: of the event files.
+            begin_frames: where a resumed run goes on; TensorBoard shows nothing of earlier files that lies after it.
+        """
         super().__init__(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
+        self._begin_frames = begin_frames
         self._is_new = True
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -135,7 +157,7 @@ class TensorBoard(_Appended):
         Raises:
             OSError: they can't be written.
         """
-        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         figures = {f"run/{name}": value for name, value in line.items()}
@@ -147,8 +169,13 @@ class TensorBoard(_Appended):
             if isinstance(value, int | float)
         ]
         event = Event(wall_time=time.time(), step=line["frames"], summary=Summary(value=values))
-        begin = _record(Event(wall_time=time.time(), file_version="brain.Event:2")) if self._is_new else b""
-        self.append(begin + _record(event))
+        begin = []
+        if self._is_new:
+            begin.append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if self._is_new and self._begin_frames is not None:
+            start = SessionLog(status=SessionLog.START)
+            begin.append(Event(wall_time=time.time(), step=self._begin_frames + 1, session_log=start))
+        self.append(b"".join(map(_record, [*begin, event])))
         self._is_new = False
 
 

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
@@ -75,7 +76,7 @@ def policy_weights(version):
 def test_law_8_pushes_that_are_sent_again_count_once(replay, collector):
     ray.get(collector.collect.remote(0, []))
     assert ray.get(collector.flush.remote()) == 32
-    pid = ray.get(replay.hello.remote())
+    pid = ray.get(replay.hello.remote(Path("/nowhere/logs"), "replay"))[0]
     # The replay stands still for longer than a push waits: the push is sent again, more than once.
     os.kill(pid, signal.SIGSTOP)
     timer = threading.Timer(1.8, os.kill, (pid, signal.SIGCONT))

@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def test_pushes_under_way_hold_what_they_held(replay, limit):
     pusher = Pusher(replay, "here", limit, 60.0)
     pushes = [push(pusher, 1)]
     pusher.wait()
-    pid = ray.get(replay.hello.remote())
+    pid = ray.get(replay.hello.remote(Path("/nowhere/logs"), "replay"))[0]
     os.kill(pid, signal.SIGSTOP)
     timer = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
     timer.start()
@@ -94,7 +95,7 @@ def test_pushes_under_way_hold_what_they_held(replay, limit):
 
 
 def test_a_push_that_is_sent_again_holds_what_it_held(replay):
-    pid = ray.get(replay.hello.remote())
+    pid = ray.get(replay.hello.remote(Path("/nowhere/logs"), "replay"))[0]
     pusher = Pusher(replay, "here", 1, 0.3)
     pushes = [push(pusher, 1)]
     pusher.wait()

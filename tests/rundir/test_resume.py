@@ -42,7 +42,6 @@ def test_the_same_settings_are_taken(tmp_path):
         ({"network": NetworkConfig(actor_width=9)}, "--network.actor-width 9 differs from the 8"),
         ({"collector": {"action_repeat": 3}}, "--collector.action-repeat 3 differs from the 2"),
         ({"learner": {"atoms": 21}}, "--learner.atoms 21 differs from the 51"),
-        ({"run_dir": "elsewhere"}, "--run-dir elsewhere: a resumed run goes on in its own folder"),
     ],
 )
 def test_a_change_that_can_not_be_is_refused_with_both_values(tmp_path, changes, flag):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ObjectLostError
 
 from mtray.cluster.actors.exchange import Pusher
+from mtray.cluster.actors.logs import keep_output
 from mtray.config.settings import Config
 from mtray.data.messages import Report
 from mtray.data.rollout import pack
@@ -51,9 +53,9 @@ class Collector:
         self._arguments = source, tasks, share, config, seeds, target
         self._host: Host | None = None
 
-    def hello(self) -> int:
-        """Return this actor's process id."""
-        return os.getpid()
+    def hello(self, logs: Path, name: str) -> tuple[int, str | None]:
+        """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
+        return os.getpid(), keep_output(logs, name)
 
     def build(self) -> None:
         """Build the host and the policy, and start the simulators' processes; once only.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from mtray.cluster.actors.logs import keep_output
 from mtray.config.settings import Config
 from mtray.data import blocks
 from mtray.data.blocks import Address
@@ -29,9 +31,9 @@ class Replay:
         self._warmup_steps = config.learner.warmup_steps
         self._is_ready = False
 
-    def hello(self) -> int:
-        """Return this actor's process id."""
-        return os.getpid()
+    def hello(self, logs: Path, name: str) -> tuple[int, str | None]:
+        """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
+        return os.getpid(), keep_output(logs, name)
 
     def take_over(self, address: MemoryAddress) -> bool:
         """Go on from the memory of an earlier process; return whether that could be done, or anything is here already.

@@ -280,6 +280,9 @@ class Control(Run):
             # Whoever could not be reached is probably the replay.
             self._is_stale, self._next_count = True, self.now
         method = {Method.COLLECT: Method.FLUSH, Method.TRAIN: Method.STATUS}.get(call.method)
+        if method is not None and failure.kind is Failure.PEER:
+            # It says the same, and the part may talk to a process of the replay that is gone.
+            method = Method.CONNECT
         if method is not None:
             was_suspect, actor.suspect = actor.suspect is not None, max(call.id, actor.suspect or 0)
             # A collector that does not reach the replay is connected to its next process, which settles the call.

@@ -113,8 +113,10 @@ class Ledger(Lifecycle):
         self._settled(actor)
 
     def _cleared(self, actor: Actor, call: Call) -> None:
-        """Forget calls made before one that was answered: a part works in order, so they have ended."""
-        for earlier in [id for id in actor.calls if id < call.id]:
+        """Forget calls made before one that was answered: a part works in order, so they have run, or never will."""
+        # One that connects has to run.
+        earlier_calls = [id for id, made in actor.calls.items() if id < call.id and made.method is not Method.CONNECT]
+        for earlier in earlier_calls:
             del actor.calls[earlier]
             del self._calls[earlier]
             self._flushes.pop(earlier, None)

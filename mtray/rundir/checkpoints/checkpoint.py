@@ -78,6 +78,7 @@ class Checkpoint:
         learner: what `torch.save` made of the learner's state.
         replay: the replay's plain state: counts and statistics, which a run needs even where it saves no rows.
         rows: task to chunks, the oldest rows first; empty if rows were not saved.
+        path: its folder; None before it is written.
     """
 
     frames: int
@@ -86,6 +87,7 @@ class Checkpoint:
     learner: bytes
     replay: dict[str, Any]
     rows: Mapping[str, Sequence[Chunk]] = field(default_factory=dict)
+    path: Path | None = None
 
 
 def to_bytes(state: Any) -> bytes:
@@ -139,6 +141,33 @@ def latest(run_dir: Path) -> Path:
     return folder / name
 
 
+def read_newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Read a run's newest whole checkpoint; return it and, for each newer one that was skipped, why.
+
+    The newest is the one that `latest` names, then come the others from the highest number down.
+    """
+    folder = run_dir / "checkpoints"
+    skipped: list[str] = []
+    names = sorted((path.name for path in folder.glob("[0-9]*") if path.is_dir()), reverse=True)
+    try:
+        named = latest(run_dir).name
+        names.sort(key=lambda name: name != named)
+    except UsageError as error:
+        if names:
+            skipped.append(_reason(error))
+    for name in names:
+        try:
+            return read(folder / name), skipped
+        except UsageError as error:
+            skipped.append(_reason(error))
+    return None, skipped
+
+
+def _reason(error: UsageError) -> str:
+    """Return an error's text without the remedy, which is what is done."""
+    return str(error).partition("; to go on from another")[0]
+
+
 def read(path: Path) -> Checkpoint:
     """Read a whole checkpoint.
 
@@ -158,7 +187,7 @@ def read(path: Path) -> Checkpoint:
     for chunk in (chunk for chunks in rows.values() for chunk in chunks):
         verify(chunk.path, meta)
     meta.pop("crc32", None)
-    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows)
+    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows, path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -45,9 +45,3 @@ def checkpoint_folder(path: str | Path) -> Path:
     """Return a run directory's newest checkpoint; the folder of one checkpoint is returned as it is."""
     path = Path(path)
     return path if (path / META).is_file() else latest(path)
-
-
-def run_dir_of(path: str | Path) -> Path:
-    """Return the run directory of a path that may also be one checkpoint's folder."""
-    path = Path(path)
-    return path if (path / "config.json").exists() or not (path / META).is_file() else path.resolve().parent.parent

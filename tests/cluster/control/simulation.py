@@ -730,6 +730,7 @@ class World:
         fine = all(process and not process.is_hung for process in core)
         made = frames > self.begin or self.updates > self.control.plan.updates
         calm = self.now >= self.scenario.faults_end or not any(self.scenario.rates.values())
+        calm = calm and all(until < self.now - 10 for until in self.link_until.values())
         if (
             end.outcome == "done"
             and made
