@@ -247,7 +247,7 @@ def test_a_refused_resume_changes_no_byte(fail, tmp_path, case):
         "other seed": ["--seed", 7],
         "other network": ["--network.actor-width", 64],
         "other atoms": ["--learner.atoms", 21],
-            "fewer frames": [],
+        "fewer frames": [],
         "too slack": ["--learner.slack-steps", 1],
         "no device": ["--device", "cuda:1"],
     }[case]

@@ -11,6 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+def select_tasks(table: Tensor, ids: Tensor | None) -> Tensor:
+    """Return the entries [n, ...] of tasks ``ids`` [n] (None: all) from a table [T, ...]."""
+    return table if ids is None else table[ids]
+
+
+def select_for_rows(table: Tensor, ids: Tensor | None) -> Tensor:
+    """Return the same entries as [n, 1, ...], to be broadcast over the rows of a batch."""
+    return select_tasks(table, ids).unsqueeze(1)
+
+
 class GroupedLinear(nn.Module):
     """A linear layer per task, computed as one batched product."""
 
@@ -22,9 +32,8 @@ class GroupedLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(tasks, outputs))
 
     def forward(self, inputs: Tensor, ids: Tensor | None) -> Tensor:
-        """Map [n, B, in] to [n, B, out]; row group i belongs to task ``ids[i]`` (None: all tasks in order)."""
-        weight, bias = (self.weight, self.bias) if ids is None else (self.weight[ids], self.bias[ids])
-        return torch.baddbmm(bias.unsqueeze(1), inputs, weight)
+        """Map [n, B, in] to [n, B, out]; ``inputs[i]`` are the rows of task ``ids[i]`` (None: all tasks in order)."""
+        return torch.baddbmm(select_for_rows(self.bias, ids), inputs, select_tasks(self.weight, ids))
 
 
 class GroupedHead(nn.Module):
@@ -51,7 +60,7 @@ class GroupedHead(nn.Module):
 
 
 def _normed(linear: nn.Module, norm: nn.Module, inputs: Tensor) -> Tensor:
-    """Apply Linear, then LayerNorm, without the overhead of module calls."""
+    """Apply a Linear and a LayerNorm, without the overhead of module calls."""
     assert isinstance(linear, nn.Linear)
     assert isinstance(norm, nn.LayerNorm)
     inputs = functional.linear(inputs, linear.weight, linear.bias)
@@ -62,7 +71,7 @@ class ResidualBlock(nn.Module):
     """Linear-LayerNorm-ReLU-Linear-LayerNorm beside a skip connection (BRO, Nauman et al. 2024)."""
 
     def __init__(self, width: int) -> None:
-        """Build it."""
+        """Create the layers of a block of this width."""
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, width),
@@ -82,12 +91,13 @@ class ResidualBlock(nn.Module):
 class Backbone(nn.Sequential):
     """Linear-LayerNorm-ReLU, residual blocks and an optional normalisation of the output.
 
-    The output normalisation is SimBa's (Lee et al. 2025) without parameters: a head's outputs can then grow with its
-    own weights only, which limits overestimation (Hussing et al. 2024, "Dissecting Deep RL with High Update Ratios").
+    The output normalisation is that of SimBa (Lee et al. 2025), without parameters. It bounds the features, so that
+    large outputs need large weights in the head, which limits overestimation (Hussing et al. 2024, "Dissecting Deep RL
+    with High Update Ratios").
     """
 
     def __init__(self, inputs: int, width: int, blocks: int, *, output_norm: bool) -> None:
-        """Take ``inputs`` columns, of which the task embedding's come last."""
+        """Create the layers for ``inputs`` columns; the task embedding is the last of them."""
         first = nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True)
         super().__init__(*first, *[ResidualBlock(width) for _ in range(blocks)])
         self.output_norm = output_norm
@@ -95,7 +105,7 @@ class Backbone(nn.Sequential):
     def forward(self, inputs: Tensor, embedding: Tensor | None = None) -> Tensor:
         """Map [n, B, in] and embedding [n, e] to [n, B, width], or [..., in + e] to [..., width].
 
-        A task's rows share their embedding, so its part of the first product is computed once per task.
+        All rows of a task have the same embedding, so its part of the first product is computed once per task.
         """
         first, norm, _, *blocks = self
         assert isinstance(first, nn.Linear)
