@@ -1,4 +1,4 @@
-"""The networks of an actor-critic: policy and critic, the copies that follow them, and their optimisers."""
+"""The networks of an actor-critic: policy and critic, their moving averages, and their optimisers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtray.config.settings import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
-from mtray.learn.execution.parameters import ParameterGroup, load_moments, tensors_of
+from mtray.learn.execution.parameters import ParameterGroup, load_moments, merge_shared
 from mtray.policy.critic import MultiTaskCritic
 from mtray.policy.policy import MultiTaskPolicy
 
@@ -19,16 +19,14 @@ _MODULES = ("policy", "average", "critic", "target")
 
 
 class Networks:
-    """Policy and critic, each with a copy that follows it.
+    """Policy and critic, each with a moving average of its parameters.
 
     Attributes:
-        policy: the actor. Data are collected with it, so that the critic sees where the actor is wrong.
-        average: the policy that follows the actor slowly and is steadier from update to update: it is evaluated and
-            saved.
+        policy: the actor. Collectors act with it, so that the data show the critic the actor's mistakes.
+        average: slow moving average of the policy, which varies less between updates; it is evaluated and saved.
         critic: the critics.
-        target: the critics' lagging copy.
-        critic_group: the critic's parameters and optimiser.
-        actor_group: the policy's.
+        target: moving average of the critics, used in targets.
+        critic_group, actor_group: parameters and optimisers of critic and policy.
     """
 
     def __init__(
@@ -40,7 +38,7 @@ class Networks:
         seed: int,
         skip: Tensor,
     ) -> None:
-        """Build them on the device; the same seed gives the same numbers; ``skip`` as in `make_adamw`."""
+        """Create the networks; equal seeds give equal weights; ``skip`` as in `make_adamw`."""
         self._config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -48,29 +46,29 @@ class Networks:
             self.critic = MultiTaskCritic(specs, network, config.atoms).to(device)
         self.average = copy.deepcopy(self.policy).requires_grad_(False)
         for name, buffer in self.policy.named_buffers():
-            setattr(self.average, name, buffer)  # Shared: only parameters are averaged.
+            setattr(self.average, name, buffer)  # Shared memory: only parameters are averaged.
         self.policy.requires_grad_(True)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.critic_group = ParameterGroup(self.critic.shared_parameters(), self.critic.heads, config, skip)
         self.actor_group = ParameterGroup(self.policy.shared_parameters(), self.policy.heads, config, skip)
-        self._target_tensors = tensors_of(self.target.shared_parameters(), self.target.heads)
-        self._average_tensors = tensors_of(self.average.shared_parameters(), self.average.heads)
+        self._target_tensors = merge_shared(self.target.shared_parameters(), self.target.heads)
+        self._average_tensors = merge_shared(self.average.shared_parameters(), self.average.heads)
         self._share_embedding()
 
     def step_critic(self) -> None:
-        """Descend along the critic's last gradients; move the target closer to it."""
+        """Make an optimiser step of the critic; move the target towards it."""
         self.critic_group.step()
         torch._foreach_lerp_(self._target_tensors, self.critic_group.tensors, self._config.polyak)
         self._share_embedding()
 
     def step_actor(self) -> None:
-        """Descend along the actor's last gradients; move the average closer to it."""
+        """Make an optimiser step of the actor; move the average towards it."""
         self.actor_group.step()
         torch._foreach_lerp_(self._average_tensors, self.actor_group.tensors, self._config.actor_polyak)
 
     @torch.no_grad()
     def _share_embedding(self) -> None:
-        # The critic learns the task embedding; the policy holds a copy, so its gradient never reaches it.
+        # The task embedding is learned by the critic only: the policy reads a copy, without a gradient.
         self.policy.embedding.copy_(self.critic.embedding)
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,7 +80,7 @@ class Networks:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         for name in _MODULES:
             getattr(self, name).load_state_dict(state[name])
         load_moments(self.critic_group.optimiser, state["critic_optimiser"])

@@ -17,6 +17,7 @@ from mtray.learn import losses
 from mtray.learn.actor_critic import ActorCritic
 from mtray.learn.execution.failures import mean_by_task
 from mtray.learn.execution.parameters import load_moments, make_adamw, step
+from mtray.policy.layers import select_for_rows
 
 
 class SoftActorCritic(ActorCritic):
@@ -58,7 +59,7 @@ class SoftActorCritic(ActorCritic):
             mean, log_std = self._distribution(observation, ids)
         mean, log_std = mean.float(), log_std.float()
         noise = torch.empty_like(mean).normal_(generator=self.generator)
-        mask = self.policy.pick(self.policy.action_mask, ids)
+        mask = select_for_rows(self.policy.action_mask, ids)
         action, log_density = self._tanh_gaussian_sample(mean, log_std, noise, mask)
         return action, log_density
 

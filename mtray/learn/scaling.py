@@ -92,7 +92,7 @@ class Scaling:
         moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
         if len(moved):
             for critic in (algorithm.critic, algorithm.target):
-                critic.rescale(moved, ratio[moved], algorithm.value_kind)
+                critic.rescale(moved, ratio[moved], algorithm.value_kind.rescale)
             algorithm.reward_scale[moved] = scale[moved]
 
     def _scale_of(self, returns: Tensor) -> Tensor:

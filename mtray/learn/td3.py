@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mtray.learn.actor_critic import ActorCritic
+from mtray.policy.layers import select_for_rows
 
 # Limit of the target's noise, in standard deviations: the paper clips noise of deviation 0.2 at 0.5.
 _NOISE_LIMIT = 2.5
@@ -36,13 +37,13 @@ class TD3(ActorCritic):
         """Return actions [n, B, act] in (-1, 1), zero where padded."""
         with self._autocast():
             outputs = self._outputs_of(observation, ids)
-        action: Tensor = torch.tanh(outputs.float()) * self.policy.pick(self.policy.action_mask, ids)
+        action: Tensor = torch.tanh(outputs.float()) * select_for_rows(self.policy.action_mask, ids)
         return action
 
     def _next_action(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         action = self._action(observation, ids)
         noise = torch.empty_like(action).normal_(generator=self.generator).clamp_(-_NOISE_LIMIT, _NOISE_LIMIT)
-        noise.mul_(self.policy.pick(self.policy.action_mask, ids))
+        noise.mul_(select_for_rows(self.policy.action_mask, ids))
         return action.add_(noise, alpha=self.config.action_noise).clamp_(-1, 1), action.new_zeros(action.shape[:-1])
 
     def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:

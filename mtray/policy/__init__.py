@@ -1,1 +1,1 @@
-"""Networks: layers, the policy, the critic, acting in numpy, weights as they travel."""
+"""Networks: layers, policy, critic, acting in numpy, and snapshots of weights."""

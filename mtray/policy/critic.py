@@ -51,7 +51,7 @@ class MultiTaskCritic(nn.Module):
     def rescale(
         self, ids: Tensor, ratio: Tensor, rescale: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> None:
-        """Divide the values of tasks ``ids`` [n] by ``ratio`` [n], with the `rescale` of a `mtray.learn.values` kind."""
+        """Divide the values of tasks ``ids`` [n] by ``ratio`` [n], with `rescale` of a `ValueKind`."""
         output, heads = self.heads.output, self._head_ids(ids)
         output.weight[heads], output.bias[heads] = rescale(
             output.weight[heads], output.bias[heads], ratio.repeat(self.critics)

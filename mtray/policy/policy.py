@@ -1,12 +1,9 @@
-"""Shared backbones and per-task heads: the policy and the critic.
+"""The policy: a backbone shared by all tasks, and an adapter and a head per task.
 
-The backbone runs once over all tasks' rows. It reads a task's inputs, the task's embedding, and a few linear features
-of the inputs that the task has learned for itself (its adapter): columns that mean an angle in one task and a height in
-another are of little use to weights that all tasks share. Adapters and heads are each one grouped product: a [T, in,
-out] weight per layer and one batched matrix product over the tasks present, so a row meets its own task's weights only
-and the cost does not depend on a loop over tasks. A task is known by its exclusive key ``observation_<task>``.
-
-The policy runs in collectors and in a user's hands, the critic in the learner only.
+One call of the backbone handles the rows of all tasks. It reads a task's observation, the task's embedding, and a few
+linear features of the observation that are learned per task (the adapter), since the same column can be an angle in one
+task and a height in another. Adapters and heads are grouped: each layer has a [T, in, out] weight and runs as one
+batched matrix product over the tasks of the batch. A task is recognised by its exclusive key ``observation_<task>``.
 """
 
 from __future__ import annotations
@@ -26,24 +23,23 @@ from mtray.config.settings import NetworkConfig
 from mtray.data.schema import task_of
 from mtray.data.specs import ACTION, OBSERVATION, UNBOUNDED, TaskSpec, action_width, observation_width, task_key
 from mtray.errors import SchemaError
-from mtray.policy.layers import Backbone, GroupedHead, GroupedLinear
+from mtray.policy.layers import Backbone, GroupedHead, GroupedLinear, select_for_rows
 
-# Of the log standard deviation (BRO, Nauman et al. 2024).
+# Bounds of the log standard deviation (BRO, Nauman et al. 2024).
 LOG_STD_LOW = -10.0
 LOG_STD_HIGH = 2.0
 
-
-# Of normalised observations.
+# Bound of the absolute values of normalised observations.
 INPUT_LIMIT = 10.0
 
 
 class MultiTaskPolicy(TensorDictModuleBase):
-    """A policy over many tasks: one backbone, a head per task; a tanh-Gaussian one, or one mean with noise around it.
+    """A tanh-Gaussian policy over many tasks, or a deterministic one with Gaussian noise added to its actions.
 
-    Called with one task's TensorDict, a lazy stack of any subset of tasks in any order, or a batch of such, it
-    writes ``action`` (in the task's own bounds and width) and returns what it was given. Under torchrl's
-    ``set_exploration_type`` RANDOM draws an action and DETERMINISTIC, MODE or MEAN take the distribution's middle;
-    without one, ``deterministic`` decides.
+    Called with one task's TensorDict, a lazy stack of any subset of tasks in any order, or a batch of these, it
+    writes ``action`` (in the task's bounds and width) and returns its argument. Under torchrl's
+    ``set_exploration_type``, RANDOM draws an action, and DETERMINISTIC, MODE and MEAN take the tanh of the mean;
+    without a type, ``deterministic`` decides.
     """
 
     in_keys = [OBSERVATION]  # noqa: RUF012  (tensordict's modules declare them so)
@@ -57,13 +53,14 @@ class MultiTaskPolicy(TensorDictModuleBase):
         action_noise: float | None = None,
         deterministic: bool = False,
     ) -> None:
-        """Build the policy of these tasks; their order is that of the heads.
+        """Create the policy.
 
         Args:
-            specs: the tasks.
-            config: the networks'.
-            action_noise: deviation of the noise around its actions, in half their range; None: heads learn it.
-            deterministic: see above.
+            specs: the tasks, in the order of the heads.
+            config: network settings.
+            action_noise: standard deviation of the noise added to actions, in units of half the action range; None for
+                a tanh-Gaussian policy, whose heads learn the deviation.
+            deterministic: whether actions are deterministic when no exploration type is set.
         """
         super().__init__()
         self.specs = tuple(specs)
@@ -75,9 +72,9 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.register_buffer("mean", torch.zeros(tasks, obs))
         self.register_buffer("scale", torch.ones(tasks, obs))
         self.register_buffer("embedding", torch.zeros(tasks, config.embedding_size))
-        middle, reach, mask = _action_bounds(specs, act)
+        middle, half_range, mask = _action_bounds(specs, act)
         self.register_buffer("action_middle", middle)
-        self.register_buffer("action_reach", reach)
+        self.register_buffer("action_reach", half_range)
         self.register_buffer("action_mask", mask)
         inputs = obs + config.adapter_size + config.embedding_size
         self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks, output_norm=config.actor_output_norm)
@@ -94,22 +91,20 @@ class MultiTaskPolicy(TensorDictModuleBase):
     action_mask: Tensor
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """All parameters but those of the heads: the tasks' adapters and the backbone."""
+        """Return the parameters of adapters and backbone, which are all but those of the heads."""
         return [*self.adapters.parameters(), *self.backbone.parameters()]
 
     def normalise(self, observation: Tensor, ids: Tensor | None = None) -> Tensor:
-        """[n, B, obs] raw to [n, B, obs] normalised per task and clipped; padding stays zero."""
-        mean, scale = self.pick(self.mean, ids), self.pick(self.scale, ids)
+        """Normalise observations [n, B, obs] by their task's statistics and clip them; padding stays zero."""
+        mean, scale = select_for_rows(self.mean, ids), select_for_rows(self.scale, ids)
         return ((observation - mean) * scale).clamp(-INPUT_LIMIT, INPUT_LIMIT)
 
-    @staticmethod
-    def pick(table: Tensor, ids: Tensor | None) -> Tensor:
-        """Rows of a per-task table [T, ...] as [n, 1, ...]."""
-        return (table if ids is None else table[ids]).unsqueeze(1)
-
     def outputs(self, observation: Tensor, ids: Tensor | None = None) -> Tensor:
-        """The heads' outputs [n, B, act or 2 act] for normalised [n, B, obs]; the first are means before the tanh."""
-        embedding = self.pick(self.embedding, ids).expand(-1, observation.shape[1], -1)
+        """Map normalised observations [n, B, obs] to means before the tanh [n, B, act].
+
+        Heads that learn the deviation append its raw values: [n, B, 2 act].
+        """
+        embedding = select_for_rows(self.embedding, ids).expand(-1, observation.shape[1], -1)
         hidden = self.backbone(torch.cat([observation, self.adapters(observation, ids), embedding], -1))
         if self.config.head_reads_observation:
             hidden = torch.cat([observation, hidden], -1)
@@ -117,9 +112,9 @@ class MultiTaskPolicy(TensorDictModuleBase):
         return outputs
 
     def distribution(self, observation: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation before the tanh, each [n, B, act], of normalised [n, B, obs]."""
+        """Map normalised observations [n, B, obs] to mean and log deviation before the tanh, each [n, B, act]."""
         mean, log_std = self.outputs(observation, ids).chunk(2, -1)
-        # Bounded smoothly, as in SpinningUp's successors: a hard clamp has no gradient outside.
+        # Bounded by a tanh: a hard clamp has no gradient outside its bounds.
         log_std = LOG_STD_LOW + 0.5 * (LOG_STD_HIGH - LOG_STD_LOW) * (torch.tanh(log_std) + 1)
         return mean, log_std
 
@@ -129,12 +124,11 @@ class MultiTaskPolicy(TensorDictModuleBase):
         ids: Tensor | None = None,
         *,
         deterministic: bool = False,
-        generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Actions [n, B, act] in the tasks' own bounds, for raw observations [n, B, obs] of tasks ``ids``.
+        """Return actions [n, B, act] in the tasks' bounds, for raw observations [n, B, obs] of tasks ``ids``.
 
-        Unless deterministic they are drawn with standard normal ``noise`` [n, B, act], or with fresh noise.
+        ``noise`` [n, B, act] is standard normal, by default drawn here; deterministic actions use none.
         """
         observation = self.normalise(observation, ids)
         if self.action_noise is None:
@@ -144,7 +138,7 @@ class MultiTaskPolicy(TensorDictModuleBase):
         if deterministic:
             return self.to_bounds(torch.tanh(mean), ids)
         if noise is None:
-            noise = torch.empty_like(mean).normal_(generator=generator)
+            noise = torch.randn_like(mean)
         if self.action_noise is None:
             action = torch.tanh(mean + noise * log_std.exp())
         else:
@@ -152,26 +146,27 @@ class MultiTaskPolicy(TensorDictModuleBase):
         return self.to_bounds(action, ids)
 
     def to_bounds(self, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """From [-1, 1] to the tasks' bounds."""
-        middle, reach = self.pick(self.action_middle, ids), self.pick(self.action_reach, ids)
-        return torch.addcmul(middle, action, reach)
+        """Scale actions [n, B, act] from [-1, 1] to the tasks' bounds."""
+        return torch.addcmul(select_for_rows(self.action_middle, ids), action, select_for_rows(self.action_reach, ids))
 
     def from_bounds(self, action: Tensor, ids: Tensor | None = None) -> Tensor:
-        """From the tasks' bounds to [-1, 1]; padding and entries that have one value only become zero."""
-        middle, reach = self.pick(self.action_middle, ids), self.pick(self.action_reach, ids)
-        mask = self.pick(self.action_mask, ids)
-        return (action - middle) / torch.where(mask > 0, reach, 1.0) * mask
+        """Scale actions from the tasks' bounds to [-1, 1]; padding and entries with equal bounds become zero."""
+        middle, half_range, mask = (
+            select_for_rows(table, ids) for table in (self.action_middle, self.action_reach, self.action_mask)
+        )
+        return (action - middle) / torch.where(mask > 0, half_range, 1.0) * mask
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write ``action`` into a TensorDict of one task or a lazy stack over tasks.
 
         Raises:
-            SchemaError: an element carries none or several of this policy's tasks' keys.
+            SchemaError: an element has the key of no task of this policy, the keys of several tasks, or an observation
+                of another shape.
         """
         groups: dict[str, list[TensorDictBase]] = {}
         for leaf in _leaves(tensordict):
             groups.setdefault(self._task_of(leaf), []).append(leaf)
-        # The common key is the exclusive one padded to some width; padding that here fits any environment's.
+        # The exclusive key is padded here, since environments pad the common key to different widths.
         rows = [torch.cat([self._rows(leaf, name) for leaf in leaves]) for name, leaves in groups.items()]
         observation = self.mean.new_zeros(len(rows), max(map(len, rows)), self.mean.shape[-1])
         for index, part in enumerate(rows):
@@ -195,12 +190,12 @@ class MultiTaskPolicy(TensorDictModuleBase):
                 raise
             key = task_key(self.names[0] if len(self.names) == 1 else "<task>")
             raise SchemaError(
-                f"{error}; of another environment of a task, copy its observation there first: "
+                f"{error}; if another environment of a task made this data, copy its observation to that key: "
                 f"TransformedEnv(env, RenameTransform(['{OBSERVATION}'], ['{key}'], create_copy=True))"
             ) from error
 
     def _rows(self, leaf: TensorDictBase, name: str) -> Tensor:
-        """A task's observations in a TensorDict [...] as [rows, obs_t]."""
+        """Return a task's observations in a TensorDict of any batch size as [rows, obs]."""
         key, size = task_key(name), self.specs[self.names.index(name)].observation_size
         observation: Tensor = leaf.get(key)
         if observation.shape != (*leaf.batch_size, size):
@@ -222,16 +217,16 @@ def _leaves(data: Any) -> Iterator[TensorDictBase]:
 
 
 def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Middle, half range and mask [T, act] of actions; masked are padding and entries whose bounds are equal."""
-    middle, reach, mask = np.zeros((3, len(specs), width), np.float32)
-    reach += 1
+    """Return middle, half range and mask [T, act] of actions; the mask is 0 for padding and entries of equal bounds."""
+    middle, half_range, mask = np.zeros((3, len(specs), width), np.float32)
+    half_range += 1
     for row, spec in enumerate(specs):
         for column, (low, high) in enumerate(zip(spec.action_low, spec.action_high, strict=True)):
             if low <= -UNBOUNDED and high >= UNBOUNDED:
                 low, high = -1.0, 1.0
             centre, half = np.float32((low + high) / 2), np.float32((high - low) / 2)
-            # Rounded to float32 the ends may lie a little outside.
+            # Rounding to float32 can move the ends outside the bounds.
             while half > 0 and (float(centre + half) > high or float(centre - half) < low):
                 half = max(half - np.spacing(np.float32(max(abs(low), abs(high)))), np.float32(0))
-            middle[row, column], reach[row, column], mask[row, column] = centre, half, half > 0
-    return torch.from_numpy(middle), torch.from_numpy(reach), torch.from_numpy(mask)
+            middle[row, column], half_range[row, column], mask[row, column] = centre, half, half > 0
+    return torch.from_numpy(middle), torch.from_numpy(half_range), torch.from_numpy(mask)

@@ -1,8 +1,8 @@
 """Immutable, versioned snapshots of a policy's parameters and buffers.
 
-Leaves the learner as one contiguous float32 array, which Ray shares among the processes of a node without a copy;
-enters a collector's policy in place. A snapshot carries a digest of its layout, so that it can't be loaded into a
-policy of another shape, and all its numbers are finite.
+The learner makes a snapshot as one contiguous float32 array, which Ray shares among the processes of a node without a
+copy; collectors copy it into their policy in place. All values are finite. A digest of the layout keeps a snapshot from
+being loaded into a policy of other shapes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mtray.errors import RunError, SchemaError
 
 @dataclass(frozen=True)
 class Weights:
-    """A policy's parameters and buffers as one [numbers] float32 array.
+    """A policy's parameters and buffers.
 
     Attributes:
         version: 0 before the first update, then incremented with every snapshot of the learner.
         layout: digest of the tasks and of the tensors' names and shapes, in order.
-        values: the numbers.
+        values: [N] float32, all tensors flattened and concatenated.
     """
 
     version: int
@@ -50,7 +50,7 @@ def snapshot(module: nn.Module, version: int) -> Weights:
     """Copy a module's parameters and buffers into a snapshot.
 
     Raises:
-        RunError: a number is not finite; the message names the tensor.
+        RunError: a value is not finite; the message names the tensor.
     """
     parts = []
     for name, tensor in _tensors(module):
