@@ -72,6 +72,8 @@ class Driven:
         elif call.method is Method.TRAIN:
             self.updates += min(call.amount, 40)
             value = self.updates
+        elif call.method is Method.STATE:
+            value = self.updates
         elif call.method is Method.COUNT:
             value = Counts(self.frames, True)
         # As with a thousand collectors that finish a rollout per second each.

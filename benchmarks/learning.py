@@ -71,7 +71,9 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
         # Without a checkpoint there is nothing to resume.
         shutil.rmtree(folder, ignore_errors=True)
         command += ["--tasks", *tasks, "--seed", str(seed)]
-        command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.keep-checkpoints", "1000"]
+        # By frames only: each checkpoint is evaluated.
+        command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.checkpoint-seconds", "1e9"]
+        command += ["--run.keep-checkpoints", "1000"]
         command += ["--run-dir", str(folder), *settings]
     harness.run_program(command, _TRAINING_SECONDS)
 

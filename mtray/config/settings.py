@@ -225,6 +225,8 @@ class RunConfig:
     """Time between checkpoints, if there are fewer frames in it; with --deterministic frames alone count."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
+    log_pushes: bool = False
+    """Have each collector print every push that was acknowledged, with checksums of its rows, into its file of logs/."""
     cpus_per_actor: float | None = None
     """Logical CPUs that each actor requests from Ray; by default 1, or less if the cluster has too few now. Use 1 if an
     autoscaler shall add machines."""

@@ -97,7 +97,14 @@ class Collector:
         )
         limits = config.collector
         clock = self._collector.clock
-        self._pusher = Pusher(target, source, limits.pushes_in_flight, limits.push_timeout_seconds, clock)
+        self._pusher = Pusher(
+            target,
+            source,
+            limits.pushes_in_flight,
+            limits.push_timeout_seconds,
+            clock,
+            prints=config.run.log_pushes,
+        )
         self._rollout: Rollout | None = None
         self._host = host
 

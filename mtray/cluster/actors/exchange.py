@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import math
 import pickle
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +59,14 @@ class Pusher:
     """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
 
     def __init__(
-        self, replay: Any, source: str, limit: int, timeout_seconds: float, clock: Clock | None = None
+        self,
+        replay: Any,
+        source: str,
+        limit: int,
+        timeout_seconds: float,
+        clock: Clock | None = None,
+        *,
+        prints: bool = False,
     ) -> None:
         """Start with push 0.
 
@@ -67,12 +76,14 @@ class Pusher:
             limit: pushes under way at once.
             timeout_seconds: after which one is sent again.
             clock: told what is spent on pushes and on waiting for receipts.
+            prints: whether every push that was acknowledged is printed, with checksums of its rows.
         """
         self._replay = replay
         self._source = source
         self._limit = limit
         self._timeout = timeout_seconds
         self._clock = clock or Clock()
+        self._prints = prints
         self._number = 0
         self._pending: collections.deque[_Pending] = collections.deque()
 
@@ -105,7 +116,10 @@ class Pusher:
         self._clock.lap("push")
         while len(self._pending) > left:
             self._await_receipt(self._pending[0])
-            self._pending.popleft()
+            pending = self._pending.popleft()
+            if self._prints:
+                rows = {task: [len(rows), zlib.crc32(rows)] for task, rows in pending.message.rows.items()}
+                print(json.dumps({"acknowledged": pending.number, "source": self._source, "rows": rows}), flush=True)
         self._clock.lap("receipt")
 
     def stored(self) -> int:
