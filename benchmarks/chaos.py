@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ import harness
 import numpy as np
 import psutil
 
-TASKS = ("cartpole-balance", "cartpole-swingup", "reacher-easy")
-WORKERS = 4
+# Numbers in a row of each task: observation, action, reward, flags.
+ROW_SIZES = {"cartpole-balance": 8, "cartpole-swingup": 8, "reacher-easy": 10}
 SETTINGS = (
-    *("--tasks", *TASKS, "--workers", str(WORKERS), "--host", "parallel", "--envs-per-task", "4"),
+    *("--tasks", *ROW_SIZES, "--workers", "4", "--host", "parallel", "--envs-per-task", "4"),
     *("--learner.updates-per-step", "0.25", "--learner.warmup-steps", "500"),
     *("--run.log-seconds", "1", "--run.log-pushes", "--run.checkpoint-seconds", "30", "--total-frames", "1000000000"),
 )
@@ -44,7 +44,6 @@ ROLES = {"collector": "ray::Collector", "replay": "ray::Replay", "learner": "ray
 KINDS = ("collector", "replay", "learner", "simulator", "driver")
 # A recovery that takes longer counts as none.
 RECOVERY_SECONDS = 60.0
-# Bytes of a row of each task: observation, action, reward, flags.
 MIB = 2**20
 
 
@@ -145,9 +144,8 @@ class Session:
 
     def _row_bytes(self) -> float:
         # Two frames a step; a row more for each rollout's end.
-        sizes = {"cartpole-balance": 8, "cartpole-swingup": 8, "reacher-easy": 10}
         tasks = self.seen.lines[-1][1]["tasks"]
-        return sum(figures["frames"] / 2 * (17 / 16) * 4 * sizes[task] for task, figures in tasks.items())
+        return sum(figures["frames"] / 2 * (17 / 16) * 4 * ROW_SIZES[task] for task, figures in tasks.items())
 
     def kill(self, kind: str) -> None:
         """Kill a process of this kind and wait until its successor works."""
@@ -288,11 +286,7 @@ def audit(folder: Path) -> dict[str, int]:
 
     saved = checkpoint.read(checkpoint.latest(folder))
     rows = {task: np.concatenate([chunk.load() for chunk in chunks]) for task, chunks in saved.rows.items()}
-    places: dict[str, dict[bytes, list[int]]] = {task: collections.defaultdict(list) for task in rows}
-    for task, held in rows.items():
-        for place, row in enumerate(held):
-            places[task][row.tobytes()].append(place)
-    sums = {task: _block_sums(held, places[task]) for task, held in rows.items()}
+    count_blocks = {task: _block_counter(held) for task, held in rows.items()}
     pushes: dict[str, dict[int, Mapping[str, Sequence[int]]]] = collections.defaultdict(dict)
     for path in (folder / "logs").glob("collector-*.log"):
         for line in path.read_text().splitlines():
@@ -300,12 +294,12 @@ def audit(folder: Path) -> dict[str, int]:
                 entry = json.loads(line)
                 pushes[entry["source"]][entry["acknowledged"]] = entry["rows"]
     counts = collections.Counter(acknowledged=0, present=0, doubled=0, rolled_back=0, lost=0)
-    last_run = max(pushes, key=lambda source: max(pushes[source])) and _last_run(folder)
+    last_run = _last_run(folder)
     for source, numbered in pushes.items():
         missing = []
         for number in sorted(numbered):
             for task, (length, checksum) in numbered[number].items():
-                found = sums[task](length, checksum)
+                found = count_blocks[task](length, checksum)
                 counts["acknowledged"] += 1
                 counts["present"] += found >= 1
                 counts["doubled"] += found > 1
@@ -318,8 +312,8 @@ def audit(folder: Path) -> dict[str, int]:
     return dict(counts)
 
 
-def _block_sums(rows: Any, places: Mapping[bytes, Sequence[int]]) -> Any:
-    """Return what counts the blocks of rows of some length and checksum."""
+def _block_counter(rows: Any) -> Callable[[int, int], int]:
+    """Return a function of a length and a checksum that counts the blocks of rows that have them."""
     # A push begins behind the row without a transition that ended the one before.
     ends = np.flatnonzero((rows[:, -1].view(np.int32) & 1) == 0) + 1
     begins = [0, *ends.tolist()]
@@ -382,11 +376,11 @@ def plot(seen: Watched, quiet: float, file: Path) -> None:
 
 def main() -> None:
     parser = harness.make_parser(__doc__)
-    parser.add_argument("--minutes", type=float, help="of the run with faults (10, or 0.7 with --quick)")
+    parser.add_argument("--minutes", type=float, help="of the run with faults (10, or 0.5 with --quick)")
     parser.add_argument("--every", type=float, help="seconds between two kills (40, or 10 with --quick)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
     options = parser.parse_args()
-    seconds = 60 * (options.minutes or (0.7 if options.quick else 10))
+    seconds = 60 * (options.minutes or (0.5 if options.quick else 10))
     every = options.every or (10 if options.quick else 40)
     with tempfile.TemporaryDirectory() as folder:
         before = calm(Path(folder) / "before", min(seconds / 5, 120))
@@ -409,14 +403,12 @@ def main() -> None:
         known = [value for value in times if value is not None]
         if times:
             longest = f"{max(known):.1f} s at most" if known else "never"
-            print(
-                f"{kind:16}killed {len(times)} times, back after {longest}" + (", NOT ALWAYS" if None in times else "")
-            )
+            always = ", NOT ALWAYS" if None in times else ""
+            print(f"{kind:16}killed {len(times)} times, back after {longest}{always}")
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + " (pushes of one task each)")
     print(f"memory without rows: {slope(seen.memory):+.1f} MiB a minute; calm {slope(after.memory):+.1f}")
-    print(
-        f"mean training return: {mean_return(seen, 0.4):.0f} after two fifths, {mean_return(seen, 1.0):.0f} at the end"
-    )
+    returns = [mean_return(seen, share) for share in (0.4, 1.0)]
+    print(f"mean training return: {returns[0]:.0f} after two fifths, {returns[1]:.0f} at the end")
     print(f"exit code {seen.exit_code}")
     if options.json:
         figures = {
@@ -424,7 +416,7 @@ def main() -> None:
             "pushes": counts,
             "memory_mib_per_minute": slope(seen.memory),
             "calm_memory_mib_per_minute": slope(after.memory),
-            "returns": [mean_return(seen, 0.4), mean_return(seen, 1.0)],
+            "returns": returns,
             "exit_code": seen.exit_code,
         }
         harness.write(options.json, {**origin, "rows": [asdict(row) for row in rows], **figures})

@@ -226,7 +226,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
     log_pushes: bool = False
-    """Have each collector print every push that was acknowledged, with checksums of its rows, into its file of logs/."""
+    """Print every acknowledged push, with checksums of its rows, into the collector's file in logs/."""
     cpus_per_actor: float | None = None
     """Logical CPUs that each actor requests from Ray; by default 1, or less if the cluster has too few now. Use 1 if an
     autoscaler shall add machines."""
