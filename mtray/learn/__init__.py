@@ -1,1 +1,1 @@
-"""Learning: losses, algorithms, scaling, and the trainer that feeds them; `execution` runs an update."""
+"""Learning: losses, algorithms, scaling and the trainer; `execution` runs their updates."""

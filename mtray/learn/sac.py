@@ -1,6 +1,6 @@
-"""Multi-task soft actor-critic: the policy maximises return plus entropy, at a temperature per task.
+"""Multi-task soft actor-critic: maximise return plus entropy, weighted by a temperature per task.
 
-Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", with what `docs/learning.md` names.
+Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", with the additions listed in `docs/learning.md`.
 """
 
 from __future__ import annotations
@@ -17,44 +17,39 @@ from mtray.learn import losses
 from mtray.learn.actor_critic import ActorCritic
 from mtray.learn.execution.failures import mean_by_task
 from mtray.learn.execution.parameters import load_moments, make_adamw, step
-from mtray.policy.layers import select_for_rows
+from mtray.policy.layers import select_for_rows, select_tasks
 
 
 class SoftActorCritic(ActorCritic):
-    """Learns a temperature per task beside policy and critic.
+    """Policy, critic and a learned temperature per task.
 
     Attributes:
         log_temperature: [T].
     """
 
     def __init__(
-        self,
-        specs: Sequence[TaskSpec],
-        network: NetworkConfig,
-        config: LearnerConfig,
-        *,
-        device: str = "cpu",
-        seed: int = 0,
+        self, specs: Sequence[TaskSpec], network: NetworkConfig, config: LearnerConfig, device: str, seed: int
     ) -> None:
-        """Build everything on the device; the same seed gives the same numbers."""
-        super().__init__(specs, network, config, device=device, seed=seed)
+        """Create everything on the device; equal seeds give equal numbers."""
+        super().__init__(specs, network, config, device, seed)
         self.log_temperature = torch.full((len(specs),), float(config.initial_temperature), device=self.device).log()
         self._temperature_optimiser = make_adamw(
-            [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999), skip=self._failures.skip
+            [self.log_temperature], config.temperature_learning_rate, betas=(0.5, 0.999), skip=self.failures.skip
         )
-        self._distribution = self._compiled(self.policy.distribution)
-        self._tanh_gaussian_sample = self._compiled(losses.tanh_gaussian_sample)
+        self._distribution = self._compile(self.policy.distribution)
+        self._tanh_gaussian_sample = self._compile(losses.tanh_gaussian_sample)
 
     @property
     def temperature(self) -> Tensor:
-        """[T], weight of entropy, in units of each task's reward."""
+        """[T], weight of the entropy bonus in units of each task's reward."""
         return self.log_temperature.exp()
 
     def _entropy_weight(self, ids: Tensor | None) -> Tensor:
-        """Return the temperatures [n, 1], scaled as rewards are."""
-        return self._column(self.temperature, ids) / self._column(self.reward_scale, ids)
+        """Return the temperatures [n, 1], divided by the reward scales."""
+        return select_for_rows(self.temperature, ids) / select_for_rows(self.reward_scale, ids)
 
     def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return actions [n, B, act] in (-1, 1) and their log densities [n, B]."""
         with self._autocast():
             mean, log_std = self._distribution(observation, ids)
         mean, log_std = mean.float(), log_std.float()
@@ -68,7 +63,7 @@ class SoftActorCritic(ActorCritic):
         return action, -self._entropy_weight(ids) * log_density
 
     def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        """Move the actor, then the temperatures."""
+        """Update the actor, then the temperatures."""
         action, log_density = self._sample(observation, ids)
         outputs, value, gradient = self._value(observation, action, ids)
         entropy_weight = self._entropy_weight(ids).expand_as(log_density)
@@ -78,19 +73,19 @@ class SoftActorCritic(ActorCritic):
         self._step_actor([outputs, log_density], gradients, loss, value, ids)
         with torch.no_grad():
             entropy = -log_density.mean(-1)
-            target = self.target_entropy if ids is None else self.target_entropy[ids]
-            log_temperature = self.log_temperature if ids is None else self.log_temperature[ids]
-            gradient = losses.temperature_gradient(log_temperature, entropy, target)
+            gradient = losses.temperature_gradient(
+                select_tasks(self.log_temperature, ids), entropy, select_tasks(self.target_entropy, ids)
+            )
             gradient, _ = mean_by_task(gradient, ids, len(self.specs))
         step(self._temperature_optimiser, [self.log_temperature], [gradient])
-        self._note(ids, entropy=entropy)
+        self._record(ids, entropy=entropy)
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return the figures of every algorithm, and entropy and temperature."""
+        """Return the metrics of `ActorCritic`, entropy and temperature."""
         return {**super().metrics(), "temperature": self.temperature}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything the next update depends on."""
+        """Return the state of `ActorCritic` and of the temperatures."""
         return {
             **super().state_dict(),
             "log_temperature": self.log_temperature,
@@ -98,7 +93,7 @@ class SoftActorCritic(ActorCritic):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         super().load_state_dict(state)
         self.log_temperature.copy_(state["log_temperature"])
         load_moments(self._temperature_optimiser, state["temperature_optimiser"])

@@ -1,7 +1,7 @@
-"""What each task's observations and rewards are scaled by, from the statistics that the replay keeps.
+"""Scales of each task's observations and rewards, computed from the replay's statistics.
 
 Observations are normalised by their running mean and deviation. Rewards are divided by a scale that brings a task's
-returns into the critic's support. Both are applied when a batch is used, so rows in the replay never go stale.
+returns into the critic's support. Both are applied when a batch is used, so that rows in the replay stay valid.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from torch import Tensor
 from mtray.data.statistics import TaskStatistics
 from mtray.learn.actor_critic import ActorCritic
 
-# A reward scale is replaced once it has moved by this much. Stretching a head's logits blurs them a little, so a scale
-# that grows slowly is not followed at every step.
+# Change of a reward scale's logarithm at which the scale is replaced. Rescaling a head blurs its distribution a little,
+# so small changes are collected.
 _SCALE_STEP = 0.02
 
 
 def possible_return(largest_return: float, largest_reward: float, discount: float, headroom: float) -> float:
     """Return a bound on a task's absolute discounted return, from the largest return and reward seen.
 
-    ``headroom`` times that return, at least 1, but no more than that reward at every step for ever. A support that ends
-    at the largest return seen holds the critic back: every better return is clipped to its end, where actions no longer
-    differ.
+    That is ``headroom`` (at least 1) times the largest return, at most the return of the largest reward at every step.
+    With a support that ends at the largest return seen, all better returns would be clipped to the same value.
     """
     return max(largest_return, min(headroom * largest_return, largest_reward / (1 - discount)))
 
@@ -35,15 +34,15 @@ def reward_scale(
 ) -> Tensor:
     """Return the divisor [T] that brings each task's soft returns into the critic's support.
 
-    (possible return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025, "Bigger,
-    regularized, categorical" (BRC).
+    It is (possible return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025,
+    "Bigger, regularized, categorical" (BRC).
 
     Args:
         possible_return: [T], see `possible_return`.
         temperature: [T].
         target_entropy: [T].
         discount: [T].
-        value_limit: the support's end.
+        value_limit: upper end of the support.
     """
     bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
     return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
@@ -58,58 +57,54 @@ class Scaling:
     """
 
     def __init__(self, algorithm: ActorCritic) -> None:
-        """Set the reward scales of tasks without statistics."""
+        """Set the reward scales for tasks without statistics."""
         self._algorithm = algorithm
         self.largest_return = torch.zeros(len(algorithm.specs), device=algorithm.device)
         self.possible_return = torch.zeros(len(algorithm.specs), device=algorithm.device)
         algorithm.reward_scale.copy_(self._scale_of(self.possible_return))
 
-    def set_statistics(self, statistics: Mapping[str, TaskStatistics]) -> None:
-        """Set every scale from each task's statistics.
+    def set_statistics(self, statistics: Mapping[str, TaskStatistics], *, is_trained: bool) -> None:
+        """Set every scale from the tasks' statistics.
 
-        When a reward scale changes, the critic's heads are rescaled so that values in rewards are preserved (van
-        Hasselt et al. 2016, "Learning values across many orders of magnitude", PopArt, here for a categorical head).
+        If the critic has been trained, its heads are rescaled with the reward scale, so that unnormalised values are
+        preserved (van Hasselt et al. 2016, "Learning values across many orders of magnitude", PopArt; here for
+        categorical heads too).
         """
         algorithm = self._algorithm
         for index, spec in enumerate(algorithm.specs):
-            seen = statistics.get(spec.name)
-            if seen is None or seen.count < 2:
+            task = statistics.get(spec.name)
+            if task is None or task.count < 2:
                 continue
             width, policy = spec.observation_size, algorithm.policy
-            deviation = torch.from_numpy((seen.square / (seen.count - 1) + 1e-6) ** 0.5)
-            policy.mean[index, :width] = torch.from_numpy(seen.mean).to(policy.mean)
+            deviation = torch.from_numpy((task.square / (task.count - 1) + 1e-6) ** 0.5)
+            policy.mean[index, :width] = torch.from_numpy(task.mean).to(policy.mean)
             policy.scale[index, :width] = (1 / deviation).to(policy.scale)
-            self.largest_return[index] = seen.largest_return
+            self.largest_return[index] = task.largest_return
             self.possible_return[index] = possible_return(
-                seen.largest_return, seen.largest_reward, spec.discount, algorithm.config.headroom
+                task.largest_return, task.largest_reward, spec.discount, algorithm.config.headroom
             )
         scale = self._scale_of(self.possible_return)
         algorithm.actor_loss_scale.copy_(scale / self._scale_of(self.largest_return))
-        if not algorithm.updates:
+        if not is_trained:
             algorithm.reward_scale.copy_(scale)
             return
         ratio = scale / algorithm.reward_scale
-        moved = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
-        if len(moved):
+        changed = (ratio.log().abs() > _SCALE_STEP).nonzero().squeeze(1)
+        if len(changed):
             for critic in (algorithm.critic, algorithm.target):
-                critic.rescale(moved, ratio[moved], algorithm.value_kind.rescale)
-            algorithm.reward_scale[moved] = scale[moved]
+                critic.rescale(changed, ratio[changed], algorithm.value_kind.rescale)
+            algorithm.reward_scale[changed] = scale[changed]
 
     def _scale_of(self, returns: Tensor) -> Tensor:
         algorithm = self._algorithm
-        return reward_scale(
-            returns,
-            algorithm.temperature,
-            algorithm.target_entropy,
-            algorithm.discount,
-            algorithm.config.value_limit,
-        )
+        bonus_terms = algorithm.temperature, algorithm.target_entropy, algorithm.discount
+        return reward_scale(returns, *bonus_terms, algorithm.config.value_limit)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the returns that scales follow from."""
+        """Return the returns that the scales are computed from."""
         return {"largest_return": self.largest_return, "possible_return": self.possible_return}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self.largest_return.copy_(state["largest_return"])
         self.possible_return.copy_(state["possible_return"])

@@ -1,4 +1,4 @@
-"""How an update is shared among the tasks: rows of its batch, and weights of its losses."""
+"""Each task's rows in an update, and the weight of its loss."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from mtray.config.checks import require
 from mtray.config.settings import LearnerConfig
 
-# Rows of one update by default: so many in all, or so many of every task where that is more.
-_ROWS, _ROWS_OF_TASK = 384, 16
+# Default number of rows in an update, and the least number per task.
+_DEFAULT_ROWS, _LEAST_ROWS_PER_TASK = 384, 16
 
 
 def rows_per_task(config: LearnerConfig, tasks: Sequence[str]) -> dict[str, int]:
-    """Return each task's rows in one update: its row weight times the same number.
+    """Return each task's number of rows in an update, proportional to its row weight.
 
     Raises:
-        UsageError: a row weight is given for a task that the run does not have.
+        UsageError: a row weight names a task that the run does not have.
     """
     weights = {task: int(weight) for task, weight in _parse(config.row_weights, "row-weights", tasks).items()}
-    total = max(_ROWS_OF_TASK * len(tasks), _ROWS) if config.batch_rows is None else config.batch_rows
+    total = max(_LEAST_ROWS_PER_TASK * len(tasks), _DEFAULT_ROWS) if config.batch_rows is None else config.batch_rows
     rows = max(1, total // sum(weights.values()))
     return {task: rows * weight for task, weight in weights.items()}
 
@@ -27,13 +27,13 @@ def loss_weights(config: LearnerConfig, tasks: Sequence[str]) -> tuple[float, ..
     """Return each task's loss weight.
 
     Raises:
-        UsageError: a loss weight is given for a task that the run does not have.
+        UsageError: a loss weight names a task that the run does not have.
     """
     return tuple(_parse(config.loss_weights, "loss-weights", tasks).values())
 
 
 def _parse(texts: Sequence[str], setting: str, tasks: Sequence[str]) -> dict[str, float]:
-    """Return each task's weight, 1 where no text ``task=weight`` names it."""
+    """Return each task's weight from texts ``task=weight``; 1 for other tasks."""
     weights = {task: float(value) for task, _, value in (text.rpartition("=") for text in texts)}
     for task in weights:
         require(task in tasks, f"--learner.{setting} {task}: the run's tasks are {', '.join(tasks)}")

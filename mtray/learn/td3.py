@@ -1,9 +1,9 @@
-"""Multi-task TD3: a deterministic policy with Gaussian noise around its actions.
+"""Multi-task TD3: a deterministic policy with Gaussian noise added to its actions.
 
-Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods": the critic's targets
-are smoothed by noise around the next action, the actor is updated less often than the critic, and of two critics
-(`--network.critics 2`) the least value is used. Two differences: the next action comes from the actor, not from a
-lagging copy, as in soft actor-critic; and critics are categorical, as in FastTD3 (Seo et al. 2025).
+Fujimoto, van Hoof, Meger 2018, "Addressing function approximation error in actor-critic methods": noise on the next
+action smooths the critic's targets, the actor is updated less often than the critic, and the lower value of two critics
+(`--network.critics 2`) is used. Two differences: the next action is the actor's, not that of a target actor, as in soft
+actor-critic; and critics are categorical, as in FastTD3 (Seo et al. 2025).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from mtray.learn.actor_critic import ActorCritic
 from mtray.policy.layers import select_for_rows
 
-# Limit of the target's noise, in standard deviations: the paper clips noise of deviation 0.2 at 0.5.
+# Limit of the noise in targets, in standard deviations: the paper clips noise of deviation 0.2 at 0.5.
 _NOISE_LIMIT = 2.5
 
 
@@ -26,12 +26,12 @@ class TD3(ActorCritic):
 
     @property
     def temperature(self) -> Tensor:
-        """[T] zeros: entropy has no weight."""
+        """[T] zeros: there is no entropy bonus."""
         return torch.zeros_like(self.discount)
 
     @functools.cached_property
     def _outputs_of(self) -> Any:
-        return self._compiled(self.policy.outputs)
+        return self._compile(self.policy.outputs)
 
     def _action(self, observation: Tensor, ids: Tensor | None) -> Tensor:
         """Return actions [n, B, act] in (-1, 1), zero where padded."""
@@ -47,7 +47,7 @@ class TD3(ActorCritic):
         return action.add_(noise, alpha=self.config.action_noise).clamp_(-1, 1), action.new_zeros(action.shape[:-1])
 
     def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        """Move the actor towards actions of higher value."""
+        """Update the actor towards actions of higher value."""
         outputs, value, gradient = self._value(observation, self._action(observation, ids), ids)
         gradient.mul_(-self._actor_share(value, ids).unsqueeze(-1))
         self._step_actor([outputs], [gradient], -value.mean(-1), value, ids)

@@ -1,7 +1,7 @@
-"""How a critic's outputs encode a value: as a distribution over atoms, or as the value itself.
+"""Encodings of values in a critic's outputs: a distribution over atoms, or the value itself.
 
-Both kinds compute the target of the outputs, the loss and the value with their gradients by the outputs, and the output
-layer after a change of the reward scale. All values are scaled.
+Both compute the outputs' target, the loss and the value with their gradients d/doutputs, and the output layer after a
+change of the reward scale. All values are scaled.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ class ValueKind(Protocol):
         """Return the target of the outputs, [n, B, size].
 
         Args:
-            outputs_tp1: [C, n, B, size], the target critics' at the next state and action; the most pessimistic
-                critic is used row by row.
+            outputs_tp1: [C, n, B, size], outputs of the target critics for the next state and action; each row uses the
+                critic of least value.
             reward: [n, B].
             terminated: [n, B] bool.
             discount: [n, 1] or [n, B].
-            entropy_bonus_tp1: [n, B], minus temperature times log density of the next action.
+            entropy_bonus_tp1: [n, B], -temperature * log density of the next action.
         """
         ...
 
     def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss [C, n, B] of outputs [C, n, B, size], and its gradient by them."""
+        """Return the loss [C, n, B] of outputs [C, n, B, size], and its gradient d/doutputs."""
         ...
 
     def value(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value [C, n, B] of outputs [C, n, B, size], and its gradient by them."""
+        """Return the value [C, n, B] of outputs [C, n, B, size], and its gradient d/doutputs."""
         ...
 
     def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weight [k, in, size] and bias [k, size] of output layers whose values are divided by ratio [k]."""
+        """Return an output layer's weight [k, in, size] and bias [k, size] with values divided by ratio [k]."""
         ...
 
 
@@ -49,7 +49,7 @@ class Categorical:
     """A distribution over atoms, trained by cross-entropy (Bellemare, Dabney, Munos 2017, C51)."""
 
     def __init__(self, atoms: Tensor) -> None:
-        """Take the atoms' values [atoms], ascending and evenly spaced."""
+        """Use atoms of these values [atoms], ascending and evenly spaced."""
         self.atoms = atoms
 
     def target(
@@ -60,7 +60,7 @@ class Categorical:
         if len(probabilities) == 1:
             probabilities_tp1 = probabilities[0]
         else:
-            _, probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
+            probabilities_tp1 = losses.most_pessimistic(probabilities @ self.atoms, probabilities)
         return losses.soft_target(probabilities_tp1, reward, terminated, discount, entropy_bonus_tp1, self.atoms)
 
     def loss(self, outputs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class Categorical:
 
     def rescale(self, weight: Tensor, bias: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor]:
         """See `ValueKind`."""
-        # A stretched logit is an average of others minus a constant, which belongs in the bias only.
+        # A stretched logit is a weighted mean of logits minus a constant. The constant belongs in the bias only.
         constant = losses.stretch_logits(torch.zeros_like(bias), ratio, self.atoms)
         stretched = losses.stretch_logits(weight, ratio.unsqueeze(-1), self.atoms) - constant.unsqueeze(1)
         return stretched, losses.stretch_logits(bias, ratio, self.atoms)

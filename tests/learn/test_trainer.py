@@ -17,7 +17,7 @@ from mtray.data.rows import NEXT_BITS, STEPS_SHIFT
 from mtray.data.specs import TaskSpec
 from mtray.errors import RunError
 from mtray.learn import losses
-from mtray.learn.execution.recorded import matmul_precision
+from mtray.learn.execution.runner import matmul_precision
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import load
@@ -566,7 +566,7 @@ def test_recorded_updates_are_those_made_kernel_by_kernel(tasks, weighted, chang
         batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     kept = [batch.observation.clone() for batch in batches]
     plain, fixed = (after(tasks, batches, graphs=graphs, **changes) for graphs in (False, True))
-    assert fixed.algorithm._runner._recorded._critic._recording is not None
+    assert fixed._runner._recorded._critic._recording is not None
     assert torch.equal(numbers(plain), numbers(fixed))
     assert plain.metrics() == fixed.metrics()
     assert all(torch.equal(batch.observation, known) for batch, known in zip(batches, kept, strict=True))

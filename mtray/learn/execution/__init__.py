@@ -1,1 +1,1 @@
-"""How an update runs: recorded and replayed, with how many threads, and how it fails."""
+"""Execution of updates: recording and replay, number of threads, failures."""
