@@ -62,7 +62,7 @@ class Machine:
             now = self.took[-1]
             spent += self.seconds[now]
             shares[now] += self.seconds[now]
-            self.threads.spent(self.seconds[now])
+            self.threads.add(self.seconds[now])
             made += 1
         return shares, made
 

@@ -98,7 +98,7 @@ class Learner:
             batch = self._next()
             started = time.perf_counter()
             learner.update(batch)
-            self._threads.spent(time.perf_counter() - started)
+            self._threads.add(time.perf_counter() - started)
             made += 1
         weights = learner.weights()
         if self._deterministic:

@@ -1,18 +1,18 @@
-"""Recorded kernels of a function on the CPU, replayed like a CUDA graph on a GPU.
+"""Recorded CPU kernels of a function, replayed like a CUDA graph on a GPU.
 
-Most kernels of an update on small networks take less time than the Python and autograd code around them. A function
-runs once while every kernel is recorded with the memory it reads and writes; a replay calls the kernels in order with
-the same memory, without views, autograd's graph and allocations. The results are the same bit for bit.
+Most kernels of an update of small networks take less time than the Python and autograd code around them. The function
+runs once, and every kernel is recorded with the memory that it reads and writes. A replay calls the kernels in order
+with the same memory, without creating views, autograd graphs or tensors. The results are equal bit for bit.
 
-Only operations that torch dispatches are recorded. The function may read and write tensors at fixed addresses only: no
-Python numbers that change, no other library, no compiled code.
+Only operations that torch dispatches are recorded: the function may use no other library and no compiled code. It may
+read and write tensors at fixed addresses only, and no Python number in it may change between calls.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,27 +23,25 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 _aten = torch.ops.aten
 
-
-# Arguments of operations that make a tensor; memory that exists has them already.
+# Arguments that describe a new tensor; variants that write into existing memory lack them.
 _OPTIONS = {"dtype", "layout", "device", "pin_memory"}
 
-
-# Operations that copy; their variants that write into given memory copy twice.
+# Operations replaced by ``copy_``: their variants that write into existing memory copy twice.
 _COPIES = {_aten._to_copy.default, _aten.clone.default}
 
-
+# Operations without a kernel.
 _EMPTY = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default, _aten.empty_strided.default}
 
 
 @dataclass
 class _Memory:
-    """Memory of tensors.
+    """Memory of one or more tensors.
 
     Attributes:
-        storage: None until placement for memory allocated inside the function.
-        reference: weak, tells whether a tensor outside still uses the memory.
-        bytes: its size.
-        first, last: steps between which it is used.
+        storage: None, until `_Recorder.allocate`, if the function allocated the memory.
+        reference: weak reference, which has expired once no tensor uses the memory.
+        bytes: size.
+        first, last: indices of the first and the last step that use it.
     """
 
     storage: torch.UntypedStorage | None
@@ -69,43 +67,37 @@ class _View:
         return empty.set_(self.memory.storage, self.offset, self.size, self.stride)
 
 
-@dataclass
-class _Step:
-    """A call of a kernel, with views in place of tensors."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-
 @functools.cache
-def _writing_variant(function: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]] | None:
-    """Return the variant that writes into given memory, if any, and the names of its arguments and results."""
+def _out_variant(function: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """Return an operation's variant that writes into existing memory (None if it has none), its inputs and outputs."""
     types = {argument.name: str(argument.type) for argument in function._schema.arguments}
-    without = {name: kind for name, kind in types.items() if name not in _OPTIONS}
+    without_options = {name: kind for name, kind in types.items() if name not in _OPTIONS}
     for name in function.overloadpacket.overloads():
         variant = getattr(function.overloadpacket, name)
-        given = {argument.name: str(argument.type) for argument in variant._schema.arguments if not argument.is_out}
-        written = tuple(argument.name for argument in variant._schema.arguments if argument.is_out)
-        if written and given in (types, without):
-            return variant, tuple(given), written
-    return None
+        inputs = {argument.name: str(argument.type) for argument in variant._schema.arguments if not argument.is_out}
+        outputs = tuple(argument.name for argument in variant._schema.arguments if argument.is_out)
+        if outputs and inputs in (types, without_options):
+            return variant, tuple(inputs), outputs
+    return None, (), ()
 
 
-def _copy_all(function: Callable[..., Any], args: Sequence[Any], kwargs: Any, out: Sequence[Tensor | None]) -> None:
-    """Call, and copy the results that have a target."""
-    results = function(*args, **kwargs)
-    for result, target in zip(results if isinstance(results, (tuple, list)) else [results], out, strict=True):
+def _copy_results(function: Callable[..., Any], args: Sequence[Any], kwargs: Any, out: Sequence[Tensor | None]) -> None:
+    """Call a function without such a variant, and copy its results."""
+    for result, target in zip(_as_list(function(*args, **kwargs)), out, strict=True):
         if target is not None:
             target.copy_(result)
 
 
+def _as_list(results: Any) -> list[Any]:
+    return list(results) if isinstance(results, (tuple, list)) else [results]
+
+
 class _Recorder(TorchDispatchMode):
-    """Records every kernel that is called."""
+    """Records every kernel that is called, as steps that have views in place of tensors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[_Step] = []
+        self.steps: list[functools.partial[Any]] = []
         self.memory: dict[int, _Memory] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -113,82 +105,84 @@ class _Recorder(TorchDispatchMode):
         results = function(*args, **kwargs)
         if function is _aten._local_scalar_dense.default:
             raise NotImplementedError("a number that Python reads can't be recorded")
-        read = {self._of(tensor) for tensor in _tensors((args, kwargs))}
-        written = _tensors(results)
-        fresh = [tensor for tensor in written if tensor.untyped_storage()._cdata not in read]
-        if not function._schema.is_mutable and not fresh:
+        read = {self._use(tensor) for tensor in _tensors((args, kwargs))}
+        returned = _tensors(results)
+        new = [tensor for tensor in returned if tensor.untyped_storage()._cdata not in read]
+        if not function._schema.is_mutable and not new:
             return results  # A view: no kernel.
         args, kwargs = self._views((args, kwargs))
         if function._schema.is_mutable:
-            assert not fresh, f"{function} both writes into its arguments and makes new ones"
-            self.steps.append(_Step(function, args, kwargs))
+            assert not new, f"{function} writes into its arguments and returns new tensors too"
+            self.steps.append(functools.partial(function, *args, **kwargs))
             return results
-        assert len(fresh) == len(written), f"some results of {function} lie in its arguments' memory, others do not"
-        for tensor in fresh:
-            self._of(tensor, fresh=True)
-        self._write(function, args, kwargs, self._views(results))
+        assert len(new) == len(returned), f"{function} returns new tensors and views of its arguments"
+        for tensor in new:
+            self._use(tensor, is_new=True)
+        self._record_results(function, args, kwargs, self._views(results))
         return results
 
-    def _write(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
+    def _record_results(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
+        """Record a kernel that writes its results into the memory of these views."""
         if function in _EMPTY:
             return
         if function in _COPIES:
-            self.steps.append(_Step(_aten.copy_.default, (results, args[0])))
+            self.steps.append(functools.partial(_aten.copy_.default, results, args[0]))
             return
-        listed = list(results) if isinstance(results, (tuple, list)) else [results]
-        found = _writing_variant(function)
-        if found is None or len(found[2]) != len(listed) or any(result is None for result in listed):
-            self.steps.append(_Step(_copy_all, (function, args, kwargs, listed)))
+        views = _as_list(results)
+        variant, inputs, outputs = _out_variant(function)
+        if len(outputs) != len(views) or any(view is None for view in views):
+            self.steps.append(functools.partial(_copy_results, function, args, kwargs, views))
             return
-        variant, given, names = found
-        kwargs = {name: value for name, value in kwargs.items() if name in given}
-        self.steps.append(_Step(variant, args, {**kwargs, **dict(zip(names, listed, strict=True))}))
+        kwargs = {name: value for name, value in kwargs.items() if name in inputs}
+        self.steps.append(functools.partial(variant, *args, **kwargs, **dict(zip(outputs, views, strict=True))))
 
-    def _of(self, tensor: Tensor, *, fresh: bool = False) -> int:
-        """Return the key of a tensor's memory, and mark it as used at the next step."""
-        storage, now = tensor.untyped_storage(), len(self.steps)
+    def _use(self, tensor: Tensor, *, is_new: bool = False) -> int:
+        """Return the key of a tensor's memory, and mark it as used by the next step."""
+        storage, step = tensor.untyped_storage(), len(self.steps)
         key: int = storage._cdata
-        if fresh or key not in self.memory:
-            # A weak reference keeps the key from being given to another storage.
+        if is_new or key not in self.memory:
+            # The weak reference keeps another storage from getting the same key.
             reference = StorageWeakRef(storage)
-            self.memory[key] = _Memory(None if fresh else storage, reference, storage.nbytes(), now, now)
-        self.memory[key].last = now
+            self.memory[key] = _Memory(None if is_new else storage, reference, storage.nbytes(), step, step)
+        self.memory[key].last = step
         return key
 
     def _views(self, tree: Any) -> Any:
         def view(tensor: Tensor) -> _View:
-            memory = self.memory[self._of(tensor)]
+            memory = self.memory[self._use(tensor)]
             return _View(memory, tensor.dtype, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride())
 
         return tree_map_only(Tensor, view, tree)
 
-    def place(self) -> None:
-        """Allocate storage for memory that was freed while recording; memory of disjoint steps shares one."""
-        waiting = sorted((memory for memory in self.memory.values() if memory.storage is None), key=lambda m: m.first)
+    def allocate(self) -> None:
+        """Allocate storage for memory that was freed while recording; memory used by disjoint steps shares one."""
+        unallocated = sorted(
+            (memory for memory in self.memory.values() if memory.storage is None), key=lambda m: m.first
+        )
         free: dict[int, list[torch.UntypedStorage]] = {}
-        used: list[_Memory] = []
-        for memory in waiting:
+        in_use: list[_Memory] = []
+        for memory in unallocated:
             if not memory.reference.expired():
                 # A tensor outside still uses it.
                 memory.storage = torch.UntypedStorage._new_with_weak_ptr(memory.reference.cdata)
                 continue
-            for other in [other for other in used if other.last < memory.first]:
-                used.remove(other)
+            for other in [other for other in in_use if other.last < memory.first]:
+                in_use.remove(other)
                 assert other.storage is not None
                 free.setdefault(other.bytes, []).append(other.storage)
-            same = free.get(memory.bytes)
-            memory.storage = same.pop() if same else torch.UntypedStorage(memory.bytes)
-            used.append(memory)
+            reusable = free.get(memory.bytes)
+            memory.storage = reusable.pop() if reusable else torch.UntypedStorage(memory.bytes)
+            in_use.append(memory)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _bound(step: _Step) -> Callable[[], Any]:
-    args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.kwargs))
-    function = step.function
-    return functools.partial(getattr(function, "_op", function), *args, **kwargs)
+def _with_tensors(step: functools.partial[Any]) -> Callable[[], Any]:
+    args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.keywords))
+    # The C++ function of an operation, without the checks of its Python wrapper.
+    return functools.partial(getattr(step.func, "_op", step.func), *args, **kwargs)
 
 
 class Tape:
@@ -198,12 +192,12 @@ class Tape:
         """Run the function once and record it.
 
         Raises:
-            NotImplementedError: it reads a number back into Python, which can't be recorded.
+            NotImplementedError: the function reads a number back into Python, which can't be recorded.
         """
         with _Recorder() as recorder:
             function()
-        recorder.place()
-        self._calls = [_bound(step) for step in recorder.steps]
+        recorder.allocate()
+        self._calls = [_with_tensors(step) for step in recorder.steps]
 
     def replay(self) -> None:
         """Run the kernels again."""
