@@ -1,4 +1,4 @@
-"""The mathematics of learning against numbers worked by hand, torch's own distributions, and what must hold for any."""
+"""Losses against numbers worked by hand, torch's distributions, autograd, and properties of any input."""
 
 import math
 
@@ -26,7 +26,7 @@ def atoms_of(number, limit):
 # The critic's target
 
 
-def test_the_plain_projection_shares_each_value_between_its_neighbours():
+def test_oracle_projection_splits_each_value_between_its_neighbours():
     atoms = torch.tensor([-1.0, 0.0, 1.0])
     # -1.5 is clipped to -1. 0.25: three quarters to 0, one to 1. 0.5: halves.
     found = oracles.project(torch.tensor([0.2, 0.5, 0.3]), torch.tensor([-1.5, 0.25, 0.5]), atoms)
@@ -61,7 +61,7 @@ def test_target_is_the_projection_of_the_moved_atoms(drawn):
     assert_close((found * atoms).sum(-1), mean, rtol=0, atol=1e-5 * limit)
 
 
-def test_target_of_atoms_that_do_not_move_is_what_they_had():
+def test_target_without_reward_and_discount_equals_the_distribution():
     atoms = atoms_of(101, 10.0)
     probabilities = torch.softmax(torch.arange(101) / 30.0, 0)
     zero = torch.tensor(0.0)
@@ -69,7 +69,7 @@ def test_target_of_atoms_that_do_not_move_is_what_they_had():
     assert_close(found, probabilities, rtol=0, atol=1e-6)
 
 
-def test_target_of_a_reward_that_is_not_a_number_is_none():
+def test_target_of_a_nan_reward_has_nan():
     assert target(terminated=False, reward=math.nan).isnan().any()
 
 
@@ -84,12 +84,12 @@ def target(terminated, reward=0.5, discount=0.5, bonus=0.5):
     )
 
 
-def test_value_goes_on_where_the_episode_did_or_was_truncated():
+def test_target_is_bootstrapped_unless_the_episode_terminated():
     # 0.5 + 0.5 (0 + 0.5) = 0.75 and 0.5 + 0.5 (1 + 0.5) = 1.25, each with half of the mass.
     close(target(terminated=False), [0.0, 0.0, 0.125, 0.75, 0.125])
 
 
-def test_reward_alone_counts_where_the_episode_terminated():
+def test_target_of_a_terminated_episode_is_the_reward():
     close(target(terminated=True), [0.0, 0.0, 0.5, 0.5, 0.0])
 
 
@@ -98,7 +98,7 @@ def test_negative_entropy_bonus_lowers_the_target():
     close(target(terminated=False, reward=-1.0, discount=1.0, bonus=-0.5), [0.25, 0.5, 0.25, 0.0, 0.0])
 
 
-def test_each_task_and_row_has_its_own_reward_end_and_discount():
+def test_target_uses_each_tasks_and_rows_reward_termination_and_discount():
     probabilities = torch.zeros(2, 2, 5)
     probabilities[..., 4] = 1.0
     found = losses.soft_target(
@@ -119,7 +119,7 @@ def test_cross_entropy_of_worked_numbers():
     close(oracles.cross_entropy(logits, torch.tensor([[0.5, 0.5], [1.0, 0.0]])), [0.8369882, 0.6931472])
 
 
-def test_cross_entropy_has_no_gradient_at_its_target():
+def test_cross_entropy_has_zero_gradient_at_its_target():
     logits = torch.tensor([0.3, -1.0, 2.0], requires_grad=True)
     oracles.cross_entropy(logits, logits.detach().softmax(-1)).backward()
     close(logits.grad, [0.0, 0.0, 0.0])
@@ -139,7 +139,7 @@ def sample(mean, log_std, noise, mask):
     return losses.tanh_gaussian_sample(*(torch.tensor(value) for value in (mean, log_std, noise, mask)))
 
 
-def test_squashed_sample_of_the_standard_normals_middle():
+def test_squashed_sample_of_the_standard_normals_mean():
     action, log_density = sample([0.0], [0.0], [0.0], [1.0])
     close(action, [0.0])
     close(log_density, -0.9189385)
@@ -152,7 +152,7 @@ def test_squashed_sample_of_worked_numbers():
     close(log_density, 0.9206887)
 
 
-def test_squashed_sample_is_torchs_transformed_distribution():
+def test_squashed_sample_equals_torchs_transformed_distribution():
     generator = torch.Generator().manual_seed(0)
     mean, noise = (torch.randn(3, 7, 4, generator=generator) for _ in range(2))
     log_std = torch.rand(3, 7, 4, generator=generator) * 3 - 2.5
@@ -161,7 +161,7 @@ def test_squashed_sample_is_torchs_transformed_distribution():
     base = TransformedDistribution(Normal(torch.zeros_like(mean), 1.0), [AffineTransform(mean, log_std.exp())])
     oracle = TransformedDistribution(base, [TanhTransform(cache_size=1)])
     assert_close(action, torch.tanh(pre_tanh), rtol=0, atol=1e-6)
-    # In double, from the value before the tanh: inverting a saturated tanh is what the stable form avoids.
+    # In double precision, from the value before the tanh: torch's own form inverts a saturated tanh.
     double = pre_tanh.double()
     exact = Independent(Normal(mean.double(), log_std.double().exp()), 1).log_prob(double)
     exact = exact - torch.log1p(-torch.tanh(double).square()).sum(-1)
@@ -182,7 +182,7 @@ def test_density_of_a_saturated_action_is_finite_and_has_a_gradient():
     close(mean.grad, [2.0, -2.0])
 
 
-def test_padded_dimension_is_zero_and_has_no_share_in_the_density():
+def test_padded_dimension_is_zero_and_does_not_change_the_density():
     action, log_density = sample([0.3, 5.0], [0.1, 1.0], [0.7, -2.0], [1.0, 0.0])
     alone, density_alone = sample([0.3], [0.1], [0.7], [1.0])
     assert action.tolist() == [alone.item(), 0.0]
@@ -200,18 +200,18 @@ def test_temperature_gradient_of_worked_numbers():
     close(found, [-1.0, 6.0])
 
 
-def all_at(value, atoms):
-    """The target of an episode that terminated with this reward."""
+def terminal_target(value, atoms):
+    """Return the target of an episode that terminated with this reward."""
     reward, ended, zero = torch.tensor(value), torch.tensor(True), torch.tensor(0.0)
     return losses.soft_target(torch.eye(1, atoms.numel())[0], reward, ended, zero, zero, atoms)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(2, 200), st.floats(0.1, 100.0), st.floats(-300.0, 300.0))
-def test_projected_probability_is_never_negative(atoms, limit, value):
-    assert (all_at(value, atoms_of(atoms, limit)) >= 0).all()
+def test_projected_probabilities_are_never_negative(atoms, limit, value):
+    assert (terminal_target(value, atoms_of(atoms, limit)) >= 0).all()
     # This pair of limit and clipped value rounds above the last atom.
-    assert (all_at(20.0, atoms_of(101, 13.25)) >= 0).all()
+    assert (terminal_target(20.0, atoms_of(101, 13.25)) >= 0).all()
 
 
 # Gradients in closed form
@@ -231,7 +231,7 @@ def test_expected_value_and_its_gradient_by_hand():
     close(gradient, [-0.75, 0.75])
 
 
-def test_closed_gradients_are_those_of_autograd():
+def test_closed_form_gradients_equal_those_of_autograd():
     torch.manual_seed(0)
     logits = torch.randn(3, 4, 5, requires_grad=True)
     target = torch.softmax(torch.randn(3, 4, 5), -1)
@@ -243,11 +243,11 @@ def test_closed_gradients_are_those_of_autograd():
         assert_close(closed[1], torch.autograd.grad(plain.sum(), logits)[0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_temperatures_gradient_is_that_of_its_loss():
+def test_temperature_gradient_equals_that_of_its_loss():
     log_temperature = torch.tensor([0.1, -2.0], requires_grad=True)
-    log_density, wanted = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([-1.0, -0.5])
-    loss = oracles.temperature_loss(log_temperature, log_density, wanted).sum()
-    found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), wanted)
+    log_density, target_entropy = torch.tensor([[1.0, 2.0], [-3.0, 0.5]]), torch.tensor([-1.0, -0.5])
+    loss = oracles.temperature_loss(log_temperature, log_density, target_entropy).sum()
+    found = losses.temperature_gradient(log_temperature.detach(), -log_density.mean(-1), target_entropy)
     assert_close(found, torch.autograd.grad(loss, log_temperature)[0])
 
 
@@ -261,9 +261,9 @@ def test_most_pessimistic_takes_each_row_from_the_critic_of_least_value():
 def test_stretched_logits_by_hand():
     atoms = atoms_of(5, 2.0)
     logits = torch.tensor([1.0, 3.0, 2.0, 0.0, -4.0])
-    # Halved values: atom 1 has what 2 had, atom 2 and on what lay beyond the old end, one less per atom.
+    # Halved values: atom 1 gets the logit of 2; beyond the old support logits fall by one per atom.
     close(losses.stretch_logits(logits, torch.tensor(2.0), atoms), [1.0 - 2.0, 1.0, 2.0, -4.0, -4.0 - 2.0])
-    # Doubled values: atom 1 has what 0.5 had.
+    # Doubled values: atom 1 gets the logit of 0.5.
     close(losses.stretch_logits(logits, torch.tensor(0.5), atoms), [3.0, 2.5, 2.0, 1.0, 0.0])
     close(losses.stretch_logits(logits, torch.tensor(1.0), atoms), logits.tolist())
 

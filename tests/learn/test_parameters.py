@@ -1,4 +1,4 @@
-"""AdamW with its state allocated: torch's own, plain, is the oracle."""
+"""`make_adamw` against torch's AdamW."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def state_of(optimiser):
 
 
 @pytest.mark.parametrize(("decay", "betas"), [(0.1, (0.9, 0.999)), (0.0, (0.5, 0.99))])
-def test_it_steps_as_torchs_does_and_continues_where_it_was(decay, betas):
+def test_steps_equal_torchs_before_and_after_loading_moments(decay, betas):
     torch.manual_seed(0)
     expected = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     tensors = [parameter.detach().clone() for parameter in expected]
@@ -22,7 +22,7 @@ def test_it_steps_as_torchs_does_and_continues_where_it_was(decay, betas):
     for number in range(6):
         if number == 3:
             saved = optimiser.state_dict()
-            # The saved learning rate is another run's.
+            # Only the moments are loaded, not the learning rate.
             saved["param_groups"][0]["lr"] = 99.0
             optimiser = make_adamw(tensors, 0.01, weight_decay=decay, betas=betas)
             load_moments(optimiser, saved)
@@ -35,7 +35,7 @@ def test_it_steps_as_torchs_does_and_continues_where_it_was(decay, betas):
         assert torch.equal(one, other)
 
 
-def test_its_state_lies_where_it_does_from_the_start():
+def test_state_keeps_its_addresses():
     tensors = [torch.ones(3)]
     optimiser = make_adamw(tensors, 0.1)
     before = [part.data_ptr() for part in optimiser.state[tensors[0]].values()]
@@ -44,7 +44,7 @@ def test_its_state_lies_where_it_does_from_the_start():
     assert [part.data_ptr() for part in optimiser.state[tensors[0]].values()] == before
 
 
-def test_steps_that_are_skipped_leave_everything_as_it_is():
+def test_skipped_steps_change_nothing():
     tensors, skip = [torch.ones(3)], torch.zeros(())
     optimiser = make_adamw(tensors, 0.1, weight_decay=0.1, skip=skip)
     step(optimiser, tensors, [torch.ones(3)])

@@ -1,3 +1,5 @@
+"""Recorded functions against the same functions called again."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,24 +8,21 @@ from hypothesis import strategies as st
 from mtray.learn.execution.tape import Tape
 
 
-def twice(make):
-    """A function recorded and replayed, and the same called twice: what is left in its tensors."""
-    recorded, called = make(), make()
-    tape = Tape(recorded[0])
-    tape.replay()
-    called[0]()
-    called[0]()
-    return recorded[1:], called[1:]
-
-
 def assert_same(make):
-    recorded, called = twice(make)
-    for mine, theirs in zip(recorded, called, strict=True):
-        assert torch.equal(mine, theirs)
-        assert mine.dtype == theirs.dtype
+    """Check that recording and replaying a function changes its tensors as two calls do.
+
+    ``make`` returns a new function and its tensors.
+    """
+    (recorded_function, *recorded), (called_function, *called) = make(), make()
+    Tape(recorded_function).replay()
+    called_function()
+    called_function()
+    for actual, expected in zip(recorded, called, strict=True):
+        assert torch.equal(actual, expected)
+        assert actual.dtype == expected.dtype
 
 
-def test_it_replays_what_autograd_and_an_optimiser_do():
+def test_autograd_and_in_place_steps_are_replayed():
     def make():
         torch.manual_seed(0)
         inputs, weight, bias = torch.randn(8, 5), torch.randn(5, 7, requires_grad=True), torch.randn(7)
@@ -42,7 +41,7 @@ def test_it_replays_what_autograd_and_an_optimiser_do():
     assert_same(make)
 
 
-def test_it_replays_copies_casts_and_constants():
+def test_copies_casts_and_constants_are_replayed():
     def make():
         state = torch.arange(6.0).view(2, 3)
 
@@ -56,7 +55,7 @@ def test_it_replays_copies_casts_and_constants():
     assert_same(make)
 
 
-def test_random_numbers_go_on_where_they_were():
+def test_random_numbers_continue():
     def make():
         generator, state = torch.Generator().manual_seed(1), torch.zeros(4)
 
@@ -68,13 +67,13 @@ def test_random_numbers_go_on_where_they_were():
     assert_same(make)
 
 
-def test_a_result_that_somebody_keeps_is_written_again():
+def test_a_result_used_outside_is_updated_and_keeps_its_memory():
     state, kept = torch.zeros(3), {}
 
     def function():
         state.add_(1)
         kept["square"] = state * state
-        # The same size, freed at once: it may not be laid over what is kept.
+        # A temporary of the same size must not get the memory of the kept result.
         (state + 5).sum()
 
     tape = Tape(function)
@@ -83,7 +82,7 @@ def test_a_result_that_somebody_keeps_is_written_again():
         assert kept["square"].tolist() == [count**2] * 3
 
 
-def test_a_number_that_python_reads_is_refused():
+def test_reading_a_number_into_python_is_an_error():
     state = torch.ones(())
     with pytest.raises(NotImplementedError, match="can't be recorded"):
         Tape(lambda: state.item())
@@ -91,8 +90,7 @@ def test_a_number_that_python_reads_is_refused():
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
-def test_memory_that_is_used_again_is_free(program):
-    """Whatever is computed from whatever, each value is what it would be in memory of its own."""
+def test_memory_is_reused_only_once_it_is_free(program):
     kinds = [torch.add, torch.mul, torch.sub, torch.maximum, lambda a, b: a.t() @ b, lambda a, b: a[:1] + b]
 
     def make():

@@ -1,4 +1,4 @@
-"""How a learner's process is set up: its threads, and that freed tensors are not taken from the system anew."""
+"""Set-up of a learner's process: threads, denormal numbers, freed memory."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ print((faults[-1] - faults[9]) // 10)
 
 
 def faults(how: str) -> int:
-    """Page faults of each of the last ten rounds."""
+    """Return the page faults per round of the last ten rounds."""
     command = [sys.executable, "-c", PROGRAM, how]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -41,70 +41,69 @@ print(bool((small * 1e-10).any()))
 """
 
 
-def test_updates_do_not_compute_with_denormal_numbers():
+def test_denormal_numbers_are_flushed_to_zero():
     command = [sys.executable, "-c", DENORMAL]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     assert found == ["True", "False"]
 
 
 class Machine:
-    """Updates whose time depends on the threads they take; tells which they took."""
+    """Updates whose time in seconds depends on the number of threads."""
 
-    def __init__(self, counts, **seconds):
-        self.seconds = {int(name[1:]): value for name, value in seconds.items()}
-        self.took = []
-        self.threads = Threads(counts, self.took.append)
+    def __init__(self, seconds):
+        self.seconds = seconds
+        self.counts = []
+        self.threads = Threads(list(seconds), self.counts.append)
 
-    def run(self, seconds):
-        """For about so long; how much of it each count had, and how many updates were made."""
-        shares, made, spent = dict.fromkeys(self.seconds, 0.0), 0, 0.0
-        while spent < seconds:
-            now = self.took[-1]
-            spent += self.seconds[now]
-            shares[now] += self.seconds[now]
-            self.threads.add(self.seconds[now])
-            made += 1
-        return shares, made
+    def run(self, duration):
+        """Make updates for a duration; return the seconds with each number of threads, and the number of updates."""
+        seconds, updates = dict.fromkeys(self.seconds, 0.0), 0
+        while sum(seconds.values()) < duration:
+            count = self.counts[-1]
+            seconds[count] += self.seconds[count]
+            self.threads.add(self.seconds[count])
+            updates += 1
+        return seconds, updates
 
 
 @pytest.mark.parametrize(("one", "two", "best"), [(0.02, 0.015, 2), (0.02, 0.06, 1), (0.02, 1.0, 1)])
-def test_updates_take_the_threads_that_make_them_quickest(one, two, best):
-    machine = Machine([1, 2], n1=one, n2=two)
-    assert machine.took == [1]
-    shares, made = machine.run(300)
+def test_the_fastest_number_of_threads_is_used(one, two, best):
+    machine = Machine({1: one, 2: two})
+    assert machine.counts == [1]
+    seconds, updates = machine.run(300)
     assert machine.threads.count == best
-    # Trials are all that the others take; those of updates of a second take a second.
-    assert shares[best] > (0.9 if two == 1.0 else 0.97) * 300
-    assert made > 0.9 * 300 / min(one, two)
+    # The other number is used in trials only. A trial has one update at least, which may take a second.
+    assert seconds[best] > (0.9 if two == 1.0 else 0.97) * 300
+    assert updates > 0.9 * 300 / min(one, two)
 
 
-def test_threads_are_tried_anew_once_they_are_slower():
-    machine = Machine([1, 2], n1=0.02, n2=0.015)
+def test_trials_are_repeated_after_a_slowdown_and_from_time_to_time():
+    machine = Machine({1: 0.02, 2: 0.015})
     machine.run(5)
-    assert machine.took[-1] == 2
+    assert machine.counts[-1] == 2
     machine.seconds = {1: 0.022, 2: 0.06}
     machine.run(2)
-    assert machine.took[-1] == 1
-    # One thread is as quick as it was, so that two are found to be quicker again only when all are tried anyway.
+    assert machine.counts[-1] == 1
+    # One thread has not become slower, so two are tried again only after the fixed time.
     machine.seconds = {1: 0.02, 2: 0.015}
     machine.run(35)
-    assert machine.took[-1] == 2
+    assert machine.counts[-1] == 2
 
 
-def test_one_trial_that_is_disturbed_decides_nothing():
-    machine = Machine([1, 2], n1=0.02, n2=0.015)
+def test_one_slow_trial_does_not_decide():
+    machine = Machine({1: 0.02, 2: 0.015})
     machine.run(0.27)
     machine.seconds[2] = 0.1
     machine.run(0.3)
     machine.seconds[2] = 0.015
     machine.run(1)
-    assert machine.took == [1, 2, 1, 2, 2]
+    assert machine.counts == [1, 2, 1, 2, 2]
 
 
-def test_a_count_that_is_given_is_kept():
-    machine = Machine([3], n3=5.0)
+def test_a_single_number_is_kept():
+    machine = Machine({3: 5.0})
     machine.run(300)
-    assert machine.took == [3]
+    assert machine.counts == [3]
 
 
 def test_freed_memory_is_kept():

@@ -1,4 +1,4 @@
-"""What outputs of a critic say, by hand and by autograd."""
+"""Encodings of values in a critic's outputs, against numbers worked by hand and autograd."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def outputs_of(kind, *shape, seed=0):
 
 
 def test_scalar_target_by_hand():
-    # Two critics, one task, three rows; the lower of both counts, and nothing where the episode terminated.
+    # Two critics, one task, three rows. The lower value is used, and none where the episode terminated.
     outputs = torch.tensor([[[3.0, -1.0, 5.0]], [[2.0, 4.0, 7.0]]]).unsqueeze(-1)
     target = Scalar().target(
         outputs,
@@ -30,7 +30,7 @@ def test_scalar_target_by_hand():
 
 
 def test_categorical_target_by_hand():
-    # Certain of 2 and of -2; the second critic is the more pessimistic in row one.
+    # All probability on 2, -2 or 0. In the first row the second critic has the lower value.
     certain = torch.tensor([[-99.0, -99.0, 99.0], [99.0, -99.0, -99.0], [-99.0, 99.0, -99.0]])
     outputs = torch.stack([certain[[0, 1]], certain[[2, 0]]]).unsqueeze(1)
     target = Categorical(ATOMS).target(
@@ -45,7 +45,7 @@ def test_categorical_target_by_hand():
 
 
 @KINDS
-def test_gradients_are_those_of_autograd(kind):
+def test_gradients_equal_those_of_autograd(kind):
     outputs = outputs_of(kind, 2, 3, 4).requires_grad_()
     target = outputs_of(kind, 3, 4, seed=1)
     if isinstance(kind, Categorical):
@@ -62,7 +62,7 @@ def test_gradients_are_those_of_autograd(kind):
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), outputs)[0])
 
 
-def test_a_scalar_head_says_the_same_values_divided_by_the_ratio():
+def test_rescaling_a_scalar_head_divides_its_values_by_the_ratio():
     weight, bias, inputs = torch.randn(2, 5, 1), torch.randn(2, 1), torch.randn(2, 7, 5)
     ratio = torch.tensor([0.5, 3.0])
     new_weight, new_bias = Scalar().rescale(weight, bias, ratio)
