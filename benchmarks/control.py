@@ -35,7 +35,7 @@ class Driven:
     def __init__(self, collectors: int, partitioned: bool) -> None:
         """Start all collectors; ``partitioned``: each steps another task, so that none may run ahead."""
         places = [
-            Place(rollout_frames=FRAMES, tasks=frozenset({str(index)}) if partitioned else TASKS)
+            Place(task_frames={str(index): FRAMES} if partitioned else dict.fromkeys(TASKS, FRAMES // len(TASKS)))
             for index in range(collectors)
         ]
         pacing = Pacing(

@@ -173,3 +173,53 @@ def test_a_run_resumes_from_an_older_checkpoint_from_a_damaged_newest_one_and_in
         assert run.wait() == 0, run.output
     assert f"skipped a checkpoint: {newest}/learner.pt can't be read" in run.output
     assert 5000 <= summary_of(run_dir)["frames"] < 5000 + 256
+
+
+FRAGILE = (
+    "from mtray.testing import CountingEnv\n"
+    "class Fragile(CountingEnv):\n"
+    "    steps = 0\n"
+    "    def _step(self, data):\n"
+    "        self.steps += 1\n"
+    "        if self.steps == 400:\n"
+    "            raise ValueError('the arm hit the table')\n"
+    "        return super()._step(data)\n"
+    "def maker(num_envs, seed):\n"
+    "    return Fragile(num_envs, truncate_after=10)\n"
+)
+FRAGILE_SETTINGS = (
+    *("--workers", 1, "--envs-per-task", 2, "--host", "inline", "--learner.warmup-steps", 50),
+    *("--learner.updates-per-step", 0.1, "--learner.batch-rows", 32, "--run.log-seconds", 0.5),
+)
+
+
+@pytest.mark.parametrize("flags", [(), ("reacher-easy", "--on-task-failure", "abort")], ids=["alone", "abort"])
+def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_path, flags):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    run_dir = tmp_path / "a"
+    arguments = ("--tasks", "fragile:maker", *flags, *FRAGILE_SETTINGS, "--run-dir", run_dir)
+    with Run(*arguments, cwd=tmp_path) as run:
+        assert run.wait() == 1, run.output
+        assert run.all_gone(), run.alive()
+    assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
+    # Four processes, each of about 400 steps of two copies.
+    assert saved_of(run_dir).frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
+    assert len(events_of(run_dir, "death")) == 3
+
+
+def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_other(tmp_path):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    run_dir = tmp_path / "a"
+    arguments = ("--tasks", "fragile:maker", "reacher-easy", *FRAGILE_SETTINGS, "--total-frames", 15_000)
+    with Run(*arguments, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 1, run.output
+        assert run.all_gone(), run.alive()
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith("error: finished without maker, which failed: ")
+    assert "ValueError: the arm hit the table" in last
+    assert [event["part"] for event in events_of(run_dir, "set_aside")] == ["maker"]
+    saved, summary = saved_of(run_dir), summary_of(run_dir)
+    assert saved.frames == summary["frames"] >= 15_000
+    # The other one brought the rest, and was learned from to the end.
+    assert summary["tasks"]["maker"]["frames"] < 4 * 2 * 400 < 8000 < summary["tasks"]["reacher-easy"]["frames"]
+    assert summary["updates"] > 0.1 * (summary["tasks"]["reacher-easy"]["frames"] - 4000) / 2

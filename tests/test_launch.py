@@ -324,34 +324,6 @@ def test_a_collector_that_can_not_be_built_ends_the_run_with_its_reason(tmp_path
 
 
 @pytest.mark.cluster
-def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_path):
-    (tmp_path / "fragile.py").write_text(
-        "from mtray.testing import CountingEnv\n"
-        "class Fragile(CountingEnv):\n"
-        "    steps = 0\n"
-        "    def _step(self, data):\n"
-        "        self.steps += 1\n"
-        "        if self.steps == 400:\n"
-        "            raise ValueError('the arm hit the table')\n"
-        "        return super()._step(data)\n"
-        "def maker(num_envs, seed):\n"
-        "    return Fragile(num_envs, truncate_after=10)\n"
-    )
-    arguments = ("--tasks", "fragile:maker", "--workers", 1, "--envs-per-task", 2, "--host", "inline")
-    settings = ("--learner.warmup-steps", 50, "--learner.updates-per-step", 0.1, "--learner.batch-rows", 32)
-    run_dir = tmp_path / "a"
-    with Run(*arguments, *settings, "--run-dir", run_dir, cwd=tmp_path) as run:
-        assert run.wait() == 1, run.output
-        assert run.all_gone(), run.alive()
-    assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
-    saved = checkpoint.read(checkpoint.latest(run_dir))
-    # Four processes, each of about 400 steps of two copies.
-    assert saved.frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
-    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events].count("death") == 3
-
-
-@pytest.mark.cluster
 def test_a_run_resumes_without_saved_rows_and_then_with_them(tmp_path):
     """Counts and statistics are always saved; nothing is learned before the warm-up's rows are held again."""
     run_dir, warmup = tmp_path / "a", 800

@@ -80,20 +80,17 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Sequence[Share]
     """Return the plan that control follows."""
     repeats = {spec.name: spec.action_repeat for spec in specs}
     run = config.run
+    steps = config.collector.rollout_steps
     return Plan(
-        places=[
-            Place(
-                rollout_frames=config.collector.rollout_steps * sum(share[task] * repeats[task] for task in share),
-                tasks=frozenset(share),
-            )
-            for share in shares
-        ],
+        places=[Place(task_frames={task: steps * share[task] * repeats[task] for task in share}) for share in shares],
         total_frames=config.total_frames,
         checkpoint_frames=run.checkpoint_frames,
         checkpoint_seconds=math.inf if config.deterministic else run.checkpoint_seconds,
         frames=saved.frames if saved else 0,
         updates=saved.meta["metrics"]["updates"] if saved else 0,
         task_errors=config.collector.max_restarts,
+        sets_aside=config.on_task_failure == "continue",
+        step_frames=repeats,
         limits=Limits(
             start_seconds=run.start_timeout_seconds,
             call_seconds=run.call_timeout_seconds,

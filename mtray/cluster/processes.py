@@ -81,6 +81,7 @@ class Processes:
         # Memory of the replay's rings, held open here so that it outlives the replay; None if it is on another node.
         self._memory: RingMemory | None = None
         self._made_weights: dict[int, Any] = {}
+        self._aside: set[str] = set()
         self._jobs: queue.SimpleQueue[tuple[Call, Callable[[], Any]] | None] = queue.SimpleQueue()
         # A daemon: one that waits for a disk that hangs must not keep the driver from ending.
         threading.Thread(target=self._work, name="checkpoints", daemon=True).start()
@@ -108,11 +109,15 @@ class Processes:
             gpus = {"num_gpus": 1} if config.device.startswith("cuda") else {}
             return create(Learner, self._specs, config, self._replay, **gpus)
         seeds = seeds_of(config, part, self._begin_frames, len(self._tasks))
-        share = self._shares[part.place]
+        share = {task: copies for task, copies in self._shares[part.place].items() if task not in self._aside}
         return create(Collector, self._source(part), self._tasks, share, config, seeds, self._replay)
 
     def _source(self, part: Part) -> str:
         return f"{self._run_id}/{part.place}.{part.life}"
+
+    def set_aside(self, task: str) -> None:
+        """Have processes that are started from now on not step a task."""
+        self._aside.add(task)
 
     def kill(self, part: Part) -> None:
         """End a part's process, if it is still there."""
@@ -193,7 +198,7 @@ class Processes:
                 ray.get(replay.load.remote(saved.replay if saved else None))
         with contextlib.suppress(OSError):
             self._memory = self._memory or RingMemory.attach(ray.get(replay.memory.remote()))
-        counts, sources = ray.get([replay.count.remote(), replay.sources.remote()])
+        counts, sources = ray.get([replay.count.remote(self._aside), replay.sources.remote()])
         self.restored_frames = counts["frames"]
         stored = {self._part(name): frames for name, frames in sources.items() if name.startswith(f"{self._run_id}/")}
         return Restored(Counts(sum(counts["frames"].values()), counts["is_warm"]), source, stored, has_rows)
@@ -232,6 +237,8 @@ class Processes:
             case Method.TRAIN | Method.STATUS:
                 seconds = float("inf") if self._config.deterministic else self._config.learner.slice_seconds
                 return self._keep_weights(call, actor.train.options(num_returns=2).remote(call.amount, seconds))
+            case Method.COUNT | Method.SNAPSHOT:
+                return getattr(actor, call.method.value).remote(self._aside)
             case Method.FENCE:
                 assert call.of is not None
                 return actor.fence.remote(self._source(call.of))

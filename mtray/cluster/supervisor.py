@@ -28,6 +28,7 @@ from mtray.cluster.control.protocol import (
     Kill,
     Method,
     Restored,
+    SetAside,
     Start,
     Stop,
     Tell,
@@ -164,6 +165,8 @@ class Supervisor:
                     self.processes.start(command.part)
                 case Kill():
                     self.processes.kill(command.part)
+                case SetAside():
+                    self.processes.set_aside(command.task)
                 case Tell():
                     self._tell(command)
                 case End():

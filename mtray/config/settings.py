@@ -271,6 +271,9 @@ class Config:
     """Run directory, new or empty; by default runs/<date and time>."""
     resume: Path | None = None
     """Resume the run of this directory with its settings; other flags override them."""
+    on_task_failure: Literal["continue", "abort"] = "continue"
+    """If a task's own code keeps failing after its first rollout: continue with the other tasks and exit with code 1 at
+    the end, or abort at once. Both save."""
     seed: int = 0
     """Seed of environments, networks, exploration and sampling."""
     deterministic: bool = False

@@ -11,7 +11,7 @@ needs neither, saves the seconds and the 200 MB.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -198,9 +198,17 @@ class ReplayBuffer:
         """Return the frames ever inserted, by task."""
         return dict(self._account.frames)
 
-    def holds(self, transitions: int) -> bool:
-        """Return whether every task holds so many transitions, or as many as its ring can."""
-        return all(ring.transitions >= transitions or ring.is_full for ring in self._rings.values())
+    def holds(self, transitions: int, aside: Collection[str] = ()) -> bool:
+        """Return whether every task has this many transitions, or as many as its ring can hold.
+
+        Args:
+            transitions: per task.
+            aside: tasks of which one is enough.
+        """
+        return all(
+            ring.transitions >= (1 if task in aside else transitions) or ring.is_full
+            for task, ring in self._rings.items()
+        )
 
     def fence(self, source: str) -> int:
         """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""

@@ -29,6 +29,7 @@ CHANGED = Config(
     total_frames=123,
     run_dir=Path("runs/a"),
     resume=Path("runs/b"),
+    on_task_failure="abort",
     seed=5,
     deterministic=True,
     address="auto",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,11 @@ class Replay:
         """Return whether rows may come and go in that process's blocks."""
         return blocks.reaches(address)
 
-    def count(self) -> dict[str, Any]:
+    def count(self, aside: Collection[str] = ()) -> dict[str, Any]:
         """Return what control must know.
+
+        Args:
+            aside: tasks that are set aside, for which the warm-up need not be complete.
 
         Returns:
             ``frames`` by task, ever stored; ``is_warm``, whether every task holds the warm-up's transitions, or as many
@@ -107,7 +110,7 @@ class Replay:
         """
         return {
             "frames": self._replay.frames(),
-            "is_warm": self._replay.holds(max(1, self._warmup_steps)),
+            "is_warm": self._replay.holds(max(1, self._warmup_steps), aside),
         }
 
     def sources(self) -> dict[str, int]:
@@ -118,9 +121,9 @@ class Replay:
         """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""
         return self._replay.fence(source)
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return counts and everything but the rows, as of one moment."""
-        return self.count(), self._replay.state()
+    def snapshot(self, aside: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what `count` does and everything but the rows, as of one moment."""
+        return self.count(aside), self._replay.state()
 
     def read_rows(self, task: str, begin: int, end: int) -> tuple[int, FloatArray]:
         """Return rows by number, as far as they are still held, and the number of the first."""

@@ -14,15 +14,16 @@ No step takes longer with more collectors: those that can be asked stand in queu
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mtray.cluster.control.ledger import STALL_SECONDS
 from mtray.cluster.control.levels import Levels
 from mtray.cluster.control.lifecycle import HEALTHY_SECONDS, Actor, Phase
 from mtray.cluster.control.plan import CALLS, Plan
-from mtray.cluster.control.protocol import Call, Failed, Failure, Method
+from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
 from mtray.cluster.control.run import Run
 from mtray.replay.pacing import Pacing
 
@@ -51,6 +52,8 @@ class Control(Run):
         # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
         self._empty: list[Actor] = []
         self._is_making_room = False
+        # What a collector that is ended steps in its next life.
+        self._restarts_with: dict[int, Mapping[str, int]] = {}
 
     # Asking.
 
@@ -186,11 +189,17 @@ class Control(Run):
         if self._levels is not None:
             self._release(self._levels.drop(actor))
         self._fence(actor)
+        actor.task_frames = self._restarts_with.pop(actor.index, actor.task_frames)
+        if not actor.task_frames:
+            # All that it stepped is set aside.
+            return False
         if self._ending is not None:
             self._empty.append(actor)
         return self._ending is None
 
     def _start(self, actor: Actor) -> None:
+        if actor.kind == "collector" and not actor.task_frames:
+            return
         if actor.kind == "collector" and self._is_making_room:
             self._empty.append(actor)
             return
@@ -269,10 +278,36 @@ class Control(Run):
         self._task_errors[task] = count, self.now
         if task not in self._stepped:
             self._end(failure.text, "input")
+        elif count > self.plan.task_errors and self.plan.sets_aside and self._has_other(task):
+            self._set_aside(task, failure.text)
         elif count > self.plan.task_errors:
             self._end(failure.text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
         else:
             self._die(actor, failure.text)
+
+    def _has_other(self, task: str) -> bool:
+        return any(actor.tasks - {task} for actor in self.collectors)
+
+    def _set_aside(self, task: str, text: str) -> None:
+        """Go on without a task: its collectors are started anew without it, the learner keeps the rows there are."""
+        self._aside[task] = text
+        self._tell("set_aside", warning=True, part=task, cause=text)
+        self._give(SetAside(task))
+        step = self.plan.step_frames.get(task, 0)
+        if 0 < step < self.pacing.step_frames:
+            # As many updates as before per step of every task that is left. Nothing owed is forgotten.
+            frames, owed = self.counts.frames, self.pacing.updates_allowed(self.counts.frames)
+            start = {"start_frames": frames, "start_updates": owed} if self.counts.is_warm else {}
+            self.pacing = dataclasses.replace(self.pacing, step_frames=self.pacing.step_frames - step, **start)
+        for actor in self.collectors:
+            if task in actor.tasks:
+                rest = {name: count for name, count in actor.task_frames.items() if name != task}
+                if actor.phase is Phase.PAUSING:
+                    actor.task_frames = rest
+                else:
+                    # What it has under way has the task's frames still.
+                    self._restarts_with[actor.index] = rest
+                    self._die(actor, f"{task} is set aside")
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         self._tell("unreached", part=actor.part.name, call=call.method.value, cause=failure.text)

@@ -40,9 +40,7 @@ class Ledger(Lifecycle):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; nothing is asked for yet."""
         self.replay, self.learner = Actor("replay"), Actor("learner")
-        self.collectors = [
-            Actor("collector", index, place.tasks, place.rollout_frames) for index, place in enumerate(plan.places)
-        ]
+        self.collectors = [Actor("collector", index, place.task_frames) for index, place in enumerate(plan.places)]
         super().__init__([self.replay, self.learner, *self.collectors], plan.limits, now)
         self.plan = plan
         self.pacing = pacing

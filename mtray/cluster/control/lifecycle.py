@@ -11,7 +11,7 @@ import enum
 import heapq
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,8 +72,7 @@ class Actor:
     Attributes:
         kind: what it is.
         index: its place among those of its kind.
-        tasks: of a collector, those it steps.
-        rollout_frames: of a collector, frames of one rollout of it.
+        task_frames: of a collector, the tasks it steps, and their frames in one rollout.
         life: processes that have filled the place before this one.
         phase: of this process.
         calls: under way, by id, in the order they were made.
@@ -94,8 +93,7 @@ class Actor:
 
     kind: Kind
     index: int = 0
-    tasks: frozenset[str] = frozenset()
-    rollout_frames: int = 0
+    task_frames: Mapping[str, int] = field(default_factory=dict)
     life: int = 0
     phase: Phase = Phase.PAUSING
     calls: dict[int, Call] = field(default_factory=dict)
@@ -117,6 +115,16 @@ class Actor:
     def part(self) -> Part:
         """The process that fills the place now."""
         return Part(self.kind, self.index, self.life)
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """Of a collector, those it steps."""
+        return frozenset(self.task_frames)
+
+    @property
+    def rollout_frames(self) -> int:
+        """Of a collector, frames of one rollout."""
+        return sum(self.task_frames.values())
 
     @property
     def is_busy(self) -> bool:

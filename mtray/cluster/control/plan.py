@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtray.cluster.control.lifecycle import Limits
@@ -19,12 +19,15 @@ class Place:
     """What one collector steps.
 
     Attributes:
-        rollout_frames: frames of one rollout, over its tasks.
-        tasks: names.
+        task_frames: task to frames of one rollout.
     """
 
-    rollout_frames: int
-    tasks: frozenset[str]
+    task_frames: Mapping[str, int]
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """The names."""
+        return frozenset(self.task_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class Plan:
         checkpoint_seconds: between two checkpoints, unless so many frames come first.
         frames: acknowledged before this run began.
         updates: made before it began.
-        task_errors: errors of one task's own code in a row, with less than a minute between, that the run survives.
+        task_errors: errors of one task's own code in a row, with less than a minute between, before it has failed.
+        sets_aside: whether a task that has failed is set aside, and the run goes on with the others.
+        step_frames: task to frames of one agent step; those of a task that is set aside are no longer paced by.
         limits: how long things may take.
     """
 
@@ -49,4 +54,6 @@ class Plan:
     frames: int = 0
     updates: int = 0
     task_errors: int = TASK_ERRORS
+    sets_aside: bool = False
+    step_frames: Mapping[str, int] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)

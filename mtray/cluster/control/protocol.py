@@ -135,6 +135,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """Step a task no more in processes that are started from now on, and count the warm-up as over without it."""
+
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Something happened that users want to know: a line of events.jsonl, and a warning where it is one."""
 
@@ -156,7 +163,7 @@ class End:
     outcome: Literal["done", "failed", "input"] = "done"
 
 
-Command: TypeAlias = Start | Call | Kill | Tell | End
+Command: TypeAlias = Start | Call | Kill | SetAside | Tell | End
 
 
 # Events.

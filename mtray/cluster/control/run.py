@@ -50,8 +50,9 @@ class Run(Ledger):
         self._broken_saves = 0
         self._ending: _Ending | None = None
         self.is_over = False
-        # Tasks of which a rollout was stepped.
+        # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
+        self._aside: dict[str, str] = {}
 
     @abstractmethod
     def _proceed(self) -> None:
@@ -253,5 +254,8 @@ class Run(Ledger):
             self._tell("unsaved", warning=True, cause=failure)
             if ending.outcome == "done":
                 ending = _Ending(failure, "failed", self.now)
+        if self._aside and ending.reason == FINISHED:
+            texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
+            ending = _Ending(f"{FINISHED} {texts}", "failed", self.now)
         self._tell("end", cause=ending.reason)
         self._give(End(ending.reason, ending.outcome))

@@ -5,7 +5,20 @@ import math
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lifecycle import Limits
 from mtray.cluster.control.plan import Place, Plan
-from mtray.cluster.control.protocol import Answered, Call, Counts, End, Failed, Failure, Kill, Method, Part, Start, Tell
+from mtray.cluster.control.protocol import (
+    Answered,
+    Call,
+    Counts,
+    End,
+    Failed,
+    Failure,
+    Kill,
+    Method,
+    Part,
+    SetAside,
+    Start,
+    Tell,
+)
 from mtray.replay.pacing import Pacing
 
 REPLAY, LEARNER = Part("replay"), Part("learner")
@@ -33,11 +46,12 @@ class Script:
         warmup=0,
         slack=1000,
         frames=0,
+        sets_aside=False,
         kind=Control,
         **limits,
     ):
         limits = {"call_seconds": 1e6, **limits}
-        places = [Place(rollout_frames=10, tasks=frozenset(each)) for each in tasks]
+        places = [Place(task_frames={task: 10 // len(each) for task in sorted(each)}) for each in tasks]
         pacing = Pacing(updates_per_step=ratio, step_frames=1, start_frames=warmup, slack_frames=slack, round_frames=30)
         plan = Plan(
             places=places,
@@ -45,12 +59,14 @@ class Script:
             checkpoint_frames=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             frames=frames,
+            sets_aside=sets_aside,
+            step_frames=dict.fromkeys("ab", 1),
             limits=Limits(**limits),
         )
         self.now = 0.0
         self.control = kind(plan, pacing, 0.0)
         self.open: dict[int, Call] = {}
-        self.started, self.killed, self.told = [], [], []
+        self.started, self.killed, self.told, self.aside = [], [], [], []
         self.end = None
         self._take(self.control.start())
 
@@ -64,6 +80,8 @@ class Script:
                 case Kill():
                     self.killed.append(command.part)
                     self.open = {id: call for id, call in self.open.items() if call.part != command.part}
+                case SetAside():
+                    self.aside.append(command.task)
                 case Tell():
                     self.told.append(command)
                 case End():

@@ -32,6 +32,7 @@ from mtray.cluster.control.protocol import (
     Method,
     Part,
     Restored,
+    SetAside,
     Start,
     Stop,
     Tell,
@@ -70,6 +71,8 @@ class Scenario:
     Attributes:
         rates: fault to how often it happens: per call, or per virtual second and part.
         faults_end: virtual second after which nothing fails any more, so that the run must end.
+        sets_aside: whether a task that fails is set aside.
+        broken_task: a task whose code raises from ``broken_at`` on, always; None if there is none.
     """
 
     shares: tuple[tuple[str, ...], ...]
@@ -89,6 +92,9 @@ class Scenario:
     stop_at: float | None
     kill_driver_at: float | None
     saves_rows: bool
+    sets_aside: bool
+    broken_task: str | None
+    broken_at: float
 
 
 def draw(generator: random.Random) -> Scenario:
@@ -130,6 +136,9 @@ def draw(generator: random.Random) -> Scenario:
         stop_at=generator.uniform(0, 60) if generator.random() < 0.25 else None,
         kill_driver_at=generator.uniform(0, 60) if generator.random() < 0.1 else None,
         saves_rows=generator.random() < 0.6,
+        sets_aside=generator.random() < 0.7,
+        broken_task=generator.choice(tasks) if generator.random() < 0.15 else None,
+        broken_at=generator.uniform(0, 100),
     )
 
 
@@ -198,6 +207,7 @@ class World:
         self.processes: dict[Part, Process] = {}
         self.pending: list[Part] = []
         self.targets: dict[Part, Part | None] = {}
+        self.shares: dict[Part, tuple[str, ...]] = {}
         self.nodes = [True] * scenario.nodes
         self.link_until: dict[Part, float] = {}
         self.progressed = 0.0
@@ -217,14 +227,17 @@ class World:
         self.was_ahead = saved.updates > self.pacing.updates_allowed(self.begin)
         size = scenario.frames_of_a_task
         plan = Plan(
-            places=[Place(rollout_frames=size * len(share), tasks=frozenset(share)) for share in scenario.shares],
+            places=[Place(task_frames=dict.fromkeys(share, size)) for share in scenario.shares],
+            sets_aside=scenario.sets_aside,
+            step_frames=dict.fromkeys(self.tasks, 1),
             total_frames=scenario.total_frames,
             checkpoint_frames=scenario.checkpoint_frames,
             frames=self.begin,
             updates=saved.updates,
             limits=replace(LIMITS, shares_cluster=scenario.shares_cluster),
         )
-        self.largest = max(place.rollout_frames for place in plan.places)
+        self.largest = max(sum(place.task_frames.values()) for place in plan.places)
+        self.aside: set[str] = set()
         self.control = (control or (Lockstep if scenario.lockstep else Control))(plan, self.pacing, 0.0)
 
     # Chance.
@@ -298,10 +311,15 @@ class World:
                     if command.part.kind == "replay":
                         self.newest_replay = command.part
                     self.targets[command.part] = self.newest_replay
+                    if command.part.kind == "collector":
+                        share = self.scenario.shares[command.part.place]
+                        self.shares[command.part] = tuple(task for task in share if task not in self.aside)
                     self.pending.append(command.part)
                     self.place()
                 case Kill():
                     self.kill(command.part)
+                case SetAside():
+                    self.aside.add(command.task)
                 case Tell():
                     self.told[command.event] += 1
                 case End():
@@ -399,8 +417,7 @@ class World:
             self.after(self.generator.uniform(0, 2), self.write, call)
             return
         if call.method in (Method.COLLECT, Method.ACT):
-            share = self.scenario.shares[call.part.place]
-            self.requested[call.part] += self.scenario.frames_of_a_task * len(share)
+            self.requested[call.part] += self.scenario.frames_of_a_task * len(self.shares[call.part])
             self.check_pacing()
         process = self.processes.get(call.part)
         if process is not None and not process.is_alive:
@@ -474,7 +491,7 @@ class World:
                 self.raises(call, Failure.RAISED)
                 return
             if process.part.kind == "collector" and self.happens("task_in_build"):
-                self.raises(call, Failure.TASK, self.scenario.shares[process.part.place][0])
+                self.raises(call, Failure.TASK, self.shares[process.part][0])
                 return
             if process.part.kind == "replay" and self.writing is not None:
                 # The driver does one after the other.
@@ -531,7 +548,10 @@ class World:
             self.raises(call, Failure.INPUT)
             return
         if self.happens("task_error"):
-            self.raises(call, Failure.TASK, self.generator.choice(self.scenario.shares[process.part.place]))
+            self.raises(call, Failure.TASK, self.generator.choice(self.shares[process.part]))
+            return
+        if self.scenario.broken_task in self.shares[process.part] and self.now > self.scenario.broken_at:
+            self.raises(call, Failure.TASK, self.scenario.broken_task)
             return
         if self.happens("raised"):
             self.raises(call, Failure.RAISED)
@@ -575,7 +595,7 @@ class World:
             return
         if (part, number) not in self.seen:
             self.seen.add((part, number))
-            share = self.scenario.shares[part.place]
+            share = self.shares[part]
             for task in share:
                 self.frames[task] += self.scenario.frames_of_a_task
                 self.held[task] = min(self.held[task] + self.scenario.frames_of_a_task, self.scenario.capacity)
@@ -641,7 +661,7 @@ class World:
 
     def is_warm(self) -> bool:
         least = min(self.scenario.warmup, self.scenario.capacity)
-        return all(self.held[task] >= max(1, least) for task in self.tasks)
+        return all(self.held[task] >= (1 if task in self.aside else max(1, least)) for task in self.tasks)
 
     def counts(self) -> Counts:
         return Counts(sum(self.frames.values()), self.is_warm())
@@ -718,7 +738,9 @@ class World:
         end, frames = self.ended, sum(self.frames.values())
         if not end.reason:
             raise Broken("a run ended without a reason")
-        if end.outcome == "done" and end.reason == "finished":
+        if end.reason.startswith("finished"):
+            if (end.outcome == "failed") != bool(self.aside):
+                raise Broken(f"{end} where {self.aside} is set aside")
             if frames < self.scenario.total_frames:
                 raise Broken(f"finished with {frames} of {self.scenario.total_frames} frames")
             allowed = self.control.pacing.updates_allowed(frames)

@@ -420,6 +420,29 @@ def test_an_error_of_a_task_before_its_first_rollout_is_wrong_input():
     assert (script.end.reason, script.end.outcome) == ("b: no licence", "input")
 
 
+def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_others():
+    """That it exits with 1 at its end is held by the simulation."""
+    script = Script(tasks=({"a", "b"}, {"b"}), sets_aside=True, total=10**6).all_up()
+    for place in (0, 1):
+        script.answer(Method.COLLECT, part=collector(place))
+    script.answer(Method.COUNT, counts(20))
+    for life in range(TASK_ERRORS + 1):
+        script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="b: it melted", task="b")
+        script.answer(Method.FENCE, 10 if life == 0 else 0)
+        script.wait(10)
+        if life < TASK_ERRORS:
+            script.up(collector(0, life + 1))
+    assert script.aside == ["b"]
+    # The one that steps nothing else is not started again, the other one steps what is left.
+    assert collector(1, 1) not in [part for _, part in script.started]
+    script.answer(Method.FENCE, 10)
+    script.up(collector(0, TASK_ERRORS + 1))
+    asked = script.control.asked
+    script.answer(Method.COLLECT, part=collector(0, TASK_ERRORS + 1))
+    assert script.control.asked == asked + 5
+    assert script.end is None
+
+
 def test_a_task_that_fails_later_has_its_process_replaced_until_it_fails_too_often():
     script = Script().all_up()
     collect_all(script, 1)

@@ -53,7 +53,7 @@ def test_runs_end_in_every_way_and_meet_every_fault():
     assert ends["done"] > 0.5 * ends.total()
     assert told.keys() >= {
         "placed", "up", "warm", "death", "replacement", "unreached", "waiting", "stop", "save",
-        "save_failed", "unsaved",
+        "save_failed", "unsaved", "restored", "set_aside",
     }  # fmt: skip
     assert methods.keys() == set(simulation.FAULTS)
     assert sum(len(world.control.collectors) > 2 for world in worlds) > 100
