@@ -1,4 +1,4 @@
-"""The lean form of the policy against the policy itself."""
+"""Acting in numpy against the policy in torch."""
 
 from copy import deepcopy
 
@@ -14,8 +14,8 @@ from mtray.tasks.registry import resolve
 TASKS = ("humanoid-walk", "cartpole-swingup", "lqr-lqr_2_1")
 
 
-def drawn(config, action_noise=None):
-    """A policy whose every number is drawn, so that none is at a value that hides it."""
+def random_policy(config, action_noise=None):
+    """Return a policy with random numbers in all tensors, so that the effect of each shows."""
     policy = MultiTaskPolicy([task.spec for task in resolve(TASKS)], config, action_noise=action_noise)
     generator = torch.Generator().manual_seed(0)
     for name, tensor in policy.state_dict(keep_vars=True).items():
@@ -36,15 +36,15 @@ def drawn(config, action_noise=None):
         (NetworkConfig(), 0.3),
     ],
 )
-def test_acting_is_the_policys_act(config, action_noise, ids):
-    policy = drawn(config, action_noise)
+def test_actions_equal_the_policys(config, action_noise, ids):
+    policy = random_policy(config, action_noise)
     acting = Acting(policy, None if ids is None else np.array(ids))
     ids = None if ids is None else torch.tensor(ids)
     tasks, obs, act = (len(TASKS) if ids is None else len(ids)), policy.mean.shape[-1], policy.action_mask.shape[-1]
     generator = torch.Generator().manual_seed(1)
     observation, noise = (torch.randn(tasks, 1000, size, generator=generator) for size in (obs, act))
     observation *= 20
-    # How far rounding takes either depends on the networks, so both are held to the policy in double precision.
+    # The size of rounding errors depends on the networks, so they are measured against the policy in double precision.
     with torch.no_grad():
         exact = deepcopy(policy).double().act(observation.double(), ids, noise=noise.double())
         rounded = policy.act(observation, ids, noise=noise)
@@ -55,9 +55,9 @@ def test_acting_is_the_policys_act(config, action_noise, ids):
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (1e3, 1e-3), (-1e3, 1e-3), (1e4, 1e-2)])
-def test_numbers_far_from_zero_keep_what_distinguishes_them(mean, deviation):
-    # Rounding must matter as little as where the mean is zero (errors of 5e-6 to 7e-6; scaled first, 0.1).
-    policy = drawn(NetworkConfig())
+def test_observations_far_from_zero_keep_their_precision(mean, deviation):
+    # Rounding errors must be as small as with a mean of zero: 5e-6 to 7e-6, but 0.1 if scaled before subtracting.
+    policy = random_policy(NetworkConfig())
     policy.mean.fill_(mean)
     policy.scale.fill_(1 / deviation)
     generator = torch.Generator().manual_seed(2)
@@ -70,8 +70,8 @@ def test_numbers_far_from_zero_keep_what_distinguishes_them(mean, deviation):
     assert np.abs(found - exact.detach().numpy()).max() < 3e-5
 
 
-def test_what_it_is_given_stays_as_it_was():
-    policy = drawn(NetworkConfig())
+def test_arguments_and_policy_are_not_changed():
+    policy = random_policy(NetworkConfig())
     sizes = policy.mean.shape[-1], policy.action_mask.shape[-1]
     observation, noise = (np.ones((3, 2, size), np.float32) for size in sizes)
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}

@@ -1,4 +1,4 @@
-"""A policy in a user's hands: the action of each row, or an error with both shapes."""
+"""Calls of a policy with TensorDicts: an action for each row, or an error with both shapes."""
 
 import math
 
@@ -29,24 +29,24 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def one_by_one(policy, rows):
+def row_actions(policy, rows):
     return torch.stack([policy(TensorDict({KEY: row}, []))["action"] for row in rows])
 
 
 @pytest.mark.parametrize("size", [[4], [2, 2], [1, 4], [4, 1]])
-def test_rows_of_any_batch_size_have_their_own_actions(policy, rows, one_by_one, size):
+def test_actions_of_any_batch_size_equal_those_row_by_row(policy, rows, row_actions, size):
     action = policy(TensorDict({KEY: rows.view(*size, 3)}, size))["action"]
-    torch.testing.assert_close(action.view(4, 2), one_by_one)
+    torch.testing.assert_close(action.view(4, 2), row_actions)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.float32])
-def test_other_floats_are_taken_as_float32(policy, rows, dtype):
+def test_other_floats_are_converted_to_float32(policy, rows, dtype):
     action = policy(TensorDict({KEY: rows.to(dtype)}, [4]))["action"]
     assert action.dtype == torch.float32
     assert torch.equal(action, policy(TensorDict({KEY: rows.to(dtype).float()}, [4]))["action"])
 
 
-def test_no_rows_have_no_actions(policy):
+def test_an_empty_batch_gets_empty_actions(policy):
     assert policy(TensorDict({KEY: torch.zeros(0, 3)}, [0]))["action"].shape == (0, 2)
 
 
@@ -62,7 +62,7 @@ def test_no_rows_have_no_actions(policy):
         ((4,), [4], (4, 3)),
     ],
 )
-def test_an_observation_of_another_shape_is_refused_with_both(policy, shape, batch, expected):
+def test_an_observation_of_another_shape_is_an_error_with_both_shapes(policy, shape, batch, expected):
     with pytest.raises(SchemaError) as caught:
         policy(TensorDict({KEY: torch.zeros(shape)}, batch))
     message = str(caught.value)
@@ -70,24 +70,24 @@ def test_an_observation_of_another_shape_is_refused_with_both(policy, shape, bat
     assert "batch size" in message
 
 
-def test_one_wrong_element_of_a_stack_is_refused(policy, rows):
+def test_one_wrong_element_of_a_stack_is_an_error(policy, rows):
     good, narrow = TensorDict({KEY: rows[0]}, []), TensorDict({"observation_right": rows[0]}, [])
     with pytest.raises(SchemaError, match=r"task 'right': 'observation_right' has shape \(3,\), expected \(5,\)"):
         policy(LazyStackedTensorDict.lazy_stack([good, narrow]))
 
 
 @pytest.mark.parametrize("data", [{KEY: torch.zeros(3)}, torch.zeros(3), None])
-def test_what_is_no_tensordict_is_refused(policy, data):
+def test_other_types_are_an_error(policy, data):
     with pytest.raises(SchemaError, match=f"not a {type(data).__name__}"):
         policy(data)
 
 
-def test_an_unknown_task_is_refused(policy):
+def test_an_unknown_task_is_an_error(policy):
     with pytest.raises(SchemaError, match="observation_middle"):
         policy(TensorDict({"observation_middle": torch.zeros(3)}, []))
 
 
-def test_an_environment_with_the_common_key_only_is_told_how_to_name_its_task(policy):
+def test_data_with_the_common_key_only_is_an_error_with_a_remedy(policy):
     data = TensorDict({"observation": torch.zeros(3)}, [])
     with pytest.raises(SchemaError, match=r"RenameTransform\(\['observation'\], \['observation_<task>'\]"):
         policy(data)
@@ -107,7 +107,7 @@ def bounded(*bounds):
     return MultiTaskPolicy([spec], NetworkConfig(actor_width=16)).requires_grad_(False)
 
 
-def test_an_entry_with_equal_bounds_is_always_sent_and_never_learned():
+def test_an_action_entry_with_equal_bounds_is_constant_and_masked():
     policy = bounded((-1.0, 1.0), (0.25, 0.25), (0.0, 0.0))
     for deterministic in (True, False):
         action = policy.act(torch.randn(1, 50, 3), deterministic=deterministic)[0]
@@ -125,7 +125,7 @@ def test_an_entry_with_equal_bounds_is_always_sent_and_never_learned():
 @pytest.mark.parametrize(
     ("low", "high"), [(0.1, 0.7), (-0.3, 0.1), (1000.1, 1000.2), (1e-3, 1e5), (-2.0, 2.0), (0.1, 0.1000001)]
 )
-def test_no_action_lies_outside_its_bounds_in_float32(low, high):
+def test_actions_are_within_their_bounds_in_float32(low, high):
     policy = bounded((low, high))
     ends = policy.to_bounds(torch.tensor([[[-1.0], [0.0], [1.0]]])).double()
     acted = Acting(policy).to_bounds(np.array([[[-1.0], [0.0], [1.0]]], np.float32)).astype(np.float64)
@@ -136,12 +136,12 @@ def test_no_action_lies_outside_its_bounds_in_float32(low, high):
             assert math.isclose(values.max() - values.min(), high - low, rel_tol=1e-2)
 
 
-def test_an_action_without_bounds_lies_within_one():
+def test_unbounded_actions_are_in_the_unit_interval():
     policy = bounded((-math.inf, math.inf), (-1e10, 1e10))
     assert torch.equal(policy.to_bounds(torch.ones(1, 1, 2)), torch.ones(1, 1, 2))
 
 
-def test_updates_with_an_entry_of_equal_bounds_stay_finite():
+def test_gradients_with_an_entry_of_equal_bounds_are_finite():
     policy = bounded((-1.0, 1.0), (0.5, 0.5)).requires_grad_(True)
     action = policy.act(torch.randn(1, 8, 3))
     policy.from_bounds(action).square().sum().backward()

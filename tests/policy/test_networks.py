@@ -1,4 +1,4 @@
-"""The policy's laws: one backbone call, grouped heads equal to the plain way, zero gradient across tasks."""
+"""Policy and critic: one backbone call, grouped heads equal to a module per task, zero gradient across tasks."""
 
 from dataclasses import replace
 
@@ -64,7 +64,7 @@ def stack(*names, batch=(4,)):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("names", ["abc", "cab", "b", "ca"])
-def test_parity_with_a_partial_tolerant_sequence_of_the_same_weights(network, names):
+def test_actions_equal_a_partial_tolerant_sequence_of_the_same_weights(network, names):
     policy = make_policy(network)
     data = stack(*names)
     expected = sequential_policy(policy)(data.clone())
@@ -75,15 +75,10 @@ def test_parity_with_a_partial_tolerant_sequence_of_the_same_weights(network, na
         torch.testing.assert_close(action, expected[index]["action"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.slow
-def test_parity_on_the_whole_benchmarking_suite():
-    from mtray.tasks.registry import resolve
-
-    tasks = resolve(["dmc"])
+def assert_equals_sequence_on(tasks):
     specs = [task.spec for task in tasks]
     policy = make_policy(NetworkConfig(), specs)
-    width = observation_width(specs)
-    states = [TaskEnv(task, num_envs=2, observation_width=width).reset() for task in tasks]
+    states = [TaskEnv(task, num_envs=3, observation_width=observation_width(specs)).reset() for task in tasks]
     data = LazyStackedTensorDict.lazy_stack(states, 0)
     expected = sequential_policy(policy)(data.clone())
     policy(data)
@@ -91,15 +86,15 @@ def test_parity_on_the_whole_benchmarking_suite():
         torch.testing.assert_close(data[index]["action"], expected[index]["action"], atol=1e-6, rtol=0)
 
 
-def test_parity_on_real_tasks_of_different_widths(mixed):
-    specs = [task.spec for task in mixed]
-    policy = make_policy(NetworkConfig(), specs)
-    states = [TaskEnv(task, num_envs=3, observation_width=67).reset() for task in mixed]
-    data = LazyStackedTensorDict.lazy_stack(states, 0)
-    expected = sequential_policy(policy)(data.clone())
-    policy(data)
-    for index in range(3):
-        torch.testing.assert_close(data[index]["action"], expected[index]["action"], atol=1e-6, rtol=0)
+@pytest.mark.slow
+def test_actions_equal_the_sequence_on_the_whole_benchmarking_suite():
+    from mtray.tasks.registry import resolve
+
+    assert_equals_sequence_on(resolve(["dmc"]))
+
+
+def test_actions_equal_the_sequence_on_real_tasks_of_different_widths(mixed):
+    assert_equals_sequence_on(mixed)
 
 
 @pytest.mark.parametrize("names", ["a", "abc", "cb"])
@@ -112,7 +107,7 @@ def test_one_backbone_call_and_one_product_per_head_layer(names):
     assert calls == [policy.backbone, *policy.heads.hidden, policy.heads.output]
 
 
-def test_same_kind_comes_back():
+def test_the_argument_is_returned():
     policy = make_policy()
     for data in (state("b"), state("b", 5), state("b", 2, 3), stack("b", "a"), stack("c", batch=(2, 3))):
         assert policy(data) is data
@@ -132,7 +127,7 @@ def test_a_stack_of_rows_and_a_stack_of_steps_give_the_same_actions():
         torch.testing.assert_close(rows[:, t]["action"], data["action"][:, t], atol=1e-6, rtol=0)
 
 
-def test_actions_stay_in_each_tasks_bounds():
+def test_actions_are_within_each_tasks_bounds():
     policy = make_policy()
     with set_interaction_type(InteractionType.RANDOM):
         data = policy(stack("a", "b", "c", batch=(500,)))
@@ -143,31 +138,17 @@ def test_actions_stay_in_each_tasks_bounds():
         assert (action.max(0).values - action.min(0).values > 0.1).all()
 
 
-def test_interaction_type_decides_between_middle_and_sample():
+def test_interaction_type_decides_between_mean_and_sample():
     policy = make_policy()
     data = state("b", 6)
-    middle = policy(data.clone())["action"]
+    mean = policy(data.clone())["action"]
     with set_interaction_type(InteractionType.DETERMINISTIC):
-        assert torch.equal(policy(data.clone())["action"], middle)
+        assert torch.equal(policy(data.clone())["action"], mean)
     with set_interaction_type(InteractionType.RANDOM):
         first, second = policy(data.clone())["action"], policy(data.clone())["action"]
     assert not torch.equal(first, second)
     policy.deterministic = False
     assert not torch.equal(policy(data.clone())["action"], policy(data.clone())["action"])
-
-
-def test_unbounded_actions_are_learned_on_the_unit_interval():
-    spec = TaskSpec(
-        name="a",
-        engine="test",
-        observation=(("x", 3),),
-        action_low=(-1e10, float("-inf")),
-        action_high=(1e10, float("inf")),
-        horizon=None,
-        time_step_seconds=None,
-    )
-    policy = MultiTaskPolicy([spec], NETWORKS[0])
-    assert policy.to_bounds(torch.ones(1, 1, 2)).tolist() == [[[1.0, 1.0]]]
 
 
 def test_bounds_round_trip_and_padding_becomes_zero():
@@ -177,18 +158,18 @@ def test_bounds_round_trip_and_padding_becomes_zero():
     torch.testing.assert_close(back, action * policy.action_mask.unsqueeze(1), atol=1e-6, rtol=0)
 
 
-def test_a_policy_of_one_action_has_noise_around_it_within_the_bounds():
+def test_a_deterministic_policy_adds_noise_within_the_bounds():
     torch.manual_seed(0)
     policy = MultiTaskPolicy(SPECS, NETWORKS[0], action_noise=0.5)
     observation = torch.randn(3, 1000, 7)
-    middle = policy.from_bounds(policy.act(observation, deterministic=True))
-    drawn = policy.from_bounds(policy.act(observation))
+    mean = policy.from_bounds(policy.act(observation, deterministic=True))
+    noisy = policy.from_bounds(policy.act(observation))
     for index, spec in enumerate(SPECS):
-        real = drawn[index, :, : spec.action_size]
+        real = noisy[index, :, : spec.action_size]
         assert real.abs().max() <= 1 + 1e-5
-        apart = (real - middle[index, :, : spec.action_size])[real.abs() < 1 - 1e-5]
-        # A normal number of deviation 0.5 is cut about two deviations out, where the middle is near zero.
-        assert 0.38 < apart.std() < 0.5
+        noise = (real - mean[index, :, : spec.action_size])[real.abs() < 1 - 1e-5]
+        # Means are near zero, so noise of deviation 0.5 is clipped at about two deviations.
+        assert 0.38 < noise.std() < 0.5
     assert torch.equal(
         policy.act(observation, noise=torch.zeros(3, 1000, 4)), policy.act(observation, deterministic=True)
     )
@@ -196,12 +177,12 @@ def test_a_policy_of_one_action_has_noise_around_it_within_the_bounds():
 
 def test_the_width_of_the_common_key_does_not_matter():
     policy = make_policy()
-    wide = state("a", 4)
-    own = wide.clone().set("observation", wide["observation_a"])
-    assert torch.equal(policy(wide)["action"], policy(own)["action"])
+    padded = state("a", 4)
+    unpadded = padded.clone().set("observation", padded["observation_a"])
+    assert torch.equal(policy(padded)["action"], policy(unpadded)["action"])
 
 
-def test_data_without_its_exclusive_key_is_an_error_that_says_so():
+def test_data_without_an_exclusive_key_is_an_error():
     policy = make_policy()
     with pytest.raises(SchemaError, match="exactly one task"):
         policy(TensorDict({"observation": torch.zeros(7)}, []))
@@ -219,10 +200,8 @@ def test_gradients_of_other_tasks_heads_and_adapters_are_exactly_zero(network):
         critic(observation, action)[:, task].square().sum().backward()
         for part in (policy.heads, critic.heads, policy.adapters, critic.adapters):
             for parameter in part.parameters():
-                own = parameter.grad[task]
-                others = parameter.grad[[t for t in range(3) if t != task]]
-                assert not others.any()
-                assert own.any()
+                assert parameter.grad[task].any()
+                assert not parameter.grad[[other for other in range(3) if other != task]].any()
 
 
 def test_a_subset_of_tasks_gives_the_same_numbers_as_all():
@@ -234,39 +213,39 @@ def test_a_subset_of_tasks_gives_the_same_numbers_as_all():
     torch.testing.assert_close(critic(observation, action)[:, ids], critic(observation[ids], action[ids], ids))
 
 
-def test_several_critics_are_each_a_critic_of_its_own():
+def test_several_critics_equal_single_critics_of_their_weights():
     torch.manual_seed(0)
     pair = MultiTaskCritic(SPECS, replace(NETWORKS[1], critics=2), outputs=11)
     observation, action = torch.randn(3, 6, 7), torch.randn(3, 6, 4)
     logits = pair(observation, action)
     assert logits.shape == (2, 3, 6, 11)
     for index in range(2):
-        one = MultiTaskCritic(SPECS, NETWORKS[1], outputs=11)
-        one.raw_embedding.data = pair.raw_embedding.data
-        one.adapters[0].load_state_dict(pair.adapters[index].state_dict())
-        one.backbones[0].load_state_dict(pair.backbones[index].state_dict())
-        one.heads.load_state_dict({name: part.chunk(2)[index] for name, part in pair.heads.state_dict().items()})
-        torch.testing.assert_close(one(observation, action)[0], logits[index])
+        single = MultiTaskCritic(SPECS, NETWORKS[1], outputs=11)
+        single.raw_embedding.data = pair.raw_embedding.data
+        single.adapters[0].load_state_dict(pair.adapters[index].state_dict())
+        single.backbones[0].load_state_dict(pair.backbones[index].state_dict())
+        single.heads.load_state_dict({name: part.chunk(2)[index] for name, part in pair.heads.state_dict().items()})
+        torch.testing.assert_close(single(observation, action)[0], logits[index])
     ids = torch.tensor([2, 0])
     torch.testing.assert_close(logits[:, ids], pair(observation[ids], action[ids], ids))
 
 
-def test_values_behind_a_tasks_width_do_not_matter_to_its_normalisation():
+def test_padding_stays_zero_after_normalisation():
     policy = make_policy()
     normalised = policy.normalise(torch.zeros(3, 2, 7))
     assert not normalised[0, :, 3:].any()
     assert normalised[0, :, :3].any()
 
 
-def test_an_embedding_given_apart_is_one_given_with_every_row():
+def test_an_embedding_per_task_equals_the_embedding_in_every_row():
     torch.manual_seed(0)
     backbone = Backbone(7 + 3, 16, 1, output_norm=True)
     inputs, embedding = torch.randn(4, 5, 7), torch.randn(4, 3)
     whole = torch.cat([inputs, embedding.unsqueeze(1).expand(-1, 5, -1)], -1)
     torch.testing.assert_close(backbone(inputs, embedding), backbone(whole))
     parts = [
-        torch.autograd.grad(backbone(*given).square().sum(), backbone.parameters())
-        for given in ((whole,), (inputs, embedding))
+        torch.autograd.grad(backbone(*arguments).square().sum(), backbone.parameters())
+        for arguments in ((whole,), (inputs, embedding))
     ]
     for expected, found in zip(*parts, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Weights: a snapshot is a copy, loads only where it fits, and is finite."""
+"""Weights: a snapshot is a finite copy and loads into a policy of the same layout only."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def assert_same_numbers(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-def test_policy_loaded_from_a_snapshot_has_its_numbers_and_acts_the_same():
+def test_a_loaded_policy_has_equal_tensors_and_actions():
     teacher, pupil = make_policy(0), make_policy(1)
     observation = torch.randn(2, 6, 5)
     assert not torch.equal(pupil.act(observation, deterministic=True), teacher.act(observation, deterministic=True))
@@ -85,7 +85,7 @@ def test_read_only_values_are_loaded():
     assert_same_numbers(numbers(pupil), numbers(teacher))
 
 
-def test_loading_changes_tensors_in_place_and_keeps_what_needs_a_gradient():
+def test_loading_is_in_place_and_keeps_requires_grad():
     policy = make_policy()
     pointers = {name: tensor.data_ptr() for name, tensor in policy.state_dict().items()}
     load(policy, snapshot(make_policy(1), 0))
@@ -107,7 +107,7 @@ def test_loading_changes_tensors_in_place_and_keeps_what_needs_a_gradient():
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_snapshot_of_another_layout_is_refused_and_nothing_is_loaded(changes):
+def test_a_snapshot_of_another_layout_is_an_error_and_loads_nothing(changes):
     policy, weights = make_policy(), snapshot(make_policy(1, **changes), 0)
     before = numbers(policy)
     with pytest.raises(SchemaError, match=f"layout {weights.layout} do not fit a policy of layout {layout_of(policy)}"):
@@ -115,18 +115,18 @@ def test_snapshot_of_another_layout_is_refused_and_nothing_is_loaded(changes):
     assert_same_numbers(numbers(policy), before)
 
 
-def test_layout_does_not_depend_on_the_numbers():
+def test_layout_does_not_depend_on_values():
     assert layout_of(make_policy(0)) == layout_of(make_policy(1))
 
 
-def test_layout_tells_apart_names_and_shapes_of_the_same_size():
+def test_layout_depends_on_names_and_shapes():
     layers = [nn.Linear(2, 3, bias=False), nn.Linear(3, 2, bias=False), nn.Sequential(nn.Linear(2, 3, bias=False))]
     assert len({layout_of(layer) for layer in layers}) == 3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["mean", "backbone.0.weight", "heads.output.bias"])
-def test_number_that_is_not_finite_is_refused_with_the_tensors_name(name, value):
+def test_a_non_finite_value_is_an_error_with_the_tensors_name(name, value):
     policy = make_policy()
     with torch.no_grad():
         policy.state_dict()[name].view(-1)[-1] = value
@@ -134,14 +134,14 @@ def test_number_that_is_not_finite_is_refused_with_the_tensors_name(name, value)
         snapshot(policy, 7)
 
 
-def test_snapshot_of_as_many_numbers_in_another_layout_is_refused():
+def test_a_snapshot_of_equal_size_and_another_layout_is_an_error():
     weights = snapshot(nn.Linear(2, 3, bias=False), 0)
     with pytest.raises(SchemaError, match="do not fit"):
         load(nn.Linear(3, 2, bias=False), weights)
 
 
-def test_weights_of_the_same_tasks_in_another_order_are_refused():
+def test_weights_of_tasks_in_another_order_are_an_error():
     left, right = make_spec("left", 3, 2), make_spec("right", 3, 2)
-    snapshot_of_one = snapshot(MultiTaskPolicy([right, left], NetworkConfig()), 0)
+    weights = snapshot(MultiTaskPolicy([right, left], NetworkConfig()), 0)
     with pytest.raises(SchemaError, match="layout"):
-        load(MultiTaskPolicy([left, right], NetworkConfig()), snapshot_of_one)
+        load(MultiTaskPolicy([left, right], NetworkConfig()), weights)
