@@ -180,9 +180,10 @@ def _set_environment() -> None:
     folder = _temporary_folder()
     if folder is not None:
         os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = folder
-    if not _can_keep_token():
-        # Ray would write a token into the home folder.
-        os.environ["RAY_AUTH_TOKEN"] = _token()
+    if not _has_token():
+        # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
+        # it. This one ends with the run.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
 
 
 def _temporary_folder() -> str | None:
@@ -197,15 +198,14 @@ def _temporary_folder() -> str | None:
     )
 
 
-def _can_keep_token() -> bool:
+def _has_token() -> bool:
+    """Return whether the user has a token for Ray, or has chosen to have none."""
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return True
-    try:
-        folder = Path.home() / ".ray"
-        return (folder / "auth_token").is_file() or _is_writable(folder)
-    except (OSError, RuntimeError):
-        # RuntimeError: this user has no home.
-        return False
+    # RuntimeError: this user has no home.
+    with contextlib.suppress(OSError, RuntimeError):
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    return False
 
 
 def _is_writable(folder: Path, free_bytes: int = 0) -> bool:

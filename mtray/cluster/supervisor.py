@@ -139,8 +139,10 @@ class Supervisor:
         tick, now = self.control.next_tick(), time.monotonic()
         wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
         with contextlib.suppress(queue.Empty):
-            call, result = self.processes.inbox.get(timeout=max(0.0, wake - now))
-            self._handle(self._event(call, result))
+            self._handle(self._event(*self.processes.inbox.get(timeout=max(0.0, wake - now))))
+            # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
+            for _ in range(self.processes.inbox.qsize()):
+                self._handle(self._event(*self.processes.inbox.get_nowait()))
         if self._asked_to_stop and not self._has_stopped:
             self._has_stopped = True
             self._handle(Stop(self._asked_to_stop[0]))

@@ -236,7 +236,8 @@ class RunConfig:
     """Time for which an actor may fail to start, or wait for room in the cluster, before the run ends. The run
     continues if other collectors step the same tasks."""
     call_timeout_seconds: float = 300.0
-    """Timeout of an actor's call. A call of replay or learner that exceeds it ends the run; a collector is replaced."""
+    """Timeout of an actor's call, after which the actor is replaced; shorter once calls of its kind are known to be: 30
+    seconds beyond ten times the longest."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""

@@ -9,6 +9,7 @@ import pytest
 from mtray.cluster import session
 from mtray.cluster.session import cpus_per_actor
 from mtray.errors import UsageError
+from mtray.tasks.restored import process_restored
 
 NAMES = ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
@@ -52,20 +53,33 @@ def test_no_folder_at_all_is_told_with_the_remedy(monkeypatch):
         session._temporary_folder()
 
 
-def test_a_home_that_can_not_be_written_has_a_token_in_the_environment(tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", ["new", "file"])
+def test_a_run_makes_a_token_of_its_own_and_leaves_none_in_the_home_folder(tmp_path, monkeypatch, home):
+    """A token that stays there is asked for by every cluster that is started on this machine later."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "file"))
-    assert not session._can_keep_token()
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    assert not session._has_token()
+    with process_restored():
+        session._set_environment()
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+        assert session._token() == session._token()
+    assert "RAY_AUTH_TOKEN" not in os.environ
+    assert not (tmp_path / home / ".ray").exists()
+
+
+def test_a_users_token_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert session._can_keep_token()
-    assert session._token() == session._token()
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("x")
+    assert session._has_token()
 
 
 @pytest.mark.parametrize("name", NAMES[2:])
 def test_a_users_own_way_of_authentication_is_kept(monkeypatch, name):
     monkeypatch.setenv("HOME", "/proc")
     monkeypatch.setenv(name, "x")
-    assert session._can_keep_token()
+    assert session._has_token()
 
 
 def test_a_share_of_cpus_is_the_largest_that_fits():

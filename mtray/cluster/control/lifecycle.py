@@ -19,6 +19,8 @@ from mtray.cluster.control.protocol import Call, Command, End, Failed, Failure, 
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0
+# A call is stuck once it takes `Limits.stuck_seconds` longer than this many times the longest of its kind so far.
+STUCK_TIMES = 10
 # Longest pause between two starts that fail, and the health after which earlier failures are forgotten.
 LONGEST_PAUSE_SECONDS = 60.0
 HEALTHY_SECONDS = 60.0
@@ -44,6 +46,7 @@ class Limits:
     Attributes:
         start_seconds: for a process to come up, and again to become ready.
         call_seconds: for a call.
+        stuck_seconds: for a call beyond ten times the longest of its kind.
         give_up_seconds: for starts to fail in a row.
         stop_seconds: for calls under way to end once the run shall end.
         shares_cluster: whether a process may have to wait for room, for as long as it takes.
@@ -51,6 +54,7 @@ class Limits:
 
     start_seconds: float = 180.0
     call_seconds: float = 300.0
+    stuck_seconds: float = 30.0
     give_up_seconds: float = 600.0
     stop_seconds: float = 10.0
     shares_cluster: bool = False
@@ -147,6 +151,8 @@ class Lifecycle(ABC):
         self.restarts = 0
         self.now = now
         self._ids = itertools.count()
+        # The longest that a call of each kind has run, once one has.
+        self._longest: dict[tuple[Kind, Method], float] = {}
         # Calls under way, who was asked, and when.
         self._calls: dict[int, tuple[Call, Actor | None, float]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -249,7 +255,8 @@ class Lifecycle(ABC):
 
     def _watch(self, actor: Actor) -> None:
         actor.is_watched = True
-        life, deadline = actor.life, actor.heard + self._limit(actor)
+        # Not later than that, since a deadline comes nearer once calls of its kind are known to be short.
+        life, deadline = actor.life, min(actor.heard + self._limit(actor), self.now + self.limits.stuck_seconds)
 
         def check() -> None:
             actor.is_watched = False
@@ -273,7 +280,18 @@ class Lifecycle(ABC):
                 self._failed(Failed(id, Failure.UNAVAILABLE, "its answer has not come, though later ones have"))
 
     def _limit(self, actor: Actor) -> float:
-        return self.limits.call_seconds if actor.is_up else self.limits.start_seconds
+        if not actor.is_up:
+            return self.limits.start_seconds
+        call = next(iter(actor.calls.values()), None)
+        longest = None if call is None else self._longest.get((actor.kind, call.method))
+        if longest is None:
+            return self.limits.call_seconds
+        return min(self.limits.call_seconds, self.limits.stuck_seconds + STUCK_TIMES * longest)
+
+    def _measure(self, actor: Actor, call: Call, asked: float) -> None:
+        """Note how long a call has run that was answered now: not longer than since the answer before."""
+        seconds, kind = self.now - max(asked, actor.heard), (actor.kind, call.method)
+        self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
 
     def _overdue(self, actor: Actor) -> None:
         seconds = self.now - actor.heard

@@ -98,12 +98,13 @@ class Run(Ledger):
         return self._take()
 
     def _answered(self, event: Answered) -> None:
-        call, actor, _ = self._calls.pop(event.call, (None, None, 0.0))
+        call, actor, asked = self._calls.pop(event.call, (None, None, 0.0))
         if call is None:
             return
         if actor is None:
             self._saved()
             return
+        self._measure(actor, call, asked)
         actor.calls.pop(call.id, None)
         actor.heard, actor.answered = self.now, max(actor.answered, call.id)
         if call.method in (Method.HELLO, Method.BUILD):

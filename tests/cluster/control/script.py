@@ -50,7 +50,7 @@ class Script:
         kind=Control,
         **limits,
     ):
-        limits = {"call_seconds": 1e6, **limits}
+        limits = {"call_seconds": 1e6, "stuck_seconds": 1e6, **limits}
         places = [Place(task_frames={task: 10 // len(each) for task in sorted(each)}) for each in tasks]
         pacing = Pacing(updates_per_step=ratio, step_frames=1, start_frames=warmup, slack_frames=slack, round_frames=30)
         plan = Plan(

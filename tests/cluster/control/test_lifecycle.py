@@ -186,3 +186,26 @@ def test_a_death_in_lockstep_ends_the_run_with_the_remedy():
     assert script.end.outcome == "failed"
     assert "collector 0 died: exit code 137" in script.end.reason
     assert "--resume" in script.end.reason
+
+
+def test_a_call_is_stuck_once_it_takes_much_longer_than_any_of_its_kind():
+    script = Script(call_seconds=300, stuck_seconds=30).all_up()
+    script.wait(2)
+    script.answer(Method.COLLECT)
+    script.wait(1)
+    # The longest took 2 s: 30 s and ten times as many are the limit.
+    script.answer(Method.COLLECT)
+    script.wait(48)
+    assert collector() not in script.killed
+    script.wait(5)
+    assert collector() in script.killed
+    death = next(told for told in script.told if told.event == "death")
+    assert "it has not answered for 5" in death.fields["cause"]
+
+
+def test_the_first_call_of_a_kind_has_the_whole_time_of_a_call():
+    script = Script(call_seconds=300, stuck_seconds=30).all_up()
+    script.wait(290)
+    assert script.killed == []
+    script.wait(20)
+    assert collector() in script.killed
