@@ -35,14 +35,7 @@ def reward_scale(
     """Return the divisor [T] that brings each task's soft returns into the critic's support.
 
     It is (possible return + temperature * |target entropy| / (2 (1 - discount))) / value limit; Nauman et al. 2025,
-    "Bigger, regularized, categorical" (BRC).
-
-    Args:
-        possible_return: [T], see `possible_return`.
-        temperature: [T].
-        target_entropy: [T].
-        discount: [T].
-        value_limit: upper end of the support.
+    "Bigger, regularized, categorical" (BRC). Tensors are [T]; the value limit is the upper end of the support.
     """
     bonus = temperature * target_entropy.abs() / (2 * (1 - discount))
     return ((possible_return + bonus) / value_limit).clamp_min(1e-3)
@@ -97,8 +90,8 @@ class Scaling:
 
     def _scale_of(self, returns: Tensor) -> Tensor:
         algorithm = self._algorithm
-        bonus_terms = algorithm.temperature, algorithm.target_entropy, algorithm.discount
-        return reward_scale(returns, *bonus_terms, algorithm.config.value_limit)
+        temperature, target_entropy, discount = algorithm.temperature, algorithm.target_entropy, algorithm.discount
+        return reward_scale(returns, temperature, target_entropy, discount, algorithm.config.value_limit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the returns that the scales are computed from."""

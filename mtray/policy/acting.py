@@ -94,7 +94,7 @@ class Acting:
 
 
 class _Norm:
-    """Apply a LayerNorm in place."""
+    """A LayerNorm, applied in place."""
 
     def __init__(self, layer: nn.Module) -> None:
         assert isinstance(layer, nn.LayerNorm)

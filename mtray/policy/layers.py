@@ -83,8 +83,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map [..., width] to [..., width]."""
-        one, norm_one, _, two, norm_two = self.layers
-        outputs = _normed(two, norm_two, _normed(one, norm_one, inputs).relu_())
+        first, norm, _, second, second_norm = self.layers
+        outputs = _normed(second, second_norm, _normed(first, norm, inputs).relu_())
         return outputs.add_(inputs)  # In place: a LayerNorm's gradient does not read its output.
 
 

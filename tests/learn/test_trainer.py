@@ -159,13 +159,13 @@ def test_weights_hold_the_actor_and_states_its_average_with_equal_statistics(tas
         learner.update(batch_of(replay))
         passed.append(parameters(learner.policy))
     learner.set_statistics(replay.sample_rows(4).statistics)
-    given, saved = (MultiTaskPolicy(specs_of(tasks), NETWORK) for _ in range(2))
-    load(given, learner.weights())
+    acting, saved = (MultiTaskPolicy(specs_of(tasks), NETWORK) for _ in range(2))
+    load(acting, learner.weights())
     saved.load_state_dict(learner.state_dict()["average"])
-    assert torch.equal(parameters(given), passed[2])
+    assert torch.equal(parameters(acting), passed[2])
     torch.testing.assert_close(parameters(saved), passed[0] / 4 + passed[1] / 4 + passed[2] / 2)
     assert saved.mean.any()
-    for name, buffer in given.named_buffers():
+    for name, buffer in acting.named_buffers():
         assert torch.equal(saved.get_buffer(name), buffer)
 
 
