@@ -69,26 +69,16 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.action_noise = action_noise
         self.deterministic = deterministic
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
-        self.register_buffer("mean", torch.zeros(tasks, obs))
-        self.register_buffer("scale", torch.ones(tasks, obs))
-        self.register_buffer("embedding", torch.zeros(tasks, config.embedding_size))
-        middle, half_range, mask = _action_bounds(specs, act)
-        self.register_buffer("action_middle", middle)
-        self.register_buffer("action_reach", half_range)
-        self.register_buffer("action_mask", mask)
+        self.mean = nn.Buffer(torch.zeros(tasks, obs))
+        self.scale = nn.Buffer(torch.ones(tasks, obs))
+        self.embedding = nn.Buffer(torch.zeros(tasks, config.embedding_size))
+        self.action_middle, self.action_reach, self.action_mask = map(nn.Buffer, _action_bounds(specs, act))
         inputs = obs + config.adapter_size + config.embedding_size
         self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks, output_norm=config.actor_output_norm)
         self.adapters = GroupedLinear(tasks, obs, config.adapter_size)
         head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
         outputs = act if action_noise is not None else 2 * act
         self.heads = GroupedHead(tasks, head_inputs, config.actor_width, outputs, config.head_layers)
-
-    mean: Tensor
-    scale: Tensor
-    embedding: Tensor
-    action_middle: Tensor
-    action_reach: Tensor
-    action_mask: Tensor
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of adapters and backbone, which are all but those of the heads."""

@@ -8,12 +8,11 @@ being loaded into a policy of other shapes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtray.data.specs import FloatArray
 from mtray.errors import RunError, SchemaError
@@ -34,13 +33,9 @@ class Weights:
     values: FloatArray
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return iter(module.state_dict(keep_vars=True).items())
-
-
 def layout_of(module: nn.Module) -> str:
     """Return a digest of a module's tasks (its ``names``) and its parameters' and buffers' names and shapes."""
-    shapes = [f"{name}{tuple(value.shape)}" for name, value in _tensors(module)]
+    shapes = [f"{name}{tuple(tensor.shape)}" for name, tensor in module.state_dict().items()]
     text = ";".join([*getattr(module, "names", ()), *shapes])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -53,12 +48,12 @@ def snapshot(module: nn.Module, version: int) -> Weights:
         RunError: a value is not finite; the message names the tensor.
     """
     parts = []
-    for name, tensor in _tensors(module):
-        part = tensor.detach().to("cpu", torch.float32).reshape(-1)
+    for name, tensor in module.state_dict().items():
+        part = tensor.to("cpu", torch.float32).reshape(-1)
         if not bool(torch.isfinite(part).all()):
             raise RunError(f"weights of {name!r} are not finite at version {version}: no snapshot is made of them")
         parts.append(part)
-    return Weights(version, layout_of(module), torch.cat(parts).numpy().copy())
+    return Weights(version, layout_of(module), torch.cat(parts).numpy())
 
 
 @torch.no_grad()
@@ -74,7 +69,7 @@ def load(module: nn.Module, weights: Weights) -> None:
             "tasks, their order and the network's settings must be those of the run that made them"
         )
     start = 0
-    for _, tensor in _tensors(module):
+    for tensor in module.state_dict().values():
         part = weights.values[start : start + tensor.numel()]
         tensor.copy_(torch.from_numpy(np.array(part)).view(tensor.shape))
         start += tensor.numel()
