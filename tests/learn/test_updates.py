@@ -13,14 +13,7 @@ from mtray.data.rows import NEXT_BITS
 from mtray.learn import losses
 from mtray.learn.trainer import Trainer
 from tests import oracles
-from tests.learn.trainers import (
-    NETWORK,
-    batch_of,
-    learner_of,
-    networks,
-    parameters,
-    specs_of,
-)
+from tests.learn.trainers import NETWORK, batch_of, learner_of, networks, parameters, specs_of
 
 
 def copied(learner):
