@@ -171,7 +171,7 @@ def test_a_run_resumes_from_an_older_checkpoint_from_a_damaged_newest_one_and_in
     (newest / "learner.pt").write_bytes(b"half")
     with Run("--resume", run_dir, "--total-frames", 5000, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
-    assert f"skipped a checkpoint: {newest}/learner.pt can't be read" in run.output
+    assert f"skipped: {newest}/learner.pt can't be read" in run.output
     assert 5000 <= summary_of(run_dir)["frames"] < 5000 + 256
 
 
@@ -223,3 +223,39 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     # The other one brought the rest, and was learned from to the end.
     assert summary["tasks"]["maker"]["frames"] < 4 * 2 * 400 < 8000 < summary["tasks"]["reacher-easy"]["frames"]
     assert summary["updates"] > 0.1 * (summary["tasks"]["reacher-easy"]["frames"] - 4000) / 2
+
+
+DETERMINISTIC = (*SMALL, "--deterministic", "--run.checkpoint-frames", 2000, "--run.keep-checkpoints", 9)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--host", "inline"),
+        ("--host", "parallel", "--learner.n-step", 3),
+        ("--host", "inline", "--engine", "dm_control", "--learner.algorithm", "td3"),
+    ],
+    ids=["mujoco-inline-sac", "mujoco-parallel-n-step", "dm_control-inline-td3"],
+)
+def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_one(tmp_path, flags):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    with Run(*DETERMINISTIC, *flags, "--total-frames", 6000, "--run-dir", whole, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    # One stop at a checkpoint's frames, one between two.
+    for total, resume in ((2000, ()), (5000, ("--resume", "auto")), (6000, ("--resume", "auto"))):
+        arguments = (*DETERMINISTIC, *flags, *resume, "--total-frames", total)
+        with Run(*arguments, "--run-dir", broken, cwd=tmp_path) as run:
+            assert run.wait() == 0, run.output
+    assert "goes on from a multiple of --run.checkpoint-frames" in run.output
+    one, other = saved_of(whole), saved_of(broken)
+    assert one.frames == other.frames
+    assert one.policy == other.policy
+    assert one.learner == other.learner
+    before, after = rows_of(one), rows_of(other)
+    for task, rows in before.items():
+        assert rows.tobytes() == after[task].tobytes()
+    for part in ("frames", "written", "statistics", "generator"):
+        assert one.replay[part] == other.replay[part]
+    summaries = [summary_of(run_dir) | {"wall_seconds": 0} for run_dir in (whole, broken)]
+    assert summaries[0] == summaries[1]
+    assert one.meta["metrics"]["tasks"] == other.meta["metrics"]["tasks"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import queue
 import threading
 import uuid
@@ -16,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
 from mtray.cluster.control.protocol import Call, Counts, Kind, Method, Part, Restored
+from mtray.cluster.failures import one_line
 from mtray.cluster.plan import seeds_of
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
@@ -36,6 +38,8 @@ from mtray.tasks.plan import Task
 _CLOSE_SECONDS = 5.0
 # Bytes of rows that travel between the replay and the driver in one call: about 10 ms of the replay's time.
 _PIECE_BYTES = 2**24
+
+_LOGGER = logging.getLogger("mtray")
 
 
 class Processes:
@@ -189,7 +193,7 @@ class Processes:
     def _fill(self, replay: Any) -> Restored:
         """Make a process of the replay ready, with what the one before had, or with the newest checkpoint."""
         source, has_rows = "memory", True
-        if self._memory is None or not ray.get(replay.take_over.remote(self._memory.address)):
+        if not self._takes_over(replay):
             self._memory, saved = None, self._writer.newest
             source = "nothing" if saved is None else "checkpoint"
             if not ray.get(replay.reserve.remote()):
@@ -202,6 +206,15 @@ class Processes:
         self.restored_frames = counts["frames"]
         stored = {self._part(name): frames for name, frames in sources.items() if name.startswith(f"{self._run_id}/")}
         return Restored(Counts(sum(counts["frames"].values()), counts["is_warm"]), source, stored, has_rows)
+
+    def _takes_over(self, replay: Any) -> bool:
+        if self._memory is None:
+            return False
+        try:
+            return bool(ray.get(replay.take_over.remote(self._memory.address)))
+        except RayTaskError as error:
+            _LOGGER.warning("the memory of the rings could not be taken over: %s", one_line(error))
+            return False
 
     def _put_rows(self, replay: Any, saved: Checkpoint | None) -> None:
         for task, chunks in saved.rows.items() if saved else ():
@@ -228,6 +241,11 @@ class Processes:
                 return self._keep_weights(call, build.remote(self.learner_state, self.weights[0]))
             case Method.CONNECT if call.part is not None and call.part.kind == "learner":
                 return self._keep_weights(call, actor.connect.options(num_returns=2).remote(self._replay))
+            case Method.CUT if call.part is not None and call.part.kind == "learner":
+                return self._keep_weights(call, actor.cut.options(num_returns=2).remote())
+            case Method.CUT:
+                assert call.part is not None
+                return actor.cut.remote(seeds_of(self._config, call.part, call.amount, len(self._tasks)))
             case Method.CONNECT:
                 return actor.connect.remote(self._replay)
             case Method.COLLECT:

@@ -20,13 +20,15 @@ from typing import Any
 
 from mtray.config.settings import Config
 from mtray.errors import RunError, UsageError
-from mtray.tasks.processes import usable_cores
+from mtray.tasks.processes import kill_group_at_end, usable_cores
 
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 10.0
 # Ray makes sockets at <folder>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107 bytes.
 _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _FOLDER_BYTES = 16 * 2**20
+# Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
+_lifelines: list[int] = []
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -118,6 +120,8 @@ def ray_session(config: Config) -> Iterator[Session]:
     finally:
         if not was_up:
             ray.shutdown()
+            while _lifelines:
+                os.close(_lifelines.pop())
 
 
 def _session(config: Config, *, was_up: bool) -> Session:
@@ -228,11 +232,23 @@ def _signals_kept_from_ray() -> Iterator[None]:
     """Let Ray start without touching signals: this process keeps its handlers, and Ray's processes get none of its own.
 
     ``ray.init`` would replace the handler of SIGTERM. And a signal to this process's group, as `timeout` or a closed
-    terminal sends it, would end Ray's processes before a checkpoint is saved: they get groups of their own.
+    terminal sends it, would end Ray's processes before a checkpoint is saved: they get groups of their own. The kernel
+    kills those groups when this process ends: some of Ray's processes would notice after a minute only.
     """
     from ray._private import services, utils
 
-    popen = functools.partial(services.ConsolePopen, process_group=0)
+    start = services.ConsolePopen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        lifeline, ours = os.pipe()
+        try:
+            process = start(*arguments, **options, process_group=0, pass_fds=[lifeline])
+            kill_group_at_end(lifeline, process.pid)
+        finally:
+            os.close(lifeline)
+        _lifelines.append(ours)
+        return process
+
     with _replaced(services, "ConsolePopen", popen), _replaced(utils, "set_sigterm_handler", lambda _: None):
         yield
 

@@ -266,6 +266,7 @@ class Supervisor:
         meta = {
             "metrics": metrics,
             "pacing": pacing_state(self.control.pacing),
+            "is_at_cut": self.control.is_at_cut,
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],
         }

@@ -99,13 +99,18 @@ def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> checkpoint.Checkpo
     run_dir = run_dir_of(path)
     if not is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
-    saved, skipped = (checkpoint.read(path), []) if path != run_dir else checkpoint.read_newest(run_dir)
-    if saved is None and is_auto and not skipped:
+    saved: checkpoint.Checkpoint | None
+    notes: list[str] = []
+    if path != run_dir:
+        saved = checkpoint.read(path)
+    else:
+        saved, notes = checkpoint.read_newest(run_dir, at_cut=config.deterministic)
+    if saved is None and is_auto and not notes:
         return None
     if saved is None:
-        raise UsageError("; ".join(skipped or [f"--resume {run_dir}: there is no checkpoint in it"]))
-    for reason in skipped:
-        say(f"warning: skipped a checkpoint: {reason}\n")
+        raise UsageError("; ".join(notes or [f"--resume {run_dir}: there is no checkpoint in it"]))
+    for note in notes:
+        say(f"warning: skipped: {note}\n")
     if is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
     check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")

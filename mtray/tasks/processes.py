@@ -49,6 +49,18 @@ def hidden_main() -> Iterator[None]:
         vars(main).update(saved)
 
 
+def kill_group_at_end(lifeline: int, group: int) -> None:
+    """Have the kernel kill a process group once no process has a pipe's write end open.
+
+    Args:
+        lifeline: read end, which a process of the group must hold too.
+        group: the process group's id.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -group)
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+
+
 def die_with(lifeline: int) -> None:
     """Have the kernel kill this process and its children once no process has the pipe's write end open.
 
@@ -60,9 +72,7 @@ def die_with(lifeline: int) -> None:
     """
     # In a new process group the signal reaches the children too, and a terminal's Ctrl-C reaches none of them.
     os.setpgid(0, 0)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgid(0))
-    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+    kill_group_at_end(lifeline, os.getpgid(0))
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(1)
 

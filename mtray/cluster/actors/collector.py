@@ -108,6 +108,16 @@ class Collector:
         self._rollout: Rollout | None = None
         self._host = host
 
+    def cut(self, seeds: Sequence[int]) -> None:
+        """Build the host and the policy again, with other seeds: as a new collector of a resumed run begins."""
+        self.close()
+        source, tasks, share, config, _, target = self._arguments
+        self._arguments = source, tasks, share, config, seeds, target
+        self._host = None
+        number = self._pusher.number
+        self.build()
+        self._pusher.number = number
+
     def act(self, version: int, box: list[Any], wait: bool = False) -> Report:
         """Step one rollout, with the boxed weights if they are newer and here (or, if told to wait, once they are)."""
         clock = self._collector.clock

@@ -56,7 +56,11 @@ class _BlockPool:
 
 
 class Pusher:
-    """Pushes under way, a bounded number; one that is not answered is sent again under its id."""
+    """Pushes under way, a bounded number; one that is not answered is sent again under its id.
+
+    Attributes:
+        number: of the next push.
+    """
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class Pusher:
         self._timeout = timeout_seconds
         self._clock = clock or Clock()
         self._prints = prints
-        self._number = 0
+        self.number = 0
         self._pending: collections.deque[_Pending] = collections.deque()
 
     def push(
@@ -98,14 +102,14 @@ class Pusher:
         self.wait(self._limit - 1)
         push = Push(
             source=self._source,
-            number=self._number,
+            number=self.number,
             rows=rows,
             statistics=statistics,
             largest_returns=largest_returns,
             weights_version=weights_version,
         )
-        self._pending.append(_Pending(self._number, push, self._replay.insert.remote(push)))
-        self._number += 1
+        self._pending.append(_Pending(self.number, push, self._replay.insert.remote(push)))
+        self.number += 1
 
     def wait(self, left: int = 0) -> None:
         """Wait until at most ``left`` pushes are unanswered.
@@ -225,8 +229,7 @@ class Draws:
                 answer = _get(self._calls.popleft())
             except (ActorUnavailableError, UnreachableError) as error:
                 # What was lost may be drawn all the same, later, so its block is not used again.
-                self._calls.clear()
-                self._pool = self._new_pool()
+                self.drop()
                 if isinstance(error, UnreachableError):
                     raise
                 time.sleep(_RETRY_SECONDS)
@@ -239,6 +242,10 @@ class Draws:
     def connect(self, replay: Any) -> None:
         """Draw from another process of the replay; what was drawn before is dropped."""
         self._replay = replay
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop what was drawn ahead; its blocks are not used again."""
         self._calls.clear()
         self._pool = self._new_pool()
 

@@ -55,6 +55,12 @@ class Learner:
             self._learner.version = max(self._learner.version, after_version)
         return self.train(0, 0.0)
 
+    def cut(self) -> tuple[dict[str, Any], Weights]:
+        """Drop what was drawn ahead, as a new learner of a resumed run has drawn nothing; return as `train` does."""
+        self._batches.clear()
+        self._draws.drop()
+        return self.train(0, 0.0)
+
     def connect(self, replay: Any) -> tuple[dict[str, Any], Weights]:
         """Draw from another process of the replay from now on; return as `train` does."""
         self._draws.connect(replay)

@@ -30,6 +30,7 @@ _REPEATABLE = {
     Method.HELLO,
     Method.BUILD,
     Method.CONNECT,
+    Method.CUT,
     Method.FLUSH,
     Method.STATUS,
     Method.STATE,

@@ -1,8 +1,10 @@
 """Control of a run in lockstep: the same seed gives the same data and weights.
 
 A round: every collector steps one rollout with the same weights, then they push one after the other, the replay counts,
-and the learner makes the updates that are owed. Checkpoints are written between rounds. A process that dies ends the
-run, because what replaced it would draw other numbers; the last checkpoint, which stands between two rounds, stays.
+and the learner makes the updates that are owed. Checkpoints are written between rounds, the first at or after every
+multiple of their frames. There the run is cut: episodes and draws begin anew, as they do in a run that is resumed from
+that checkpoint, so that both give the same numbers. A process that dies ends the run, because what replaced it would
+draw other numbers; the last checkpoint stays.
 """
 
 from __future__ import annotations
@@ -23,8 +25,13 @@ class Lockstep(Run):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
+        self._next_checkpoint = self._after_multiple()
         self._is_round_over = True
         self._pushers: deque[Actor] = deque()
+
+    def _after_multiple(self) -> int:
+        """Return the next multiple of the frames between two checkpoints."""
+        return (self.counts.frames // self.plan.checkpoint_frames + 1) * self.plan.checkpoint_frames
 
     def _proceed(self) -> None:
         if all(actor.is_up and not actor.is_busy for actor in self.actors) and self._saving is None:
@@ -57,6 +64,17 @@ class Lockstep(Run):
         self._pushers = deque(self.collectors)
         for actor in self.collectors:
             self._collect(actor, Method.ACT)
+
+    def _save(self) -> None:
+        self.is_at_cut = self.counts.frames >= self._next_checkpoint
+        super()._save()
+        self._next_checkpoint = self._after_multiple()
+
+    def _saved(self) -> None:
+        super()._saved()
+        if not self.is_over and self._ending is None:
+            for actor in (self.learner, *self.collectors):
+                self._call(actor, Method.CUT, self.counts.frames)
 
     def _settled(self, actor: Actor) -> None:
         raise NotImplementedError("a push in lockstep waits for its receipt: there is nothing to flush")

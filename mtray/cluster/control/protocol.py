@@ -58,6 +58,9 @@ class Method(enum.Enum):
     """Answer: updates made in all."""
     STATE = "state"
     """The learner's state, for a checkpoint or for a new process. Answer: updates made in all."""
+    CUT = "cut"
+    """Lockstep: go on as a run that is resumed from the checkpoint of ``amount`` frames does. Answer: the learner's is
+    that of STATUS."""
     COUNT = "count"
     """Answer: `Counts`."""
     FENCE = "fence"
@@ -116,7 +119,7 @@ class Call:
         id: of the call; its end is reported with it.
         part: who is asked; None for WRITE.
         method: what for.
-        amount: of TRAIN.
+        amount: of TRAIN, updates; of CUT, frames.
         of: of FENCE, the process that is gone.
     """
 

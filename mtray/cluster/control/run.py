@@ -50,6 +50,8 @@ class Run(Ledger):
         self._broken_saves = 0
         self._ending: _Ending | None = None
         self.is_over = False
+        # Whether a resume from the checkpoint that is written goes on bit for bit as this run does.
+        self.is_at_cut = False
         # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
         self._aside: dict[str, str] = {}
@@ -120,7 +122,7 @@ class Run(Ledger):
                 self._flushed(actor, call, event.value)
             case Method.CONNECT if actor.kind == "collector":
                 self._flushed(actor, call, event.value)
-            case Method.TRAIN | Method.STATUS | Method.CONNECT:
+            case Method.TRAIN | Method.STATUS | Method.CONNECT | Method.CUT if actor.kind == "learner":
                 # Answers may come out of order; updates only grow.
                 self._moved = self.now
                 self.updates = max(self.updates, event.value)

@@ -141,10 +141,14 @@ def latest(run_dir: Path) -> Path:
     return folder / name
 
 
-def read_newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Read a run's newest whole checkpoint; return it and, for each newer one that was skipped, why.
+def read_newest(run_dir: Path, *, at_cut: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """Read a run's newest whole checkpoint; return it and notes for the user: which newer ones were skipped, and why.
 
     The newest is the one that `latest` names, then come the others from the highest number down.
+
+    Args:
+        run_dir: the run's.
+        at_cut: prefer those that a run in lockstep wrote at a multiple of the frames between two checkpoints.
     """
     folder = run_dir / "checkpoints"
     skipped: list[str] = []
@@ -155,12 +159,24 @@ def read_newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     except UsageError as error:
         if names:
             skipped.append(_reason(error))
+    newest: Checkpoint | None = None
     for name in names:
         try:
-            return read(folder / name), skipped
+            found = read(folder / name)
         except UsageError as error:
             skipped.append(_reason(error))
-    return None, skipped
+            continue
+        if not at_cut or found.meta.get("is_at_cut"):
+            if newest is not None:
+                skipped.append(f"{newest.path}: a run in lockstep goes on from a multiple of --run.checkpoint-frames")
+            return found, skipped
+        newest = newest or found
+    if newest is not None:
+        skipped.append(
+            f"none before {newest.path} is at a multiple of --run.checkpoint-frames, so what follows is not bit "
+            "for bit what an unbroken run gives"
+        )
+    return newest, skipped
 
 
 def _reason(error: UsageError) -> str:
@@ -183,7 +199,10 @@ def read(path: Path) -> Checkpoint:
     rows: dict[str, list[Chunk]] = {}
     with damaged(path / META):
         for task, chunks in meta.pop("rows").items():
-            rows[task] = [Chunk(begin, end, path / name, meta["crc32"][name]) for begin, end, name in chunks]
+            for begin, end, name in chunks:
+                if Path(name).name != name:
+                    raise ValueError(f"its rows are in {name}, outside of the checkpoint")
+                rows.setdefault(task, []).append(Chunk(begin, end, path / name, meta["crc32"][name]))
     for chunk in (chunk for chunks in rows.values() for chunk in chunks):
         verify(chunk.path, meta)
     meta.pop("crc32", None)

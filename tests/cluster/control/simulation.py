@@ -669,6 +669,9 @@ class World:
     def do_count(self, process: Process, call: Call) -> None:
         self.answer(process, call, self.counts())
 
+    def do_cut(self, process: Process, call: Call) -> None:
+        self.answer(process, call, self.updates)
+
     def do_fence(self, process: Process, call: Call) -> None:
         self.fenced.add(call.of)
         self.answer(process, call, self.sources[call.of])
