@@ -31,7 +31,7 @@ from mtray.data.specs import FloatArray
 from mtray.errors import UnreachableError
 from mtray.replay.memory import RingMemory
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
-from mtray.rundir.checkpoints.writer import CheckpointWriter
+from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.tasks.plan import Task
 
 # How long collectors may take to end their simulators' processes when the run is over.
@@ -171,19 +171,20 @@ class Processes:
                 result = error
             self.inbox.put((call, result))
 
-    def fetch(self, task: str, begin: int, end: int) -> tuple[int, FloatArray]:
-        """Read rows from the replay; see `mtray.rundir.checkpoints.writer.Fetch`.
+    def rows_reader(self) -> Fetch:
+        """Return a function that reads rows of the replay's newest process; it raises UnreachableError if that dies."""
+        replay = self._replay
 
-        Raises:
-            UnreachableError: the replay is gone.
-        """
-        try:
-            pieces = [ray.get(self._replay.read_rows.remote(task, *piece)) for piece in self._pieces(task, begin, end)]
-        except RayActorError as error:
-            raise UnreachableError("the replay is gone, so its rows can't be saved") from error
-        # Only the first pieces can have lost rows.
-        rows = np.concatenate([rows for _, rows in pieces])
-        return end - len(rows), rows
+        def fetch(task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+            try:
+                pieces = [ray.get(replay.read_rows.remote(task, *piece)) for piece in self._pieces(task, begin, end)]
+            except RayActorError as error:
+                raise UnreachableError("the replay is gone, so its rows can't be saved") from error
+            # Only the first pieces can have lost rows.
+            rows = np.concatenate([rows for _, rows in pieces])
+            return end - len(rows), rows
+
+        return fetch
 
     def _pieces(self, task: str, begin: int, end: int) -> list[tuple[int, int]]:
         spec = next(spec for spec in self._specs if spec.name == task)

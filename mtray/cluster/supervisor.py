@@ -271,7 +271,7 @@ class Supervisor:
             "specs": [spec.to_dict() for spec in self.specs],
         }
         saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay)
-        fetch = self.processes.fetch if self.config.replay.save else None
+        fetch = self.processes.rows_reader() if self.config.replay.save else None
         return lambda: self._writer.write(saved, fetch)
 
     def _close(self) -> None:

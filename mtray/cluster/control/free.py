@@ -19,9 +19,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mtray.cluster.control.actor import Actor, Phase
 from mtray.cluster.control.ledger import STALL_SECONDS
 from mtray.cluster.control.levels import Levels
-from mtray.cluster.control.lifecycle import HEALTHY_SECONDS, Actor, Phase
+from mtray.cluster.control.lifecycle import HEALTHY_SECONDS
 from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
 from mtray.cluster.control.run import Run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mtray.cluster.control.lifecycle import Actor
+from mtray.cluster.control.actor import Actor
 
 
 class Levels:

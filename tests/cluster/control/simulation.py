@@ -17,8 +17,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from mtray.cluster.control.actor import Limits
 from mtray.cluster.control.free import Control
-from mtray.cluster.control.lifecycle import Limits
 from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import (
