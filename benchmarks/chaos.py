@@ -258,20 +258,26 @@ def chaos(folder: Path, seconds: float, every: float, seed: int) -> Watched:
         return running.seen
 
 
+def is_recovering(seen: Watched, at: float) -> bool:
+    """Return whether this second lies between a kill and two (of a driver, ten) seconds after its recovery."""
+    return any(
+        kill.seconds
+        <= at
+        <= kill.seconds + (kill.recovery_seconds or RECOVERY_SECONDS) + (10 if kill.kind == "driver" else 2)
+        for kill in seen.kills
+    )
+
+
 def rates(seen: Watched) -> list[float]:
     """Return frames per second of each line outside the time between a kill and its recovery."""
-    windows = [(k.seconds, k.seconds + (k.recovery_seconds or RECOVERY_SECONDS) + 2) for k in seen.kills]
     first = next(at for at, line in seen.lines if line["frames_per_second"]) + 5
-    return [
-        line["frames_per_second"]
-        for at, line in seen.lines
-        if at > first and not any(begin <= at <= end for begin, end in windows)
-    ]
+    return [line["frames_per_second"] for at, line in seen.lines if at > first and not is_recovering(seen, at)]
 
 
-def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Return the slope per minute of a line through points in seconds, without the first half minute."""
-    late = [(at / 60, value) for at, value in points if at > points[0][0] + 30]
+def slope(seen: Watched) -> float:
+    """Return the slope of memory in MiB per minute, without the first half minute, recoveries and the end."""
+    first, last = seen.lines[0][0] + 30, seen.lines[-1][0] - 5
+    late = [(at / 60, value) for at, value in seen.memory if first < at < last and not is_recovering(seen, at)]
     return float(np.polyfit(*zip(*late, strict=True), 1)[0]) if len(late) > 2 else float("nan")
 
 
@@ -406,7 +412,7 @@ def main() -> None:
             always = ", NOT ALWAYS" if None in times else ""
             print(f"{kind:16}killed {len(times)} times, back after {longest}{always}")
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + " (pushes of one task each)")
-    print(f"memory without rows: {slope(seen.memory):+.1f} MiB a minute; calm {slope(after.memory):+.1f}")
+    print(f"memory without rows: {slope(seen):+.1f} MiB a minute; calm {slope(after):+.1f}")
     returns = [mean_return(seen, share) for share in (0.4, 1.0)]
     print(f"mean training return: {returns[0]:.0f} after two fifths, {returns[1]:.0f} at the end")
     print(f"exit code {seen.exit_code}")
@@ -414,8 +420,8 @@ def main() -> None:
         figures = {
             "kills": [asdict(kill) for kill in seen.kills],
             "pushes": counts,
-            "memory_mib_per_minute": slope(seen.memory),
-            "calm_memory_mib_per_minute": slope(after.memory),
+            "memory_mib_per_minute": slope(seen),
+            "calm_memory_mib_per_minute": slope(after),
             "returns": returns,
             "exit_code": seen.exit_code,
         }

@@ -73,6 +73,18 @@ def test_the_next_process_has_every_row_count_statistic_and_receipt(pushes):
         assert found.sample_rows(8).rows["left"].shape[:2] == (1, 8)
 
 
+def test_taking_over_provides_no_memory_that_was_never_written():
+    memory = RingMemory.new(SPECS, 10**6)
+    replay = ReplayBuffer(SPECS, ReplayConfig(capacity_rows=10**6), 7, memory)
+    replay.begin_journal()
+    replay.insert(make_push(0))
+    found = ReplayBuffer(SPECS, ReplayConfig(capacity_rows=10**6), 7, RingMemory.attach(memory.address))
+    found.take_over()
+    # Of 28 MB for the rings' rows.
+    assert sum(512 * os.fstat(block.file.descriptor).st_blocks for block in memory._blocks.values()) < 10**6
+    assert found.stats() == replay.stats()
+
+
 def test_it_is_taken_over_again_and_again_and_after_the_journal_was_begun_anew(monkeypatch):
     monkeypatch.setattr(journal_module, "_FILE_BYTES", 4000)
     memory = RingMemory.new(SPECS, CAPACITY)
