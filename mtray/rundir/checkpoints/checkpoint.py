@@ -199,10 +199,11 @@ def read(path: Path) -> Checkpoint:
     rows: dict[str, list[Chunk]] = {}
     with damaged(path / META):
         for task, chunks in meta.pop("rows").items():
+            rows[task] = []
             for begin, end, name in chunks:
                 if Path(name).name != name:
                     raise ValueError(f"its rows are in {name}, outside of the checkpoint")
-                rows.setdefault(task, []).append(Chunk(begin, end, path / name, meta["crc32"][name]))
+                rows[task].append(Chunk(begin, end, path / name, meta["crc32"][name]))
     for chunk in (chunk for chunks in rows.values() for chunk in chunks):
         verify(chunk.path, meta)
     meta.pop("crc32", None)

@@ -56,7 +56,7 @@ FAULTS = {
     # Per second.
     "node_goes": 0.01,
     # Per death of the replay; per write under way then.
-    "memory_lost": 1.0, "write_broken": 1.0,
+    "memory_lost": 2.0, "write_broken": 4.0,
 }  # fmt: skip
 
 
@@ -414,7 +414,7 @@ class World:
     def ask(self, call: Call) -> None:
         if call.method is Method.WRITE:
             self.writing = call
-            self.after(self.generator.uniform(0, 2), self.write, call)
+            self.after(self.generator.choice([0.1, 2.0, 20.0]) * self.generator.random(), self.write, call)
             return
         if call.method in (Method.COLLECT, Method.ACT):
             self.requested[call.part] += self.scenario.frames_of_a_task * len(self.shares[call.part])
