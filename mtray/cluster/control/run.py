@@ -162,7 +162,9 @@ class Run(Ledger):
     def _save_step(self, method: Method, actor: Actor | None) -> None:
         self._saving = method
         if self._ending is not None and self._is_final:
-            self._until(self.limits.call_seconds if self._ending.reason == FINISHED else self.limits.stop_seconds)
+            # A slow disk is waited for: nothing else is left to be done. A second signal ends the run at once.
+            is_patient = self._ending.reason == FINISHED or method is Method.WRITE
+            self._until(self.limits.call_seconds if is_patient else self.limits.stop_seconds)
         self._save_call = self._call(actor, method).id
 
     def _saved(self) -> None:
@@ -170,6 +172,8 @@ class Run(Ledger):
         self._tell("save", frames=self.counts.frames, updates=self.updates)
         if self._is_final:
             self._close()
+        elif self._ending is not None:
+            self._until(self.limits.stop_seconds)
 
     def _save_failed(self, failure: Failed) -> None:
         self._saving, self._last_saved = None, (-1, -1)
@@ -194,7 +198,8 @@ class Run(Ledger):
             self._tell("failure", cause=reason)
         if self._ending is None:
             self._ending = _Ending(reason, outcome, self.now)
-            self._until(self.limits.stop_seconds)
+            is_writing = self._saving is Method.WRITE
+            self._until(self.limits.call_seconds if is_writing else self.limits.stop_seconds)
         elif self._ending.outcome == "done" and outcome != "done":
             self._ending = _Ending(reason, outcome, self._ending.until)
 
