@@ -344,12 +344,17 @@ def _last_run(folder: Path) -> str:
     return ""
 
 
+def known(value: float) -> float | None:
+    """Return a figure as JSON has it: null if it could not be measured."""
+    return value if np.isfinite(value) else None
+
+
 def mean_return(seen: Watched, at: float) -> float:
     """Return the mean over tasks of the training returns in the last line before a share of the run."""
     lines = [line for _, line in seen.lines]
     means = [figures["return_mean"] for figures in lines[int(at * (len(lines) - 1))]["tasks"].values()]
-    known = [value for value in means if value is not None]
-    return statistics.fmean(known) if known else float("nan")
+    made = [value for value in means if value is not None]
+    return statistics.fmean(made) if made else float("nan")
 
 
 def plot(seen: Watched, quiet: float, file: Path) -> None:
@@ -406,9 +411,9 @@ def main() -> None:
         print(f"{row.name:16}{row.value:10,.0f} {row.unit}  ratio {ratio}")
     for kind in KINDS:
         times = [kill.recovery_seconds for kill in seen.kills if kill.kind == kind]
-        known = [value for value in times if value is not None]
+        ended = [value for value in times if value is not None]
         if times:
-            longest = f"{max(known):.1f} s at most" if known else "never"
+            longest = f"{max(ended):.1f} s at most" if ended else "never"
             always = ", NOT ALWAYS" if None in times else ""
             print(f"{kind:16}killed {len(times)} times, back after {longest}{always}")
     print(", ".join(f"{name} {count:,}" for name, count in counts.items()) + " (pushes of one task each)")
@@ -420,9 +425,9 @@ def main() -> None:
         figures = {
             "kills": [asdict(kill) for kill in seen.kills],
             "pushes": counts,
-            "memory_mib_per_minute": slope(seen),
-            "calm_memory_mib_per_minute": slope(after),
-            "returns": returns,
+            "memory_mib_per_minute": known(slope(seen)),
+            "calm_memory_mib_per_minute": known(slope(after)),
+            "returns": [known(value) for value in returns],
             "exit_code": seen.exit_code,
         }
         harness.write(options.json, {**origin, "rows": [asdict(row) for row in rows], **figures})
