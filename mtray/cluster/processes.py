@@ -231,22 +231,20 @@ class Processes:
     # Calls.
 
     def _submit(self, actor: Any, call: Call) -> Any:
+        part = call.part
+        assert part is not None
         match call.method:
             case Method.HELLO:
-                assert call.part is not None
-                return actor.hello.remote(
-                    self._writer.run_dir / "logs", call.part.name.replace("the ", "").replace(" ", "-")
-                )
-            case Method.BUILD if call.part is not None and call.part.kind == "learner":
-                build = actor.build.options(num_returns=2)
-                return self._keep_weights(call, build.remote(self.learner_state, self.weights[0]))
-            case Method.CONNECT if call.part is not None and call.part.kind == "learner":
-                return self._keep_weights(call, actor.connect.options(num_returns=2).remote(self._replay))
-            case Method.CUT if call.part is not None and call.part.kind == "learner":
-                return self._keep_weights(call, actor.cut.options(num_returns=2).remote())
+                name = f"collector-{part.place}" if part.kind == "collector" else part.kind
+                return actor.hello.remote(self._writer.run_dir / "logs", name)
+            case Method.BUILD if part.kind == "learner":
+                return self._with_weights(call, actor.build, self.learner_state, self.weights[0])
+            case Method.CONNECT if part.kind == "learner":
+                return self._with_weights(call, actor.connect, self._replay)
+            case Method.CUT if part.kind == "learner":
+                return self._with_weights(call, actor.cut)
             case Method.CUT:
-                assert call.part is not None
-                return actor.cut.remote(seeds_of(self._config, call.part, call.amount, len(self._tasks)))
+                return actor.cut.remote(seeds_of(self._config, part, call.amount, len(self._tasks)))
             case Method.CONNECT:
                 return actor.connect.remote(self._replay)
             case Method.COLLECT:
@@ -255,7 +253,7 @@ class Processes:
                 return actor.act.remote(*self.weights, True)
             case Method.TRAIN | Method.STATUS:
                 seconds = float("inf") if self._config.deterministic else self._config.learner.slice_seconds
-                return self._keep_weights(call, actor.train.options(num_returns=2).remote(call.amount, seconds))
+                return self._with_weights(call, actor.train, call.amount, seconds)
             case Method.COUNT | Method.SNAPSHOT:
                 return getattr(actor, call.method.value).remote(self._aside)
             case Method.FENCE:
@@ -264,6 +262,7 @@ class Processes:
             case _:
                 return getattr(actor, call.method.value).remote()
 
-    def _keep_weights(self, call: Call, references: Sequence[Any]) -> Any:
-        figures, self._made_weights[call.id] = references
+    def _with_weights(self, call: Call, method: Any, *arguments: Any) -> Any:
+        """Call a method of the learner that returns figures and weights; keep the weights' reference."""
+        figures, self._made_weights[call.id] = method.options(num_returns=2).remote(*arguments)
         return figures

@@ -66,7 +66,7 @@ class ReplayBuffer:
         stored = self._account.find(push.source, push.number)
         if stored is not None:
             return stored
-        is_transition = {}
+        is_transition, frames = {}, {}
         for task, rows in push.rows.items():
             self._check(task, rows)
             # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
@@ -81,10 +81,7 @@ class ReplayBuffer:
                 raise SchemaError(
                     f"task {task!r}: statistics of {statistics.count} transitions came with rows of {count}"
                 )
-        frames = {
-            task: int(np.count_nonzero(is_transition[task])) * self._rings[task].spec.action_repeat
-            for task in push.rows
-        }
+            frames[task] = count * self._rings[task].spec.action_repeat
         receipt = Receipt(push.source, push.number, frames)
         self._account.merge(push)
         journal = None if self._memory is None else self._memory.journal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, TRANSITION, holds_transition, row_flags
+from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, holds_transition, row_flags
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import SchemaError
 
@@ -97,7 +97,7 @@ class Ring:
         self._memory[-1] = self._memory[0]
         # Only rows that are held are looked at: memory that was never written is not provided by being read.
         held = np.arange(self.start, written) % len(self.rows)
-        self._is_transition[held] = (row_flags(self.rows)[held] & TRANSITION) != 0
+        self._is_transition[held] = holds_transition(self.rows[held, -1:])
         self.transitions = int(np.count_nonzero(self._is_transition))
 
     def read(self, begin: int, end: int) -> tuple[int, FloatArray]:

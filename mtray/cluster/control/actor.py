@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from mtray.cluster.control.protocol import Call, Kind, Part
@@ -91,9 +91,9 @@ class Actor:
         return Part(self.kind, self.index, self.life)
 
     @property
-    def tasks(self) -> frozenset[str]:
+    def tasks(self) -> Set[str]:
         """Of a collector, those it steps."""
-        return frozenset(self.task_frames)
+        return self.task_frames.keys()
 
     @property
     def rollout_frames(self) -> int:

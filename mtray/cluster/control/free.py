@@ -25,7 +25,7 @@ from mtray.cluster.control.levels import Levels
 from mtray.cluster.control.lifecycle import HEALTHY_SECONDS
 from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
-from mtray.cluster.control.run import Run
+from mtray.cluster.control.run import FINISHED, Run
 from mtray.replay.pacing import Pacing
 
 # Time between two of the learner's states that are kept: what is made after the last one is lost with its process.
@@ -167,15 +167,9 @@ class Control(Run):
                 # It goes on beside the others, not from where its place was left.
                 self._release(self._levels.put(actor, self._levels.lowest))
             self._put_free(actor)
-        elif actor.life and actor.kind == "replay":
-            frames = self.counts.frames
-            self._replay_came_up(value)
-            if self.counts.frames < frames:
-                self._resume_after_loss()
         elif actor.life:
-            updates = self.updates
-            self._learner_came_up(value)
-            if self.updates < updates:
+            took_over = self._replay_came_up if actor.kind == "replay" else self._learner_came_up
+            if took_over(value):
                 self._resume_after_loss()
         self._connect(actor)
 
@@ -237,7 +231,9 @@ class Control(Run):
         self._after(ROOM_SECONDS, check)
 
     def _resume_after_loss(self) -> None:
-        super()._resume_after_loss()
+        """Go on with a run that had made everything and has lost some of it."""
+        if self._ending is not None and self._ending.reason == FINISHED:
+            self._ending, self._is_final = None, False
         if self._ending is None:
             self._fill_empty()
 
@@ -316,13 +312,14 @@ class Control(Run):
             # Whoever could not be reached is probably the replay.
             self._is_stale, self._next_count = True, self.now
         method = {Method.COLLECT: Method.FLUSH, Method.TRAIN: Method.STATUS}.get(call.method)
-        if method is not None and failure.kind is Failure.PEER:
+        if method is None:
+            return
+        was_suspect, actor.suspect = actor.suspect is not None, max(call.id, actor.suspect or 0)
+        waits = False
+        if failure.kind is Failure.PEER:
             # It says the same, and the part may talk to a process of the replay that is gone.
             method = Method.CONNECT
-        if method is not None:
-            was_suspect, actor.suspect = actor.suspect is not None, max(call.id, actor.suspect or 0)
             # A collector that does not reach the replay is connected to its next process, which settles the call.
-            waits = failure.kind is Failure.PEER and actor.kind == "collector" and not self._reaches_replay(actor)
-            if was_suspect or waits:
-                return
+            waits = actor.kind == "collector" and not self._reaches_replay(actor)
+        if not was_suspect and not waits:
             self._again(actor, Call(-1, actor.part, method))

@@ -158,8 +158,8 @@ class Ledger(Lifecycle):
         self._is_counting, self._is_stale = False, True
         self._unflushed |= {actor.index for actor in self.collectors if actor.requested}
 
-    def _replay_came_up(self, restored: Restored) -> None:
-        """Take the counts of the replay's new process, and connect every part to it."""
+    def _replay_came_up(self, restored: Restored) -> int:
+        """Take the counts of the replay's new process, and connect every part to it; return the frames it lost."""
         lost = max(0, self.counts.frames - restored.counts.frames)
         self.counts = restored.counts
         for part, acknowledged in self._gone.items():
@@ -175,12 +175,15 @@ class Ledger(Lifecycle):
             self._call(self.replay, Method.FENCE, of=part)
         for actor in (self.learner, *self.collectors):
             self._connect(actor)
+        return lost
 
-    def _learner_came_up(self, updates: int) -> None:
+    def _learner_came_up(self, updates: int) -> int:
+        """Take the updates of the learner's new process; return those it lost."""
         lost = max(0, self.updates - updates)
         self.updates = self._kept_updates = updates
         self.updates_lost += lost
         self._tell("restored", part="the learner", cause=f"{lost} updates lost")
+        return lost
 
     def _ask_count(self) -> None:
         if self._is_counting or not self.replay.is_up or not self._is_stale:

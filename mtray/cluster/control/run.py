@@ -119,9 +119,7 @@ class Run(Ledger):
                 if not actor.tasks <= self._stepped:
                     self._stepped |= actor.tasks
                 self._finished_work(actor, call)
-            case Method.FLUSH:
-                self._flushed(actor, call, event.value)
-            case Method.CONNECT if actor.kind == "collector":
+            case Method.FLUSH | Method.CONNECT if actor.kind == "collector":
                 self._flushed(actor, call, event.value)
             case Method.TRAIN | Method.STATUS | Method.CONNECT | Method.CUT if actor.kind == "learner":
                 # Answers may come out of order; updates only grow.
@@ -225,11 +223,6 @@ class Run(Ledger):
     def _comes_back(self) -> bool:
         """Return whether a replay or learner that is down is being replaced, and had anything to save."""
         return self._has_begun and self._has_made()
-
-    def _resume_after_loss(self) -> None:
-        """Go on with a run that had made everything and has lost some of it."""
-        if self._ending is not None and self._ending.reason == FINISHED:
-            self._ending, self._is_final = None, False
 
     def _finish(self) -> None:
         if self._ending is None and self._is_done():
