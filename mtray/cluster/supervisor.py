@@ -33,15 +33,15 @@ from mtray.cluster.control.protocol import (
     Stop,
     Tell,
 )
-from mtray.cluster.failures import failure_of
+from mtray.cluster.failures import failure_of, one_line
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.data.messages import Report
-from mtray.errors import RunError, UsageError
+from mtray.errors import MtrayError, RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
-from mtray.rundir.checkpoints.writer import CheckpointWriter
+from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.sinks import Guarded, JsonLines, Sink
 from mtray.tasks.plan import Task
@@ -65,6 +65,7 @@ class Supervisor:
         resume: Checkpoint | None = None,
         cpus_per_actor: float = 0.0,
         asked_to_stop: Sequence[str] = (),
+        ray_death: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Prepare; nothing is started. Ray must be up when `run` is called.
 
@@ -76,6 +77,7 @@ class Supervisor:
             resume: what to continue from.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
             asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
+            ray_death: how Ray died, in one line, once it has.
 
         Raises:
             UsageError: settings under which the run could not move.
@@ -87,6 +89,7 @@ class Supervisor:
         self.metrics = Metrics(task.name for task in tasks)
         self._pacing = resume_pacing(make_pacing(config, self.specs), resume)
         self._asked_to_stop = asked_to_stop
+        self._ray_death = ray_death
         self._sinks = list(sinks)
         events = run_dir / "events.jsonl"
         self._events = Guarded(JsonLines(events), str(events))
@@ -96,6 +99,8 @@ class Supervisor:
             self.metrics.load_state(resume.meta["metrics"])
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
+        if resume is not None:
+            self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
         # Process id and log of the newest process of each part, by the part's name.
         self._processes_of: dict[str, tuple[int, str | None]] = {}
@@ -138,8 +143,16 @@ class Supervisor:
         """Wait for the end of a call, or for what is planned next; then do what control says."""
         tick, now = self.control.next_tick(), time.monotonic()
         wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
+        ended = None
         with contextlib.suppress(queue.Empty):
-            self._handle(self._event(*self.processes.inbox.get(timeout=max(0.0, wake - now))))
+            ended = self.processes.inbox.get(timeout=max(0.0, wake - now))
+        # First: what is done with Ray after its death may never return.
+        death = self._ray_death()
+        if death is not None:
+            self._end = self._end_alone(death)
+            return
+        if ended is not None:
+            self._handle(self._event(*ended))
             # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
             for _ in range(self.processes.inbox.qsize()):
                 self._handle(self._event(*self.processes.inbox.get_nowait()))
@@ -160,7 +173,7 @@ class Supervisor:
         for command in commands:
             match command:
                 case Call(part=None):
-                    self.processes.in_background(command, self._writing())
+                    self.processes.in_background(command, self._writing(self.processes.rows_reader()))
                 case Call():
                     self.processes.ask(command)
                 case Start():
@@ -256,8 +269,8 @@ class Supervisor:
         for sink in self._sinks:
             sink.write(line)
 
-    def _writing(self) -> Callable[[], Any]:
-        """Return what writes a checkpoint of the last state and snapshot."""
+    def _writing(self, fetch: Fetch) -> Callable[[], Any]:
+        """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
         policy, learner, updates = self._state
         replay = self._snapshot
         metrics = {**self.metrics.state(), "updates": updates}
@@ -271,8 +284,39 @@ class Supervisor:
             "specs": [spec.to_dict() for spec in self.specs],
         }
         saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay)
-        fetch = self.processes.rows_reader() if self.config.replay.save else None
-        return lambda: self._writer.write(saved, fetch)
+        return lambda: self._writer.write(saved, fetch if self.config.replay.save else None)
+
+    def _end_alone(self, death: str) -> End:
+        """End a run whose Ray has died: save what this process holds, the rings' memory and the learner's kept state.
+
+        No other process is needed, so nothing of this can hang.
+        """
+        self._tell(Tell("failure", {"cause": death}))
+        try:
+            self._save_alone()
+            text = f"{death}; {self.metrics.frames:,} frames and {self.metrics.updates:,} updates are saved"
+        except (MtrayError, OSError) as error:
+            self._tell(Tell("unsaved", {"cause": one_line(error)}))
+            text = f"{death}; nothing was saved at the end: {one_line(error)}"
+        newest = self._writer.newest
+        text += "" if newest is None else f"; go on with --resume {newest.path}"
+        self._tell(Tell("end", {"cause": text}))
+        return End(text, "failed")
+
+    def _save_alone(self) -> None:
+        replay = self.processes.leave_ray()
+        updates = self._state[2]
+        if self.config.deterministic:
+            raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
+        if updates < 0:
+            raise RunError("the learner's first state was not there yet")
+        self._snapshot = replay.state()
+        self._count({"frames": self._snapshot["frames"], "is_warm": True})
+        self.control.updates_lost += max(0, self.metrics.updates - updates)
+        self.metrics.updates = updates
+        self.control.is_at_cut = False
+        self._writing(replay.read_rows)()
+        self._tell(Tell("save", {"frames": self.metrics.frames, "updates": updates}))
 
     def _close(self) -> None:
         for sink in [*self._sinks, self._events]:

@@ -172,6 +172,7 @@ def _run_supervised(
             resume=saved,
             cpus_per_actor=session.cpus_per_actor,
             asked_to_stop=asked_to_stop,
+            ray_death=session.death,
         )
 
         def write_summary(reason: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class ParameterGroup:
         step(self.optimiser, self.tensors, self.gradients)
 
     def norms(self, tasks: int) -> Tensor:
-        """Return the norms [T] of the last gradients of each task's heads; NaN for a task without rows in the update."""
+        """Return the norms [T] of the last gradients of each task's heads; NaN for a task without rows."""
         by_head = torch.cat([part.flatten(1) for part in self.gradients[1:]], 1)
         # Heads are ordered by critic, then by task.
         norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(by_head, dim=1).view(-1, tasks), dim=0)
