@@ -146,7 +146,7 @@ def ray_session(config: Config) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def _texts_kept_in(run_dir: Path | None) -> Iterator[None]:
-    """Append to logs/ray.log what Ray would print of its processes: paragraphs at each death, which mtray tells itself."""
+    """Append to logs/ray.log what Ray would print of its processes: paragraphs about each death."""
     from ray._private import worker
 
     def keep(data: Mapping[str, Any], ignore_prefix: bool) -> None:

@@ -9,6 +9,7 @@ collectors as with one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import time
@@ -33,7 +34,7 @@ from mtray.cluster.control.protocol import (
     Stop,
     Tell,
 )
-from mtray.cluster.failures import failure_of, one_line
+from mtray.cluster.failures import failure_of, one_line, trace_of
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
@@ -87,7 +88,11 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self.run_dir = run_dir
         self.metrics = Metrics(task.name for task in tasks)
-        self._pacing = resume_pacing(make_pacing(config, self.specs), resume)
+        self._shares = make_shares(config, self.tasks)
+        plan = make_plan(config, self.specs, self._shares, resume)
+        pacing = resume_pacing(make_pacing(config, self.specs), resume)
+        kind = Lockstep if config.deterministic else Control
+        self.control = kind(plan, pacing, time.monotonic())
         self._asked_to_stop = asked_to_stop
         self._ray_death = ray_death
         self._sinks = list(sinks)
@@ -115,13 +120,9 @@ class Supervisor:
             UsageError: what the user gave can't work, as found on the way.
             RunError: the run could not go on.
         """
-        shares = make_shares(self.config, self.tasks)
-        plan = make_plan(self.config, self.specs, shares, self._resume)
-        kind = Lockstep if self.config.deterministic else Control
-        self.control = kind(plan, self._pacing, time.monotonic())
         row_bytes = {spec.name: 4 * spec.row_size for spec in self.specs}
         self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
-        self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._writer)
+        self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
             self._tell(Tell("resume", {"checkpoint": str(self._resume.path), "frames": self._resume.frames}))
@@ -193,8 +194,8 @@ class Supervisor:
             process, log = self._processes_of.get(fields["part"], (None, None))
             fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
         self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **fields})
-        if told.is_warning:
-            _LOGGER.warning("%s: %s: %s", told.event, told.fields.get("part", "the run"), told.fields.get("cause"))
+        if told.sentence:
+            _LOGGER.warning("%s", told.sentence)
 
     # Calls' ends.
 
@@ -204,7 +205,8 @@ class Supervisor:
         if isinstance(result, BaseException):
             if call.part is None and isinstance(result, OSError):
                 result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
-            return failure_of(call.id, result)
+            failure = failure_of(call.id, result)
+            return dataclasses.replace(failure, text=failure.text + self._keep_trace(call, trace_of(result)))
         if not self.processes.is_newest(call):
             # Control has forgotten it.
             return Answered(call.id)
@@ -236,6 +238,21 @@ class Supervisor:
                 return Answered(call.id, self._count(counts))
             case _:
                 return Answered(call.id, result)
+
+    def _keep_trace(self, call: Call, trace: str) -> str:
+        """Append a traceback to the file of the process that was asked; return where it is, for the error's line."""
+        if not trace or call.part is None:
+            return ""
+        _, log = self._processes_of.get(call.part.name, (None, None))
+        # Of a process on another machine there is no file yet.
+        path = self.run_dir / "logs" / (log or f"{call.part.name.replace(' ', '-')}.log")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as file:
+                file.write(trace.rstrip() + "\n")
+        except OSError:
+            return ""
+        return f"; the traceback is in {path}"
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]

@@ -244,7 +244,8 @@ class Control(Run):
             self._end(text, "failed")
         elif actor.index not in self._without:
             self._without.add(actor.index)
-            self._tell("without", warning=True, part=actor.part.name, cause=text)
+            sentence = f"{text}; the run goes on without it until it starts"
+            self._tell("without", sentence, part=actor.part.name, cause=text)
 
     def _can_do_without(self, actor: Actor) -> bool:
         """Return whether other collectors step all of a collector's tasks."""
@@ -276,19 +277,20 @@ class Control(Run):
         if task not in self._stepped:
             self._end(failure.text, "input")
         elif count > self.plan.task_errors and self.plan.sets_aside and self._has_other(task):
-            self._set_aside(task, failure.text)
-        elif count > self.plan.task_errors:
-            self._end(failure.text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
+            self._set_aside(task, actor, failure.text, count)
         else:
+            if count > self.plan.task_errors:
+                self._end(failure.text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
             self._die(actor, failure.text)
 
     def _has_other(self, task: str) -> bool:
         return any(actor.tasks - {task} for actor in self.collectors)
 
-    def _set_aside(self, task: str, text: str) -> None:
+    def _set_aside(self, task: str, failed: Actor, text: str, count: int) -> None:
         """Go on without a task: its collectors are started anew without it, the learner keeps the rows there are."""
         self._aside[task] = text
-        self._tell("set_aside", warning=True, part=task, cause=text)
+        times = f"failed {count} times in a row" if count > 1 else "failed"
+        self._tell("set_aside", f"task {task!r} {times} and the run goes on without it: {text}", part=task, cause=text)
         self._give(SetAside(task))
         step = self.plan.step_frames.get(task, 0)
         if 0 < step < self.pacing.step_frames:
@@ -304,7 +306,7 @@ class Control(Run):
                 else:
                     # What it has under way has the task's frames still.
                     self._restarts_with[actor.index] = rest
-                    self._die(actor, f"{task} is set aside")
+                    self._die(actor, text if actor is failed else f"{task} is set aside")
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         self._tell("unreached", part=actor.part.name, call=call.method.value, cause=failure.text)
