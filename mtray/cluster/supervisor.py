@@ -326,7 +326,7 @@ class Supervisor:
         if self.config.deterministic:
             raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
         if updates < 0:
-            raise RunError("the learner's first state was not there yet")
+            raise RunError("the learner has given no state yet")
         self._snapshot = replay.state()
         self._count({"frames": self._snapshot["frames"], "is_warm": True})
         self.control.updates_lost += max(0, self.metrics.updates - updates)

@@ -49,7 +49,8 @@ class Control(Run):
         # Places that could not be filled for long.
         self._without: set[int] = set()
         self._task_errors: dict[str, tuple[int, float]] = {}
-        self._next_keep = now + KEEP_SECONDS
+        # The first state is kept as soon as there is one.
+        self._next_keep = now
         # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
         self._empty: list[Actor] = []
         self._is_making_room = False
