@@ -64,6 +64,11 @@ def test_a_learner_that_is_killed_goes_on_from_its_last_state(tmp_path):
     summary = summary_of(run_dir)
     assert (summary["restarts"], summary["frames_lost"]) == (1, 0)
     assert summary["updates_lost"] < 3000
+    assert min(line["updates_per_second"] for line in lines_of(run_dir)) >= 0
+    (death,) = [line for line in run.output.splitlines() if line.startswith("WARNING: the learner died")]
+    assert death == "WARNING: the learner died and is replaced now: its process was killed or crashed"
+    assert "(raylet)" not in run.output, "what Ray tells is in a file"
+    assert "A worker died" in (run_dir / "logs" / "ray.log").read_text()
     versions = [line["weights_version"] for line in lines_of(run_dir)]
     assert versions == sorted(versions), "collectors take newer weights only"
     assert lines_of(run_dir)[-1]["staleness"] < 50, "and they do act with the new learner's"
@@ -101,6 +106,7 @@ def test_a_replay_whose_memory_is_lost_goes_on_from_the_checkpoint_and_says_what
         assert run.all_gone(), run.alive()
     (restored,) = events_of(run_dir, "restored")
     assert restored["source"] == "checkpoint"
+    assert min(line["frames_per_second"] for line in lines_of(run_dir)) >= 0
     lost = summary_of(run_dir)["frames_lost"]
     assert 0 <= lost < 4000
     assert restored["cause"] == f"{lost} frames lost"

@@ -310,6 +310,7 @@ class Supervisor:
         self._events.tell(Tell("save", {"frames": self.metrics.frames, "updates": updates}))
 
     def _close(self) -> None:
-        for sink in [*self._sinks, self._events]:
+        for sink in self._sinks:
             sink.close()
+        self._events.close()
         self.processes.close()
