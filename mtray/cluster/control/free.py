@@ -130,7 +130,7 @@ class Control(Run):
     def _finished_work(self, actor: Actor, call: Call) -> None:
         self._is_stale = True
         if self._levels is not None:
-            self._release(self._levels.put(actor, self._levels.of(actor) + 1))
+            self._release(self._levels.advance(actor))
         self._put_free(actor)
 
     def _settled(self, actor: Actor) -> None:
@@ -164,8 +164,7 @@ class Control(Run):
         if actor.kind == "collector":
             self._without.discard(actor.index)
             if self._levels is not None:
-                # It goes on beside the others, not from where its place was left.
-                self._release(self._levels.put(actor, self._levels.lowest))
+                self._levels.enter(actor)
             self._put_free(actor)
         elif actor.life:
             took_over = self._replay_came_up if actor.kind == "replay" else self._learner_came_up
@@ -182,7 +181,7 @@ class Control(Run):
             self._replay_went_down()
             return True
         if self._levels is not None:
-            self._release(self._levels.drop(actor))
+            self._release(self._levels.leave(actor))
         self._fence(actor)
         actor.task_frames = self._restarts_with.pop(actor.index, actor.task_frames)
         if not actor.task_frames:
