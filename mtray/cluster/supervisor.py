@@ -21,6 +21,7 @@ from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
+    Collected,
     Command,
     Counts,
     End,
@@ -83,6 +84,7 @@ class Supervisor:
         self.config = config
         self.tasks = tuple(tasks)
         self.specs = tuple(task.spec for task in tasks)
+        self._repeats = {spec.name: spec.action_repeat for spec in self.specs}
         self.run_dir = run_dir
         self.metrics = Metrics(task.name for task in tasks)
         self._pacing = resume_pacing(make_pacing(config, self.specs), resume)
@@ -199,7 +201,7 @@ class Supervisor:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
-                return Answered(call.id)
+                return Answered(call.id, self._failed(report))
             case Method.HELLO:
                 assert call.part is not None
                 self._processes_of[call.part.name] = result
@@ -223,6 +225,12 @@ class Supervisor:
                 return Answered(call.id, self._count(counts))
             case _:
                 return Answered(call.id, result)
+
+    def _failed(self, report: Report) -> Collected | None:
+        if not report.broken and not report.failures:
+            return None
+        missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
+        return Collected(missing, report.failures)
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]

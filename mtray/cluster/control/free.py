@@ -269,17 +269,27 @@ class Control(Run):
 
     def _task_raised(self, actor: Actor, failure: Failed) -> None:
         task = failure.task or ""
+        if task not in self._stepped:
+            self._end(failure.text, "input")
+        elif not self._gave_up(task, failure.text):
+            self._die(actor, failure.text)
+
+    def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
+        if task not in self._aside and not self._gave_up(task, text):
+            self._tell("rebuilt", warning=True, part=actor.part.name, task=task, cause=text)
+
+    def _gave_up(self, task: str, text: str) -> bool:
+        """Count a task's error; if there are too many, go on without it, or end the run."""
         count, last = self._task_errors.get(task, (0, self.now))
         count = 1 if self.now - last > HEALTHY_SECONDS else count + 1
         self._task_errors[task] = count, self.now
-        if task not in self._stepped:
-            self._end(failure.text, "input")
-        elif count > self.plan.task_errors and self.plan.sets_aside and self._has_other(task):
-            self._set_aside(task, failure.text)
-        elif count > self.plan.task_errors:
-            self._end(failure.text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
+        if count <= self.plan.task_errors:
+            return False
+        if self.plan.sets_aside and self._has_other(task):
+            self._set_aside(task, text)
         else:
-            self._die(actor, failure.text)
+            self._end(text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
+        return True
 
     def _has_other(self, task: str) -> bool:
         return any(actor.tasks - {task} for actor in self.collectors)

@@ -99,6 +99,11 @@ class Ledger(Lifecycle):
             self._flushes[call.id] = actor.requested
         return call
 
+    def _lose(self, actor: Actor, frames: int) -> None:
+        """Count frames that a collector was asked for and will not push; a flush counts them again."""
+        actor.lost += frames
+        self.lost += frames
+
     def _flushed(self, actor: Actor, call: Call, acknowledged: int) -> None:
         """Settle what was asked for before a flush: it is acknowledged by now, or lost."""
         self._cleared(actor, call)
