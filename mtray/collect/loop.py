@@ -207,7 +207,7 @@ class _Buffer:
             flags |= values * np.int32(NEXT_BITS[key])
         self.broken = self._broken.copy() if self._broken.any() else None
         if self.broken is not None:
-            # What a failed step reached is unknown. Its row holds the state before it: the transition before ends there.
+            # What a failed step reached is unknown. Its row holds the state before it, as after a rollout's last step.
             self.rollout.next_observation[self.broken] = self.rollout.observation[self.broken]
             self.rollout.reward[self.broken] = 0
             flags[self.broken] &= ~TRANSITION
