@@ -105,7 +105,7 @@ def copy_seed(seed: int, copy: int) -> int:
 
 
 def task_error(task: str, call: str, error: BaseException) -> TaskError:
-    """Return a picklable error that describes in one line an exception of a task's code.
+    """Return a picklable error that describes in one line an exception of a task's code, and keeps its traceback.
 
     Args:
         task: name of the task.
@@ -118,4 +118,5 @@ def task_error(task: str, call: str, error: BaseException) -> TaskError:
     location = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
     cause = f"called sys.exit({text})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}: {text}"
-    return TaskError(f"task {task!r}: its {call} {cause}{location}", task)
+    trace = "".join(traceback.format_exception(error))
+    return TaskError(f"task {task!r}: its {call} {cause}{location}", task, trace)

@@ -55,7 +55,12 @@ class Metrics:
         self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = 0.0
         self._started = time.monotonic()
-        self._last = (self._started, 0, 0)
+        self._last = (self._started, *self._made)
+
+    @property
+    def _made(self) -> tuple[int, int]:
+        """Frames and updates made in all; those that a dead process took with it were made all the same."""
+        return self.frames + self.frames_lost, self.updates + self.updates_lost
 
     @property
     def frames(self) -> int:
@@ -84,13 +89,14 @@ class Metrics:
         """The figures since the last line, and totals."""
         now = time.monotonic()
         then, frames, updates = self._last
+        frames_made, updates_made = self._made
         elapsed = max(now - then, 1e-9)
         line = {
             "time": round(self.seconds, 3),
             "frames": self.frames,
             "updates": self.updates,
-            "frames_per_second": (self.frames - frames) / elapsed,
-            "updates_per_second": (self.updates - updates) / elapsed,
+            "frames_per_second": max(0, frames_made - frames) / elapsed,
+            "updates_per_second": max(0, updates_made - updates) / elapsed,
             "weights_version": self.weights_version,
             "staleness": sum(self._staleness) / len(self._staleness) if self._staleness else 0.0,
             "learner_wait_seconds": self.wait_seconds,
@@ -100,7 +106,7 @@ class Metrics:
             "updates_lost": self.updates_lost,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
-        self._last = (now, self.frames, self.updates)
+        self._last = (now, frames_made, updates_made)
         self._staleness.clear()
         self._collector_seconds.clear()
         return line
@@ -129,4 +135,4 @@ class Metrics:
             task.frames, task.episodes = saved["frames"], saved["episodes"]
             task.broken_episodes = saved.get("broken_episodes", 0)
             task.recent.extend(saved["recent"])
-        self._last = (self._started, self.frames, self.updates)
+        self._last = (self._started, *self._made)

@@ -73,6 +73,33 @@ def test_rates_are_those_since_the_last_line(clock):
     assert (line["time"], line["frames_per_second"], line["updates_per_second"]) == (6.0, 10.0, 0.5)
 
 
+def test_rates_count_what_was_made_and_lost_again(clock):
+    """After the death of a learner or a replay, totals go back; what they made until then counts, once."""
+    metrics = Metrics(["left"])
+    metrics.tasks["left"].frames, metrics.updates = 100, 80
+    metrics.line()
+    clock.now += 2
+    metrics.tasks["left"].frames, metrics.frames_lost = 70, 40
+    metrics.updates, metrics.updates_lost = 60, 24
+    line = metrics.line()
+    assert (line["frames_per_second"], line["updates_per_second"]) == (5.0, 2.0)
+    clock.now += 2
+    metrics.tasks["left"].frames, metrics.updates = 80, 64
+    line = metrics.line()
+    assert (line["frames_per_second"], line["updates_per_second"]) == (5.0, 2.0)
+
+
+def test_rates_go_on_after_a_resume(clock):
+    metrics = Metrics(["left"])
+    metrics.tasks["left"].frames, metrics.updates, metrics.updates_lost = 100, 80, 30
+    resumed = Metrics(["left"])
+    resumed.load_state(metrics.state())
+    clock.now += 2
+    resumed.updates += 6
+    line = resumed.line()
+    assert (line["frames_per_second"], line["updates_per_second"]) == (0.0, 3.0)
+
+
 def test_two_lines_at_the_same_instant_have_rates(clock):
     metrics = Metrics(["left"])
     metrics.line()

@@ -243,7 +243,8 @@ class Control(Run):
             self._end(text, "failed")
         elif actor.index not in self._without:
             self._without.add(actor.index)
-            self._tell("without", warning=True, part=actor.part.name, cause=text)
+            sentence = f"{text}; the run goes on without it until it starts"
+            self._tell("without", sentence, part=actor.part.name, cause=text)
 
     def _can_do_without(self, actor: Actor) -> bool:
         """Return whether other collectors step all of a collector's tasks."""
@@ -271,33 +272,36 @@ class Control(Run):
         task = failure.task or ""
         if task not in self._stepped:
             self._end(failure.text, "input")
-        elif not self._gave_up(task, failure.text):
+        elif not self._count_failure(task, failure.text, actor):
             self._die(actor, failure.text)
 
     def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
-        if task not in self._aside and not self._gave_up(task, text):
-            self._tell("rebuilt", warning=True, part=actor.part.name, task=task, cause=text)
+        if task not in self._aside:
+            sentence = f"{actor.part.name} built a simulator of {task!r} anew and goes on: {text}"
+            self._tell("rebuilt", sentence, part=actor.part.name, task=task, cause=text)
+            self._count_failure(task, text)
 
-    def _gave_up(self, task: str, text: str) -> bool:
-        """Count a task's error; if there are too many, go on without it, or end the run."""
+    def _count_failure(self, task: str, text: str, failed: Actor | None = None) -> bool:
+        """Set a task aside, or end the run, if it fails too often; return whether it was set aside."""
         count, last = self._task_errors.get(task, (0, self.now))
         count = 1 if self.now - last > HEALTHY_SECONDS else count + 1
         self._task_errors[task] = count, self.now
         if count <= self.plan.task_errors:
             return False
         if self.plan.sets_aside and self._has_other(task):
-            self._set_aside(task, text)
-        else:
-            self._end(text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
-        return True
+            self._set_aside(task, failed, text, count)
+            return True
+        self._end(text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
+        return False
 
     def _has_other(self, task: str) -> bool:
         return any(actor.tasks - {task} for actor in self.collectors)
 
-    def _set_aside(self, task: str, text: str) -> None:
+    def _set_aside(self, task: str, failed: Actor | None, text: str, count: int) -> None:
         """Go on without a task: its collectors are started anew without it, the learner keeps the rows there are."""
         self._aside[task] = text
-        self._tell("set_aside", warning=True, part=task, cause=text)
+        times = f"failed {count} times in a row" if count > 1 else "failed"
+        self._tell("set_aside", f"task {task!r} {times} and the run goes on without it: {text}", part=task, cause=text)
         self._give(SetAside(task))
         step = self.plan.step_frames.get(task, 0)
         if 0 < step < self.pacing.step_frames:
@@ -313,7 +317,7 @@ class Control(Run):
                 else:
                     # What it has under way has the task's frames still.
                     self._restarts_with[actor.index] = rest
-                    self._die(actor, f"{task} is set aside")
+                    self._die(actor, text if actor is failed else f"{task} is set aside")
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         self._tell("unreached", part=actor.part.name, call=call.method.value, cause=failure.text)

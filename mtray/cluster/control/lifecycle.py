@@ -91,8 +91,8 @@ class Lifecycle(ABC):
     def _give(self, command: Command) -> None:
         self._out.append(command)
 
-    def _tell(self, event: str, *, warning: bool = False, **fields: Any) -> None:
-        self._give(Tell(event, fields, warning))
+    def _tell(self, event: str, sentence: str = "", **fields: Any) -> None:
+        self._give(Tell(event, fields, sentence))
 
     def _take(self) -> list[Command]:
         out, self._out = self._out, []
@@ -207,7 +207,7 @@ class Lifecycle(ABC):
         text = f"no process for {self.now - actor.since:.0f} s: `ray status` tells whether the cluster has room"
         if not actor.is_told:
             actor.is_told = True
-            self._tell("waiting", warning=True, part=actor.part.name, cause=text)
+            self._tell("waiting", f"{actor.part.name} is waited for: {text}", part=actor.part.name, cause=text)
         if self.now - actor.since >= self.limits.give_up_seconds:
             self._can_not_start(actor, text)
         actor.heard = self.now
@@ -251,26 +251,29 @@ class Lifecycle(ABC):
 
     def _die(self, actor: Actor, text: str) -> None:
         """End a process and, if control says so, plan the next one of its place."""
-        part = actor.part
+        part, place = actor.part, len(self._out) + 1
         for call in actor.calls:
             self._calls.pop(call, None)
         actor.calls.clear()
         self._give(Kill(part))
-        self._tell("death", warning=True, part=part.name, life=part.life, cause=text)
         is_healthy = actor.is_up and self.now - actor.since >= HEALTHY_SECONDS
         started, actor.phase = actor.since, Phase.PAUSING
         is_replaced = self._went_down(actor, text)
         actor.life += 1
         actor.requested = actor.lost = 0
+        actor.failures = 1 if is_healthy else actor.failures + 1
+        pause = 0.0 if actor.failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (actor.failures - 2))
+        then = f"replaced {f'in {pause:.0f} s' if pause else 'now'}" if is_replaced else "not replaced"
+        fields = {"part": part.name, "life": part.life, "cause": text}
+        # Told before what came of it, among which may be the run's end.
+        self._out.insert(place, Tell("death", fields, f"{part.name} died and is {then}: {text}"))
         if not is_replaced:
             return
-        actor.failures = 1 if is_healthy else actor.failures + 1
         if not actor.has_worked and actor.failing_since is None:
             actor.failing_since = started
         self.restarts += 1
         if actor.failing_since is not None and self.now - actor.failing_since >= self.limits.give_up_seconds:
             self._can_not_start(actor, text)
-        pause = 0.0 if actor.failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (actor.failures - 2))
         self._tell("replacement", part=actor.part.name, life=actor.life, pause_seconds=pause)
         if pause:
             self._after(pause, lambda: self._start(actor))

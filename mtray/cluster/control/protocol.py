@@ -159,11 +159,17 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Something happened that users want to know: a line of events.jsonl, and a warning where it is one."""
+    """Something happened that users want to know.
+
+    Attributes:
+        event: its name in events.jsonl.
+        fields: of its line there.
+        sentence: for the screen: what happened to whom, why, and what the run does now; empty if nothing is shown.
+    """
 
     event: str
     fields: Mapping[str, Any] = field(default_factory=dict)
-    is_warning: bool = False
+    sentence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
