@@ -19,7 +19,7 @@ import numpy as np
 from mtray.collect.slots import Slot, close_sim, finish_step, mark_broken, slot_bytes
 from mtray.collect.worker import RESET, STEP, Worker, close_workers
 from mtray.data.specs import TaskSpec
-from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
+from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, task_error
 from mtray.errors import MtrayError, TaskError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server
@@ -60,6 +60,7 @@ class Host(ABC):
         self._rebuild(index)
         mark_broken(self.slots[index])
         self._failures.append((error.task, str(error)))
+        LOGGER.warning("%s: its simulator is built anew\n%s", error, error.trace)
 
     @abstractmethod
     def _rebuild(self, index: int) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from mtray.cluster.control.actor import Actor, Phase
-from mtray.cluster.control.lifecycle import Lifecycle
+from mtray.cluster.control.parts.actor import Actor, Phase
+from mtray.cluster.control.parts.lifecycle import Lifecycle
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Counts, Method, Part, Restored
 from mtray.replay.pacing import Pacing

@@ -10,9 +10,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mtray.cluster.control.actor import Actor
 from mtray.cluster.control.ledger import Ledger
-from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.parts.actor import Actor
+from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Failure, Method, Stop
 from mtray.replay.pacing import Pacing

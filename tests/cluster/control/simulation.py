@@ -17,9 +17,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from mtray.cluster.control.actor import Limits
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
+from mtray.cluster.control.parts.actor import Limits
 from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import (
     Answered,

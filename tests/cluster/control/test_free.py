@@ -1,9 +1,10 @@
 """Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
 
-from mtray.cluster.control.free import KEEP_SECONDS, ROOM_SECONDS
-from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.free import KEEP_SECONDS
+from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import TASK_ERRORS
 from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Part, Restored, Stop
+from mtray.cluster.control.recovery import ROOM_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
 
