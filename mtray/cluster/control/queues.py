@@ -30,9 +30,10 @@ class Levels:
     def enter(self, actor: Actor) -> None:
         """Count a collector that came up, from where it left."""
         level = max(self._left.pop(actor.index, 0), self.lowest - self.missed)
+        # Alone, it is the slowest, wherever others left.
+        self.lowest = min(self.lowest, level) if self._levels else level
         self._levels[actor.index] = level
         self._counts[level] += 1
-        self.lowest = min(self.lowest, level)
 
     def advance(self, actor: Actor) -> list[Actor]:
         """Count a rollout of a collector; return those that are held back no longer."""
