@@ -50,8 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Nothing is rendered; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    # MuJoCo warns at every load of dm_control's models, which use deprecated attributes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def program() -> None:
         summary = train(parse(sys.argv[1:] if arguments is None else arguments))
