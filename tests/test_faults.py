@@ -79,6 +79,31 @@ def test_a_learner_that_is_killed_goes_on_from_its_last_state(tmp_path):
     assert_whole(run_dir)
 
 
+def test_simulators_that_are_killed_or_hang_are_built_anew_in_the_same_collector(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*PARALLEL, "--total-frames", 400_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        collector = run.named("ray::Collector")[0]
+        for count, kill in enumerate((signal.SIGKILL, signal.SIGSTOP), 1):
+            steppers = [child for child in collector.children(recursive=True) if not child.children()]
+            victim = next(child for child in steppers if "resource_tracker" not in " ".join(child.cmdline()))
+            victim.send_signal(kill)
+            run.wait_until(lambda count=count: len(events_of(run_dir, "rebuilt")) == count)
+            assert not victim.is_running()
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    summary, saved = summary_of(run_dir), saved_of(run_dir)
+    assert summary["restarts"] == 0
+    assert not events_of(run_dir, "death")
+    killed, hung = events_of(run_dir, "rebuilt")
+    assert "killed by SIGKILL" in killed["cause"]
+    assert "hangs" in hung["cause"]
+    for name, task in summary["tasks"].items():
+        assert task["broken_episodes"] == 2 * [killed["task"], hung["task"]].count(name)
+        assert task["frames"] == saved.replay["frames"][name]
+
+
 def test_every_part_is_killed_once_and_the_run_ends_as_if_nothing_was(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*PARALLEL, "--total-frames", 30_000, "--run-dir", run_dir, cwd=tmp_path) as run:
@@ -241,7 +266,7 @@ def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_pat
     assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
     # Four processes, each of about 400 steps of two copies.
     assert saved_of(run_dir).frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
-    assert len(events_of(run_dir, "death")) == 3
+    assert len(events_of(run_dir, "rebuilt")) == 3
 
 
 def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_other(tmp_path):

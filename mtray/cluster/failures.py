@@ -43,6 +43,16 @@ def _raised(call: int, cause: BaseException) -> Failed:
     return Failed(call, Failure.RAISED, f"{type(cause).__name__}: {one_line(cause)}")
 
 
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of an error that nobody raised on purpose, as text; empty if there is none to show."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, TaskError):
+        return cause.trace
+    if isinstance(error, RayTaskError) and not isinstance(cause, MtrayError | RayActorError):
+        return str(error.traceback_str)
+    return ""
+
+
 def one_line(error: BaseException) -> str:
     """Return an error's text in one line; of a traceback the last line, of Ray's accounts of a death the cause."""
     if isinstance(error, RayTaskError):

@@ -9,6 +9,7 @@ collectors as with one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import time
@@ -21,6 +22,7 @@ from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
+    Collected,
     Command,
     Counts,
     End,
@@ -33,15 +35,15 @@ from mtray.cluster.control.protocol import (
     Stop,
     Tell,
 )
-from mtray.cluster.failures import failure_of
+from mtray.cluster.failures import failure_of, one_line, trace_of
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.data.messages import Report
-from mtray.errors import RunError, UsageError
+from mtray.errors import MtrayError, RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
-from mtray.rundir.checkpoints.writer import CheckpointWriter
+from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.sinks import Guarded, JsonLines, Sink
 from mtray.tasks.plan import Task
@@ -67,6 +69,7 @@ class Supervisor:
         seconds_before: float = 0.0,
         cpus_per_actor: float = 0.0,
         asked_to_stop: Sequence[str] = (),
+        ray_death: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Prepare; nothing is started. Ray must be up when `run` is called.
 
@@ -80,6 +83,7 @@ class Supervisor:
             seconds_before: how long the run has run already.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
             asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
+            ray_death: how Ray died, in one line, once it has.
 
         Raises:
             UsageError: settings under which the run could not move.
@@ -87,19 +91,25 @@ class Supervisor:
         self.config = config
         self.tasks = tuple(tasks)
         self.specs = tuple(task.spec for task in tasks)
+        self._repeats = {spec.name: spec.action_repeat for spec in self.specs}
         self.run_dir = run_dir
         self.metrics = Metrics((task.name for task in tasks), seconds_before)
-        self._pacing = resume_pacing(make_pacing(config, self.specs), resume)
-        self._asked_to_stop = asked_to_stop
+        self._shares = make_shares(config, self.tasks)
+        plan = make_plan(config, self.specs, self._shares, resume)
+        pacing = resume_pacing(make_pacing(config, self.specs), resume)
+        kind = Lockstep if config.deterministic else Control
+        self.control = kind(plan, pacing, time.monotonic())
+        self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks = list(sinks)
         events = run_dir / "events.jsonl"
         self._events = Guarded(JsonLines(events), str(events))
         self._cpus_per_actor = cpus_per_actor
         self._resume, self._skipped = resume, skipped
-        if resume is not None:
-            self.metrics.load_state(resume.meta["metrics"])
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
+        if resume is not None:
+            self.metrics.load_state(resume.meta["metrics"])
+            self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
         # Process id and log of the newest process of each part, by the part's name.
         self._processes_of: dict[str, tuple[int, str | None]] = {}
@@ -114,13 +124,9 @@ class Supervisor:
             UsageError: what the user gave can't work, as found on the way.
             RunError: the run could not go on.
         """
-        shares = make_shares(self.config, self.tasks)
-        plan = make_plan(self.config, self.specs, shares, self._resume)
-        kind = Lockstep if self.config.deterministic else Control
-        self.control = kind(plan, self._pacing, time.monotonic())
         row_bytes = {spec.name: 4 * spec.row_size for spec in self.specs}
         self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
-        self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._writer)
+        self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
             self._tell_resume(self._resume)
@@ -142,8 +148,16 @@ class Supervisor:
         """Wait for the end of a call, or for what is planned next; then do what control says."""
         tick, now = self.control.next_tick(), time.monotonic()
         wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
+        ended = None
         with contextlib.suppress(queue.Empty):
-            self._handle(self._event(*self.processes.inbox.get(timeout=max(0.0, wake - now))))
+            ended = self.processes.inbox.get(timeout=max(0.0, wake - now))
+        # First: what is done with Ray after its death may never return.
+        death = self._ray_death()
+        if death is not None:
+            self._end = self._end_alone(death)
+            return
+        if ended is not None:
+            self._handle(self._event(*ended))
             # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
             for _ in range(self.processes.inbox.qsize()):
                 self._handle(self._event(*self.processes.inbox.get_nowait()))
@@ -164,7 +178,7 @@ class Supervisor:
         for command in commands:
             match command:
                 case Call(part=None):
-                    self.processes.in_background(command, self._writing())
+                    self.processes.in_background(command, self._writing(self.processes.rows_reader()))
                 case Call():
                     self.processes.ask(command)
                 case Start():
@@ -184,8 +198,8 @@ class Supervisor:
             process, log = self._processes_of.get(fields["part"], (None, None))
             fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
         self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **fields})
-        if told.is_warning:
-            _LOGGER.warning("%s: %s: %s", told.event, told.fields.get("part", "the run"), told.fields.get("cause"))
+        if told.sentence:
+            _LOGGER.warning("%s", told.sentence)
 
     def _tell_resume(self, resume: Checkpoint) -> None:
         for cause in self._skipped:
@@ -202,7 +216,8 @@ class Supervisor:
         if isinstance(result, BaseException):
             if call.part is None and isinstance(result, OSError):
                 result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
-            return failure_of(call.id, result)
+            failure = failure_of(call.id, result)
+            return dataclasses.replace(failure, text=failure.text + self._keep_trace(call, trace_of(result)))
         if not self.processes.is_newest(call):
             # Control has forgotten it.
             return Answered(call.id)
@@ -210,7 +225,7 @@ class Supervisor:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
-                return Answered(call.id)
+                return Answered(call.id, self._failed(report))
             case Method.HELLO:
                 assert call.part is not None
                 self._processes_of[call.part.name] = result
@@ -234,6 +249,27 @@ class Supervisor:
                 return Answered(call.id, self._count(counts))
             case _:
                 return Answered(call.id, result)
+
+    def _failed(self, report: Report) -> Collected | None:
+        if not report.broken and not report.failures:
+            return None
+        missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
+        return Collected(missing, report.failures)
+
+    def _keep_trace(self, call: Call, trace: str) -> str:
+        """Append a traceback to the file of the process that was asked; return where it is, for the error's line."""
+        if not trace or call.part is None:
+            return ""
+        _, log = self._processes_of.get(call.part.name, (None, None))
+        # Of a process on another machine there is no file yet.
+        path = self.run_dir / "logs" / (log or f"{call.part.name.replace(' ', '-')}.log")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as file:
+                file.write(trace.rstrip() + "\n")
+        except OSError:
+            return ""
+        return f"; the traceback is in {path}"
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]
@@ -267,8 +303,8 @@ class Supervisor:
         for sink in self._sinks:
             sink.write(line)
 
-    def _writing(self) -> Callable[[], Any]:
-        """Return what writes a checkpoint of the last state and snapshot."""
+    def _writing(self, fetch: Fetch) -> Callable[[], Any]:
+        """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
         policy, learner, updates = self._state
         replay = self._snapshot
         metrics = {**self.metrics.state(), "updates": updates}
@@ -282,8 +318,39 @@ class Supervisor:
             "specs": [spec.to_dict() for spec in self.specs],
         }
         saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay)
-        fetch = self.processes.rows_reader() if self.config.replay.save else None
-        return lambda: self._writer.write(saved, fetch)
+        return lambda: self._writer.write(saved, fetch if self.config.replay.save else None)
+
+    def _end_alone(self, death: str) -> End:
+        """End a run whose Ray has died: save what this process holds, the rings' memory and the learner's kept state.
+
+        No other process is needed, so nothing of this can hang.
+        """
+        self._tell(Tell("failure", {"cause": death}))
+        try:
+            self._save_alone()
+            text = f"{death}; {self.metrics.frames:,} frames and {self.metrics.updates:,} updates are saved"
+        except (MtrayError, OSError) as error:
+            self._tell(Tell("unsaved", {"cause": one_line(error)}))
+            text = f"{death}; nothing was saved at the end: {one_line(error)}"
+        newest = self._writer.newest
+        text += "" if newest is None else f"; go on with --resume {newest.path}"
+        self._tell(Tell("end", {"cause": text}))
+        return End(text, "failed")
+
+    def _save_alone(self) -> None:
+        replay = self.processes.leave_ray()
+        updates = self._state[2]
+        if self.config.deterministic:
+            raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
+        if updates < 0:
+            raise RunError("the learner's first state was not there yet")
+        self._snapshot = replay.state()
+        self._count({"frames": self._snapshot["frames"], "is_warm": True})
+        self.control.updates_lost += max(0, self.metrics.updates - updates)
+        self.metrics.updates = updates
+        self.control.is_at_cut = False
+        self._writing(replay.read_rows)()
+        self._tell(Tell("save", {"frames": self.metrics.frames, "updates": updates}))
 
     def _close(self) -> None:
         for sink in [*self._sinks, self._events]:

@@ -163,8 +163,13 @@ def _run_supervised(
 
     started, run_dir = time.monotonic(), claim.run_dir
     asked_to_stop: list[str] = []
+    supervisor: Supervisor | None = None
+
+    def has_made() -> bool:
+        return supervisor is not None and supervisor.control.has_made()
+
     with contextlib.ExitStack() as stack:
-        install_handlers = stack.enter_context(stop_signals(asked_to_stop.append))
+        install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
         session = stack.enter_context(ray_session(config))
         install_handlers()
         chosen = config.host
@@ -186,6 +191,7 @@ def _run_supervised(
             seconds_before=seconds_before + time.monotonic() - started,
             cpus_per_actor=session.cpus_per_actor,
             asked_to_stop=asked_to_stop,
+            ray_death=session.death,
         )
 
         def write_summary(reason: str) -> dict[str, Any]:

@@ -114,6 +114,7 @@ class DmControlSim(BatchSim):
                 self.warn_diverged(copy, str(error))
                 out.observation[copy] = self._last_observation[copy]
                 out.reward[copy], out.terminated[copy], out.truncated[copy] = reward, False, True
+                out.broken[copy] = True
                 continue
             self._write(time_step.observation, out.observation[copy])
             out.reward[copy] = reward

@@ -142,7 +142,8 @@ class MujocoSim(BatchSim):
         for copy in np.flatnonzero(~valid).tolist():
             names = [name for name, count in zip(_WARNINGS, self._warnings[copy], strict=True) if count]
             self.warn_diverged(copy, ", ".join(names))
-            out.observation[copy], out.truncated[copy] = self._last_observation[copy], True
+            out.observation[copy] = self._last_observation[copy]
+            out.truncated[copy] = out.broken[copy] = True
         self._last_observation[:] = out.observation
 
     def close(self) -> None:

@@ -105,6 +105,7 @@ class CheckpointWriter:
             task: [Chunk(begin, end, final / file, checksums[file]) for begin, end, file in chunks]
             for task, chunks in rows.items()
         }
+        checkpoint.path = final
         self.newest = checkpoint
         self._remove_old(final)
         return final
