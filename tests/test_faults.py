@@ -35,6 +35,15 @@ def assert_whole(run_dir):
     assert saved.meta["metrics"]["updates"] == summary["updates"] == (summary["frames"] - 400) // 4
 
 
+def assert_one_clock(run_dir):
+    """Times never go back, over all resumes."""
+    events = [json.loads(line)["time"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    lines = [line["time"] for line in lines_of(run_dir)]
+    assert events == sorted(events)
+    assert lines == sorted(lines)
+    assert max(events[-1], lines[-1]) <= summary_of(run_dir)["wall_seconds"] + 0.001
+
+
 def test_a_replay_that_is_killed_comes_back_with_every_row(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*BUSY, "--total-frames", 12_000, "--run-dir", run_dir, cwd=tmp_path) as run:
@@ -152,7 +161,7 @@ def test_a_driver_that_is_killed_leaves_no_process_and_resume_auto_goes_on(tmp_p
     assert total <= summary_of(run_dir)["frames"] < total + 2 * 256
     lines = lines_of(run_dir)
     assert [line["frames"] for line in lines[: len(kept)]] == kept
-    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    assert_one_clock(run_dir)
     assert [event["frames"] for event in events_of(run_dir, "resume")] == [saved.frames]
     # Once more: nothing is left to do, which is no error for who starts it again and again.
     with Run(*arguments, "--total-frames", total, cwd=tmp_path) as run:
@@ -172,6 +181,7 @@ def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
         assert run.wait() == 0, run.output
     assert summary_of(run_dir)["exit_reason"] == "finished"
     assert lines_of(run_dir)[0]["frames"] < 1500
+    assert_one_clock(run_dir)
     (run_dir / "notes.txt").touch()
     shutil.rmtree(run_dir / "checkpoints")
     with Run(*arguments, "--total-frames", 1500, cwd=tmp_path) as run:
@@ -197,7 +207,34 @@ def test_a_run_resumes_from_an_older_checkpoint_from_a_damaged_newest_one_and_in
     with Run("--resume", run_dir, "--total-frames", 5000, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert f"skipped: {newest}/learner.pt can't be read" in run.output
+    (skipped,) = events_of(run_dir, "skipped")
+    assert skipped["cause"].startswith(f"{newest}/learner.pt can't be read")
+    assert events_of(run_dir, "resume")[-1]["superseded"] == [newest.name]
     assert 5000 <= summary_of(run_dir)["frames"] < 5000 + 256
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_stays_with_it_also_if_it_is_killed_before_it_saves(tmp_path):
+    run_dir = tmp_path / "a"
+    every = ("--run.checkpoint-frames", 1000, "--run.keep-checkpoints", 9)
+    with Run(*SMALL, *every, "--host", "inline", "--total-frames", 4000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    first, *newer = sorted((run_dir / "checkpoints").glob("[0-9]*"))
+    with Run("--resume", first, "--total-frames", 9000, cwd=tmp_path) as run:
+        run.wait_until(lambda: events_of(run_dir, "resume"))
+        run.process.kill()
+        assert run.all_gone(60), run.alive()
+    assert all(path.exists() for path in newer)
+    with Run("--resume", run_dir, "--total-frames", 4000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    names = [path.name for path in newer]
+    assert f"resuming {first}; newer ones will be removed when this run has saved ({', '.join(names)})" in run.output
+    events = events_of(run_dir, "resume")
+    assert [event["checkpoint"] for event in events] == [str(first)] * 2
+    assert [event["superseded"] for event in events] == [names] * 2
+    left = {path.name for path in (run_dir / "checkpoints").glob("[0-9]*")}
+    assert first.name in left
+    assert not left & set(names)
+    assert_one_clock(run_dir)
 
 
 FRAGILE = (

@@ -65,6 +65,8 @@ class Supervisor:
         sinks: Iterable[Sink],
         *,
         resume: Checkpoint | None = None,
+        skipped: Sequence[str] = (),
+        seconds_before: float = 0.0,
         cpus_per_actor: float = 0.0,
         asked_to_stop: Sequence[str] = (),
         ray_death: Callable[[], str | None] = lambda: None,
@@ -77,6 +79,8 @@ class Supervisor:
             run_dir: where checkpoints and events go.
             sinks: where lines of figures go.
             resume: what to continue from.
+            skipped: newer checkpoints that are not, with the reason.
+            seconds_before: how long the run has run already.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
             asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
             ray_death: how Ray died, in one line, once it has.
@@ -89,24 +93,22 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self._repeats = {spec.name: spec.action_repeat for spec in self.specs}
         self.run_dir = run_dir
-        self.metrics = Metrics(task.name for task in tasks)
+        self.metrics = Metrics((task.name for task in tasks), seconds_before)
         self._shares = make_shares(config, self.tasks)
         plan = make_plan(config, self.specs, self._shares, resume)
         pacing = resume_pacing(make_pacing(config, self.specs), resume)
         kind = Lockstep if config.deterministic else Control
         self.control = kind(plan, pacing, time.monotonic())
-        self._asked_to_stop = asked_to_stop
-        self._ray_death = ray_death
+        self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks = list(sinks)
         events = run_dir / "events.jsonl"
         self._events = Guarded(JsonLines(events), str(events))
         self._cpus_per_actor = cpus_per_actor
-        self._resume = resume
-        if resume is not None:
-            self.metrics.load_state(resume.meta["metrics"])
+        self._resume, self._skipped = resume, skipped
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
         if resume is not None:
+            self.metrics.load_state(resume.meta["metrics"])
             self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
         # Process id and log of the newest process of each part, by the part's name.
@@ -127,7 +129,7 @@ class Supervisor:
         self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
-            self._tell(Tell("resume", {"checkpoint": str(self._resume.path), "frames": self._resume.frames}))
+            self._tell_resume(self._resume)
         try:
             self._perform(self.control.start())
             while self._end is None:
@@ -198,6 +200,13 @@ class Supervisor:
         self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **fields})
         if told.sentence:
             _LOGGER.warning("%s", told.sentence)
+
+    def _tell_resume(self, resume: Checkpoint) -> None:
+        for cause in self._skipped:
+            self._tell(Tell("skipped", {"cause": cause}))
+        superseded = [path.name for path in self._writer.superseded]
+        fields = {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": superseded}
+        self._tell(Tell("resume", fields))
 
     # Calls' ends.
 

@@ -44,8 +44,8 @@ class TaskMetrics:
 class Metrics:
     """Everything counted in a run, all tasks together and each."""
 
-    def __init__(self, tasks: Iterable[str]) -> None:
-        """Start counting, and the clock."""
+    def __init__(self, tasks: Iterable[str], seconds_before: float = 0.0) -> None:
+        """Start counting, and the clock at ``seconds_before``, which is how long the run has run already."""
         self.tasks = {task: TaskMetrics() for task in tasks}
         self.updates = 0
         self.weights_version = 0
@@ -53,7 +53,7 @@ class Metrics:
         self.restarts = self.frames_lost = self.updates_lost = 0
         self._staleness: list[int] = []
         self._collector_seconds: collections.Counter[str] = collections.Counter()
-        self._seconds_before = 0.0
+        self._seconds_before = seconds_before
         self._started = time.monotonic()
         self._last = (self._started, *self._made)
 
@@ -128,8 +128,8 @@ class Metrics:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self._seconds_before, self.updates = state["seconds"], state["updates"]
+        """Continue from the counts of what `state` gave; its seconds may lie before what is written already."""
+        self.updates = state["updates"]
         for name, saved in state["tasks"].items():
             task = self.tasks[name]
             task.frames, task.episodes = saved["frames"], saved["episodes"]

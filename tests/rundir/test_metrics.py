@@ -184,7 +184,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     before = metrics.line()
 
     clock.now += 1000
-    resumed = Metrics(["left", "right"])
+    resumed = Metrics(["left", "right"], 50.0)
     resumed.load_state(state)
     assert json.loads(json.dumps(resumed.state())) == state
     clock.now += 2
