@@ -21,6 +21,7 @@ from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
+    Collected,
     Command,
     Counts,
     End,
@@ -62,6 +63,8 @@ class Supervisor:
         sinks: Iterable[Sink],
         *,
         resume: Checkpoint | None = None,
+        skipped: Sequence[str] = (),
+        seconds_before: float = 0.0,
         cpus_per_actor: float = 0.0,
         asked_to_stop: Sequence[str] = (),
         ray_death: Callable[[], str | None] = lambda: None,
@@ -74,6 +77,8 @@ class Supervisor:
             run_dir: where checkpoints and events go.
             sinks: where lines of figures go.
             resume: what to continue from.
+            skipped: newer checkpoints that are not, with the reason.
+            seconds_before: how long the run has run already.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
             asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
             ray_death: how Ray died, in one line, once it has.
@@ -84,24 +89,23 @@ class Supervisor:
         self.config = config
         self.tasks = tuple(tasks)
         self.specs = tuple(task.spec for task in tasks)
+        self._repeats = {spec.name: spec.action_repeat for spec in self.specs}
         self.run_dir = run_dir
-        self.metrics = Metrics(task.name for task in tasks)
+        self.metrics = Metrics((task.name for task in tasks), seconds_before)
         self._shares = make_shares(config, self.tasks)
         plan = make_plan(config, self.specs, self._shares, resume)
         pacing = resume_pacing(make_pacing(config, self.specs), resume)
         kind = Lockstep if config.deterministic else Control
         self.control = kind(plan, pacing, time.monotonic())
-        self._asked_to_stop = asked_to_stop
-        self._ray_death = ray_death
+        self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks = list(sinks)
         self._events = EventLog(run_dir, lambda: self.metrics.seconds)
         self._cpus_per_actor = cpus_per_actor
-        self._resume = resume
-        if resume is not None:
-            self.metrics.load_state(resume.meta["metrics"])
+        self._resume, self._skipped = resume, skipped
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
         if resume is not None:
+            self.metrics.load_state(resume.meta["metrics"])
             self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
         self._end: End | None = None
@@ -120,7 +124,7 @@ class Supervisor:
         self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
-            self._events.tell(Tell("resume", {"checkpoint": str(self._resume.path), "frames": self._resume.frames}))
+            self._tell_resume(self._resume)
         try:
             self._perform(self.control.start())
             while self._end is None:
@@ -183,6 +187,13 @@ class Supervisor:
                 case End():
                     self._end = command
 
+    def _tell_resume(self, resume: Checkpoint) -> None:
+        for cause in self._skipped:
+            self._events.tell(Tell("skipped", {"cause": cause}))
+        superseded = [path.name for path in self._writer.superseded]
+        fields = {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": superseded}
+        self._events.tell(Tell("resume", fields))
+
     # Calls' ends.
 
     def _event(self, call: Call, result: Any) -> Event:
@@ -202,7 +213,7 @@ class Supervisor:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
-                return Answered(call.id)
+                return Answered(call.id, self._failed(call, report))
             case Method.HELLO:
                 assert call.part is not None
                 self._events.add_process(call.part, result)
@@ -226,6 +237,14 @@ class Supervisor:
                 return Answered(call.id, self._count(counts))
             case _:
                 return Answered(call.id, result)
+
+    def _failed(self, call: Call, report: Report) -> Collected | None:
+        if not report.broken and not report.failures:
+            return None
+        missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
+        # The collector has printed the tracebacks.
+        place = self._events.place_of(call.part)
+        return Collected(missing, tuple((task, text + place) for task, text in report.failures))
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]

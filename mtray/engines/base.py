@@ -35,18 +35,20 @@ class StepArrays:
         reward: [K] float32, summed over the control steps.
         terminated: [K] bool.
         truncated: [K] bool.
+        broken: [K] bool, the step failed: it is no transition, and its episode does not count. Cleared by the caller.
     """
 
     observation: FloatArray
     reward: FloatArray
     terminated: BoolArray
     truncated: BoolArray
+    broken: BoolArray
 
     @classmethod
     def empty(cls, num_envs: int, spec: TaskSpec) -> StepArrays:
         """Return new arrays, zero and false."""
         observation = np.zeros((num_envs, spec.observation_size), np.float32)
-        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((2, num_envs), np.bool_))
+        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((3, num_envs), np.bool_))
 
 
 class BatchSim(ABC):
@@ -79,8 +81,8 @@ class BatchSim(ABC):
         """Finish the step that `send` began and write its result into ``out``.
 
         At an episode's end ``out.observation`` holds the true last observation. A time limit sets ``truncated``,
-        the task's own end sets ``terminated``. Diverged physics sets ``truncated``; ``out`` then holds the last valid
-        observation and the rewards up to it.
+        the task's own end sets ``terminated``. Diverged physics sets ``truncated`` and ``broken``; ``out`` then holds
+        the last valid observation and the rewards up to it.
         """
 
     def step(self, action: FloatArray, out: StepArrays) -> None:

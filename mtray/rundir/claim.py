@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from mtray.errors import UsageError
 
 LOCK = ".lock"
 _TEXT_BYTES = 1000
+# Time that an owner is given to sign.
+_SIGN_SECONDS = 1.0
 # File systems that have no locks, for example some of a cluster's.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
@@ -110,7 +113,12 @@ def _lock(descriptor: int, run_dir: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = _owner(descriptor)
+        deadline, owner = time.monotonic() + _SIGN_SECONDS, _owner(descriptor)
+        # It signs as soon as it has the lock.
+        while owner is None and time.monotonic() < deadline:
+            time.sleep(_SIGN_SECONDS / 100)
+            owner = _owner(descriptor)
+        owner = owner or "a run that is starting"
         os.close(descriptor)
         raise UsageError(
             f"run directory {run_dir} is in use by {owner}: wait for its end, or choose another directory"
@@ -123,11 +131,11 @@ def _lock(descriptor: int, run_dir: Path) -> bool:
     return True
 
 
-def _owner(descriptor: int) -> str:
+def _owner(descriptor: int) -> str | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         owner = json.loads(os.pread(descriptor, _TEXT_BYTES, 0))
         return f"process {owner['pid']} on {owner['host']} since {owner['start']}"
-    return "a run that is starting"
+    return None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

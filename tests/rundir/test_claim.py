@@ -109,11 +109,23 @@ def test_a_second_owner_is_refused_with_the_first_ones_process_and_the_lock_dies
 
 
 @pytest.mark.parametrize("text", [b"", b"garbage", b"[]", b"{}"])
-def test_an_owner_that_has_not_signed_yet_is_an_owner_too(tmp_path, text):
+def test_an_owner_that_has_not_signed_yet_is_an_owner_too(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("mtray.rundir.claim._SIGN_SECONDS", 0.01)
     with claim(tmp_path):
         (tmp_path / LOCK).write_bytes(text)
         with pytest.raises(UsageError, match="in use by a run that is starting"), claim(tmp_path):
             pass
+
+
+def test_an_owner_that_signs_a_moment_later_is_named(tmp_path):
+    with claim(tmp_path):
+        signature = (tmp_path / LOCK).read_bytes()
+        (tmp_path / LOCK).write_bytes(b"")
+        later = threading.Timer(0.2, (tmp_path / LOCK).write_bytes, [signature])
+        later.start()
+        with pytest.raises(UsageError, match=f"in use by process {os.getpid()} on "), claim(tmp_path):
+            pass
+        later.join()
 
 
 @pytest.mark.parametrize(

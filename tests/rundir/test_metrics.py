@@ -37,7 +37,7 @@ def test_line_has_the_keys_that_readers_rely_on():
     }  # fmt: skip
     assert list(line["tasks"]) == ["left", "right"]
     for figures in line["tasks"].values():
-        assert figures == {"frames": 0, "episodes": 0, "return_mean": None, "return_last": None}
+        assert figures == {"frames": 0, "episodes": 0, "broken_episodes": 0, "return_mean": None, "return_last": None}
 
 
 def test_line_is_json():
@@ -112,8 +112,20 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
     metrics.add_rollout(report([*episodes(*range(7, 30)), *episodes(-3.0, task="right")], 0))
     assert RECENT_EPISODES == 20
     tasks = metrics.line()["tasks"]
-    assert tasks["left"] == {"frames": 0, "episodes": 30, "return_mean": sum(range(10, 30)) / 20, "return_last": 29}
-    assert tasks["right"] == {"frames": 0, "episodes": 1, "return_mean": -3.0, "return_last": -3.0}
+    assert tasks["left"] == {
+        "frames": 0,
+        "episodes": 30,
+        "broken_episodes": 0,
+        "return_mean": sum(range(10, 30)) / 20,
+        "return_last": 29,
+    }
+    assert tasks["right"] == {
+        "frames": 0,
+        "episodes": 1,
+        "broken_episodes": 0,
+        "return_mean": -3.0,
+        "return_last": -3.0,
+    }
 
 
 def test_staleness_is_the_mean_since_the_last_line_and_starts_anew():
@@ -172,7 +184,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     before = metrics.line()
 
     clock.now += 1000
-    resumed = Metrics(["left", "right"])
+    resumed = Metrics(["left", "right"], 50.0)
     resumed.load_state(state)
     assert json.loads(json.dumps(resumed.state())) == state
     clock.now += 2
@@ -183,7 +195,8 @@ def test_counts_go_on_from_a_saved_state(clock):
     # The rates are of this run alone.
     assert (line["frames_per_second"], line["updates_per_second"]) == (10.0, 0.5)
     assert line["tasks"]["left"] == {
-        "frames": 420, "episodes": 26, "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0
+        "frames": 420, "episodes": 26, "broken_episodes": 0,
+        "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0
     }  # fmt: skip
     assert line["tasks"]["right"] == before["tasks"]["right"]
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from mtray.cluster.control.actor import Actor, Phase
-from mtray.cluster.control.lifecycle import Lifecycle
+from mtray.cluster.control.parts.actor import Actor, Phase
+from mtray.cluster.control.parts.lifecycle import Lifecycle
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Counts, Method, Part, Restored
 from mtray.replay.pacing import Pacing
@@ -98,6 +98,11 @@ class Ledger(Lifecycle):
         if actor is not None and actor.kind == "collector" and method in (Method.FLUSH, Method.CONNECT):
             self._flushes[call.id] = actor.requested
         return call
+
+    def _lose(self, actor: Actor, frames: int) -> None:
+        """Count frames that a collector was asked for and will not push; a flush counts them again."""
+        actor.lost += frames
+        self.lost += frames
 
     def _flushed(self, actor: Actor, call: Call, acknowledged: int) -> None:
         """Settle what was asked for before a flush: it is acknowledged by now, or lost."""

@@ -10,9 +10,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mtray.cluster.control.actor import Actor
 from mtray.cluster.control.ledger import Ledger
-from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.parts.actor import Actor
+from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Failure, Method, Stop
 from mtray.replay.pacing import Pacing
@@ -60,6 +60,9 @@ class Run(Ledger):
     @abstractmethod
     def _proceed(self) -> None:
         """Ask for what can be asked for now."""
+
+    def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
+        """Take that a collector built a task's simulator anew, since it had failed."""
 
     @abstractmethod
     def _finished_work(self, actor: Actor, call: Call) -> None:
@@ -119,6 +122,11 @@ class Run(Ledger):
                 if not actor.tasks <= self._stepped:
                     self._stepped |= actor.tasks
                 self._finished_work(actor, call)
+                if event.value is not None:
+                    self._lose(actor, event.value.missing)
+                    # Last: it may end the process.
+                    for task, text in event.value.failures:
+                        self._rebuilt(actor, task, text)
             case Method.FLUSH | Method.CONNECT if actor.kind == "collector":
                 self._flushed(actor, call, event.value)
             case Method.TRAIN | Method.STATUS | Method.CONNECT | Method.CUT if actor.kind == "learner":

@@ -1,9 +1,10 @@
 """Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
 
-from mtray.cluster.control.free import KEEP_SECONDS, ROOM_SECONDS
-from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.free import KEEP_SECONDS
+from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import TASK_ERRORS
 from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Part, Restored, Stop
+from mtray.cluster.control.recovery import ROOM_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
 
@@ -104,7 +105,12 @@ def test_one_that_is_ahead_waits_where_not_all_step_the_same_and_not_for_one_tha
     assert script.find(Method.COLLECT, collector(0))
     script.up(collector(1, 1))
     script.answer(Method.FENCE, 0)
-    # It begins beside the other: both go on.
+    # The other made four while it was gone.
+    for _ in range(2):
+        script.answer(Method.COLLECT, part=collector(0))
+    assert not script.find(Method.COLLECT, collector(0))
+    for _ in range(4):
+        script.answer(Method.COLLECT, part=collector(1, 1))
     for _ in range(5):
         script.answer(Method.COLLECT, part=collector(0))
         script.answer(Method.COLLECT, part=collector(1, 1))

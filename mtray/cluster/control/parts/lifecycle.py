@@ -7,14 +7,13 @@ died. Each call has a deadline, counted from when the process was last heard of.
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
-from mtray.cluster.control.actor import Actor, Limits, Phase
-from mtray.cluster.control.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
+from mtray.cluster.control.parts.actor import Actor, Limits, Phase
+from mtray.cluster.control.parts.calls import Calls
+from mtray.cluster.control.protocol import Call, Failed, Failure, Kill, Kind, Method, Start, Tell
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0
@@ -39,22 +38,17 @@ _REPEATABLE = {
 }
 
 
-class Lifecycle(ABC):
-    """Places and their processes, calls under way, timers, and the commands that come of it."""
+class Lifecycle(Calls):
+    """Places and their processes."""
 
     def __init__(self, actors: Iterable[Actor], limits: Limits, now: float) -> None:
         """Take the places, all of them empty."""
+        super().__init__(now)
         self.actors = list(actors)
         self.limits = limits
         self.restarts = 0
-        self.now = now
-        self._ids = itertools.count()
         # The longest that a call of each kind has run, once one has.
         self._longest: dict[tuple[Kind, Method], float] = {}
-        # Calls under way, who was asked, and when.
-        self._calls: dict[int, tuple[Call, Actor | None, float]] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._out: list[Command] = []
 
     # What control decides.
 
@@ -85,45 +79,6 @@ class Lifecycle(ABC):
     @abstractmethod
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         """Find out whether a call that may have run did."""
-
-    # Commands, calls, timers.
-
-    def _give(self, command: Command) -> None:
-        self._out.append(command)
-
-    def _tell(self, event: str, sentence: str = "", **fields: Any) -> None:
-        self._give(Tell(event, fields, sentence))
-
-    def _take(self) -> list[Command]:
-        out, self._out = self._out, []
-        # Nothing follows the end.
-        for index, command in enumerate(out):
-            if isinstance(command, End):
-                return out[: index + 1]
-        return out
-
-    def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
-        call = Call(next(self._ids), actor.part if actor else None, method, amount, of)
-        self._calls[call.id] = call, actor, self.now
-        if actor is not None:
-            if not actor.calls:
-                actor.heard = self.now
-            actor.calls[call.id] = call
-            if not actor.is_watched:
-                self._watch(actor)
-        self._give(call)
-        return call
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (self.now + seconds, next(self._ids), action))
-
-    def next_tick(self) -> float | None:
-        """When `Control.tick` has something to do; None if nothing is planned."""
-        return self._timers[0][0] if self._timers else None
-
-    def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= self.now:
-            heapq.heappop(self._timers)[2]()
 
     # Starting.
 
