@@ -73,6 +73,11 @@ def test_a_learner_that_is_killed_goes_on_from_its_last_state(tmp_path):
     summary = summary_of(run_dir)
     assert (summary["restarts"], summary["frames_lost"]) == (1, 0)
     assert summary["updates_lost"] < 3000
+    assert min(line["updates_per_second"] for line in lines_of(run_dir)) >= 0
+    (death,) = [line for line in run.output.splitlines() if line.startswith("WARNING: the learner died")]
+    assert death == "WARNING: the learner died and is replaced now: its process was killed or crashed"
+    assert "(raylet)" not in run.output, "what Ray tells is in a file"
+    assert "A worker died" in (run_dir / "logs" / "ray.log").read_text()
     versions = [line["weights_version"] for line in lines_of(run_dir)]
     assert versions == sorted(versions), "collectors take newer weights only"
     assert lines_of(run_dir)[-1]["staleness"] < 50, "and they do act with the new learner's"
@@ -135,6 +140,7 @@ def test_a_replay_whose_memory_is_lost_goes_on_from_the_checkpoint_and_says_what
         assert run.all_gone(), run.alive()
     (restored,) = events_of(run_dir, "restored")
     assert restored["source"] == "checkpoint"
+    assert min(line["frames_per_second"] for line in lines_of(run_dir)) >= 0
     lost = summary_of(run_dir)["frames_lost"]
     assert 0 <= lost < 4000
     assert restored["cause"] == f"{lost} frames lost"
@@ -167,6 +173,33 @@ def test_a_driver_that_is_killed_leaves_no_process_and_resume_auto_goes_on(tmp_p
     with Run(*arguments, "--total-frames", total, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert "finished" in run.output
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(tmp_path, name):
+    run_dir = tmp_path / "a"
+    with Run(*BUSY, "--host", "inline", "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 3000)
+        (process,) = [process for process in run.alive() if process.name() == name]
+        process.send_signal(signal.SIGKILL)
+        assert run.wait(60) == 1, run.output
+        assert run.all_gone(), run.alive()
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith(f"error: Ray's process {name} was killed by SIGKILL; ")
+    assert "(raylet)" not in run.output
+    assert "Traceback" not in run.output
+    saved, summary = saved_of(run_dir), summary_of(run_dir)
+    assert last.endswith(f"go on with --resume {saved.path}")
+    assert summary["exit_reason"] == f"failed: RunError: {last.removeprefix('error: ')}"
+    assert (saved.frames, saved.meta["metrics"]["updates"]) == (summary["frames"], summary["updates"])
+    assert saved.frames > 3000
+    for task, rows in rows_of(saved).items():
+        assert 2 * np.count_nonzero(rows.view(np.int32)[:, -1] & 1) == saved.replay["frames"][task]
+    assert [event["frames"] for event in events_of(run_dir, "save")] == [saved.frames]
+    assert [event["cause"] for event in events_of(run_dir, "end")] == [last.removeprefix("error: ")]
+    with Run("--resume", run_dir, "--total-frames", saved.frames + 1000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert_whole(run_dir)
 
 
 def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
@@ -266,7 +299,16 @@ def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_pat
     assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
     # Four processes, each of about 400 steps of two copies.
     assert saved_of(run_dir).frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
-    assert len(events_of(run_dir, "rebuilt")) == 3
+    # Each failure is told, and its traceback is in the file of its process.
+    assert "(4 times in a row)" in run.output.strip().splitlines()[-1]
+    failures = events_of(run_dir, "rebuilt")
+    assert len(failures) == 4
+    trace = next((run_dir / "logs").glob("collector-0-*.log")).read_text()
+    assert trace.count("raise ValueError('the arm hit the table')") == 4
+    assert 'fragile.py", line 7, in _step' in trace
+    for failure in failures:
+        assert f"the traceback is in {run_dir / 'logs'}" in failure["cause"]
+        assert failure["cause"] in run.output
 
 
 def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_other(tmp_path):
@@ -280,6 +322,9 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     assert last.startswith("error: finished without maker, which failed: ")
     assert "ValueError: the arm hit the table" in last
     assert [event["part"] for event in events_of(run_dir, "set_aside")] == ["maker"]
+    assert ["the arm hit the table" in event["cause"] for event in events_of(run_dir, "death")] == [True] * 4
+    assert run.output.count("task 'maker' failed 4 times in a row and the run goes on without it: ") == 1
+    assert "set_aside" not in run.output
     saved, summary = saved_of(run_dir), summary_of(run_dir)
     assert saved.frames == summary["frames"] >= 15_000
     # The other one brought the rest, and was learned from to the end.

@@ -30,9 +30,6 @@ _LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/soc
 _FOLDER_BYTES = 16 * 2**20
 # Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
 _lifelines: list[int] = []
-_CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-# The file of a run's logs that holds what Ray tells.
-RAY_LOG = "ray.log"
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -153,11 +150,9 @@ def _texts_kept_in(run_dir: Path | None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if run_dir is not None:
                 (run_dir / "logs").mkdir(exist_ok=True)
-                with (run_dir / "logs" / RAY_LOG).open("a") as file:
+                with (run_dir / "logs" / "ray.log").open("a") as file:
                     file.writelines(f"{line}\n" for line in data["lines"])
 
-    # Read as Ray's core starts in this process; its errors would go to the screen, its fatal ones still do.
-    os.environ.setdefault(_CORE_LOG_LEVEL, "fatal")
     with _replaced(worker, "print_to_stdstream", keep):
         yield
 
@@ -281,9 +276,6 @@ def _signals_kept_from_ray() -> Iterator[None]:
     start = services.ConsolePopen
 
     def popen(*arguments: Any, **options: Any) -> Any:
-        if options.get("env"):
-            # Theirs go to Ray's own files.
-            options["env"] = {name: value for name, value in options["env"].items() if name != _CORE_LOG_LEVEL}
         lifeline, ours = os.pipe()
         try:
             process = start(*arguments, **options, process_group=0, pass_fds=[lifeline])

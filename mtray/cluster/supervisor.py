@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,29 +28,29 @@ from mtray.cluster.control.protocol import (
     Event,
     Kill,
     Method,
+    Part,
     Restored,
     SetAside,
     Start,
     Stop,
     Tell,
 )
+from mtray.cluster.events import EventLog
 from mtray.cluster.failures import failure_of, one_line, trace_of
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.data.messages import Report
-from mtray.errors import MtrayError, RunError, UsageError
+from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.sinks import Guarded, JsonLines, Sink
+from mtray.rundir.sinks import Sink
 from mtray.tasks.plan import Task
 
 # How often a request to stop is looked for.
 _LOOK_SECONDS = 0.2
-
-_LOGGER = logging.getLogger("mtray")
 
 
 class Supervisor:
@@ -101,8 +100,7 @@ class Supervisor:
         self.control = kind(plan, pacing, time.monotonic())
         self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks = list(sinks)
-        events = run_dir / "events.jsonl"
-        self._events = Guarded(JsonLines(events), str(events))
+        self._events = EventLog(run_dir, lambda: self.metrics.seconds)
         self._cpus_per_actor = cpus_per_actor
         self._resume, self._skipped = resume, skipped
         # The learner's newest state that was kept, and the replay's of a checkpoint.
@@ -111,8 +109,6 @@ class Supervisor:
             self.metrics.load_state(resume.meta["metrics"])
             self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
-        # Process id and log of the newest process of each part, by the part's name.
-        self._processes_of: dict[str, tuple[int, str | None]] = {}
         self._end: End | None = None
         self._has_stopped = False
         self._next_line = 0.0
@@ -188,25 +184,16 @@ class Supervisor:
                 case SetAside():
                     self.processes.set_aside(command.task)
                 case Tell():
-                    self._tell(command)
+                    self._events.tell(command)
                 case End():
                     self._end = command
 
-    def _tell(self, told: Tell) -> None:
-        fields = dict(told.fields)
-        if told.event in ("placed", "death"):
-            process, log = self._processes_of.get(fields["part"], (None, None))
-            fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
-        self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **fields})
-        if told.sentence:
-            _LOGGER.warning("%s", told.sentence)
-
     def _tell_resume(self, resume: Checkpoint) -> None:
         for cause in self._skipped:
-            self._tell(Tell("skipped", {"cause": cause}))
+            self._events.tell(Tell("skipped", {"cause": cause}))
         superseded = [path.name for path in self._writer.superseded]
         fields = {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": superseded}
-        self._tell(Tell("resume", fields))
+        self._events.tell(Tell("resume", fields))
 
     # Calls' ends.
 
@@ -217,7 +204,9 @@ class Supervisor:
             if call.part is None and isinstance(result, OSError):
                 result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
             failure = failure_of(call.id, result)
-            return dataclasses.replace(failure, text=failure.text + self._keep_trace(call, trace_of(result)))
+            return dataclasses.replace(
+                failure, text=failure.text + self._events.keep_trace(call.part, trace_of(result))
+            )
         if not self.processes.is_newest(call):
             # Control has forgotten it.
             return Answered(call.id)
@@ -225,10 +214,10 @@ class Supervisor:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
-                return Answered(call.id, self._failed(report))
+                return Answered(call.id, self._failed(call.part, report))
             case Method.HELLO:
                 assert call.part is not None
-                self._processes_of[call.part.name] = result
+                self._events.add_process(call.part, result)
                 return Answered(call.id)
             case Method.BUILD if isinstance(result, Restored):
                 for name, count in self.processes.restored_frames.items():
@@ -250,26 +239,12 @@ class Supervisor:
             case _:
                 return Answered(call.id, result)
 
-    def _failed(self, report: Report) -> Collected | None:
+    def _failed(self, part: Part | None, report: Report) -> Collected | None:
         if not report.broken and not report.failures:
             return None
         missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
-        return Collected(missing, report.failures)
-
-    def _keep_trace(self, call: Call, trace: str) -> str:
-        """Append a traceback to the file of the process that was asked; return where it is, for the error's line."""
-        if not trace or call.part is None:
-            return ""
-        _, log = self._processes_of.get(call.part.name, (None, None))
-        # Of a process on another machine there is no file yet.
-        path = self.run_dir / "logs" / (log or f"{call.part.name.replace(' ', '-')}.log")
-        try:
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a") as file:
-                file.write(trace.rstrip() + "\n")
-        except OSError:
-            return ""
-        return f"; the traceback is in {path}"
+        texts = [(error.task, f"{error}{self._events.keep_trace(part, error.trace)}") for error in report.failures]
+        return Collected(missing, tuple(texts))
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]
@@ -325,16 +300,17 @@ class Supervisor:
 
         No other process is needed, so nothing of this can hang.
         """
-        self._tell(Tell("failure", {"cause": death}))
+        self._events.tell(Tell("failure", {"cause": death}))
         try:
             self._save_alone()
             text = f"{death}; {self.metrics.frames:,} frames and {self.metrics.updates:,} updates are saved"
-        except (MtrayError, OSError) as error:
-            self._tell(Tell("unsaved", {"cause": one_line(error)}))
+        except Exception as error:
+            # Whatever keeps it from being saved, the end is told.
+            self._events.tell(Tell("unsaved", {"cause": one_line(error)}))
             text = f"{death}; nothing was saved at the end: {one_line(error)}"
         newest = self._writer.newest
         text += "" if newest is None else f"; go on with --resume {newest.path}"
-        self._tell(Tell("end", {"cause": text}))
+        self._events.tell(Tell("end", {"cause": text}))
         return End(text, "failed")
 
     def _save_alone(self) -> None:
@@ -343,16 +319,17 @@ class Supervisor:
         if self.config.deterministic:
             raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
         if updates < 0:
-            raise RunError("the learner's first state was not there yet")
+            raise RunError("the learner has given no state yet")
         self._snapshot = replay.state()
         self._count({"frames": self._snapshot["frames"], "is_warm": True})
         self.control.updates_lost += max(0, self.metrics.updates - updates)
         self.metrics.updates = updates
         self.control.is_at_cut = False
         self._writing(replay.read_rows)()
-        self._tell(Tell("save", {"frames": self.metrics.frames, "updates": updates}))
+        self._events.tell(Tell("save", {"frames": self.metrics.frames, "updates": updates}))
 
     def _close(self) -> None:
-        for sink in [*self._sinks, self._events]:
+        for sink in self._sinks:
             sink.close()
+        self._events.close()
         self.processes.close()

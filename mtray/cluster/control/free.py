@@ -31,7 +31,8 @@ class Control(Recovery):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
-        self._next_keep = now + KEEP_SECONDS
+        # The first state is kept as soon as there is one.
+        self._next_keep = now
 
     # Asking.
 
