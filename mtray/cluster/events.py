@@ -46,11 +46,6 @@ class EventLog:
         if told.sentence:
             _LOGGER.warning("%s", told.sentence)
 
-    def place_of(self, part: Part | None) -> str:
-        """Return where a part's process prints to, for the end of an error's line; empty if that is not known."""
-        _, log = (None, None) if part is None else self._processes.get(part.name, (None, None))
-        return "" if log is None else f"; see {self._logs / log}"
-
     def keep_trace(self, part: Part | None, trace: str) -> str:
         """Append a traceback to the file of the part's process; return where it is, for the end of the error's line."""
         if not trace or part is None:

@@ -28,6 +28,7 @@ from mtray.cluster.control.protocol import (
     Event,
     Kill,
     Method,
+    Part,
     Restored,
     SetAside,
     Start,
@@ -213,7 +214,7 @@ class Supervisor:
             case Method.COLLECT | Method.ACT:
                 report: Report = result
                 self.metrics.add_rollout(report)
-                return Answered(call.id, self._failed(call, report))
+                return Answered(call.id, self._failed(call.part, report))
             case Method.HELLO:
                 assert call.part is not None
                 self._events.add_process(call.part, result)
@@ -238,13 +239,12 @@ class Supervisor:
             case _:
                 return Answered(call.id, result)
 
-    def _failed(self, call: Call, report: Report) -> Collected | None:
+    def _failed(self, part: Part | None, report: Report) -> Collected | None:
         if not report.broken and not report.failures:
             return None
         missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
-        # The collector has printed the tracebacks.
-        place = self._events.place_of(call.part)
-        return Collected(missing, tuple((task, text + place) for task, text in report.failures))
+        texts = [(error.task, f"{error}{self._events.keep_trace(part, error.trace)}") for error in report.failures]
+        return Collected(missing, tuple(texts))
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]

@@ -19,7 +19,7 @@ import numpy as np
 from mtray.collect.slots import Slot, close_sim, finish_step, mark_broken, slot_bytes
 from mtray.collect.worker import RESET, STEP, Worker, close_workers
 from mtray.data.specs import TaskSpec
-from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, task_error
+from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.errors import MtrayError, TaskError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server
@@ -43,10 +43,10 @@ class Host(ABC):
         self.specs = tuple(maker.task.spec for maker in makers)
         self._makers = list(makers)
         self._rebuilds = rebuilds
-        self._failures: list[tuple[str, str]] = []
+        self._failures: list[TaskError] = []
 
-    def take_failures(self) -> tuple[tuple[str, str], ...]:
-        """Return task and error of each simulator that was built anew since the last call."""
+    def take_failures(self) -> tuple[TaskError, ...]:
+        """Return the error of each simulator that was built anew since the last call."""
         failures, self._failures = tuple(self._failures), []
         return failures
 
@@ -59,8 +59,7 @@ class Host(ABC):
         self._makers[index] = dataclasses.replace(maker, seed=seed)
         self._rebuild(index)
         mark_broken(self.slots[index])
-        self._failures.append((error.task, str(error)))
-        LOGGER.warning("%s: its simulator is built anew\n%s", error, error.trace)
+        self._failures.append(error)
 
     @abstractmethod
     def _rebuild(self, index: int) -> None:

@@ -22,6 +22,7 @@ from mtray.data.rows import NEXT_BITS, TRANSITION
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
 from mtray.data.tensordicts import to_stack
 from mtray.engines.base import BoolArray
+from mtray.errors import TaskError
 from mtray.policy import weights as weights_module
 from mtray.policy.acting import Acting
 from mtray.policy.policy import MultiTaskPolicy
@@ -42,7 +43,7 @@ class Rollout:
         largest_returns: task to the largest absolute discounted return of all its steps so far.
         weights_version: version of the policy that acted; 0 before the first weights.
         broken: task to its steps that failed in the rollout; they are no transitions.
-        failures: task and error of each simulator that failed in the rollout and was built anew.
+        failures: the error of each simulator that failed in the rollout and was built anew.
     """
 
     tasks: Mapping[str, TaskRollout]
@@ -51,7 +52,7 @@ class Rollout:
     largest_returns: Mapping[str, float]
     weights_version: int
     broken: Mapping[str, int] = field(default_factory=dict)
-    failures: tuple[tuple[str, str], ...] = ()
+    failures: tuple[TaskError, ...] = ()
 
     @property
     def data(self) -> LazyStackedTensorDict:

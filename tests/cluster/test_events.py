@@ -32,8 +32,6 @@ def test_a_traceback_is_appended_to_the_file_of_the_process(tmp_path):
     events.add_process(COLLECTOR, (77, log.name))
     assert events.keep_trace(COLLECTOR, "Traceback\n  line\n") == f"; the traceback is in {log}"
     assert log.read_text() == "printed\nTraceback\n  line\n"
-    assert events.place_of(COLLECTOR) == f"; see {log}"
-    assert events.place_of(None) == events.place_of(Part("learner")) == ""
 
 
 def test_a_process_on_another_machine_has_a_file_for_its_traceback(tmp_path):

@@ -60,7 +60,7 @@ def test_a_simulator_that_fails_is_built_anew_and_the_others_do_not_notice(name,
         alone.close()
     assert failed[0] == (2 if what == "reset_raises" else LATER - 1)
     assert len(failures) == len(failed) >= 2
-    assert all(task == "mine" and "task 'mine'" in text for task, text in failures)
+    assert all(error.task == "mine" and "task 'mine'" in str(error) for error in failures)
     assert host.take_failures() == ()
 
 
@@ -122,7 +122,7 @@ def test_a_failed_step_is_no_transition_and_its_episode_does_not_count():
     host.close()
     # Truncated after 3 steps; then the second of the next episode fails.
     assert rollout.broken == {"mine": 2}
-    assert [task for task, _ in rollout.failures] == ["mine"]
+    assert [error.task for error in rollout.failures] == ["mine"]
     assert [(e.task, e.steps) for e in rollout.episodes if e.task == "mine"] == [("mine", 3)] * 2 + [("mine", 3)] * 2
     rows = pack(rollout.tasks["mine"])
     one = rows[: len(rows) // 2]
