@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,17 +19,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mtray.cluster.store import store_options
 from mtray.config.settings import Config
 from mtray.errors import RunError, UsageError
 from mtray.tasks.processes import kill_group_at_end, usable_cores
 
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 10.0
-# Ray makes sockets at <folder>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107 bytes.
-_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+# Ray makes sockets at <folder>/mtray-<user>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107
+# bytes.
+_LONGEST_FOLDER = 107 - len("/mtray-4294967295/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _FOLDER_BYTES = 16 * 2**20
 # Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
 _lifelines: list[int] = []
+# Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -112,7 +117,7 @@ def ray_session(config: Config) -> Iterator[Session]:
     if was_up:
         _check_joined(config.address)
     elif config.address in (None, "local"):
-        _start(config.workers + 2)
+        _start(config.workers)
     else:
         _join(str(config.address))
     try:
@@ -153,14 +158,17 @@ def _check_joined(address: str | None) -> None:
         )
 
 
-def _start(actors: int) -> None:
+def _start(workers: int) -> None:
     import ray
+    from ray._private import ray_constants
 
     _set_environment()
-    with _signals_kept_from_ray():
+    options = store_options(workers)
+    # What `_LOOPBACK` says to Ray's processes; here Ray may have been imported before.
+    with _signals_kept_from_ray(), _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
         try:
             # Ray's CPUs are logical: as many as actors, so that none waits for ever.
-            ray.init(address="local", num_cpus=actors, include_dashboard=False, **_QUIET)
+            ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **_QUIET)
         except Exception as error:
             ray.shutdown()
             raise RunError(f"Ray could not be started here: {_last_line(error)}") from error
@@ -181,9 +189,11 @@ def _set_environment() -> None:
     """Set what the processes of a Ray of the run's own inherit; `process_restored` takes it back."""
     # Ray's own 15 lets any other program of the machine outrun a run.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ[_LOOPBACK[0]] = _LOOPBACK[1]
     folder = _temporary_folder()
     if folder is not None:
-        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = folder
+        os.environ["TMPDIR"] = folder
+    os.environ["RAY_TMPDIR"] = _private_folder(folder or _usual_folder())
     if not _has_token():
         # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
         # it. This one ends with the run.
@@ -192,7 +202,7 @@ def _set_environment() -> None:
 
 def _temporary_folder() -> str | None:
     """Return another folder for Ray's sockets where the usual one has too long a name or can't be written."""
-    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    usual = _usual_folder()
     for folder in (usual, "/tmp", "/dev/shm"):
         if len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_writable(Path(folder), _FOLDER_BYTES):
             return None if folder == usual else folder
@@ -200,6 +210,22 @@ def _temporary_folder() -> str | None:
         f"Ray can't keep its sockets and logs in {usual}: set RAY_TMPDIR to a folder that can be written, with a path "
         f"of at most {_LONGEST_FOLDER} bytes and {_FOLDER_BYTES // 2**20} MiB free"
     )
+
+
+def _usual_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def _private_folder(parent: str) -> str:
+    """Return a folder that other users can't enter; into Ray's own they could put sockets in place of a run's."""
+    folder = Path(parent) / f"mtray-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return str(folder)
+    # Somebody else has taken the name.
+    return tempfile.mkdtemp(prefix="mtray-", dir=parent)
 
 
 def _has_token() -> bool:

@@ -33,8 +33,11 @@ def test_a_folder_that_sockets_can_not_lie_in_is_replaced(tmp_path, monkeypatch,
 
 
 def test_the_longest_folder_is_as_long_as_a_socket_allows():
-    begin, sockets = "/" + "x" * (session._LONGEST_FOLDER - 1), "ray/session_2026-11-27_23-18-58_582929_4194304/sockets"
-    assert len(os.path.join(begin, sockets, "plasma_store")) == 107
+    begin, session_folder = (
+        "/" + "x" * (session._LONGEST_FOLDER - 1),
+        "mtray-4294967295/ray/session_2026-11-27_23-18-58_582929_4194304",
+    )
+    assert len(os.path.join(begin, session_folder, "sockets/plasma_store")) == 107
 
 
 def test_a_folder_on_a_full_disk_is_replaced(monkeypatch):
@@ -51,6 +54,28 @@ def test_no_folder_at_all_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setattr(session, "_is_writable", lambda *_: False)
     with pytest.raises(UsageError, match="set RAY_TMPDIR to a folder that can be written"):
         session._temporary_folder()
+
+
+def test_the_folder_of_sockets_is_closed_to_other_users(tmp_path):
+    folder = session._private_folder(str(tmp_path))
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+    assert session._private_folder(str(tmp_path)) == folder, "it is used again"
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_is_not_closed_is_not_used(tmp_path, kind):
+    taken = tmp_path / f"mtray-{os.getuid()}"
+    if kind == "open":
+        taken.mkdir()
+        taken.chmod(0o755)
+    elif kind == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        taken.symlink_to(tmp_path / "theirs")
+    else:
+        taken.touch()
+    folder = session._private_folder(str(tmp_path))
+    assert folder != str(taken)
+    assert os.stat(folder).st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("home", ["new", "file"])
