@@ -26,6 +26,7 @@ from mtray.cluster.control.lifecycle import HEALTHY_SECONDS
 from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
 from mtray.cluster.control.run import FINISHED, Run
+from mtray.cluster.control.waiting import COLLECTORS, LEARNER
 from mtray.replay.pacing import Pacing
 
 # Time between two of the learner's states that are kept: what is made after the last one is lost with its process.
@@ -87,8 +88,10 @@ class Control(Run):
         while self.wanted > 0:
             actor = self._next_free()
             if actor is None:
+                self._held_by = COLLECTORS
                 return
             if self.asked - self.lost + actor.rollout_frames > allowed:
+                self._held_by = LEARNER
                 self._put_free(actor, first=True)
                 return
             self._collect(actor, Method.COLLECT)

@@ -15,6 +15,7 @@ from typing import Any
 
 from mtray.cluster.control.actor import Actor, Limits, Phase
 from mtray.cluster.control.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
+from mtray.cluster.control.waiting import Waits
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0
@@ -48,6 +49,7 @@ class Lifecycle(ABC):
         self.limits = limits
         self.restarts = 0
         self.now = now
+        self.waits = Waits(now)
         self._ids = itertools.count()
         # The longest that a call of each kind has run, once one has.
         self._longest: dict[tuple[Kind, Method], float] = {}
@@ -107,6 +109,8 @@ class Lifecycle(ABC):
         self._calls[call.id] = call, actor, self.now
         if actor is not None:
             if not actor.calls:
+                if actor.kind == "collector":
+                    self.waits.end(actor, self.now)
                 actor.heard = self.now
             actor.calls[call.id] = call
             if not actor.is_watched:
