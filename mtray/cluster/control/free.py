@@ -26,8 +26,8 @@ from mtray.cluster.control.lifecycle import HEALTHY_SECONDS
 from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
 from mtray.cluster.control.run import FINISHED, Run
-from mtray.cluster.control.waiting import COLLECTORS, LEARNER
 from mtray.replay.pacing import Pacing
+from mtray.replay.waiting import COLLECTORS, LEARNER
 
 # Time between two of the learner's states that are kept: what is made after the last one is lost with its process.
 KEEP_SECONDS = 20.0

@@ -17,8 +17,8 @@ from mtray.cluster.control.actor import Actor, Phase
 from mtray.cluster.control.lifecycle import Lifecycle
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Counts, Method, Part, Restored
-from mtray.cluster.control.waiting import COLLECTORS, DONE, FRAMES, REPLAY, SAVE, START, WARM_UP
 from mtray.replay.pacing import Pacing
+from mtray.replay.waiting import COLLECTORS, DONE, FRAMES, REPLAY, SAVE, START, WARM_UP
 
 # Time between two counts while frames are under way.
 COUNT_SECONDS = 0.1
@@ -233,3 +233,8 @@ class Ledger(Lifecycle):
             self.waits.collectors_reason = REPLAY
         else:
             self.waits.collectors_reason = DONE if is_ending or self.wanted <= 0 else self._held_by
+
+    def take_waits(self, now: float, replay_seconds: tuple[float, float] = (0.0, 0.0)) -> dict[str, dict[str, float]]:
+        """Return the share of the time since the last call that each side waited, by reason: see `Waits.take`."""
+        idle = (max(actor.heard, actor.since) for actor in self.collectors if actor.is_up and not actor.calls)
+        return self.waits.take(idle, len(self.collectors), now, replay_seconds)

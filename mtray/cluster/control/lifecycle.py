@@ -15,7 +15,7 @@ from typing import Any
 
 from mtray.cluster.control.actor import Actor, Limits, Phase
 from mtray.cluster.control.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
-from mtray.cluster.control.waiting import Waits
+from mtray.replay.waiting import Waits
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0
@@ -109,8 +109,8 @@ class Lifecycle(ABC):
         self._calls[call.id] = call, actor, self.now
         if actor is not None:
             if not actor.calls:
-                if actor.kind == "collector":
-                    self.waits.end(actor, self.now)
+                if actor.kind == "collector" and actor.is_up:
+                    self.waits.end(max(actor.heard, actor.since), self.now)
                 actor.heard = self.now
             actor.calls[call.id] = call
             if not actor.is_watched:

@@ -16,8 +16,8 @@ from mtray.cluster.control.actor import Actor
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.cluster.control.run import Outcome, Run
-from mtray.cluster.control.waiting import COLLECTORS, LEARNER, REPLAY, SAVE
 from mtray.replay.pacing import Pacing
+from mtray.replay.waiting import COLLECTORS, LEARNER, REPLAY, SAVE
 
 
 class Lockstep(Run):

@@ -6,7 +6,7 @@ from tests.cluster.control.script import Script, collector, counts
 
 
 def waiting(script, replay_seconds=(0.0, 0.0)):
-    return script.control.waits.take(script.control.collectors, script.now, replay_seconds)
+    return script.control.take_waits(script.now, replay_seconds)
 
 
 def test_each_side_waits_for_the_start_the_warm_up_and_the_other_side():

@@ -1,7 +1,7 @@
 """Who waits for what: the time of the learner and of all collectors since the last line of figures, by reason.
 
-A collector waits while it is up and has no call under way. A wait counts when it ends, or when it is looked at; nothing
-here takes longer with more collectors but that look.
+A collector waits while it is up and has no call under way. A wait counts when it ends, or when the shares are taken;
+only that takes longer with more collectors. Fed by control, in the driver.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
-
-from mtray.cluster.control.actor import Actor
 
 START: Final = "start"
 """Processes come up."""
@@ -41,10 +39,9 @@ class Waits:
         self._collectors: defaultdict[str, float] = defaultdict(float)
         self._learner: defaultdict[str, float] = defaultdict(float)
 
-    def end(self, collector: Actor, now: float) -> None:
-        """Count the wait of a collector that has no call under way and is given one now."""
-        if collector.is_up:
-            self._collectors[self.collectors_reason] += now - max(collector.heard, collector.since, self._begin)
+    def end(self, since: float, now: float) -> None:
+        """Count the wait of a collector that has had no call since then and is given one now."""
+        self._collectors[self.collectors_reason] += now - max(since, self._begin)
 
     def learner(self, reason: str | None, now: float) -> None:
         """Say what the learner waits for from now on; None if it works."""
@@ -54,20 +51,18 @@ class Waits:
             self._learner_reason, self._learner_since = reason, now
 
     def take(
-        self, collectors: Iterable[Actor], now: float, replay_seconds: tuple[float, float] = (0.0, 0.0)
+        self, waiting_since: Iterable[float], collectors: int, now: float, replay_seconds: tuple[float, float]
     ) -> dict[str, dict[str, float]]:
-        """Return the share of the time since the last look that each side waited, by reason.
+        """Return the share of the time since this was last called that each side waited, by reason.
 
         Args:
+            waiting_since: of collectors that wait now, when they began to.
             collectors: all of the run.
             now: the time.
             replay_seconds: in which collectors waited for receipts, and the learner for batches, within their calls.
         """
-        count = 0
-        for collector in collectors:
-            count += 1
-            if not collector.calls:
-                self.end(collector, now)
+        for since in waiting_since:
+            self.end(since, now)
         reason = self._learner_reason
         self.learner(None, now)
         self.learner(reason, now)
@@ -75,7 +70,7 @@ class Waits:
         self._learner[REPLAY] += replay_seconds[1]
         seconds = max(now - self._begin, 1e-9)
         taken = {
-            "collectors": _shares(self._collectors, seconds * max(1, count)),
+            "collectors": _shares(self._collectors, seconds * collectors),
             "learner": _shares(self._learner, seconds),
         }
         self._collectors.clear()
