@@ -13,6 +13,9 @@ from typing import Literal
 from mtray.config.checks import is_positive, is_positive_integer, require, require_above_zero, require_at_least
 from mtray.config.types import convert_fields
 
+# Beyond these, one side would wait for years.
+UPDATES_PER_STEP = 1e-6, 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class CollectorConfig:
@@ -39,8 +42,8 @@ class CollectorConfig:
     push_timeout_seconds: float = 60.0
     """Time after which an unacknowledged push is sent again, with the same id."""
     max_restarts: int = 3
-    """Number of consecutive failures of a task's simulator, less than a minute apart, after which it is still built anew;
-    after the next one the task is set aside, or the run ends. Collectors whose process died are always replaced."""
+    """Number of consecutive failures of a task's simulator, less than a minute apart, after which it is still built
+    anew. After the next one the task is set aside, or the run ends. Collectors that died are always replaced."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
@@ -177,6 +180,12 @@ class LearnerConfig:
         require_at_least(self, 0, "updates_per_step", "warmup_steps", "slack_steps", "weight_decay")
         require_above_zero(self, "learning_rate", "temperature_learning_rate", "value_limit", "initial_temperature")
         require_above_zero(self, "action_noise", "slice_seconds")
+        lowest, highest = UPDATES_PER_STEP
+        require(
+            not self.updates_per_step or lowest <= self.updates_per_step <= highest,
+            f"--learner.updates-per-step {self.updates_per_step:g}: must be 0 or from {lowest:g} to {highest:g}, or "
+            "one side would wait for ever",
+        )
         for name in ("polyak", "actor_polyak"):
             share = getattr(self, name)
             require(0 < share <= 1, f"--learner.{name.replace('_', '-')} {share}: must be in (0, 1]")

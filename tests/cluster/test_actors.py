@@ -116,7 +116,7 @@ def test_a_collector_does_not_wait_for_weights_that_are_not_here_yet(collector):
 
 
 def test_a_real_head_passes_the_check_of_its_address():
-    from mtray.cluster.session import check_address
+    from mtray.cluster.session.session import check_address
 
     check_address(ray.get_runtime_context().gcs_address)
 

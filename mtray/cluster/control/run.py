@@ -92,6 +92,7 @@ class Run(Ledger):
                 self._tell("stop", cause=event.reason)
                 self._end(event.reason, "done")
         self._proceed()
+        self._note_waits(has_begun=self._has_begun or self.is_ready, is_ending=self._ending is not None)
         return self._take()
 
     def tick(self, now: float) -> list[Command]:
@@ -101,6 +102,7 @@ class Run(Ledger):
             return []
         self._run_timers()
         self._proceed()
+        self._note_waits(has_begun=self._has_begun or self.is_ready, is_ending=self._ending is not None)
         return self._take()
 
     def _answered(self, event: Answered) -> None:
