@@ -14,7 +14,8 @@ import torch
 from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
-from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.settings import CollectorConfig, Config, ReplayConfig
 from mtray.errors import NotFiniteError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot

@@ -13,7 +13,8 @@ from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.plan import Place, Plan
 from mtray.cluster.control.protocol import Answered, Call, Counts, End, Method, Restored
 from mtray.cluster.plan import make_pacing
-from mtray.config.settings import CollectorConfig, Config, LearnerConfig
+from mtray.config.learner import LearnerConfig
+from mtray.config.settings import CollectorConfig, Config
 from mtray.errors import UsageError
 from tests.makers import make_spec
 
