@@ -46,3 +46,16 @@ def test_whoever_goes_silent_is_named_and_replaced_and_frames_and_updates_go_on(
     # What the learner made in all is owed for what the replay has.
     for line in lines_of(run_dir):
         assert line["updates"] <= 20 * max(0, line["frames"] - 400) / 4 + 1
+
+
+@pytest.mark.parametrize("name", ["SIGSTOP", "SIGKILL"])
+def test_a_run_whose_ray_is_stuck_or_gone_says_so_and_ends(tmp_path, name):
+    run_dir = tmp_path / "a"
+    with Run(*BUSY, "--total-frames", 10**7, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 20)
+        (node,) = [process for process in run.alive() if process.name() == "raylet"]
+        node.send_signal(getattr(signal, name))
+        assert run.wait(180) == 1, run.output
+        assert run.all_gone(60), run.alive()
+    (failure,) = events_of(run_dir, "failure")
+    assert failure["cause"].startswith("Ray's node process on this machine is gone or stuck")

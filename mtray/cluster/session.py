@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,14 @@ from mtray.tasks.processes import kill_group_at_end, usable_cores
 
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 10.0
+_SHUTDOWN_SECONDS = 20.0
 # Ray makes sockets at <folder>/mtray-<user>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107
 # bytes.
 _LONGEST_FOLDER = 107 - len("/mtray-4294967295/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 _FOLDER_BYTES = 16 * 2**20
 # Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
 _lifelines: list[int] = []
+_timers: list[threading.Timer] = []
 # Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -125,8 +128,26 @@ def ray_session(config: Config) -> Iterator[Session]:
     finally:
         if not was_up:
             ray.shutdown()
-            while _lifelines:
-                os.close(_lifelines.pop())
+            for timer in _timers:
+                timer.cancel()
+                timer.join()
+            _timers.clear()
+            _end_own_processes()
+
+
+def limit_shutdown() -> None:
+    """Have the processes of a Ray of the run's own killed unless the session ends soon.
+
+    Ray waits without a limit for a node process that is stuck.
+    """
+    if _lifelines:
+        _timers.append(threading.Timer(_SHUTDOWN_SECONDS, _end_own_processes))
+        _timers[-1].start()
+
+
+def _end_own_processes() -> None:
+    while _lifelines:
+        os.close(_lifelines.pop())
 
 
 def _session(config: Config, *, was_up: bool) -> Session:
