@@ -7,7 +7,7 @@ import pytest
 
 from tests.processes import Run
 from tests.test_faults import BUSY, events_of
-from tests.test_launch import frames_so_far, lines_of
+from tests.test_launch import frames_so_far, lines_of, summary_of
 
 pytestmark = pytest.mark.cluster
 
@@ -46,3 +46,16 @@ def test_whoever_goes_silent_is_named_and_replaced_and_frames_and_updates_go_on(
     # What the learner made in all is owed for what the replay has.
     for line in lines_of(run_dir):
         assert line["updates"] <= 20 * max(0, line["frames"] - 400) / 4 + 1
+
+
+def test_a_run_whose_ray_is_stuck_says_so_saves_alone_and_ends(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*BUSY, "--total-frames", 10**7, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 20)
+        (node,) = [process for process in run.alive() if process.name() == "raylet"]
+        node.send_signal(signal.SIGSTOP)
+        assert run.wait(180) == 1, run.output
+        assert run.all_gone(60), run.alive()
+    (failure,) = events_of(run_dir, "failure")
+    assert failure["cause"].startswith("Ray's node process on this machine is gone or stuck")
+    assert events_of(run_dir, "save")[-1]["frames"] == summary_of(run_dir)["frames"] > 600

@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,8 @@ _LONGEST_FOLDER = 107 - len("/mtray-4294967295/ray/session_2026-01-01_00-00-00_0
 _FOLDER_BYTES = 16 * 2**20
 # Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
 _lifelines: list[int] = []
+_timers: list[threading.Timer] = []
+_SHUTDOWN_SECONDS = 20.0
 # Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 
@@ -57,8 +60,23 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
             raise RunError(f"Ray could not be started here: {last_line(error)}") from error
 
 
+def limit_shutdown() -> None:
+    """Have Ray's processes killed unless they end soon: Ray waits without a limit for a node process that is stuck."""
+    if _lifelines:
+        _timers.append(threading.Timer(_SHUTDOWN_SECONDS, _kill))
+        _timers[-1].start()
+
+
 def end_processes() -> None:
     """End the processes of a Ray that was started here and is shut down."""
+    for timer in _timers:
+        timer.cancel()
+        timer.join()
+    _timers.clear()
+    _kill()
+
+
+def _kill() -> None:
     while _lifelines:
         os.close(_lifelines.pop())
 
