@@ -143,8 +143,11 @@ class Processes:
             self.kill(part)
         self._jobs.put(None)
 
-    def leave_ray(self) -> ReplayBuffer:
+    def leave_ray(self, *, is_stuck: bool) -> ReplayBuffer:
         """Leave a Ray that has died, and return the replay, from its memory that this process holds.
+
+        Args:
+            is_stuck: its processes are there, but answer nothing: it is left when the run has ended.
 
         Raises:
             RunError: nothing was collected, or it can't be reached.
@@ -154,9 +157,9 @@ class Processes:
         self.in_background(Call(-1, None, Method.WRITE), is_idle.set)
         if not is_idle.wait(_DRAIN_SECONDS):
             raise RunError(f"a checkpoint that was being written did not end within {_DRAIN_SECONDS:g} s")
-        # Its core would end this process.
-        limit_shutdown()
-        ray.shutdown()
+        if not is_stuck:
+            # Its core would end this process.
+            ray.shutdown()
         if self._memory is None:
             raise RunError("nothing was collected yet")
         replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, self._memory)

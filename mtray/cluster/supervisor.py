@@ -26,7 +26,6 @@ from mtray.cluster.control.protocol import (
     Counts,
     End,
     Event,
-    Failure,
     Kill,
     Method,
     Part,
@@ -37,7 +36,7 @@ from mtray.cluster.control.protocol import (
     Tell,
 )
 from mtray.cluster.events import EventLog
-from mtray.cluster.failures import failure_of, one_line, trace_of
+from mtray.cluster.failures import failure_of, lost_node, one_line, trace_of
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
@@ -206,9 +205,11 @@ class Supervisor:
         if isinstance(result, BaseException):
             if call.part is None and isinstance(result, OSError):
                 result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
+            self._lost_node = self._lost_node or lost_node(result)
+            if self._lost_node is not None:
+                # The run ends at the next turn: control is asked nothing more.
+                return Answered(-1)
             failure = failure_of(call.id, result)
-            if failure.kind is Failure.NODE:
-                self._lost_node = failure.text
             return dataclasses.replace(
                 failure, text=failure.text + self._events.keep_trace(call.part, trace_of(result))
             )
@@ -320,7 +321,7 @@ class Supervisor:
         return End(text, "failed")
 
     def _save_alone(self) -> None:
-        replay = self.processes.leave_ray()
+        replay = self.processes.leave_ray(is_stuck=self._ray_death() is None)
         updates = self._state[2]
         if self.config.deterministic:
             raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")

@@ -83,8 +83,6 @@ class Run(Ledger):
             case Answered():
                 self._answered(event)
             case Failed():
-                if event.kind is Failure.NODE:
-                    self._end(event.text, "failed")
                 if event.call in self._calls and self._calls[event.call][1] is None:
                     self._calls.pop(event.call)
                     self._save_failed(event)
