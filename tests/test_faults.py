@@ -225,19 +225,34 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     assert summary["updates"] > 0.1 * (summary["tasks"]["reacher-easy"]["frames"] - 4000) / 2
 
 
-DETERMINISTIC = (*SMALL, "--deterministic", "--run.checkpoint-frames", 2000, "--run.keep-checkpoints", 9)
+DETERMINISTIC = (
+    *(*SMALL, "--envs-per-task", 1, "--deterministic"),
+    *("--run.checkpoint-frames", 2000, "--run.keep-checkpoints", 9),
+)
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "is_cut"),
     [
-        ("--host", "inline"),
-        ("--host", "parallel", "--learner.n-step", 3),
-        ("--host", "inline", "--engine", "dm_control", "--learner.algorithm", "td3"),
+        (("--host", "inline"), False),
+        (("--host", "parallel", "--learner.n-step", 3), False),
+        (("--host", "inline", "--engine", "dm_control", "--learner.algorithm", "td3"), False),
+        (("--host", "parallel", "--engine", "dm_control"), False),
+        (("--host", "inline", "--engine", "envpool"), True),
+        (("--host", "inline", "--tasks", "tests.makers:point", "reacher-easy"), True),
     ],
-    ids=["mujoco-inline-sac", "mujoco-parallel-n-step", "dm_control-inline-td3"],
+    ids=[
+        "mujoco-inline-sac",
+        "mujoco-parallel-n-step",
+        "dm_control-inline-td3",
+        "dm_control-parallel",
+        "envpool-inline",
+        "torchrl-and-mujoco-inline",
+    ],
 )
-def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_one(tmp_path, flags):
+def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_one(tmp_path, flags, is_cut):
+    if "envpool" in flags:
+        pytest.importorskip("envpool")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with Run(*DETERMINISTIC, *flags, "--total-frames", 6000, "--run-dir", whole, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
@@ -259,3 +274,5 @@ def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_o
     summaries = [summary_of(run_dir) | {"wall_seconds": 0} for run_dir in (whole, broken)]
     assert summaries[0] == summaries[1]
     assert one.meta["metrics"]["tasks"] == other.meta["metrics"]["tasks"]
+    # An episode of reacher-easy has 1,000 frames, and between two checkpoints a copy takes 500.
+    assert summaries[0]["tasks"]["reacher-easy"]["episodes"] == (0 if is_cut else 2)

@@ -97,6 +97,10 @@ class Supervisor:
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
         self._snapshot: dict[str, Any] = {}
+        # In lockstep, of rollouts that were not pushed yet.
+        self._reports: dict[int, Report] = {}
+        # The newest state of each collector; None if it has none.
+        self._collector_states: dict[int, bytes | None] = {}
         # Process id and log of the newest process of each part, by the part's name.
         self._processes_of: dict[str, tuple[int, str | None]] = {}
         self._end: End | None = None
@@ -110,7 +114,7 @@ class Supervisor:
             UsageError: what the user gave can't work, as found on the way.
             RunError: the run could not go on.
         """
-        shares = make_shares(self.config, self.tasks)
+        self._shares = shares = make_shares(self.config, self.tasks)
         plan = make_plan(self.config, self.specs, shares, self._resume)
         kind = Lockstep if self.config.deterministic else Control
         self.control = kind(plan, self._pacing, time.monotonic())
@@ -196,9 +200,17 @@ class Supervisor:
             # Control has forgotten it.
             return Answered(call.id)
         match call.method:
-            case Method.COLLECT | Method.ACT:
-                report: Report = result
-                self.metrics.add_rollout(report)
+            case Method.COLLECT:
+                self.metrics.add_rollout(result)
+                return Answered(call.id)
+            case Method.ACT:
+                assert call.part is not None
+                self._reports[call.part.place] = result
+                return Answered(call.id)
+            case Method.PUSH:
+                assert call.part is not None
+                # In the order of the pushes: rollouts end in any order.
+                self.metrics.add_rollout(self._reports.pop(call.part.place))
                 return Answered(call.id)
             case Method.HELLO:
                 assert call.part is not None
@@ -213,6 +225,9 @@ class Supervisor:
                     self.metrics.updates = result["updates"]
                 self._take_figures(result, weights)
                 return Answered(call.id, result["updates"])
+            case Method.STATE if call.part is not None and call.part.kind == "collector":
+                self._collector_states[call.part.place] = result
+                return Answered(call.id, result is not None)
             case Method.STATE:
                 self._keep_state(result)
                 return Answered(call.id, result[2])
@@ -260,17 +275,20 @@ class Supervisor:
         """Return what writes a checkpoint of the last state and snapshot."""
         policy, learner, updates = self._state
         replay = self._snapshot
+        states = self._collector_states if self.control.has_states else {}
+        collectors = [state for _, state in sorted(states.items()) if state is not None]
         metrics = {**self.metrics.state(), "updates": updates}
         for name, count in replay["frames"].items():
             metrics["tasks"][name]["frames"] = count
         meta = {
             "metrics": metrics,
             "pacing": pacing_state(self.control.pacing),
+            "collectors": self._shares if collectors else [],
             "is_at_cut": self.control.is_at_cut,
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],
         }
-        saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay)
+        saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay, collectors=collectors)
         fetch = self.processes.rows_reader() if self.config.replay.save else None
         return lambda: self._writer.write(saved, fetch)
 

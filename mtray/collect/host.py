@@ -14,6 +14,7 @@ import numpy as np
 from mtray.collect.slots import Slot, close_sim, finish_step, slot_bytes
 from mtray.collect.worker import RESET, STEP, Worker, close_workers
 from mtray.data.specs import TaskSpec
+from mtray.data.states import State
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.errors import MtrayError
 from mtray.tasks.makers import TaskMaker
@@ -36,6 +37,14 @@ class Host(ABC):
     @abstractmethod
     def step(self) -> None:
         """Take one agent step in every copy; copies whose episode ended start the next one."""
+
+    @abstractmethod
+    def states(self) -> list[State | None]:
+        """Return each task's `BatchSim.state`."""
+
+    @abstractmethod
+    def load_states(self, states: Sequence[State]) -> None:
+        """Load each task's state; observations in the slots stay as they are."""
 
     @abstractmethod
     def close(self) -> None:
@@ -80,6 +89,15 @@ class InlineHost(Host):
                 finish_step(sim, slot)
         except TASK_FAILURES as error:
             _raise(name, "step", error)
+
+    def states(self) -> list[State | None]:
+        """Return each task's `BatchSim.state`."""
+        return [sim.state() for sim in self._sims]
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Load each task's state."""
+        for sim, state in zip(self._sims, states, strict=True):
+            sim.load_state(state)
 
     def close(self) -> None:
         """Free the simulators."""
@@ -135,6 +153,16 @@ class ParallelHost(Host):
     def step(self) -> None:
         """Take one agent step in every copy, all tasks in parallel."""
         self._command(STEP)
+
+    def states(self) -> list[State | None]:
+        """Return each task's `BatchSim.state`."""
+        return [worker.state() for worker in self._workers]
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Load each task's state, all tasks in parallel."""
+        for worker, state in zip(self._workers, states, strict=True):
+            worker.load_state(state)
+        self._wait()
 
     def close(self) -> None:
         """End the processes."""

@@ -17,8 +17,8 @@ State: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 
 def nested(states: Mapping[str, State]) -> dict[str, npt.NDArray[Any]]:
-    """Return several states as one: ``{"a": {"b": x}}`` becomes ``{"a.b": x}``."""
-    return {f"{outer}.{inner}": array for outer, state in states.items() for inner, array in state.items()}
+    """Return a copy of several states as one: ``{"a": {"b": x}}`` becomes ``{"a.b": x}``."""
+    return {f"{outer}.{inner}": np.array(array) for outer, state in states.items() for inner, array in state.items()}
 
 
 def part(state: State, name: str) -> dict[str, npt.NDArray[Any]]:

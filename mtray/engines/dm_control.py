@@ -25,7 +25,6 @@ _MODEL_FIELDS = (
     "body_quat",
     "geom_pos",
     "site_pos",
-    "light_pos",
     "wrap_prm",
     "hfield_data",
     "jnt_stiffness",
@@ -128,7 +127,7 @@ class DmControlSim(BatchSim):
             "physics": np.stack([each.get_state(_STATE) for each in physics]),
             "steps": np.array([env._step_count for env in self._envs]),
             "is_over": np.array([env._reset_next_step for env in self._envs]),
-            "last_observation": self._last_observation.copy(),
+            "last_observation": self._last_observation,
         }
         randoms = random_state([env.task.random for env in self._envs])
         return nested({"own": own, "models": models, "random": randoms})

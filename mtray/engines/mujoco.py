@@ -151,12 +151,7 @@ class MujocoSim(BatchSim):
 
     def state(self) -> State:
         """See base class."""
-        return nested(
-            {
-                "arrays": {name: array.copy() for name, array in self._arrays().items()},
-                "random": random_state(self._random),
-            }
-        )
+        return nested({"arrays": self._arrays(), "random": random_state(self._random)})
 
     def load_state(self, state: State) -> None:
         """See base class."""

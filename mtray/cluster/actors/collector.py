@@ -14,6 +14,7 @@ from ray.exceptions import ObjectLostError
 from mtray.cluster.actors.exchange import Pusher
 from mtray.cluster.actors.logs import keep_output
 from mtray.config.settings import Config
+from mtray.data import states
 from mtray.data.messages import Report
 from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
@@ -57,8 +58,11 @@ class Collector:
         """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
         return os.getpid(), keep_output(logs, name)
 
-    def build(self) -> None:
+    def build(self, state: bytes | None = None) -> None:
         """Build the host and the policy, and start the simulators' processes; once only.
+
+        Args:
+            state: of an earlier collector with this share; None to begin new episodes.
 
         Raises:
             TaskError: a task's maker or simulator failed.
@@ -95,6 +99,8 @@ class Collector:
             random_steps=config.collector.random_steps,
             seed=seeds[-1],
         )
+        if state is not None:
+            self._collector.load_state(states.from_bytes(state))
         limits = config.collector
         clock = self._collector.clock
         self._pusher = Pusher(
@@ -107,6 +113,11 @@ class Collector:
         )
         self._rollout: Rollout | None = None
         self._host = host
+
+    def state(self) -> bytes | None:
+        """Return what an earlier collector's `build` takes; None if a task's engine has no states."""
+        state = self._collector.state()
+        return None if state is None else states.to_bytes(state)
 
     def cut(self, seeds: Sequence[int]) -> None:
         """Build the host and the policy again, with other seeds: as a new collector of a resumed run begins."""

@@ -1,8 +1,9 @@
 """Checkpoints: what they hold, and how they are found and read.
 
-A checkpoint is a folder with the policy's and the learner's states, the replay's counts and statistics, its rows in
-chunks, and `meta.json`, which names every file with its checksum. `mtray.rundir.checkpoints.writer` writes them, whole
-or not at all, so that a reader finds the newest whole one, whenever the writer was killed.
+A checkpoint is a folder with the policy's and the learner's states (of a run in lockstep the collectors' too), the
+replay's counts and statistics, its rows in chunks, and `meta.json`, which names every file with its checksum.
+`mtray.rundir.checkpoints.writer` writes them, whole or not at all, so that a reader finds the newest whole one,
+whenever the writer was killed.
 
 torch is imported only where needed: the driver writes bytes that actors made, and starts without it.
 """
@@ -33,11 +34,11 @@ from mtray.rundir.files import (
     verify,
 )
 
-POLICY, LEARNER, REPLAY = "policy.pt", "learner.pt", "replay.json"
+POLICY, LEARNER, REPLAY, COLLECTOR = "policy.pt", "learner.pt", "replay.json", "collector-{}.npz"
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class Checkpoint:
         replay: the replay's plain state: counts and statistics, which a run needs even where it saves no rows.
         rows: task to chunks, the oldest rows first; empty if rows were not saved.
         path: its folder; None before it is written.
+        collectors: the state of each of a run in lockstep, in the order of ``meta["collectors"]``, what each steps;
+            empty if they have none, so that a resumed run begins new episodes.
     """
 
     frames: int
@@ -88,6 +91,7 @@ class Checkpoint:
     replay: dict[str, Any]
     rows: Mapping[str, Sequence[Chunk]] = field(default_factory=dict)
     path: Path | None = None
+    collectors: Sequence[bytes] = ()
 
 
 def to_bytes(state: Any) -> bytes:
@@ -192,6 +196,8 @@ def read(path: Path) -> Checkpoint:
     """
     meta = read_meta(path)
     policy, learner = read_checked(path / POLICY, meta), read_checked(path / LEARNER, meta)
+    states = [path / COLLECTOR.format(place) for place, _ in enumerate(meta.get("collectors", ()))]
+    collectors = [read_checked(state, meta) for state in states]
     with damaged(path / REPLAY):
         replay = {**json.loads(read_checked(path / REPLAY, meta))}
     # Ids of pushes are a run's own: no push of this run repeats one of those.
@@ -207,7 +213,7 @@ def read(path: Path) -> Checkpoint:
     for chunk in (chunk for chunks in rows.values() for chunk in chunks):
         verify(chunk.path, meta)
     meta.pop("crc32", None)
-    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows, path)
+    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows, path, collectors)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

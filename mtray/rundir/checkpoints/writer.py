@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from mtray.data.specs import FloatArray
-from mtray.rundir.checkpoints.checkpoint import FORMAT, LEARNER, POLICY, REPLAY, Checkpoint, Chunk
+from mtray.rundir.checkpoints.checkpoint import COLLECTOR, FORMAT, LEARNER, POLICY, REPLAY, Checkpoint, Chunk
 from mtray.rundir.files import LATEST, META, file_name, replace_file, sync, sync_folder
 
 # A chunk is begun anew, with the rows before it, while it would stay smaller. So there are few, and a row is written a
@@ -156,6 +156,7 @@ def _write_rest(
         POLICY: checkpoint.policy,
         LEARNER: checkpoint.learner,
         REPLAY: json.dumps(checkpoint.replay).encode(),
+        **{COLLECTOR.format(place): state for place, state in enumerate(checkpoint.collectors)},
     }
     sums = {name: _write_bytes(folder / name, data) for name, data in contents.items()}
     meta = {
