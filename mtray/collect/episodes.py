@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from mtray.data.messages import Episode
 from mtray.data.specs import FloatArray
-from mtray.data.states import State
 from mtray.engines.base import BoolArray
+from mtray.engines.states import State
 
 
 class EpisodeTracker:

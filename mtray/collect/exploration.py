@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mtray.data.specs import FloatArray
-from mtray.data.states import State, generator_state, load_generator
 from mtray.engines.base import BoolArray
+from mtray.engines.states import State, generator_state, load_generator
 
 Lengths: TypeAlias = npt.NDArray[np.float64]
 

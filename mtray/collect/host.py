@@ -14,8 +14,8 @@ import numpy as np
 from mtray.collect.slots import Slot, close_sim, finish_step, slot_bytes
 from mtray.collect.worker import RESET, STEP, Worker, close_workers
 from mtray.data.specs import TaskSpec
-from mtray.data.states import State
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
+from mtray.engines.states import State
 from mtray.errors import MtrayError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server

@@ -20,9 +20,9 @@ from mtray.data.messages import Episode
 from mtray.data.rollout import TaskRollout
 from mtray.data.rows import NEXT_BITS, TRANSITION
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
-from mtray.data.states import State, nested, part
 from mtray.data.tensordicts import to_stack
 from mtray.engines.base import BoolArray
+from mtray.engines.states import State, nested, part
 from mtray.policy import weights as weights_module
 from mtray.policy.acting import Acting
 from mtray.policy.policy import MultiTaskPolicy

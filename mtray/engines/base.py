@@ -10,15 +10,13 @@ import logging
 import os
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mtray.data.specs import FloatArray, TaskSpec
-from mtray.data.states import State
+from mtray.engines.states import State
 from mtray.errors import TaskError
 
 BoolArray = npt.NDArray[np.bool_]
@@ -111,21 +109,6 @@ class BatchSim(ABC):
 def copy_seed(seed: int, copy: int) -> int:
     """Return the seed of one copy: the seed itself for the first, an independent one for every other."""
     return seed if copy == 0 else int(np.random.SeedSequence([seed, copy]).generate_state(1)[0])
-
-
-def random_state(generators: Sequence[np.random.RandomState]) -> State:
-    """Return the states of K generators: ``keys`` [K, 624] uint32 and ``rest`` [K, 3] float64."""
-    states: list[Any] = [generator.get_state() for generator in generators]
-    return {
-        "keys": np.array([key for _, key, *_ in states], np.uint32),
-        "rest": np.array([rest for _, _, *rest in states], np.float64),
-    }
-
-
-def load_random_state(generators: Sequence[np.random.RandomState], state: State) -> None:
-    """Load what `random_state` returned."""
-    for generator, key, (position, has_gauss, gauss) in zip(generators, state["keys"], state["rest"], strict=True):
-        generator.set_state(("MT19937", key, int(position), int(has_gauss), gauss))
 
 
 def task_error(task: str, call: str, error: BaseException) -> TaskError:

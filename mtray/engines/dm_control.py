@@ -14,8 +14,8 @@ from dm_control.mujoco import Physics, wrapper
 from dm_control.rl.control import Environment, PhysicsError
 
 from mtray.data.specs import FloatArray, TaskSpec
-from mtray.data.states import State, nested, part
-from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed, load_random_state, random_state
+from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.engines.states import State, load_random_state, nested, part, random_state
 
 NAME = "dm_control"
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION

@@ -21,9 +21,9 @@ from dm_control import suite
 from mujoco.batch import Batch
 
 from mtray.data.specs import FloatArray, TaskSpec
-from mtray.data.states import State, nested, part
 from mtray.engines import dm_control as reference
-from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed, load_random_state, random_state
+from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.engines.states import State, load_random_state, nested, part, random_state
 from mtray.engines.suite.base import View
 
 NAME = "mujoco"

@@ -14,6 +14,7 @@ from mtray.config.settings import NetworkConfig
 from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.tensordicts import to_rollout
+from mtray.engines import states
 from mtray.errors import SchemaError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot
@@ -260,3 +261,56 @@ def test_noise_is_held_within_an_episode_and_drawn_again_in_the_next(monkeypatch
         assert (before[0] != after[0]).any(-1)[over].all()
     held = [bool((before == after).all(-1).any()) for before, after, _ in steps]
     assert sum(held) > len(held) / 4
+
+
+def suite_loop(host, engine, seed, weights=None):
+    tasks = resolve(PLAIN, engine, 2)
+    policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
+    settings = {"noise_steps": 16, "random_share": 0.5, "random_steps": 16}
+    loop = ActingLoop(
+        make_host(host, make_makers(tasks, 2, [seed, seed + 1])),
+        policy,
+        rollout_steps=90,
+        discounts=dict.fromkeys(PLAIN, 0.9),
+        seed=seed,
+        **settings,
+    )
+    if weights is not None:
+        loop.load(weights)
+    return loop
+
+
+@pytest.mark.parametrize(("given", "taken"), [("inline", "parallel"), ("parallel", "inline")])
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_loop_goes_on_from_a_state_within_episodes_whatever_its_host(given, taken, version):
+    weights = snapshot(suite_loop("inline", "mujoco", 0).policy, 1) if version else None
+    one = suite_loop(given, "mujoco", 1, weights)
+    # 270 of an episode's 500 steps; then 540, so that the next episodes begin, and are chosen to be random or not.
+    for _ in range(3):
+        one.collect()
+    other = suite_loop(taken, "mujoco", 7, weights)
+    other.load_state(states.from_bytes(states.to_bytes(one.state())))
+    ended = 0
+    for _ in range(6):
+        expected, found = one.collect(), other.collect()
+        assert (expected.episodes, expected.largest_returns) == (found.episodes, found.largest_returns)
+        for task, arrays in expected.tasks.items():
+            assert pack(arrays).tobytes() == pack(found.tasks[task]).tobytes()
+        ended += len(expected.episodes)
+    assert ended == 4
+    for loop in (one, other):
+        loop.host.close()
+
+
+@pytest.mark.parametrize("host", ["inline", "parallel"])
+def test_a_loop_with_a_task_whose_engine_has_no_states_has_none(host):
+    tasks = [TASKS[0], *resolve(PLAIN[:1])]
+    loop = ActingLoop(
+        make_host(host, make_makers(tasks, 1, [0, 1])),
+        MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False),
+        rollout_steps=2,
+        discounts={task.name: 0.9 for task in tasks},
+    )
+    assert loop.state() is None
+    loop.collect()
+    loop.host.close()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtray.data import states
+from mtray.engines import states
 from mtray.engines.base import StepArrays
 from mtray.engines.dm_control import task_names
 from mtray.tasks.plan import Task

@@ -14,11 +14,11 @@ from ray.exceptions import ObjectLostError
 from mtray.cluster.actors.exchange import Pusher
 from mtray.cluster.actors.logs import keep_output
 from mtray.config.settings import Config
-from mtray.data import states
 from mtray.data.messages import Report
 from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
+from mtray.engines import states
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import engine_modules, start_fork_server
 

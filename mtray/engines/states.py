@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,6 +35,21 @@ def generator_state(generator: np.random.Generator) -> npt.NDArray[np.uint8]:
 def load_generator(generator: np.random.Generator, state: npt.NDArray[np.uint8]) -> None:
     """Load what `generator_state` returned."""
     generator.bit_generator.state = json.loads(state.tobytes())
+
+
+def random_state(generators: Sequence[np.random.RandomState]) -> State:
+    """Return the states of K generators: ``keys`` [K, 624] uint32 and ``rest`` [K, 3] float64."""
+    states: list[Any] = [generator.get_state() for generator in generators]
+    return {
+        "keys": np.array([key for _, key, *_ in states], np.uint32),
+        "rest": np.array([rest for _, _, *rest in states], np.float64),
+    }
+
+
+def load_random_state(generators: Sequence[np.random.RandomState], state: State) -> None:
+    """Load what `random_state` returned."""
+    for generator, key, (position, has_gauss, gauss) in zip(generators, state["keys"], state["rest"], strict=True):
+        generator.set_state(("MT19937", key, int(position), int(has_gauss), gauss))
 
 
 def to_bytes(state: State) -> bytes:
