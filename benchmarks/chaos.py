@@ -190,8 +190,8 @@ class Session:
                     return
             else:
                 after = [event for at, event in list(self.events) if at > kill.seconds]
-                deaths = any(event["event"] == "death" and event["part"].startswith(name) for event in after)
-                if deaths and any(event["event"] == "up" and event["part"].startswith(name) for event in after):
+                told = {event["event"] for event in after if event.get("part", "").startswith(name)}
+                if told >= ({"rebuilt"} if kill.kind == "simulator" else {"death", "up"}):
                     return
             if self.driver.poll() is not None:
                 raise RuntimeError(f"the driver ended with {self.driver.returncode}; see {self.folder}.log")

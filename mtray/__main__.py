@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 
+from mtray.errors import UsageError
 from mtray.program import run_program
 
 _COMMANDS = {
@@ -26,12 +28,20 @@ def main() -> int:
         return int(importlib.import_module(f"mtray.{arguments[0]}").main(arguments[1:]))
     if arguments == ["--version"]:
         return run_program(lambda: print(f"mtray {metadata.version('mtray')}"))
+    return run_program(lambda: _help(arguments))
+
+
+def _help(arguments: Sequence[str]) -> None:
+    """Print the commands.
+
+    Raises:
+        UsageError: help was not what was asked for.
+    """
+    if not arguments or arguments[0] not in ("-h", "--help"):
+        given = f"there is no command {arguments[0]}" if arguments else "a command is missing"
+        raise UsageError(f"{given}: choose from {', '.join(_COMMANDS)} (mtray --help says what they do)")
     text = "usage: mtray COMMAND ...\n\n" + "\n".join(f"  {name:10}{summary}" for name, summary in _COMMANDS.items())
-    is_help = bool(arguments) and arguments[0] in ("-h", "--help")
-    output = sys.stdout if is_help else sys.stderr
-    usage = f"{text}\n\nmtray COMMAND --help shows a command's options, mtray --version the version."
-    code = run_program(lambda: print(usage, file=output))
-    return code if is_help else 2
+    print(f"{text}\n\nmtray COMMAND --help shows a command's options, mtray --version the version.")
 
 
 if __name__ == "__main__":

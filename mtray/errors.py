@@ -46,15 +46,16 @@ class TaskError(RunError):
 
     Attributes:
         task: name of the task.
+        trace: the traceback in the process that ran the code; empty if that process died.
     """
 
-    def __init__(self, message: str, task: str) -> None:
-        """Store the message and the task's name."""
+    def __init__(self, message: str, task: str, trace: str = "") -> None:
+        """Store the message, the task's name and the traceback."""
         super().__init__(message)
-        self.task = task
+        self.task, self.trace = task, trace
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.task)
+        return type(self), (str(self), self.task, self.trace)
 
 
 class UnreachableError(RunError):

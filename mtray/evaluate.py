@@ -13,6 +13,7 @@ from pathlib import Path
 
 import tyro
 
+from mtray.config.command_line import parse
 from mtray.errors import UsageError
 from mtray.program import run_program
 from mtray.rundir.files import to_json
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     # Nothing is rendered; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    return run_program(lambda: run(tyro.cli(Options, args=arguments)))
+    return run_program(lambda: run(parse(Options, arguments, "python -m mtray.evaluate")))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mtray.cluster.train import train
-from mtray.config.command_line import whole_numbers
+from mtray.config import command_line
 from mtray.config.settings import Config
 from mtray.program import run_program
 from mtray.rundir.checkpoints.checkpoint import read_config
@@ -26,8 +26,6 @@ def parse(arguments: Sequence[str]) -> Config:
     Raises:
         UsageError: a setting that can't work, or no run to resume.
     """
-    import tyro
-
     default, resume = Config(), _option(arguments, "--resume")
     if resume == AUTO:
         run_dir = _option(arguments, "--run-dir")
@@ -35,16 +33,14 @@ def parse(arguments: Sequence[str]) -> Config:
             default = read_config(run_dir)
     elif resume is not None:
         default = dataclasses.replace(read_config(run_dir_of(resume)), resume=resume, run_dir=None)
-    return tyro.cli(
-        Config, args=list(arguments), prog="python -m mtray.launch", default=default, registry=whole_numbers()
-    )
+    return command_line.parse(Config, arguments, "python -m mtray.launch", default)
 
 
 def _option(arguments: Sequence[str], name: str) -> Path | None:
     for index, argument in enumerate(arguments):
         if argument.startswith(f"{name}="):
             return Path(argument.partition("=")[2])
-        if argument == name and index + 1 < len(arguments):
+        if argument == name and index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
             return Path(arguments[index + 1])
     return None
 
@@ -54,8 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     # Nothing is rendered; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
-    # MuJoCo warns at every load of dm_control's models, which use deprecated attributes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
 
     def program() -> None:
         summary = train(parse(sys.argv[1:] if arguments is None else arguments))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from mtray.config.command_line import parse
 from mtray.errors import UsageError
 from mtray.program import run_program
 from mtray.rundir.report import read_last, table
@@ -34,7 +35,7 @@ def run(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_program(lambda: run(tyro.cli(Options, args=arguments)))
+    return run_program(lambda: run(parse(Options, arguments, "python -m mtray.report")))
 
 
 if __name__ == "__main__":

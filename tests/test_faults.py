@@ -35,6 +35,15 @@ def assert_whole(run_dir):
     assert saved.meta["metrics"]["updates"] == summary["updates"] == (summary["frames"] - 400) // 4
 
 
+def assert_one_clock(run_dir):
+    """Times never go back, over all resumes."""
+    events = [json.loads(line)["time"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    lines = [line["time"] for line in lines_of(run_dir)]
+    assert events == sorted(events)
+    assert lines == sorted(lines)
+    assert max(events[-1], lines[-1]) <= summary_of(run_dir)["wall_seconds"] + 0.001
+
+
 def test_a_replay_that_is_killed_comes_back_with_every_row(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*BUSY, "--total-frames", 12_000, "--run-dir", run_dir, cwd=tmp_path) as run:
@@ -64,10 +73,40 @@ def test_a_learner_that_is_killed_goes_on_from_its_last_state(tmp_path):
     summary = summary_of(run_dir)
     assert (summary["restarts"], summary["frames_lost"]) == (1, 0)
     assert summary["updates_lost"] < 3000
+    assert min(line["updates_per_second"] for line in lines_of(run_dir)) >= 0
+    (death,) = [line for line in run.output.splitlines() if line.startswith("WARNING: the learner died")]
+    assert death == "WARNING: the learner died and is replaced now: its process was killed or crashed"
+    assert "(raylet)" not in run.output, "what Ray tells is in a file"
+    assert "A worker died" in (run_dir / "logs" / "ray.log").read_text()
     versions = [line["weights_version"] for line in lines_of(run_dir)]
     assert versions == sorted(versions), "collectors take newer weights only"
     assert lines_of(run_dir)[-1]["staleness"] < 50, "and they do act with the new learner's"
     assert_whole(run_dir)
+
+
+def test_simulators_that_are_killed_or_hang_are_built_anew_in_the_same_collector(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*PARALLEL, "--total-frames", 400_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        collector = run.named("ray::Collector")[0]
+        for count, kill in enumerate((signal.SIGKILL, signal.SIGSTOP), 1):
+            steppers = [child for child in collector.children(recursive=True) if not child.children()]
+            victim = next(child for child in steppers if "resource_tracker" not in " ".join(child.cmdline()))
+            victim.send_signal(kill)
+            run.wait_until(lambda count=count: len(events_of(run_dir, "rebuilt")) == count)
+            assert not victim.is_running()
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    summary, saved = summary_of(run_dir), saved_of(run_dir)
+    assert summary["restarts"] == 0
+    assert not events_of(run_dir, "death")
+    killed, hung = events_of(run_dir, "rebuilt")
+    assert "killed by SIGKILL" in killed["cause"]
+    assert "hangs" in hung["cause"]
+    for name, task in summary["tasks"].items():
+        assert task["broken_episodes"] == 2 * [killed["task"], hung["task"]].count(name)
+        assert task["frames"] == saved.replay["frames"][name]
 
 
 def test_every_part_is_killed_once_and_the_run_ends_as_if_nothing_was(tmp_path):
@@ -101,6 +140,7 @@ def test_a_replay_whose_memory_is_lost_goes_on_from_the_checkpoint_and_says_what
         assert run.all_gone(), run.alive()
     (restored,) = events_of(run_dir, "restored")
     assert restored["source"] == "checkpoint"
+    assert min(line["frames_per_second"] for line in lines_of(run_dir)) >= 0
     lost = summary_of(run_dir)["frames_lost"]
     assert 0 <= lost < 4000
     assert restored["cause"] == f"{lost} frames lost"
@@ -127,12 +167,39 @@ def test_a_driver_that_is_killed_leaves_no_process_and_resume_auto_goes_on(tmp_p
     assert total <= summary_of(run_dir)["frames"] < total + 2 * 256
     lines = lines_of(run_dir)
     assert [line["frames"] for line in lines[: len(kept)]] == kept
-    assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
+    assert_one_clock(run_dir)
     assert [event["frames"] for event in events_of(run_dir, "resume")] == [saved.frames]
     # Once more: nothing is left to do, which is no error for who starts it again and again.
     with Run(*arguments, "--total-frames", total, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert "finished" in run.output
+
+
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(tmp_path, name):
+    run_dir = tmp_path / "a"
+    with Run(*BUSY, "--host", "inline", "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 3000)
+        (process,) = [process for process in run.alive() if process.name() == name]
+        process.send_signal(signal.SIGKILL)
+        assert run.wait(60) == 1, run.output
+        assert run.all_gone(), run.alive()
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith(f"error: Ray's process {name} was killed by SIGKILL; ")
+    assert "(raylet)" not in run.output
+    assert "Traceback" not in run.output
+    saved, summary = saved_of(run_dir), summary_of(run_dir)
+    assert last.endswith(f"go on with --resume {saved.path}")
+    assert summary["exit_reason"] == f"failed: RunError: {last.removeprefix('error: ')}"
+    assert (saved.frames, saved.meta["metrics"]["updates"]) == (summary["frames"], summary["updates"])
+    assert saved.frames > 3000
+    for task, rows in rows_of(saved).items():
+        assert 2 * np.count_nonzero(rows.view(np.int32)[:, -1] & 1) == saved.replay["frames"][task]
+    assert [event["frames"] for event in events_of(run_dir, "save")] == [saved.frames]
+    assert [event["cause"] for event in events_of(run_dir, "end")] == [last.removeprefix("error: ")]
+    with Run("--resume", run_dir, "--total-frames", saved.frames + 1000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert_whole(run_dir)
 
 
 def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
@@ -147,6 +214,7 @@ def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
         assert run.wait() == 0, run.output
     assert summary_of(run_dir)["exit_reason"] == "finished"
     assert lines_of(run_dir)[0]["frames"] < 1500
+    assert_one_clock(run_dir)
     (run_dir / "notes.txt").touch()
     shutil.rmtree(run_dir / "checkpoints")
     with Run(*arguments, "--total-frames", 1500, cwd=tmp_path) as run:
@@ -172,7 +240,34 @@ def test_a_run_resumes_from_an_older_checkpoint_from_a_damaged_newest_one_and_in
     with Run("--resume", run_dir, "--total-frames", 5000, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert f"skipped: {newest}/learner.pt can't be read" in run.output
+    (skipped,) = events_of(run_dir, "skipped")
+    assert skipped["cause"].startswith(f"{newest}/learner.pt can't be read")
+    assert events_of(run_dir, "resume")[-1]["superseded"] == [newest.name]
     assert 5000 <= summary_of(run_dir)["frames"] < 5000 + 256
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_stays_with_it_also_if_it_is_killed_before_it_saves(tmp_path):
+    run_dir = tmp_path / "a"
+    every = ("--run.checkpoint-frames", 1000, "--run.keep-checkpoints", 9)
+    with Run(*SMALL, *every, "--host", "inline", "--total-frames", 4000, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    first, *newer = sorted((run_dir / "checkpoints").glob("[0-9]*"))
+    with Run("--resume", first, "--total-frames", 9000, cwd=tmp_path) as run:
+        run.wait_until(lambda: events_of(run_dir, "resume"))
+        run.process.kill()
+        assert run.all_gone(60), run.alive()
+    assert all(path.exists() for path in newer)
+    with Run("--resume", run_dir, "--total-frames", 4000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    names = [path.name for path in newer]
+    assert f"resuming {first}; newer ones will be removed when this run has saved ({', '.join(names)})" in run.output
+    events = events_of(run_dir, "resume")
+    assert [event["checkpoint"] for event in events] == [str(first)] * 2
+    assert [event["superseded"] for event in events] == [names] * 2
+    left = {path.name for path in (run_dir / "checkpoints").glob("[0-9]*")}
+    assert first.name in left
+    assert not left & set(names)
+    assert_one_clock(run_dir)
 
 
 FRAGILE = (
@@ -204,7 +299,16 @@ def test_a_task_that_keeps_failing_ends_the_run_with_its_error_and_saves(tmp_pat
     assert "ValueError: the arm hit the table" in run.output.strip().splitlines()[-1]
     # Four processes, each of about 400 steps of two copies.
     assert saved_of(run_dir).frames == summary_of(run_dir)["frames"] > 4 * 2 * 300
-    assert len(events_of(run_dir, "death")) == 3
+    # Each failure is told, and its traceback is in the file of its process.
+    assert "(4 times in a row)" in run.output.strip().splitlines()[-1]
+    failures = events_of(run_dir, "rebuilt")
+    assert len(failures) == 4
+    trace = next((run_dir / "logs").glob("collector-0-*.log")).read_text()
+    assert trace.count("raise ValueError('the arm hit the table')") == 4
+    assert 'fragile.py", line 7, in _step' in trace
+    for failure in failures:
+        assert f"the traceback is in {run_dir / 'logs'}" in failure["cause"]
+        assert failure["cause"] in run.output
 
 
 def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_other(tmp_path):
@@ -218,6 +322,9 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     assert last.startswith("error: finished without maker, which failed: ")
     assert "ValueError: the arm hit the table" in last
     assert [event["part"] for event in events_of(run_dir, "set_aside")] == ["maker"]
+    assert ["the arm hit the table" in event["cause"] for event in events_of(run_dir, "rebuilt")] == [True] * 4
+    assert run.output.count("task 'maker' failed 4 times in a row and the run goes on without it: ") == 1
+    assert "set_aside" not in run.output
     saved, summary = saved_of(run_dir), summary_of(run_dir)
     assert saved.frames == summary["frames"] >= 15_000
     # The other one brought the rest, and was learned from to the end.

@@ -255,6 +255,8 @@ def test_ctrl_c_while_everything_starts_exits_0_and_leaves_no_process(tmp_path, 
         assert run.wait() == 0, run.output
         assert run.all_gone(), run.alive()
     assert summary_of(tmp_path / "a")["exit_reason"] == "interrupted"
+    is_saved = (tmp_path / "a" / "checkpoints").exists()
+    assert ("saving a checkpoint" in run.output, "nothing is saved" in run.output) == (is_saved, not is_saved)
 
 
 def test_the_commit_is_recorded_only_from_a_checkout_of_mtray(tmp_path, monkeypatch):

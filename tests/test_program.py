@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from mtray.__main__ import main as console
 from mtray.errors import RunError, UsageError
 from mtray.program import one_line, run_program
 
@@ -87,3 +88,11 @@ def test_the_console_script_finds_modules_of_the_current_folder(tmp_path):
     assert done.returncode == 2
     assert "OSError: found" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("arguments", "message"), [("", "a command is missing"), ("laun", "there is no command laun")])
+def test_a_command_that_is_not_there_is_one_line_with_those_that_are(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["mtray", *arguments.split()])
+    assert console() == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {message}: choose from launch, evaluate, report (mtray --help says what they do)\n"

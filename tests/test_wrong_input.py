@@ -393,10 +393,19 @@ def test_reporting_a_folder_that_is_no_run_directory(fail, tmp_path):
     assert str(tmp_path / "nothing") in fail(tmp_path / "nothing", program=report.main)
 
 
-def test_an_unknown_flag_exits_2():
-    with pytest.raises(SystemExit) as stopped:
-        launch.main(["--no-such-flag"])
-    assert stopped.value.code == 2
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        (launch.main, "--no-such-flag", "no option --no-such-flag"),
+        (launch.main, "--resume", "--resume has no value"),
+        (launch.main, "--resume --run-dir a", "--resume has no value"),
+        (launch.main, "--on-task-failure explode", "--on-task-failure explode: choose from continue, abort"),
+        (evaluate.main, "a --episode 3", "no option --episode: did you mean --episodes?"),
+        (report.main, "a --episode 3", "no option --episode"),
+    ],
+)
+def test_a_command_line_that_can_not_be_read_is_refused_in_one_line(fail, program, arguments, message):
+    assert message in fail(*arguments.split(), program=program)
 
 
 def test_an_unknown_task_from_the_shell(tmp_path):

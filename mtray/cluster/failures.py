@@ -16,6 +16,8 @@ from mtray.cluster.control.protocol import Failed, Failure
 from mtray.errors import MtrayError, TaskError, UnreachableError, UsageError
 
 _OF_PROCESSES = (RayActorError, NodeDiedError, OutOfMemoryError, OwnerDiedError, WorkerCrashedError)
+# What Ray knows of a process that ended without a word.
+_ENDED = "connection error code 2. End of file"
 
 
 def failure_of(call: int, error: BaseException) -> Failed:
@@ -27,7 +29,7 @@ def failure_of(call: int, error: BaseException) -> Failed:
     if isinstance(error, ActorUnavailableError):
         return Failed(call, Failure.UNAVAILABLE, one_line(error))
     if isinstance(error, _OF_PROCESSES):
-        return Failed(call, Failure.DIED, one_line(error))
+        return Failed(call, Failure.DIED, _cause_of_death(error))
     return _raised(call, error)
 
 
@@ -41,6 +43,21 @@ def _raised(call: int, cause: BaseException) -> Failed:
     if isinstance(cause, MtrayError | OSError):
         return Failed(call, Failure.RAISED, one_line(cause))
     return Failed(call, Failure.RAISED, f"{type(cause).__name__}: {one_line(cause)}")
+
+
+def _cause_of_death(error: BaseException) -> str:
+    """Return why a process is gone: plainly if it was killed or crashed, which Ray words as a connection that ended."""
+    return "its process was killed or crashed" if _ENDED in str(error) else one_line(error)
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of an error that nobody raised on purpose, as text; empty if there is none to show."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, TaskError):
+        return cause.trace
+    if isinstance(error, RayTaskError) and not isinstance(cause, MtrayError | RayActorError):
+        return str(error.traceback_str)
+    return ""
 
 
 def one_line(error: BaseException) -> str:

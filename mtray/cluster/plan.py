@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mtray.cluster.control.actor import Limits
+from mtray.cluster.control.parts.actor import Limits
 from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import Part
 from mtray.collect.placement import Share, partition, replicate, step_seconds

@@ -28,7 +28,8 @@ from mtray.cluster.plan import seeds_of
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
 from mtray.data.specs import FloatArray
-from mtray.errors import UnreachableError
+from mtray.errors import RunError, UnreachableError
+from mtray.replay.buffer import ReplayBuffer
 from mtray.replay.memory import RingMemory
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
@@ -36,6 +37,8 @@ from mtray.tasks.plan import Task
 
 # How long collectors may take to end their simulators' processes when the run is over.
 _CLOSE_SECONDS = 5.0
+# How long a checkpoint that is being written as Ray dies may take: less than Ray's core gives this process.
+_DRAIN_SECONDS = 8.0
 # Bytes of rows that travel between the replay and the driver in one call: about 10 ms of the replay's time.
 _PIECE_BYTES = 2**24
 
@@ -140,6 +143,25 @@ class Processes:
         for part in list(self._actors):
             self.kill(part)
         self._jobs.put(None)
+
+    def leave_ray(self) -> ReplayBuffer:
+        """Leave a Ray that has died, and return the replay, from its memory that this process holds.
+
+        Raises:
+            RunError: nothing was collected, or it can't be reached.
+        """
+        self._actors.clear()
+        is_idle = threading.Event()
+        self.in_background(Call(-1, None, Method.WRITE), is_idle.set)
+        if not is_idle.wait(_DRAIN_SECONDS):
+            raise RunError(f"a checkpoint that was being written did not end within {_DRAIN_SECONDS:g} s")
+        # Its core would end this process.
+        ray.shutdown()
+        if self._memory is None:
+            raise RunError("nothing was collected yet")
+        replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, self._memory)
+        replay.take_over()
+        return replay
 
     def ask(self, call: Call) -> None:
         """Make a call; nothing happens if its part is gone."""

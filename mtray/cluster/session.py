@@ -8,12 +8,13 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,10 +40,25 @@ class Session:
     Attributes:
         cpus_per_actor: logical CPUs that each actor may ask for, so that all can be placed.
         cores: cores that actors can keep busy.
+        processes: of a Ray that was started for the run, those that it can't go on without, by name.
     """
 
     cpus_per_actor: float
     cores: int
+    processes: Mapping[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def death(self) -> str | None:
+        """Return how Ray died, in one line; None while it lives, and for a Ray that others started.
+
+        When one of these processes is gone, Ray's own code ends the driver hard: after a quarter of a minute without
+        the raylet, after a minute without the GCS.
+        """
+        for name, process in self.processes.items():
+            code = process.poll()
+            if code is not None:
+                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                return f"Ray's process {name} {how}"
+        return None
 
 
 def check_address(address: str) -> None:
@@ -108,20 +124,37 @@ def ray_session(config: Config) -> Iterator[Session]:
     """
     import ray
 
-    was_up = ray.is_initialized()
-    if was_up:
+    if ray.is_initialized():
         _check_joined(config.address)
-    elif config.address in (None, "local"):
-        _start(config.workers + 2)
-    else:
-        _join(str(config.address))
-    try:
-        yield _session(config, was_up=was_up)
-    finally:
-        if not was_up:
+        yield _session(config, was_up=True)
+        return
+    with _texts_kept_in(config.run_dir):
+        if config.address in (None, "local"):
+            _start(config.workers + 2)
+        else:
+            _join(str(config.address))
+        try:
+            yield _session(config, was_up=False)
+        finally:
             ray.shutdown()
             while _lifelines:
                 os.close(_lifelines.pop())
+
+
+@contextlib.contextmanager
+def _texts_kept_in(run_dir: Path | None) -> Iterator[None]:
+    """Append to logs/ray.log what Ray would print of its processes: paragraphs about each death."""
+    from ray._private import worker
+
+    def keep(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        with contextlib.suppress(OSError):
+            if run_dir is not None:
+                (run_dir / "logs").mkdir(exist_ok=True)
+                with (run_dir / "logs" / "ray.log").open("a") as file:
+                    file.writelines(f"{line}\n" for line in data["lines"])
+
+    with _replaced(worker, "print_to_stdstream", keep):
+        yield
 
 
 def _session(config: Config, *, was_up: bool) -> Session:
@@ -130,7 +163,10 @@ def _session(config: Config, *, was_up: bool) -> Session:
     actors, given = config.workers + 2, config.run.cpus_per_actor
     if not was_up and config.address in (None, "local"):
         # Ray's CPUs are logical: a Ray of the run's own has as many as actors, whatever the machine has.
-        return Session(1.0 if given is None else given, usable_cores())
+        node: Any = ray._private.worker._global_node
+        started = node.all_processes
+        processes = {name: started[name][0].process for name in ("raylet", "gcs_server")}
+        return Session(1.0 if given is None else given, usable_cores(), processes)
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     cores = max(1, int(sum(nodes)))
     if was_up:

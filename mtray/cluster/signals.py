@@ -15,10 +15,16 @@ _SAME_SECONDS = 0.5
 
 
 @contextlib.contextmanager
-def stop_signals(stop: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def stop_signals(
+    stop: Callable[[str], None], has_made: Callable[[], bool] = lambda: True
+) -> Iterator[Callable[[], None]]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP call ``stop``, and a second one raise KeyboardInterrupt.
 
     In a thread, which can't handle signals, nothing is changed.
+
+    Args:
+        stop: takes the reason.
+        has_made: whether there is anything to save.
 
     Yields:
         A function that sets the handlers again: Ray's C++ code replaces them when it starts, to print its own trace.
@@ -35,7 +41,8 @@ def stop_signals(stop: Callable[[str], None]) -> Iterator[Callable[[], None]]:
             first = now
             # Not by sys.stderr, which the signal may have interrupted.
             with contextlib.suppress(OSError):
-                os.write(2, b"\nstopping: saving a checkpoint (once more to end at once)\n")
+                what = "saving a checkpoint" if has_made() else "nothing is collected yet, so nothing is saved"
+                os.write(2, f"\nstopping: {what} (once more to end at once)\n".encode())
             stop("interrupted")
         elif now > first + _SAME_SECONDS:
             raise KeyboardInterrupt

@@ -9,7 +9,7 @@ collectors as with one.
 from __future__ import annotations
 
 import contextlib
-import logging
+import dataclasses
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,19 +21,22 @@ from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
+    Collected,
     Command,
     Counts,
     End,
     Event,
     Kill,
     Method,
+    Part,
     Restored,
     SetAside,
     Start,
     Stop,
     Tell,
 )
-from mtray.cluster.failures import failure_of
+from mtray.cluster.events import EventLog
+from mtray.cluster.failures import failure_of, one_line, trace_of
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
@@ -41,15 +44,13 @@ from mtray.config.settings import Config
 from mtray.data.messages import Report
 from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
-from mtray.rundir.checkpoints.writer import CheckpointWriter
+from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.sinks import Guarded, JsonLines, Sink
+from mtray.rundir.sinks import Sink
 from mtray.tasks.plan import Task
 
 # How often a request to stop is looked for.
 _LOOK_SECONDS = 0.2
-
-_LOGGER = logging.getLogger("mtray")
 
 
 class Supervisor:
@@ -63,8 +64,11 @@ class Supervisor:
         sinks: Iterable[Sink],
         *,
         resume: Checkpoint | None = None,
+        skipped: Sequence[str] = (),
+        seconds_before: float = 0.0,
         cpus_per_actor: float = 0.0,
         asked_to_stop: Sequence[str] = (),
+        ray_death: Callable[[], str | None] = lambda: None,
     ) -> None:
         """Prepare; nothing is started. Ray must be up when `run` is called.
 
@@ -74,8 +78,11 @@ class Supervisor:
             run_dir: where checkpoints and events go.
             sinks: where lines of figures go.
             resume: what to continue from.
+            skipped: newer checkpoints that are not, with the reason.
+            seconds_before: how long the run has run already.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
             asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
+            ray_death: how Ray died, in one line, once it has.
 
         Raises:
             UsageError: settings under which the run could not move.
@@ -83,26 +90,29 @@ class Supervisor:
         self.config = config
         self.tasks = tuple(tasks)
         self.specs = tuple(task.spec for task in tasks)
+        self._repeats = {spec.name: spec.action_repeat for spec in self.specs}
         self.run_dir = run_dir
-        self.metrics = Metrics(task.name for task in tasks)
-        self._pacing = resume_pacing(make_pacing(config, self.specs), resume)
-        self._asked_to_stop = asked_to_stop
+        self.metrics = Metrics((task.name for task in tasks), seconds_before)
+        self._shares = make_shares(config, self.tasks)
+        plan = make_plan(config, self.specs, self._shares, resume)
+        pacing = resume_pacing(make_pacing(config, self.specs), resume)
+        kind = Lockstep if config.deterministic else Control
+        self.control = kind(plan, pacing, time.monotonic())
+        self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks = list(sinks)
-        events = run_dir / "events.jsonl"
-        self._events = Guarded(JsonLines(events), str(events))
+        self._events = EventLog(run_dir, lambda: self.metrics.seconds)
         self._cpus_per_actor = cpus_per_actor
-        self._resume = resume
-        if resume is not None:
-            self.metrics.load_state(resume.meta["metrics"])
+        self._resume, self._skipped = resume, skipped
         # The learner's newest state that was kept, and the replay's of a checkpoint.
         self._state: tuple[bytes, bytes, int] = b"", b"", -1
+        if resume is not None:
+            self.metrics.load_state(resume.meta["metrics"])
+            self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
         # In lockstep, of rollouts that were not pushed yet.
         self._reports: dict[int, Report] = {}
         # The newest state of each collector; None if it has none.
         self._collector_states: dict[int, bytes | None] = {}
-        # Process id and log of the newest process of each part, by the part's name.
-        self._processes_of: dict[str, tuple[int, str | None]] = {}
         self._end: End | None = None
         self._has_stopped = False
         self._next_line = 0.0
@@ -114,16 +124,12 @@ class Supervisor:
             UsageError: what the user gave can't work, as found on the way.
             RunError: the run could not go on.
         """
-        self._shares = shares = make_shares(self.config, self.tasks)
-        plan = make_plan(self.config, self.specs, shares, self._resume)
-        kind = Lockstep if self.config.deterministic else Control
-        self.control = kind(plan, self._pacing, time.monotonic())
         row_bytes = {spec.name: 4 * spec.row_size for spec in self.specs}
         self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
-        self.processes = Processes(self.config, self.tasks, shares, self._cpus_per_actor, self._writer)
+        self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
-            self._tell(Tell("resume", {"checkpoint": str(self._resume.path), "frames": self._resume.frames}))
+            self._tell_resume(self._resume)
         try:
             self._perform(self.control.start())
             while self._end is None:
@@ -142,8 +148,16 @@ class Supervisor:
         """Wait for the end of a call, or for what is planned next; then do what control says."""
         tick, now = self.control.next_tick(), time.monotonic()
         wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
+        ended = None
         with contextlib.suppress(queue.Empty):
-            self._handle(self._event(*self.processes.inbox.get(timeout=max(0.0, wake - now))))
+            ended = self.processes.inbox.get(timeout=max(0.0, wake - now))
+        # First: what is done with Ray after its death may never return.
+        death = self._ray_death()
+        if death is not None:
+            self._end = self._end_alone(death)
+            return
+        if ended is not None:
+            self._handle(self._event(*ended))
             # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
             for _ in range(self.processes.inbox.qsize()):
                 self._handle(self._event(*self.processes.inbox.get_nowait()))
@@ -164,7 +178,7 @@ class Supervisor:
         for command in commands:
             match command:
                 case Call(part=None):
-                    self.processes.in_background(command, self._writing())
+                    self.processes.in_background(command, self._writing(self.processes.rows_reader()))
                 case Call():
                     self.processes.ask(command)
                 case Start():
@@ -174,18 +188,16 @@ class Supervisor:
                 case SetAside():
                     self.processes.set_aside(command.task)
                 case Tell():
-                    self._tell(command)
+                    self._events.tell(command)
                 case End():
                     self._end = command
 
-    def _tell(self, told: Tell) -> None:
-        fields = dict(told.fields)
-        if told.event in ("placed", "death"):
-            process, log = self._processes_of.get(fields["part"], (None, None))
-            fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
-        self._events.write({"time": round(self.metrics.seconds, 3), "event": told.event, **fields})
-        if told.is_warning:
-            _LOGGER.warning("%s: %s: %s", told.event, told.fields.get("part", "the run"), told.fields.get("cause"))
+    def _tell_resume(self, resume: Checkpoint) -> None:
+        for cause in self._skipped:
+            self._events.tell(Tell("skipped", {"cause": cause}))
+        superseded = [path.name for path in self._writer.superseded]
+        fields = {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": superseded}
+        self._events.tell(Tell("resume", fields))
 
     # Calls' ends.
 
@@ -195,18 +207,21 @@ class Supervisor:
         if isinstance(result, BaseException):
             if call.part is None and isinstance(result, OSError):
                 result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
-            return failure_of(call.id, result)
+            failure = failure_of(call.id, result)
+            return dataclasses.replace(
+                failure, text=failure.text + self._events.keep_trace(call.part, trace_of(result))
+            )
         if not self.processes.is_newest(call):
             # Control has forgotten it.
             return Answered(call.id)
         match call.method:
             case Method.COLLECT:
                 self.metrics.add_rollout(result)
-                return Answered(call.id)
+                return Answered(call.id, self._failed(call.part, result))
             case Method.ACT:
                 assert call.part is not None
                 self._reports[call.part.place] = result
-                return Answered(call.id)
+                return Answered(call.id, self._failed(call.part, result))
             case Method.PUSH:
                 assert call.part is not None
                 # In the order of the pushes: rollouts end in any order.
@@ -214,7 +229,7 @@ class Supervisor:
                 return Answered(call.id)
             case Method.HELLO:
                 assert call.part is not None
-                self._processes_of[call.part.name] = result
+                self._events.add_process(call.part, result)
                 return Answered(call.id)
             case Method.BUILD if isinstance(result, Restored):
                 for name, count in self.processes.restored_frames.items():
@@ -238,6 +253,13 @@ class Supervisor:
                 return Answered(call.id, self._count(counts))
             case _:
                 return Answered(call.id, result)
+
+    def _failed(self, part: Part | None, report: Report) -> Collected | None:
+        if not report.broken and not report.failures:
+            return None
+        missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
+        texts = [(error.task, f"{error}{self._events.keep_trace(part, error.trace)}") for error in report.failures]
+        return Collected(missing, tuple(texts))
 
     def _count(self, counts: Mapping[str, Any]) -> Counts:
         frames: Mapping[str, int] = counts["frames"]
@@ -271,8 +293,8 @@ class Supervisor:
         for sink in self._sinks:
             sink.write(line)
 
-    def _writing(self) -> Callable[[], Any]:
-        """Return what writes a checkpoint of the last state and snapshot."""
+    def _writing(self, fetch: Fetch) -> Callable[[], Any]:
+        """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
         policy, learner, updates = self._state
         replay = self._snapshot
         states = self._collector_states if self.control.has_states else {}
@@ -289,10 +311,43 @@ class Supervisor:
             "specs": [spec.to_dict() for spec in self.specs],
         }
         saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay, collectors=collectors)
-        fetch = self.processes.rows_reader() if self.config.replay.save else None
-        return lambda: self._writer.write(saved, fetch)
+        return lambda: self._writer.write(saved, fetch if self.config.replay.save else None)
+
+    def _end_alone(self, death: str) -> End:
+        """End a run whose Ray has died: save what this process holds, the rings' memory and the learner's kept state.
+
+        No other process is needed, so nothing of this can hang.
+        """
+        self._events.tell(Tell("failure", {"cause": death}))
+        try:
+            self._save_alone()
+            text = f"{death}; {self.metrics.frames:,} frames and {self.metrics.updates:,} updates are saved"
+        except Exception as error:
+            # Whatever keeps it from being saved, the end is told.
+            self._events.tell(Tell("unsaved", {"cause": one_line(error)}))
+            text = f"{death}; nothing was saved at the end: {one_line(error)}"
+        newest = self._writer.newest
+        text += "" if newest is None else f"; go on with --resume {newest.path}"
+        self._events.tell(Tell("end", {"cause": text}))
+        return End(text, "failed")
+
+    def _save_alone(self) -> None:
+        replay = self.processes.leave_ray()
+        updates = self._state[2]
+        if self.config.deterministic:
+            raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
+        if updates < 0:
+            raise RunError("the learner has given no state yet")
+        self._snapshot = replay.state()
+        self._count({"frames": self._snapshot["frames"], "is_warm": True})
+        self.control.updates_lost += max(0, self.metrics.updates - updates)
+        self.metrics.updates = updates
+        self.control.is_at_cut = False
+        self._writing(replay.read_rows)()
+        self._events.tell(Tell("save", {"frames": self.metrics.frames, "updates": updates}))
 
     def _close(self) -> None:
-        for sink in [*self._sinks, self._events]:
+        for sink in self._sinks:
             sink.close()
+        self._events.close()
         self.processes.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,16 +19,18 @@ from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.errors import MtrayError, RunError, UsageError
 from mtray.rundir.checkpoints import checkpoint
+from mtray.rundir.checkpoints.newest import no_checkpoint, read_chosen, read_newest
 from mtray.rundir.claim import Claim
-from mtray.rundir.directory import default_run_dir, describe, own_run_dir, remove_leftovers, run_dir_of
+from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.resume import AUTO, check_resume, resolve_saved
-from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, cut_lines, say
+from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
 from mtray.tasks.restored import process_restored
 
+_LOGGER = logging.getLogger("mtray")
 # Of a line of figures those that the summary repeats.
 _OF_SUMMARY = ("frames", "updates", "weights_version", "restarts", "frames_lost", "updates_lost", "tasks")
 
@@ -56,10 +59,12 @@ def train(config: Config) -> dict[str, Any]:
             specs = [task.spec for task in tasks]
         _check(config, specs)
         with own_run_dir(config) as claim:
-            saved = _read_saved(config, specs)
+            saved, skipped = _read_saved(config, specs)
+            for note in skipped:
+                _LOGGER.warning("skipped: %s", note)
             if saved is not None and config.resume == AUTO and saved.frames >= config.total_frames:
                 return _finished_before(saved)
-            return _run(config, tasks, claim, saved)
+            return _run(config, tasks, claim, saved, skipped)
 
 
 def _with_paths(config: Config) -> Config:
@@ -89,10 +94,10 @@ def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     rows_per_task(config.learner, names)
 
 
-def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> checkpoint.Checkpoint | None:
-    """Read what a resumed run continues from, if this is one; nothing is written."""
+def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Read what a resumed run continues from, if this is one, and what was skipped; nothing is written."""
     if config.resume is None:
-        return None
+        return None, []
     is_auto = config.resume == AUTO
     path = config.run_dir if is_auto else config.resume
     assert path is not None
@@ -100,34 +105,43 @@ def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> checkpoint.Checkpo
     if not is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
     saved: checkpoint.Checkpoint | None
-    notes: list[str] = []
+    skipped: list[str] = []
     if path != run_dir:
-        saved = checkpoint.read(path)
+        saved = read_chosen(path, checkpoint.read)
     else:
-        saved, notes = checkpoint.read_newest(run_dir, at_cut=config.deterministic)
-    if saved is None and is_auto and not notes:
-        return None
+        saved, skipped = read_newest(run_dir, at_cut=config.deterministic)
+    if saved is None and is_auto:
+        return None, []
     if saved is None:
-        raise UsageError("; ".join(notes or [f"--resume {run_dir}: there is no checkpoint in it"]))
-    for note in notes:
-        say(f"warning: skipped: {note}\n")
+        raise UsageError(no_checkpoint(run_dir))
     if is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
     check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")
     if saved.frames >= config.total_frames and not is_auto:
         raise UsageError(f"--total-frames {config.total_frames}: {saved.path} has {saved.frames} already, give more")
-    return saved
+    return saved, skipped
 
 
 def _finished_before(saved: checkpoint.Checkpoint) -> dict[str, Any]:
     """Return the summary of a run that had nothing left to do."""
     metrics = saved.meta["metrics"]
-    return {"frames": saved.frames, "updates": metrics["updates"], "wall_seconds": 0.0, "exit_reason": "finished"}
+    return {
+        "frames": saved.frames,
+        "updates": metrics["updates"],
+        "wall_seconds": metrics["seconds"],
+        "exit_reason": "finished",
+    }
 
 
-def _run(config: Config, tasks: Sequence[Task], claim: Claim, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
+def _run(
+    config: Config,
+    tasks: Sequence[Task],
+    claim: Claim,
+    saved: checkpoint.Checkpoint | None,
+    skipped: Sequence[str],
+) -> dict[str, Any]:
     try:
-        return _run_supervised(config, tasks, claim, saved)
+        return _run_supervised(config, tasks, claim, saved, skipped)
     except MtrayError:
         raise
     except Exception as error:
@@ -139,14 +153,23 @@ def _run(config: Config, tasks: Sequence[Task], claim: Claim, saved: checkpoint.
 
 
 def _run_supervised(
-    config: Config, tasks: Sequence[Task], claim: Claim, saved: checkpoint.Checkpoint | None
+    config: Config,
+    tasks: Sequence[Task],
+    claim: Claim,
+    saved: checkpoint.Checkpoint | None,
+    skipped: Sequence[str],
 ) -> dict[str, Any]:
     from mtray.cluster.supervisor import Supervisor
 
     started, run_dir = time.monotonic(), claim.run_dir
     asked_to_stop: list[str] = []
+    supervisor: Supervisor | None = None
+
+    def has_made() -> bool:
+        return supervisor is not None and supervisor.control.has_made()
+
     with contextlib.ExitStack() as stack:
-        install_handlers = stack.enter_context(stop_signals(asked_to_stop.append))
+        install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
         session = stack.enter_context(ray_session(config))
         install_handlers()
         chosen = config.host
@@ -156,13 +179,7 @@ def _run_supervised(
         say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
-        checkpoint.remove_partial(run_dir)
-        if saved is None:
-            remove_leftovers(run_dir)
-        else:
-            say(f"resuming {saved.path}\n")
-            (run_dir / "summary.json").unlink(missing_ok=True)
-            cut_lines(run_dir / "metrics.jsonl", saved.meta["metrics"]["seconds"])
+        seconds_before = begin(run_dir, saved)
         _write(run_dir / "config.json", describe(given, host=chosen))
         supervisor = Supervisor(
             config,
@@ -170,14 +187,17 @@ def _run_supervised(
             run_dir,
             _sinks(run_dir, config.total_frames, saved),
             resume=saved,
+            skipped=skipped,
+            seconds_before=seconds_before + time.monotonic() - started,
             cpus_per_actor=session.cpus_per_actor,
             asked_to_stop=asked_to_stop,
+            ray_death=session.death,
         )
 
         def write_summary(reason: str) -> dict[str, Any]:
             line = supervisor.metrics.line()
             summary = {key: line[key] for key in _OF_SUMMARY} | {
-                "wall_seconds": time.monotonic() - started,
+                "wall_seconds": supervisor.metrics.seconds,
                 "exit_reason": reason,
             }
             _write(run_dir / "summary.json", summary)

@@ -26,20 +26,25 @@ class EpisodeTracker:
         self._steps = np.zeros(copies, np.int64)
         self._random_steps = np.zeros(copies, np.int64)
 
-    def add(self, reward: FloatArray, done: BoolArray, is_random: BoolArray) -> list[Episode]:
+    def add(
+        self, reward: FloatArray, done: BoolArray, is_random: BoolArray, is_broken: BoolArray | None = None
+    ) -> list[Episode]:
         """Add a rollout; return the episodes that ended in it, copy by copy.
 
         Args:
             reward: [K, L] float32.
             done: [K, L] bool, whether an episode ended with the step.
             is_random: [K, L] bool, whether the step's action was random, not the policy's.
+            is_broken: [K, L] bool, whether the step failed; its episode is dropped. None for nowhere.
         """
         episodes = []
         for copy in range(len(reward)):
             start = 0
             for end in (np.flatnonzero(done[copy]) + 1).tolist():
                 self._extend(copy, reward[copy, start:end], is_random[copy, start:end])
-                episodes.append(self._finish(copy))
+                episode = self._finish(copy)
+                if is_broken is None or not is_broken[copy, end - 1]:
+                    episodes.append(episode)
                 start = end
             if start < reward.shape[1]:
                 self._extend(copy, reward[copy, start:], is_random[copy, start:])

@@ -6,7 +6,7 @@ Enters: weights. Leaves: rollouts, arrays [K, L] per task. Runs in a collector's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,7 @@ from mtray.data.specs import FloatArray, TaskSpec, observation_width
 from mtray.data.tensordicts import to_stack
 from mtray.engines.base import BoolArray
 from mtray.engines.states import State, nested, part
+from mtray.errors import TaskError
 from mtray.policy import weights as weights_module
 from mtray.policy.acting import Acting
 from mtray.policy.policy import MultiTaskPolicy
@@ -42,6 +43,8 @@ class Rollout:
         episodes: episodes that ended in the rollout.
         largest_returns: task to the largest absolute discounted return of all its steps so far.
         weights_version: version of the policy that acted; 0 before the first weights.
+        broken: task to its steps that failed in the rollout; they are no transitions.
+        failures: the error of each simulator that failed in the rollout and was built anew.
     """
 
     tasks: Mapping[str, TaskRollout]
@@ -49,6 +52,8 @@ class Rollout:
     episodes: tuple[Episode, ...]
     largest_returns: Mapping[str, float]
     weights_version: int
+    broken: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[TaskError, ...] = ()
 
     @property
     def data(self) -> LazyStackedTensorDict:
@@ -153,8 +158,12 @@ class ActingLoop:
                 explorer.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
+        broken: dict[str, int] = {}
         for index, (tracker, buffer) in enumerate(zip(self._trackers, self._buffers, strict=True)):
-            finished = tracker.add(buffer.rollout.reward, buffer.finish(), self._was_random[:, index].T)
+            done = buffer.finish()
+            finished = tracker.add(buffer.rollout.reward, done, self._was_random[:, index].T, buffer.broken)
+            if buffer.broken is not None:
+                broken[tracker.task] = int(buffer.broken.sum())
             for episode in finished:
                 # An episode in which the first weights arrived has actions of both kinds and is not compared.
                 if episode.random_steps in (0, episode.steps):
@@ -166,6 +175,8 @@ class ActingLoop:
             tuple(episodes),
             {tracker.task: tracker.largest_return for tracker in self._trackers},
             self.weights_version,
+            broken,
+            self.host.take_failures(),
         )
 
     def _act(self, step: int) -> FloatArray:
@@ -184,13 +195,20 @@ class ActingLoop:
 
 
 class _Buffer:
-    """A task's rollout, written step by step."""
+    """A task's rollout, written step by step.
+
+    Attributes:
+        broken: [K, L], which steps of a finished rollout failed; None if none did.
+    """
+
+    broken: BoolArray | None = None
 
     def __init__(self, spec: TaskSpec, slot: Slot, steps: int) -> None:
         size = (len(slot.reward), steps)
         self.rollout = TaskRollout.zeros(spec, *size)
         self._slot = slot
         self._terminated, self._truncated = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+        self._broken = np.zeros(size, np.bool_)
 
     def write_start(self, step: int) -> None:
         self.rollout.observation[:, step] = self._slot.observation
@@ -201,6 +219,7 @@ class _Buffer:
         self.rollout.reward[:, step] = self._slot.reward
         self._terminated[:, step] = self._slot.terminated
         self._truncated[:, step] = self._slot.truncated
+        self._broken[:, step] = self._slot.broken
 
     def finish(self) -> BoolArray:
         """Write the flags; return [K, L], which steps ended an episode."""
@@ -209,4 +228,10 @@ class _Buffer:
         flags[:] = TRANSITION
         for key, values in (("done", done), ("terminated", self._terminated), ("truncated", self._truncated)):
             flags |= values * np.int32(NEXT_BITS[key])
+        self.broken = self._broken.copy() if self._broken.any() else None
+        if self.broken is not None:
+            # What a failed step reached is unknown. Its row holds the state before it, as after a rollout's last step.
+            self.rollout.next_observation[self.broken] = self.rollout.observation[self.broken]
+            self.rollout.reward[self.broken] = 0
+            flags[self.broken] &= ~TRANSITION
         return done

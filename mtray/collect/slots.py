@@ -23,6 +23,7 @@ class Slot:
         reward: [K] float32.
         terminated: [K] bool.
         truncated: [K] bool.
+        broken: [K] bool, the step failed: it is no transition, and its episode does not count.
     """
 
     observation: FloatArray
@@ -31,6 +32,7 @@ class Slot:
     reward: FloatArray
     terminated: BoolArray
     truncated: BoolArray
+    broken: BoolArray
 
     @classmethod
     def view(cls, memory: Any, spec: TaskSpec, copies: int) -> Slot:
@@ -41,7 +43,7 @@ class Slot:
     @cached_property
     def outcome(self) -> StepArrays:
         """The arrays that a simulator writes at the end of a step."""
-        return StepArrays(self.next_observation, self.reward, self.terminated, self.truncated)
+        return StepArrays(self.next_observation, self.reward, self.terminated, self.truncated, self.broken)
 
 
 def slot_bytes(spec: TaskSpec, copies: int) -> int:
@@ -59,17 +61,25 @@ def _layout(spec: TaskSpec, copies: int) -> np.dtype[np.void]:
             ("reward", np.float32, (copies,)),
             ("terminated", np.bool_, (copies,)),
             ("truncated", np.bool_, (copies,)),
+            ("broken", np.bool_, (copies,)),
         ]
     )
 
 
 def finish_step(sim: BatchSim, slot: Slot) -> None:
     """Receive a step that was sent; copies whose episode ended start the next one."""
+    slot.broken[:] = False
     sim.recv(slot.outcome)
     slot.observation[:] = slot.next_observation
     ended = slot.terminated | slot.truncated
     if ended.any():
         sim.reset(ended, slot.observation)
+
+
+def mark_broken(slot: Slot) -> None:
+    """Make a step of every copy one that failed; a new simulator has written ``slot.observation``."""
+    slot.truncated[:] = slot.broken[:] = True
+    slot.terminated[:] = False
 
 
 def close_sim(sim: BatchSim, name: str) -> None:

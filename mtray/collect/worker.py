@@ -11,6 +11,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
+import struct
 import time
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,19 +40,24 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 class Worker:
     """A task's process, seen from its collector."""
 
-    def __init__(self, maker: TaskMaker) -> None:
-        """Start the process; `wait` returns once every copy is at an episode's start."""
+    def __init__(self, maker: TaskMaker, memory: Any = None) -> None:
+        """Start the process; `wait` returns once every copy is at an episode's start.
+
+        Args:
+            maker: the task, its copies and seed.
+            memory: that of a process that is gone, to write to the same slot.
+        """
         import cloudpickle
 
         self.name = maker.task.name
         spec, copies = maker.task.spec, maker.num_envs or 1
-        memory = _CONTEXT.RawArray("b", slot_bytes(spec, copies))
-        self.slot = Slot.view(memory, spec, copies)
+        self.memory = _CONTEXT.RawArray("b", slot_bytes(spec, copies)) if memory is None else memory
+        self.slot = Slot.view(self.memory, spec, copies)
         self._connection, theirs = _CONTEXT.Pipe()
         lifeline, self._lifeline = _CONTEXT.Pipe(duplex=False)
         blob = cloudpickle.dumps((maker.task, copies, maker.seed))
         self.process = _CONTEXT.Process(
-            target=_run, args=(theirs, lifeline, memory, blob), name=f"mtray {self.name}", daemon=True
+            target=_run, args=(theirs, lifeline, self.memory, blob), name=f"mtray {self.name}", daemon=True
         )
         with hidden_main():
             self.process.start()
@@ -65,17 +72,25 @@ class Worker:
         except (BrokenPipeError, ConnectionResetError):
             self._raise_death()
 
+    def limit(self, seconds: float) -> None:
+        """Wait for so long at most from now on."""
+        with socket.socket(fileno=os.dup(self.descriptor)) as connection:
+            timeval = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+
     def wait(self) -> None:
         """Wait until the command is done.
 
         Raises:
-            TaskError: the task's code raised, or the process died.
+            TaskError: the task's code raised, or the process died or hangs.
             UsageError: the environment that the maker built can't be used.
         """
         try:
             answer = os.read(self.descriptor, 1)
         except ConnectionResetError:
             answer = b""
+        except BlockingIOError:
+            raise TaskError(f"task {self.name!r}: the process that steps it hangs", self.name) from None
         if answer == _DONE:
             return
         if answer == _FAILED:

@@ -1,8 +1,127 @@
-"""Parsing of whole numbers on the command line."""
+"""Command lines: parsed by tyro into a dataclass; what is refused is told in one line.
+
+tyro prints an error as a box of several lines and ends the process. Here its output is dropped, and what it refused is
+looked up among the dataclass's fields.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
+import io
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from mtray.config.types import flag
+from mtray.errors import UsageError
+
+_Options = TypeVar("_Options")
+_NEEDED = {int: "a whole number", float: "a number", Path: "a path", str: "text", bool: "True or False"}
+
+
+def parse(cls: type[_Options], arguments: Sequence[str] | None, program: str, default: Any = None) -> _Options:
+    """Return the dataclass that a command line describes; ``--help`` prints and exits with 0.
+
+    Args:
+        cls: its fields are the options.
+        arguments: None for those of this process.
+        program: the command as a user writes it.
+        default: values of options that are left out, in place of the dataclass's.
+
+    Raises:
+        UsageError: names the option or the value that can't be, and what can.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = {} if default is None else {"default": default}
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            options: _Options = tyro.cli(cls, args=arguments, prog=program, registry=whole_numbers(), **given)
+    except SystemExit as stopped:
+        if not stopped.code:
+            raise
+        found = next(_faults(cls, arguments), boxes.getvalue())
+        raise UsageError(f"{found} ({program} --help lists all options)") from None
+    return options
+
+
+def _faults(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with a command line that was refused, from left to right."""
+    options = dict(_options(cls))
+    positional = {name: hint for name, hint in options.items() if typing.get_origin(hint) is typing.Annotated}
+    places = [typing.get_args(hint)[0] for hint in positional.values()]
+    rest = list(arguments)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            if not places:
+                yield f"{token} belongs to no option"
+            elif typing.get_origin(places[0]) is not tuple:
+                places.pop(0)
+            continue
+        name, has_value, value = token.replace("_", "-", token.partition("=")[0].count("_")).partition("=")
+        hint = options.get(name, bool if options.get(name.replace("--no-", "--", 1)) is bool else None)
+        if hint is None:
+            yield _unknown(name, [other for other in options if other not in positional])
+        values = [value] if has_value else []
+        while not has_value and hint is not bool and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
+            if typing.get_origin(hint) is not tuple:
+                break
+        if hint is not None and hint is not bool:
+            yield from _misfits(name, values, hint)
+    for name, hint in positional.items():
+        if typing.get_args(hint)[0] in places and typing.get_origin(typing.get_args(hint)[0]) is not tuple:
+            yield f"{name.removeprefix('--')} is missing: {_NEEDED[typing.get_args(hint)[0]]} is needed"
+
+
+def _options(cls: type[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every option's flag and type, groups' included."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _options(typing.cast(type[Any], hint))
+        else:
+            yield flag(cls, field.name), hint
+
+
+def _misfits(name: str, values: Sequence[str], hint: Any) -> Iterator[str]:
+    """Yield what is wrong with an option's values."""
+    if typing.get_origin(hint) is tuple:
+        return
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+    kind = hint if typing.get_origin(hint) is Literal or not kinds else kinds[0]
+    is_choice = typing.get_origin(kind) is Literal
+    choices = typing.get_args(kind) if is_choice else ("True", "False") if kind is bool else ()
+    needed = f"choose from {', '.join(choices)}" if choices else f"{_NEEDED[kind]} is needed"
+    if not values:
+        yield f"{name} has no value: {needed}"
+    for value in values:
+        if value == "None" and type(None) in typing.get_args(hint):
+            continue
+        if choices and value not in choices:
+            yield f"{name} {value}: {needed}"
+        elif kind in (int, float):
+            try:
+                _whole_number(value) if kind is int else float(value)
+            except (ValueError, OverflowError):
+                yield f"{name} {value}: {needed}"
+
+
+def _unknown(name: str, options: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.7)
+    # A group's option is often written without its group.
+    nearest += [option for option in options if option.rpartition(".")[2] == name.removeprefix("--")]
+    hint = f": did you mean {' or '.join(dict.fromkeys(nearest))}?" if nearest else ""
+    return f"there is no option {name}{hint}"
 
 
 def whole_numbers() -> ConstructorRegistry:
@@ -28,7 +147,7 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        # tyro shows a ValueError with the option's name.
+        # tyro takes a ValueError for a refusal.
         number = float(text)
         if not number.is_integer():
             raise ValueError(f"{text} is not a whole number") from None

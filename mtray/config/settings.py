@@ -39,8 +39,8 @@ class CollectorConfig:
     push_timeout_seconds: float = 60.0
     """Time after which an unacknowledged push is sent again, with the same id."""
     max_restarts: int = 3
-    """Number of consecutive errors of a task's own code, less than a minute apart, after which a collector is still
-    replaced; the next one ends the run. Collectors whose process died are always replaced."""
+    """Number of consecutive failures of a task's simulator, less than a minute apart, after which it is still built anew;
+    after the next one the task is set aside, or the run ends. Collectors whose process died are always replaced."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""

@@ -22,7 +22,8 @@ from mtray.errors import UsageError
 
 def flag(cls: type[Any], name: str) -> str:
     """Return a field's command-line flag: ``rollout_steps`` of CollectorConfig is ``--collector.rollout-steps``."""
-    group = cls.__name__.removesuffix("Config").lower()
+    # Other programs' options have no groups.
+    group = cls.__name__.removesuffix("Config").lower() if cls.__name__.endswith("Config") else ""
     return f"--{group + '.' if group else ''}{name.replace('_', '-')}"
 
 

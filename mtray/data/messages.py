@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from mtray.data.specs import FloatArray
 from mtray.data.statistics import TaskStatistics
+from mtray.errors import TaskError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +89,12 @@ class Report:
         weights_version: version of the policy that acted.
         seconds: the collector's time since its last report, by part: ``policy``, ``simulate`` and ``copy`` while
             stepping, ``push`` (packing, sending), ``receipt`` (waiting for the replay), ``idle`` (waiting for calls).
+        broken: task to its steps that failed in the rollout, and with each the episode of a copy.
+        failures: the error of each simulator that failed in the rollout and was built anew.
     """
 
     episodes: tuple[Episode, ...]
     weights_version: int
     seconds: Mapping[str, float] = field(default_factory=dict)
+    broken: Mapping[str, int] = field(default_factory=dict)
+    failures: tuple[TaskError, ...] = ()

@@ -36,18 +36,20 @@ class StepArrays:
         reward: [K] float32, summed over the control steps.
         terminated: [K] bool.
         truncated: [K] bool.
+        broken: [K] bool, the step failed: it is no transition, and its episode does not count. Cleared by the caller.
     """
 
     observation: FloatArray
     reward: FloatArray
     terminated: BoolArray
     truncated: BoolArray
+    broken: BoolArray
 
     @classmethod
     def empty(cls, num_envs: int, spec: TaskSpec) -> StepArrays:
         """Return new arrays, zero and false."""
         observation = np.zeros((num_envs, spec.observation_size), np.float32)
-        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((2, num_envs), np.bool_))
+        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((3, num_envs), np.bool_))
 
 
 class BatchSim(ABC):
@@ -80,8 +82,8 @@ class BatchSim(ABC):
         """Finish the step that `send` began and write its result into ``out``.
 
         At an episode's end ``out.observation`` holds the true last observation. A time limit sets ``truncated``,
-        the task's own end sets ``terminated``. Diverged physics sets ``truncated``; ``out`` then holds the last valid
-        observation and the rewards up to it.
+        the task's own end sets ``terminated``. Diverged physics sets ``truncated`` and ``broken``; ``out`` then holds
+        the last valid observation and the rewards up to it.
         """
 
     def step(self, action: FloatArray, out: StepArrays) -> None:
@@ -112,7 +114,7 @@ def copy_seed(seed: int, copy: int) -> int:
 
 
 def task_error(task: str, call: str, error: BaseException) -> TaskError:
-    """Return a picklable error that describes in one line an exception of a task's code.
+    """Return a picklable error that describes in one line an exception of a task's code, and keeps its traceback.
 
     Args:
         task: name of the task.
@@ -125,4 +127,5 @@ def task_error(task: str, call: str, error: BaseException) -> TaskError:
     location = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
     text = " ".join(str(error).split())
     cause = f"called sys.exit({text})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}: {text}"
-    return TaskError(f"task {task!r}: its {call} {cause}{location}", task)
+    trace = "".join(traceback.format_exception(error))
+    return TaskError(f"task {task!r}: its {call} {cause}{location}", task, trace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,10 +44,28 @@ def task_sets() -> dict[str, tuple[str, ...]]:
     return {**domains, "dmc": benchmark, "dmc_all": tuple(task_names())}
 
 
+def load(name: str, random: Any = None) -> Environment:
+    """Load a task of the suite; ``random`` is its seed or random state.
+
+    MuJoCo's warnings that dm_control's models use deprecated attributes are left out: the user can't change the models.
+    """
+    domain, task = task_names()[name]
+    logger = logging.getLogger("absl")
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return "deprecated" not in record.getMessage()
+
+    logger.addFilter(is_wanted)
+    try:
+        return suite.load(domain, task, task_kwargs={} if random is None else {"random": random})
+    finally:
+        logger.removeFilter(is_wanted)
+
+
 @functools.cache
 def spec_of(name: str, action_repeat: int) -> TaskSpec:
     """Load a task and return its spec."""
-    env = suite.load(*task_names()[name])
+    env = load(name)
     action = env.action_spec()
     limit = env._step_limit
     low, high = (np.broadcast_to(bound, action.shape) for bound in (action.minimum, action.maximum))
@@ -67,13 +86,11 @@ class DmControlSim(BatchSim):
 
     def __init__(self, spec: TaskSpec, num_envs: int, seed: int) -> None:
         """Load the task K times, each copy with its own random state."""
-        domain, task = task_names()[spec.name]
         self.spec = spec
         self.num_envs = num_envs
         with _compiled_once():
             self._envs: list[Environment] = [
-                suite.load(domain, task, task_kwargs={"random": np.random.RandomState(copy_seed(seed, copy))})
-                for copy in range(num_envs)
+                load(spec.name, np.random.RandomState(copy_seed(seed, copy))) for copy in range(num_envs)
             ]
         for env in self._envs:
             drop_renderer(env.physics)
@@ -110,6 +127,7 @@ class DmControlSim(BatchSim):
                 self.warn_diverged(copy, str(error))
                 out.observation[copy] = self._last_observation[copy]
                 out.reward[copy], out.terminated[copy], out.truncated[copy] = reward, False, True
+                out.broken[copy] = True
                 continue
             self._write(time_step.observation, out.observation[copy])
             out.reward[copy] = reward

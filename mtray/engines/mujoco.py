@@ -17,7 +17,6 @@ from typing import Any, cast
 import mujoco
 import numpy as np
 import numpy.typing as npt
-from dm_control import suite
 from mujoco.batch import Batch
 
 from mtray.data.specs import FloatArray, TaskSpec
@@ -65,11 +64,10 @@ class MujocoSim(BatchSim):
 
     def __init__(self, spec: TaskSpec, num_envs: int, seed: int) -> None:
         """Load the task and make a batch of its model."""
-        domain, task = task_names()[spec.name]
         self.spec = spec
         self.num_envs = num_envs
         # Only starts episodes, for all copies. The first reset makes the task's permanent changes of the model.
-        self._env = env = suite.load(domain, task, task_kwargs={"random": 0})
+        self._env = env = reference.load(spec.name, 0)
         reference.drop_renderer(env.physics)
         env.reset()
         self._slices = [columns for _, columns in spec.slices]
@@ -81,7 +79,7 @@ class MujocoSim(BatchSim):
         # Counts, [n, kinds of warning].
         self._warnings = self._sims.warning[..., 1]
         self._last_observation = np.zeros((num_envs, spec.observation_size), np.float32)
-        self._view = _view_of(domain)(self._sims, env.task)
+        self._view = _view_of(task_names()[spec.name][0])(self._sims, env.task)
         self._fields = {name: self._sims.expand(name) for name in self._view.model_fields}
         self._steps = np.zeros(num_envs, np.int64)
         self._random = self._random_states(seed)
@@ -146,7 +144,8 @@ class MujocoSim(BatchSim):
         for copy in np.flatnonzero(~valid).tolist():
             names = [name for name, count in zip(_WARNINGS, self._warnings[copy], strict=True) if count]
             self.warn_diverged(copy, ", ".join(names))
-            out.observation[copy], out.truncated[copy] = self._last_observation[copy], True
+            out.observation[copy] = self._last_observation[copy]
+            out.truncated[copy] = out.broken[copy] = True
         self._last_observation[:] = out.observation
 
     def state(self) -> State:

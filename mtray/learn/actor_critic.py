@@ -170,7 +170,8 @@ class ActorCritic(ABC):
         """Return name to [T], metrics of the last update with rows of each task; NaN for a task without any.
 
         critic_loss and actor_loss; value (scaled) and return_estimate (the same, in rewards); reward_scale; and
-        critic_gradient and actor_gradient, the norms of the heads' gradients in the last update of all.
+        critic_gradient and actor_gradient, the norms of the heads' gradients in the last update of all; NaN for a task
+        that it had no rows of.
         """
         metrics = {**self._metrics, "reward_scale": self.reward_scale}
         for name, group in (("critic_gradient", self.critic_group), ("actor_gradient", self.actor_group)):

@@ -15,10 +15,12 @@ from typing import Any
 
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
-from mtray.errors import UsageError
+from mtray.errors import RunError, UsageError
+from mtray.rundir.checkpoints.checkpoint import Checkpoint, remove_partial
+from mtray.rundir.checkpoints.newest import go_on_from, is_checkpoint
 from mtray.rundir.claim import LOCK, Claim, claim
-from mtray.rundir.files import META
 from mtray.rundir.resume import AUTO
+from mtray.rundir.sinks import cut_lines, last_seconds, say
 
 # What a run directory holds.
 _FILES = {
@@ -68,15 +70,43 @@ def own_run_dir(config: Config) -> Iterator[Claim]:
 
 def run_dir_of(path: Path) -> Path:
     """Return the run directory of a path that may also be the folder of one of its checkpoints."""
-    return path if (path / "config.json").exists() or not (path / META).is_file() else path.resolve().parent.parent
+    return path if (path / "config.json").exists() or not is_checkpoint(path) else path.resolve().parent.parent
 
 
-def remove_leftovers(run_dir: Path) -> None:
-    """Remove what a start without a checkpoint left, but for its events and logs; only the owner may."""
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
-    for name in ("metrics.jsonl", "summary.json"):
-        (run_dir / name).unlink(missing_ok=True)
+def begin(run_dir: Path, saved: Checkpoint | None) -> float:
+    """Make the run directory that of a run which begins now; only the owner may.
+
+    Args:
+        run_dir: the run's.
+        saved: what the run goes on from, of this directory or another; None if it starts anew.
+
+    Returns:
+        For how many seconds the run has run already: up to its checkpoint or to the last that is written, if later.
+
+    Raises:
+        RunError: it can't be written.
+    """
+    seconds = last_seconds(run_dir)
+    remove_partial(run_dir)
+    if saved is None:
+        # But for events and logs of a start without a checkpoint.
+        for name in ("checkpoints", "tensorboard"):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json"):
+            (run_dir / name).unlink(missing_ok=True)
+        return seconds
+    assert saved.path is not None
+    try:
+        newer = go_on_from(saved.path, run_dir)
+        (run_dir / "summary.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{run_dir} can't be written: {error.strerror or error}") from error
+    names = ", ".join(path.name for path in newer)
+    fate = f"; newer ones will be removed when this run has saved ({names}): give another --run-dir to keep them"
+    say(f"resuming {saved.path}{fate if newer else ''}\n")
+    then = float(saved.meta["metrics"]["seconds"])
+    cut_lines(run_dir / "metrics.jsonl", then)
+    return max(seconds, then)
 
 
 def _make(path: Path) -> list[Path]:

@@ -132,14 +132,4 @@ def damaged(path: Path) -> Iterator[None]:
     except DAMAGED as error:
         reason = error.strerror if isinstance(error, OSError) else None
         text = reason or f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        hint = (
-            other_checkpoints(path.parent.parent, path.parent.name) if path.parent.parent.name == "checkpoints" else ""
-        )
-        raise UsageError(f"{path} can't be read ({text}){hint}") from error
-
-
-def other_checkpoints(folder: Path, without: str = "") -> str:
-    """Return the remedy as the end of a message, or nothing where no other checkpoint is whole."""
-    names = sorted(path.parent.name for path in folder.glob(f"[0-9]*/{META}"))
-    found = [name for name in names if name != without]
-    return f"; to go on from another checkpoint, write its name into {folder / LATEST}: {found[-1]}" if found else ""
+        raise UsageError(f"{path} can't be read ({text})") from error

@@ -22,15 +22,19 @@ class TaskMetrics:
     def __init__(self) -> None:
         """Nothing seen yet."""
         self.frames = 0
-        self.episodes = 0
+        self.episodes = self.broken_episodes = 0
         self.recent: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
         self.learner: Mapping[str, float] = {}
 
     def as_dict(self) -> dict[str, Any]:
-        """Frames, episodes, mean of the policy's last 20 episodes' returns, the last one; null before one has ended."""
+        """Frames, episodes, mean of the policy's last 20 episodes' returns, the last one; null before one has ended.
+
+        ``broken_episodes``: ended by a failure of their simulator, and not among the others.
+        """
         return {
             "frames": self.frames,
             "episodes": self.episodes,
+            "broken_episodes": self.broken_episodes,
             "return_mean": sum(self.recent) / len(self.recent) if self.recent else None,
             "return_last": self.recent[-1] if self.recent else None,
             **self.learner,
@@ -40,8 +44,8 @@ class TaskMetrics:
 class Metrics:
     """Everything counted in a run, all tasks together and each."""
 
-    def __init__(self, tasks: Iterable[str]) -> None:
-        """Start counting, and the clock."""
+    def __init__(self, tasks: Iterable[str], seconds_before: float = 0.0) -> None:
+        """Start counting, and the clock at ``seconds_before``, which is how long the run has run already."""
         self.tasks = {task: TaskMetrics() for task in tasks}
         self.updates = 0
         self.weights_version = 0
@@ -49,9 +53,14 @@ class Metrics:
         self.restarts = self.frames_lost = self.updates_lost = 0
         self._staleness: list[int] = []
         self._collector_seconds: collections.Counter[str] = collections.Counter()
-        self._seconds_before = 0.0
+        self._seconds_before = seconds_before
         self._started = time.monotonic()
-        self._last = (self._started, 0, 0)
+        self._last = (self._started, *self._made)
+
+    @property
+    def _made(self) -> tuple[int, int]:
+        """Frames and updates made in all; those that a dead process took with it were made all the same."""
+        return self.frames + self.frames_lost, self.updates + self.updates_lost
 
     @property
     def frames(self) -> int:
@@ -67,6 +76,9 @@ class Metrics:
         """Count the episodes that ended, how old the policy was, and what the collector's time went into."""
         self._staleness.append(max(0, self.weights_version - report.weights_version))
         self._collector_seconds.update(report.seconds)
+        for name, steps in report.broken.items():
+            # A step of each copy, and with it the copy's episode.
+            self.tasks[name].broken_episodes += steps
         for episode in report.episodes:
             task = self.tasks[episode.task]
             task.episodes += 1
@@ -77,13 +89,14 @@ class Metrics:
         """The figures since the last line, and totals."""
         now = time.monotonic()
         then, frames, updates = self._last
+        frames_made, updates_made = self._made
         elapsed = max(now - then, 1e-9)
         line = {
             "time": round(self.seconds, 3),
             "frames": self.frames,
             "updates": self.updates,
-            "frames_per_second": (self.frames - frames) / elapsed,
-            "updates_per_second": (self.updates - updates) / elapsed,
+            "frames_per_second": max(0, frames_made - frames) / elapsed,
+            "updates_per_second": max(0, updates_made - updates) / elapsed,
             "weights_version": self.weights_version,
             "staleness": sum(self._staleness) / len(self._staleness) if self._staleness else 0.0,
             "learner_wait_seconds": self.wait_seconds,
@@ -93,7 +106,7 @@ class Metrics:
             "updates_lost": self.updates_lost,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
-        self._last = (now, self.frames, self.updates)
+        self._last = (now, frames_made, updates_made)
         self._staleness.clear()
         self._collector_seconds.clear()
         return line
@@ -104,16 +117,22 @@ class Metrics:
             "seconds": self.seconds,
             "updates": self.updates,
             "tasks": {
-                name: {"frames": task.frames, "episodes": task.episodes, "recent": list(task.recent)}
+                name: {
+                    "frames": task.frames,
+                    "episodes": task.episodes,
+                    "broken_episodes": task.broken_episodes,
+                    "recent": list(task.recent),
+                }
                 for name, task in self.tasks.items()
             },
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave."""
-        self._seconds_before, self.updates = state["seconds"], state["updates"]
+        """Continue from the counts of what `state` gave; its seconds may lie before what is written already."""
+        self.updates = state["updates"]
         for name, saved in state["tasks"].items():
             task = self.tasks[name]
             task.frames, task.episodes = saved["frames"], saved["episodes"]
+            task.broken_episodes = saved.get("broken_episodes", 0)
             task.recent.extend(saved["recent"])
-        self._last = (self._started, self.frames, self.updates)
+        self._last = (self._started, *self._made)

@@ -13,21 +13,37 @@ def read_last(run_dir: Path) -> dict[str, Any]:
     """Return a run's summary, or the last whole line of its metrics while it goes on.
 
     Raises:
-        UsageError: it is no run directory or has no figures yet.
+        UsageError: it is no run directory, has no figures yet, or they are damaged.
     """
     summary, lines = run_dir / "summary.json", run_dir / "metrics.jsonl"
+    place = summary if summary.is_file() else lines
     try:
-        if summary.is_file():
-            figures = {**json.loads(summary.read_bytes())}
+        data = place.read_bytes()
+        if place == summary:
+            figures = {**json.loads(data)}
         else:
-            whole = [line for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            whole = [line for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
+            if not whole:
+                raise UsageError(f"{run_dir} has no figures to report yet: wait for the first line of {lines}")
             figures = {**json.loads(whole[-1]), "exit_reason": "running or killed"}
         for task in figures["tasks"].values():
             _ = task["return_mean"], task["episodes"]
         _ = figures["exit_reason"]
-    except (OSError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{run_dir}: no figures to report ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise UsageError(_unread(run_dir, place, error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = f"remove it to report the last line of {lines}" if place == summary else "restore it from a backup"
+        raise UsageError(f"{place} is damaged ({type(error).__name__}: {error}): {remedy}") from error
     return figures
+
+
+def _unread(run_dir: Path, place: Path, error: OSError) -> str:
+    if not (run_dir / "config.json").is_file():
+        reason = "it has no config.json" if run_dir.is_dir() else "there is no such folder"
+        return f"{run_dir} is no run directory ({reason}): give the folder of a run, as its --run-dir named it"
+    if isinstance(error, FileNotFoundError):
+        return f"{run_dir} has no figures to report yet: wait for the first line of {place}"
+    return f"{place} can't be read: {error.strerror or error}"
 
 
 def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -137,6 +137,19 @@ def cut_lines(path: Path, seconds: float) -> None:
             end += len(line)
 
 
+def last_seconds(run_dir: Path) -> float:
+    """Return the time of a run's last event or line of figures, whichever is later; 0 if there is none.
+
+    A run that was killed has run up to there, also if its newest checkpoint is older.
+    """
+    found = [0.0]
+    for name in ("events.jsonl", "metrics.jsonl"):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
+            whole = (run_dir / name).read_bytes().rpartition(b"\n")[0]
+            found.append(float(json.loads(whole.splitlines()[-1])["time"]))
+    return max(found)
+
+
 class TensorBoard(_Appended):
     """The same figures as an event file, over frames; written by this thread, so that no error is in another's."""
 

@@ -17,7 +17,7 @@ from mtray.data.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, Float
 from mtray.engines.base import BatchSim, BoolArray, StepArrays
 from mtray.errors import UsageError
 from mtray.tasks.plan import DEFAULT_ENGINE, Task
-from mtray.tasks.registry import resolve, resolve_like
+from mtray.tasks.registry import check_repeat, resolve, resolve_like
 
 
 class PolicyLike(Protocol):
@@ -187,8 +187,7 @@ def tasks_like(
         if not hasattr(like, "specs"):
             raise UsageError(f"like={like!r} is no policy of mtray's: pass the result of mtray.load_policy")
         return resolve_like(names, like.specs, engine, action_repeat)
+    check_repeat((), action_repeat)
     tasks = resolve(names, engine or DEFAULT_ENGINE, action_repeat or CollectorConfig.action_repeat)
-    for task in tasks:
-        if action_repeat not in (None, task.spec.action_repeat):
-            raise UsageError(f"the maker of task {task.name!r} sets the action repeat: omit {action_repeat=}")
+    check_repeat(tasks, action_repeat)
     return tasks

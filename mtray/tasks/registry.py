@@ -82,6 +82,7 @@ def resolve_like(
     Raises:
         UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
     """
+    check_repeat((), action_repeat)
     learned = {spec.name: spec for spec in specs}
     default = next((spec.engine for spec in specs if spec.engine != TORCHRL), DEFAULT_ENGINE)
     tasks: list[Task] = []
@@ -99,10 +100,20 @@ def resolve_like(
             if task.maker is None:
                 chosen = task.engine if engine or "/" in name else spec.engine
                 task = Task(task.name, chosen, action_repeat=action_repeat or spec.action_repeat)
+            check_repeat([task], action_repeat)
             check_specs([spec], [task.spec], "when the policy was trained")
             if task not in tasks:
                 tasks.append(task)
     return tuple(tasks)
+
+
+def check_repeat(tasks: Sequence[Task], action_repeat: int | None) -> None:
+    """Raise a UsageError if an action repeat that was given can't be, or has no effect on one of the tasks."""
+    if action_repeat is not None and action_repeat < 1:
+        raise UsageError(f"action_repeat {action_repeat}: at least 1 is needed")
+    for task in tasks:
+        if action_repeat not in (None, task.spec.action_repeat):
+            raise UsageError(f"task {task.name!r} sets its action repeat itself: omit {action_repeat=}")
 
 
 def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:

@@ -28,6 +28,15 @@ def test_the_first_signal_asks_and_a_later_one_interrupts(monkeypatch, number):
     assert handlers() == before
 
 
+@pytest.mark.parametrize("has_made", [True, False])
+def test_what_is_told_is_what_happens(capfd, has_made):
+    with stop_signals(lambda _: None, lambda: has_made):
+        os.kill(os.getpid(), signal.SIGINT)
+    told = capfd.readouterr().err
+    assert ("saving a checkpoint" in told) == has_made
+    assert ("nothing is saved" in told) != has_made
+
+
 def test_two_signals_within_an_instant_are_one_wish():
     asked = []
     with stop_signals(asked.append):

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtray.config.command_line import whole_numbers
 from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig, RunConfig
 from mtray.errors import UsageError
 
@@ -133,20 +132,3 @@ def test_settings_of_the_right_type_are_not_copied():
     assert config.tasks is tasks
     assert config.run_dir is path
     assert dataclasses.replace(config) == config
-
-
-@pytest.mark.parametrize(("text", "expected"), [("1e6", 10**6), ("12", 12), ("2.0", 2), (str(10**18 + 1), 10**18 + 1)])
-def test_whole_numbers_on_the_command_line(text, expected):
-    import tyro
-
-    assert tyro.cli(Config, args=["--total-frames", text], registry=whole_numbers()).total_frames == expected
-
-
-@pytest.mark.parametrize("text", ["1.5", "1e-3", "many", "nan", "inf", ""])
-def test_an_invalid_whole_number_on_the_command_line_exits_2(text, capsys):
-    import tyro
-
-    with pytest.raises(SystemExit) as stopped:
-        tyro.cli(Config, args=["--total-frames", text], registry=whole_numbers())
-    assert stopped.value.code == 2
-    assert "--total-frames" in capsys.readouterr().err

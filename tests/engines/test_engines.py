@@ -1,5 +1,9 @@
 """Every task of the suite, bit for bit against torchrl's DMControlEnv, and the rules that all engines share."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -211,3 +215,18 @@ def test_simulators_are_not_built_for_the_specs():
     env = TaskEnv(resolve(["dog-run"])[0], num_envs=64)
     assert env._sim is None
     assert env.observation_spec["observation"].shape == (64, 223)
+
+
+@pytest.mark.parametrize("engine", ["mujoco", "dm_control"])
+def test_models_and_the_lack_of_a_display_bring_no_warnings(engine):
+    """A model of each kind, in a process of a user's without a display."""
+    program = (
+        "import mtray\n"
+        "for name in ('cheetah-run', 'humanoid-walk', 'quadruped-walk', 'fish-swim'):\n"
+        f"    mtray.make_task_env(name, engine='{engine}', num_envs=2).reset()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == ""

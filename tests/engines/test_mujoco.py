@@ -108,6 +108,9 @@ def test_a_copy_whose_physics_diverges_is_truncated_at_its_last_observation(repe
         pair.step()
         ours = pair.outs[0]
         assert ours.truncated.tolist() == [False, True, False]
+        for out in pair.outs:
+            assert out.broken.tolist() == [False, True, False]
+            out.broken[:] = False
         assert not ours.terminated.any()
         assert (ours.observation[1] == before[1]).all()
         assert ours.reward[1] == 0

@@ -1,5 +1,6 @@
 """The trainer: learning, states, versions, scales and errors."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -242,3 +243,36 @@ def test_metrics_are_those_of_each_tasks_last_update(tasks, replay):
         assert task.keys() >= {"critic_loss", "actor_loss", "value", "entropy", "critic_gradient", "actor_gradient"}
         assert task["return_estimate"] == pytest.approx(task["value"] * task["reward_scale"], rel=0.05)
         assert task["critic_gradient"] > 0
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_task_without_rows_in_the_last_update_has_no_gradient(tasks, replay, graphs):
+    learner = learner_of(tasks, graphs=graphs)
+    gradients = {"critic_gradient", "actor_gradient"}
+    only_right = unpack_batches(replay.sample_rows(32, 1, ("right",)).rows, replay.specs)[0]
+    # The actor is updated every second time.
+    for batch, missing in ((batch_of(replay), set()), (only_right, {"critic_gradient"}), (only_right, gradients)):
+        learner.update(batch)
+        assert gradients - learner.metrics()["left"].keys() == missing
+        assert learner.metrics()["right"].keys() >= gradients
+    for _ in range(2):
+        learner.update(batch_of(replay))
+    assert all(learner.metrics()["left"][name] > 0 for name in gradients)
+
+
+def test_a_state_that_is_loaded_takes_over_no_failure(tasks, replay):
+    """Failures of recorded updates are noted on the device, and raised later."""
+    learner = learner_of(tasks, graphs=True)
+    learner.update(batch_of(replay))
+    state = copy.deepcopy(learner.state_dict())
+    before = parameters(learner.policy)
+    with torch.no_grad():
+        learner.critic.get_parameter("raw_embedding")[1] = float("inf")
+    learner.update(batch_of(replay))
+    learner.load_state_dict(state)
+    assert torch.equal(parameters(learner.policy), before)
+    for _ in range(2):
+        learner.update(batch_of(replay))
+    learner.check()
+    assert learner.updates == 3
+    assert not torch.equal(parameters(learner.policy), before)

@@ -25,6 +25,7 @@ from mtray.replay.buffer import ReplayBuffer
 from mtray.rundir import files
 from mtray.rundir.checkpoints import checkpoint, writer
 from mtray.rundir.checkpoints.checkpoint import Checkpoint, from_bytes, latest, read, read_config, to_bytes
+from mtray.rundir.checkpoints.newest import read_chosen
 from mtray.rundir.checkpoints.policies import load_policy
 from mtray.rundir.checkpoints.writer import CheckpointWriter
 from mtray.rundir.files import replace_file
@@ -293,13 +294,12 @@ def test_damaged_file_is_refused_by_name_and_the_older_checkpoint_is_offered(tmp
     if how != "gone":
         (path / name).write_bytes(DAMAGE[how](data))
     with pytest.raises(UsageError) as caught:
-        read(latest(tmp_path))
+        read_chosen(tmp_path, read)
     assert str(path) in str(caught.value)
     assert name in str(caught.value)
-    assert str(caught.value).endswith(f"write its name into {tmp_path}/checkpoints/latest: {older.name}")
+    assert str(caught.value).endswith(f": give a checkpoint that is whole, {older}")
     assert "\n" not in str(caught.value)
-    (tmp_path / "checkpoints" / "latest").write_text(older.name)
-    assert_same_checkpoint(read(latest(tmp_path)), make_checkpoint(50))
+    assert_same_checkpoint(read_chosen(older, read), make_checkpoint(50))
 
 
 @pytest.mark.parametrize("name", EVERY_FILE[1:])
@@ -316,8 +316,8 @@ def test_one_bit_that_has_changed_is_noticed(tmp_path, name):
 def test_damaged_name_of_the_latest_is_refused(tmp_path, text):
     write(tmp_path, make_checkpoint(100), keep=2)
     (tmp_path / "checkpoints" / "latest").write_bytes(text)
-    with pytest.raises(UsageError, match=r"(latest is damaged|is not whole).*: 000000000100$"):
-        latest(tmp_path)
+    with pytest.raises(UsageError, match=r"(latest is damaged|is not whole).*, .*/000000000100$"):
+        read_chosen(tmp_path, read)
 
 
 def test_receipts_of_earlier_runs_are_not_carried_on(tmp_path):
@@ -432,7 +432,7 @@ def test_config_of_a_run_is_read(tmp_path):
 def test_folder_without_a_config_of_this_version_is_refused_by_name(tmp_path, text):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UsageError, match="no run directory of this version") as caught:
+    with pytest.raises(UsageError, match=r"no run directory.*: (give|use)") as caught:
         read_config(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
@@ -493,7 +493,7 @@ def test_policy_of_one_checkpoint_is_not_the_newest(tmp_path, policy):
 
 
 def test_policy_of_no_run_is_refused_by_name(tmp_path):
-    with pytest.raises(UsageError, match="no checkpoint in") as caught:
+    with pytest.raises(UsageError, match=r"is no run directory: .*; give the folder of a run") as caught:
         load_policy(tmp_path / "nowhere")
     assert str(tmp_path / "nowhere") in str(caught.value)
 

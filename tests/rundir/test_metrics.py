@@ -37,7 +37,7 @@ def test_line_has_the_keys_that_readers_rely_on():
     }  # fmt: skip
     assert list(line["tasks"]) == ["left", "right"]
     for figures in line["tasks"].values():
-        assert figures == {"frames": 0, "episodes": 0, "return_mean": None, "return_last": None}
+        assert figures == {"frames": 0, "episodes": 0, "broken_episodes": 0, "return_mean": None, "return_last": None}
 
 
 def test_line_is_json():
@@ -73,6 +73,33 @@ def test_rates_are_those_since_the_last_line(clock):
     assert (line["time"], line["frames_per_second"], line["updates_per_second"]) == (6.0, 10.0, 0.5)
 
 
+def test_rates_count_what_was_made_and_lost_again(clock):
+    """After the death of a learner or a replay, totals go back; what they made until then counts, once."""
+    metrics = Metrics(["left"])
+    metrics.tasks["left"].frames, metrics.updates = 100, 80
+    metrics.line()
+    clock.now += 2
+    metrics.tasks["left"].frames, metrics.frames_lost = 70, 40
+    metrics.updates, metrics.updates_lost = 60, 24
+    line = metrics.line()
+    assert (line["frames_per_second"], line["updates_per_second"]) == (5.0, 2.0)
+    clock.now += 2
+    metrics.tasks["left"].frames, metrics.updates = 80, 64
+    line = metrics.line()
+    assert (line["frames_per_second"], line["updates_per_second"]) == (5.0, 2.0)
+
+
+def test_rates_go_on_after_a_resume(clock):
+    metrics = Metrics(["left"])
+    metrics.tasks["left"].frames, metrics.updates, metrics.updates_lost = 100, 80, 30
+    resumed = Metrics(["left"])
+    resumed.load_state(metrics.state())
+    clock.now += 2
+    resumed.updates += 6
+    line = resumed.line()
+    assert (line["frames_per_second"], line["updates_per_second"]) == (0.0, 3.0)
+
+
 def test_two_lines_at_the_same_instant_have_rates(clock):
     metrics = Metrics(["left"])
     metrics.line()
@@ -85,8 +112,20 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
     metrics.add_rollout(report([*episodes(*range(7, 30)), *episodes(-3.0, task="right")], 0))
     assert RECENT_EPISODES == 20
     tasks = metrics.line()["tasks"]
-    assert tasks["left"] == {"frames": 0, "episodes": 30, "return_mean": sum(range(10, 30)) / 20, "return_last": 29}
-    assert tasks["right"] == {"frames": 0, "episodes": 1, "return_mean": -3.0, "return_last": -3.0}
+    assert tasks["left"] == {
+        "frames": 0,
+        "episodes": 30,
+        "broken_episodes": 0,
+        "return_mean": sum(range(10, 30)) / 20,
+        "return_last": 29,
+    }
+    assert tasks["right"] == {
+        "frames": 0,
+        "episodes": 1,
+        "broken_episodes": 0,
+        "return_mean": -3.0,
+        "return_last": -3.0,
+    }
 
 
 def test_staleness_is_the_mean_since_the_last_line_and_starts_anew():
@@ -145,7 +184,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     before = metrics.line()
 
     clock.now += 1000
-    resumed = Metrics(["left", "right"])
+    resumed = Metrics(["left", "right"], 50.0)
     resumed.load_state(state)
     assert json.loads(json.dumps(resumed.state())) == state
     clock.now += 2
@@ -156,7 +195,8 @@ def test_counts_go_on_from_a_saved_state(clock):
     # The rates are of this run alone.
     assert (line["frames_per_second"], line["updates_per_second"]) == (10.0, 0.5)
     assert line["tasks"]["left"] == {
-        "frames": 420, "episodes": 26, "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0
+        "frames": 420, "episodes": 26, "broken_episodes": 0,
+        "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0
     }  # fmt: skip
     assert line["tasks"]["right"] == before["tasks"]["right"]
 

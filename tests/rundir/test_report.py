@@ -53,20 +53,39 @@ def test_line_that_is_only_half_written_is_left_out(tmp_path, length):
 
 
 @pytest.mark.parametrize("tail", [None, "", '{"time": 1'])
-def test_run_without_figures_is_refused_by_name(tmp_path, tail):
+def test_run_without_figures_is_told_to_wait(tmp_path, tail):
+    (tmp_path / "config.json").write_text("{}")
     if tail is not None:
         write_lines(tmp_path, tail=tail)
-    with pytest.raises(UsageError, match="no figures to report") as caught:
+    with pytest.raises(UsageError) as caught:
         read_last(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+    lines = tmp_path / "metrics.jsonl"
+    assert str(caught.value) == f"{tmp_path} has no figures to report yet: wait for the first line of {lines}"
 
 
-def test_damaged_summary_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize(("name", "reason"), [("", "it has no config.json"), ("missing", "there is no such folder")])
+def test_folder_of_no_run_is_refused_with_a_remedy(tmp_path, name, reason):
+    with pytest.raises(UsageError) as caught:
+        read_last(tmp_path / name)
+    assert str(caught.value) == (
+        f"{tmp_path / name} is no run directory ({reason}): give the folder of a run, as its --run-dir named it"
+    )
+
+
+def test_damaged_summary_is_refused_by_name_with_a_remedy(tmp_path):
     write_lines(tmp_path, LINE)
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY)[:-5])
-    with pytest.raises(UsageError, match="no figures to report") as caught:
+    with pytest.raises(UsageError, match=r"summary\.json is damaged .*: remove it to report the last line") as caught:
         read_last(tmp_path)
     assert str(tmp_path) in str(caught.value)
+    (tmp_path / "summary.json").unlink()
+    assert read_last(tmp_path)["frames"] == 800
+
+
+def test_damaged_line_is_refused_by_name(tmp_path):
+    write_lines(tmp_path, tail="{]\n")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl is damaged "):
+        read_last(tmp_path)
 
 
 def test_table_sets_runs_side_by_side():
@@ -108,12 +127,12 @@ def test_command_without_figures_ends_with_one_line_and_two(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     caught = capsys.readouterr()
     assert caught.out == ""
-    assert caught.err.startswith(f"error: {tmp_path}: no figures to report")
+    assert caught.err.startswith(f"error: {tmp_path} is no run directory")
     assert caught.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"tasks": {"a": 1}}', "null", '"x"', "{", '{"tasks": {}}'])
 def test_foreign_summary_is_refused(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(UsageError, match="no figures to report"):
+    with pytest.raises(UsageError, match=r"summary\.json is damaged"):
         read_last(tmp_path)

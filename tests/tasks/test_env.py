@@ -12,6 +12,7 @@ from mtray.tasks import registry
 from mtray.tasks.env import TaskEnv, make_task_env
 from mtray.tasks.parallel import make_multi_task_env
 from mtray.tasks.plan import Task
+from mtray.tasks.registry import resolve_like
 from mtray.testing import CountingEnv, CountingMaker
 from tests.makers import point
 
@@ -67,9 +68,17 @@ def test_a_path_is_no_policy():
             call()
 
 
-def test_an_action_repeat_that_has_no_effect_is_refused():
-    with pytest.raises(UsageError, match="maker of task 'point' sets the action repeat: omit action_repeat=3"):
-        make_task_env("point", action_repeat=3)
+@pytest.mark.parametrize("is_like_a_policy", [False, True])
+def test_an_action_repeat_that_has_no_effect_is_refused(is_like_a_policy):
+    policy = policy_of(Task("cartpole-swingup", "mujoco", action_repeat=2), Task("point", "torchrl", point))
+    like = policy if is_like_a_policy else None
+    with pytest.raises(UsageError, match="task 'point' sets its action repeat itself: omit action_repeat=3"):
+        make_task_env("point", action_repeat=3, like=like)
+    with pytest.raises(UsageError, match="task 'point' sets its action repeat itself: omit action_repeat=3"):
+        resolve_like(["point"], policy.specs, action_repeat=3)
+    for repeat in (0, -1):
+        with pytest.raises(UsageError, match=f"action_repeat {repeat}: at least 1 is needed"):
+            make_task_env("cartpole-swingup", action_repeat=repeat, like=like)
 
 
 @pytest.mark.parametrize("name", ["cartpole-swingup", "point"])

@@ -87,7 +87,9 @@ class Collector:
         width = observation_width(specs)
         own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
         copies = [share[task.name] for task in stepped]
-        host = make_host(config.host, make_makers(stepped, copies, own_seeds, width))
+        # Another simulator than the one that failed gives other numbers.
+        rebuilds = not config.deterministic
+        host = make_host(config.host, make_makers(stepped, copies, own_seeds, width), rebuilds=rebuilds)
         policy = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise).requires_grad_(False)
         self._collector = ActingLoop(
             host,
@@ -140,7 +142,11 @@ class Collector:
                 self._collector.load(weights)
         self._rollout = self._collector.collect()
         return Report(
-            episodes=self._rollout.episodes, weights_version=self._rollout.weights_version, seconds=clock.take()
+            episodes=self._rollout.episodes,
+            weights_version=self._rollout.weights_version,
+            seconds=clock.take(),
+            broken=self._rollout.broken,
+            failures=self._rollout.failures,
         )
 
     def push(self, wait: bool = True) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from mtray.cluster.control.actor import Actor, Phase
-from mtray.cluster.control.lifecycle import Lifecycle
+from mtray.cluster.control.parts.actor import Actor, Phase
+from mtray.cluster.control.parts.lifecycle import Lifecycle
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Counts, Method, Part, Restored
 from mtray.replay.pacing import Pacing
@@ -99,6 +99,11 @@ class Ledger(Lifecycle):
             self._flushes[call.id] = actor.requested
         return call
 
+    def _lose(self, actor: Actor, frames: int) -> None:
+        """Count frames that a collector was asked for and will not push; a flush counts them again."""
+        actor.lost += frames
+        self.lost += frames
+
     def _flushed(self, actor: Actor, call: Call, acknowledged: int) -> None:
         """Settle what was asked for before a flush: it is acknowledged by now, or lost."""
         self._cleared(actor, call)
@@ -170,7 +175,9 @@ class Ledger(Lifecycle):
             frames = restored.counts.frames
             self.pacing = self.pacing.resumed(self.pacing, frames, self.updates, lost_rows=True)
         self.frames_lost += lost
-        self._tell("restored", warning=lost > 0, part="the replay", source=restored.source, cause=f"{lost} frames lost")
+        sentence = f"the replay is back from {restored.source}: {lost:,} frames are lost and collected again"
+        cause = f"{lost} frames lost"
+        self._tell("restored", sentence if lost else "", part="the replay", source=restored.source, cause=cause)
         for part in self._fencing:
             self._call(self.replay, Method.FENCE, of=part)
         for actor in (self.learner, *self.collectors):
@@ -182,7 +189,8 @@ class Ledger(Lifecycle):
         lost = max(0, self.updates - updates)
         self.updates = self._kept_updates = updates
         self.updates_lost += lost
-        self._tell("restored", part="the learner", cause=f"{lost} updates lost")
+        sentence = f"the learner is back from its last state: {lost:,} updates are lost and made again"
+        self._tell("restored", sentence if lost else "", part="the learner", cause=f"{lost} updates lost")
         return lost
 
     def _ask_count(self) -> None:

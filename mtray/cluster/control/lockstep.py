@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from mtray.cluster.control.actor import Actor
+from mtray.cluster.control.parts.actor import Actor
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.cluster.control.run import Outcome, Run

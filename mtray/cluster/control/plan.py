@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mtray.cluster.control.actor import Limits
+from mtray.cluster.control.parts.actor import Limits
 
 # Calls under way to one part: one runs, one waits, so that the part never waits for the driver.
 CALLS = 2

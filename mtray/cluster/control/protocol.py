@@ -45,11 +45,11 @@ class Method(enum.Enum):
     """Go on with the replay's new process, and send it again what the old one may not have stored. Answer: a
     collector's is that of FLUSH, the learner's that of STATUS."""
     COLLECT = "collect"
-    """Step one rollout and push it; its receipt may come later."""
+    """Step one rollout and push it; its receipt may come later. Answer: `Collected`, or None if nothing failed."""
     FLUSH = "flush"
     """Wait for every receipt. Answer: frames acknowledged of all that this process pushed."""
     ACT = "act"
-    """Lockstep: step one rollout with the newest weights."""
+    """Lockstep: step one rollout with the newest weights. Answer: as COLLECT's."""
     PUSH = "push"
     """Lockstep: push it and wait for the receipt."""
     TRAIN = "train"
@@ -83,6 +83,19 @@ class Counts:
 
     frames: int
     is_warm: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What failed in a rollout.
+
+    Attributes:
+        missing: frames of steps that failed, of those asked for.
+        failures: task and error of each simulator that was built anew.
+    """
+
+    missing: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +160,17 @@ class SetAside:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    """Something happened that users want to know: a line of events.jsonl, and a warning where it is one."""
+    """Something happened that users want to know.
+
+    Attributes:
+        event: its name in events.jsonl.
+        fields: of its line there.
+        sentence: for the screen: what happened to whom, why, and what the run does now; empty if nothing is shown.
+    """
 
     event: str
     fields: Mapping[str, Any] = field(default_factory=dict)
-    is_warning: bool = False
+    sentence: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from mtray.cluster.control.actor import Actor
 from mtray.cluster.control.ledger import Ledger
-from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.parts.actor import Actor
+from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Failure, Method, Stop
 from mtray.replay.pacing import Pacing
@@ -63,6 +63,9 @@ class Run(Ledger):
     @abstractmethod
     def _proceed(self) -> None:
         """Ask for what can be asked for now."""
+
+    def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
+        """Take that a collector built a task's simulator anew, since it had failed."""
 
     @abstractmethod
     def _finished_work(self, actor: Actor, call: Call) -> None:
@@ -122,6 +125,11 @@ class Run(Ledger):
                 if not actor.tasks <= self._stepped:
                     self._stepped |= actor.tasks
                 self._finished_work(actor, call)
+                if event.value is not None:
+                    self._lose(actor, event.value.missing)
+                    # Last: it may end the process.
+                    for task, text in event.value.failures:
+                        self._rebuilt(actor, task, text)
             case Method.FLUSH | Method.CONNECT if actor.kind == "collector":
                 self._flushed(actor, call, event.value)
             case Method.TRAIN | Method.STATUS | Method.CONNECT | Method.CUT if actor.kind == "learner":
@@ -183,7 +191,8 @@ class Run(Ledger):
 
     def _save_failed(self, failure: Failed) -> None:
         self._saving, self._last_saved = None, (-1, -1)
-        self._tell("save_failed", warning=True, cause=failure.text)
+        sentence = f"a checkpoint could not be written, the one before stays: {failure.text}"
+        self._tell("save_failed", sentence, cause=failure.text)
         if failure.kind is Failure.PEER and self._broken_saves < BROKEN_SAVES:
             # The replay is probably gone. Its new process is saved.
             self._broken_saves += 1
@@ -222,15 +231,16 @@ class Run(Ledger):
             and self.updates >= self._updates_allowed()
         )
 
-    def _has_made(self) -> bool:
+    def has_made(self) -> bool:
+        """Return whether there is anything to save that the run did not begin with, or will be in a moment."""
         return self.asked > self.plan.frames or self.updates > self.plan.updates
 
     def _can_save(self) -> bool:
-        return self.is_ready and self._has_made()
+        return self.is_ready and self.has_made()
 
     def _comes_back(self) -> bool:
         """Return whether a replay or learner that is down is being replaced, and had anything to save."""
-        return self._has_begun and self._has_made()
+        return self._has_begun and self.has_made()
 
     def _finish(self) -> None:
         if self._ending is None and self._is_done():
@@ -262,7 +272,7 @@ class Run(Ledger):
         self.is_over = True
         self._timers.clear()
         if failure is not None:
-            self._tell("unsaved", warning=True, cause=failure)
+            self._tell("unsaved", f"the run ends unsaved: {failure}", cause=failure)
             if ending.outcome == "done":
                 ending = _Ending(failure, "failed", self.now)
         if self._aside and ending.reason == FINISHED:

@@ -83,9 +83,13 @@ class NonFiniteFlag:
         not_finite = ~self._values.isfinite()
         check = Check(int(not_finite[:, -1].int().argmax()))
         failed = {task for task, bad in zip(self._tasks, not_finite[check, :-1].tolist(), strict=True) if bad}
+        self.clear()
+        return self._error(check, failed or set(self._tasks))
+
+    def clear(self) -> None:
+        """Forget the flagged failure, if there is one."""
         self._values.zero_()
         self.skip.zero_()
-        return self._error(check, failed or set(self._tasks))
 
     def _error(self, check: Check, failed: set[str]) -> NotFiniteError:
         tasks, update = [task for task in self._tasks if task in failed], int(self.updates)

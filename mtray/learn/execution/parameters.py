@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,6 +77,7 @@ class ParameterGroup:
     Attributes:
         tensors: the vector, then each of the heads' parameters.
         gradients: their last gradients; empty before the first.
+        ids: tasks with rows in the last update; None for all.
         optimiser: AdamW over the tensors.
     """
 
@@ -86,6 +88,7 @@ class ParameterGroup:
         self.parameters = [*shared, *heads.parameters()]
         self.tensors = merge_shared(shared, heads)
         self.gradients: list[Tensor] = []
+        self.ids: Tensor | None = None
         self.optimiser = make_adamw(self.tensors, config.learning_rate, weight_decay=config.weight_decay, skip=skip)
         self._shared_gradient = torch.zeros_like(self.tensors[0])
 
@@ -111,8 +114,10 @@ class ParameterGroup:
         step(self.optimiser, self.tensors, self.gradients)
 
     def norms(self, tasks: int) -> Tensor:
-        """Return the norms [T] of the last gradients of each task's heads."""
+        """Return the norms [T] of the last gradients of each task's heads; NaN for a task without rows."""
         by_head = torch.cat([part.flatten(1) for part in self.gradients[1:]], 1)
         # Heads are ordered by critic, then by task.
         norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(by_head, dim=1).view(-1, tasks), dim=0)
+        if self.ids is not None:
+            norms = torch.full_like(norms, math.nan).index_copy_(0, self.ids, norms[self.ids])
         return norms

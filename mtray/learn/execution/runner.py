@@ -60,7 +60,11 @@ class UpdateRunner:
         if batch.tasks != self._names:
             ids = torch.tensor([self._names.index(task) for task in batch.tasks], device=algorithm.device)
         with matmul_precision(algorithm.precision) if algorithm.device.type == "cuda" else nullcontext():
-            self._run(batch, ids, with_actor=self.updates % algorithm.config.actor_period == 0)
+            with_actor = self.updates % algorithm.config.actor_period == 0
+            self._run(batch, ids, with_actor=with_actor)
+        algorithm.critic_group.ids = ids
+        if with_actor:
+            algorithm.actor_group.ids = ids
         in_batch = 1 if ids is None else torch.zeros_like(self.task_updates).index_fill_(0, ids, 1)
         self.task_updates += in_batch * self._failures.count_update()
         self.updates += 1
@@ -95,6 +99,8 @@ class UpdateRunner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
         self._recorded = None  # A recording uses the optimisers' old state.
+        # A failure of the state that is replaced would stop the next updates, and be raised as theirs.
+        self._failures.clear()
         self.updates = state["updates"]
         self._failures.updates.fill_(self.updates)
         self.task_updates.copy_(state["task_updates"])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,17 +25,12 @@ from mtray.config import plain as config_module
 from mtray.config.settings import Config
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import UsageError
-from mtray.rundir.files import (
-    DAMAGED,
-    LATEST,
-    META,
-    damaged,
-    other_checkpoints,
-    read_checked,
-    verify,
-)
+from mtray.rundir.files import DAMAGED, LATEST, META, damaged, verify
 
 POLICY, LEARNER, REPLAY, COLLECTOR = "policy.pt", "learner.pt", "replay.json", "collector-{}.npz"
+# Files that an error about a damaged checkpoint names.
+_NAMED = 4
+_NAME = re.compile(r"(\d+)(?:\.(\d+))?")
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
@@ -121,8 +117,23 @@ def remove_partial(run_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def order(path: Path) -> tuple[int, int] | None:
+    """Return what checkpoints are sorted by: frames, then the number behind the point; None for any other folder.
+
+    The number tells checkpoints of equal frames apart: the second one is ``000000001000.1``.
+    """
+    found = _NAME.fullmatch(path.name)
+    return found and (int(found[1]), int(found[2] or 0))
+
+
+def checkpoints_of(run_dir: Path) -> list[Path]:
+    """Return the folders of a run's checkpoints, whole or not, the oldest first."""
+    found = [path for path in (run_dir / "checkpoints").glob("[0-9]*") if order(path) and path.is_dir()]
+    return sorted(found, key=lambda path: order(path) or (0, 0))
+
+
 def latest(run_dir: Path) -> Path:
-    """Return the newest whole checkpoint of a run.
+    """Return the checkpoint that a run goes on from: the one that `LATEST` names.
 
     Raises:
         UsageError: there is none, or the file that names it is damaged.
@@ -135,57 +146,12 @@ def latest(run_dir: Path) -> Path:
         name = ""
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(
-            f"no checkpoint in {run_dir}: {named} can't be read ({reason}){other_checkpoints(folder)}"
-        ) from error
+        raise UsageError(f"no checkpoint in {run_dir}: {named} can't be read ({reason})") from error
     if not name[:1].isdigit() or "/" in name:
-        raise UsageError(f"{named} is damaged: it holds no checkpoint's name{other_checkpoints(folder)}")
+        raise UsageError(f"{named} is damaged: it holds no checkpoint's name")
     if not (folder / name / META).is_file():
-        raise UsageError(f"checkpoint {folder / name} is not whole: {META} is missing{other_checkpoints(folder, name)}")
+        raise UsageError(f"checkpoint {folder / name} is not whole: {META} is missing")
     return folder / name
-
-
-def read_newest(run_dir: Path, *, at_cut: bool = False) -> tuple[Checkpoint | None, list[str]]:
-    """Read a run's newest whole checkpoint; return it and notes for the user: which newer ones were skipped, and why.
-
-    The newest is the one that `latest` names, then come the others from the highest number down.
-
-    Args:
-        run_dir: the run's.
-        at_cut: prefer those that a run in lockstep wrote at a multiple of the frames between two checkpoints.
-    """
-    folder = run_dir / "checkpoints"
-    skipped: list[str] = []
-    names = sorted((path.name for path in folder.glob("[0-9]*") if path.is_dir()), reverse=True)
-    try:
-        named = latest(run_dir).name
-        names.sort(key=lambda name: name != named)
-    except UsageError as error:
-        if names:
-            skipped.append(_reason(error))
-    newest: Checkpoint | None = None
-    for name in names:
-        try:
-            found = read(folder / name)
-        except UsageError as error:
-            skipped.append(_reason(error))
-            continue
-        if not at_cut or found.meta.get("is_at_cut"):
-            if newest is not None:
-                skipped.append(f"{newest.path}: a run in lockstep goes on from a multiple of --run.checkpoint-frames")
-            return found, skipped
-        newest = newest or found
-    if newest is not None:
-        skipped.append(
-            f"none before {newest.path} is at a multiple of --run.checkpoint-frames, so what follows is not bit "
-            "for bit what an unbroken run gives"
-        )
-    return newest, skipped
-
-
-def _reason(error: UsageError) -> str:
-    """Return an error's text without the remedy, which is what is done."""
-    return str(error).partition("; to go on from another")[0]
 
 
 def read(path: Path) -> Checkpoint:
@@ -195,13 +161,7 @@ def read(path: Path) -> Checkpoint:
         UsageError: names a file that is missing or damaged, or the format if another version wrote it.
     """
     meta = read_meta(path)
-    policy, learner = read_checked(path / POLICY, meta), read_checked(path / LEARNER, meta)
     states = [path / COLLECTOR.format(place) for place, _ in enumerate(meta.get("collectors", ()))]
-    collectors = [read_checked(state, meta) for state in states]
-    with damaged(path / REPLAY):
-        replay = {**json.loads(read_checked(path / REPLAY, meta))}
-    # Ids of pushes are a run's own: no push of this run repeats one of those.
-    replay |= {"receipts": {}, "sources": {}}
     rows: dict[str, list[Chunk]] = {}
     with damaged(path / META):
         for task, chunks in meta.pop("rows").items():
@@ -210,10 +170,30 @@ def read(path: Path) -> Checkpoint:
                 if Path(name).name != name:
                     raise ValueError(f"its rows are in {name}, outside of the checkpoint")
                 rows[task].append(Chunk(begin, end, path / name, meta["crc32"][name]))
-    for chunk in (chunk for chunks in rows.values() for chunk in chunks):
-        verify(chunk.path, meta)
+    files = [path / POLICY, path / LEARNER, path / REPLAY, *states]
+    _verify_all([*files, *(chunk.path for of in rows.values() for chunk in of)], meta)
+    with damaged(path / REPLAY):
+        replay = {**json.loads((path / REPLAY).read_bytes())}
+    # Ids of pushes are a run's own: no push of this run repeats one of those.
+    replay |= {"receipts": {}, "sources": {}}
+    policy, learner = (path / POLICY).read_bytes(), (path / LEARNER).read_bytes()
     meta.pop("crc32", None)
-    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows, path, collectors)
+    return Checkpoint(
+        meta["frames"], meta, policy, learner, replay, rows, path, [state.read_bytes() for state in states]
+    )
+
+
+def _verify_all(paths: Sequence[Path], meta: Mapping[str, Any]) -> None:
+    """Raise one UsageError that names every file that is missing or damaged, the first of many."""
+    found = []
+    for path in paths:
+        try:
+            verify(path, meta)
+        except UsageError as error:
+            found.append(str(error))
+    if found:
+        more = f", and {len(found) - _NAMED} more files of it" if len(found) > _NAMED else ""
+        raise UsageError(", ".join(found[:_NAMED]) + more)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -231,11 +211,15 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+class OtherFormatError(UsageError):
+    """Another version wrote the checkpoint; it is not damaged."""
+
+
 def check_format(path: Path, meta: dict[str, Any]) -> None:
-    """Raise a UsageError unless this version reads the format that ``meta`` names."""
+    """Raise an OtherFormatError unless this version reads the format that ``meta`` names."""
     found = meta.pop("format", 1)
     if found != FORMAT:
-        raise UsageError(
+        raise OtherFormatError(
             f"checkpoint {path} has format {found}, and this version reads format {FORMAT} only: use the version of "
             "mtray that wrote it, or start a new run"
         )
@@ -250,7 +234,14 @@ def read_config(run_dir: str | Path) -> Config:
     path = Path(run_dir) / "config.json"
     try:
         config: Config = config_module.from_dict(json.loads(path.read_bytes())["config"])
+    except OSError as error:
+        raise UsageError(
+            f"{run_dir} is no run directory ({path}: {error.strerror or error}): give the folder of a run, as its "
+            "--run-dir named it, or of one of its checkpoints"
+        ) from error
     except (*DAMAGED, UsageError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise UsageError(f"{run_dir} is no run directory of this version: {path}: {reason}") from error
+        raise UsageError(
+            f"{run_dir} is no run directory of this version ({path}: {error}): use the version of mtray that made it, "
+            "restore the file from a backup, or start a new run"
+        ) from error
     return config

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mtray.config import plain as config_module
 from mtray.config.settings import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
-from mtray.rundir.checkpoints.checkpoint import POLICY, from_bytes, latest, read_meta
+from mtray.rundir.checkpoints.checkpoint import POLICY, from_bytes, read_meta
+from mtray.rundir.checkpoints.newest import read_chosen
 from mtray.rundir.files import META, damaged, read_checked
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
     Raises:
         UsageError: there is no whole checkpoint, a file is damaged, or another version wrote it in another format.
     """
+    return read_chosen(Path(path), _read_policy)
+
+
+def _read_policy(folder: Path) -> MultiTaskPolicy:
     from mtray.policy.policy import MultiTaskPolicy
 
-    folder = checkpoint_folder(path)
     meta = read_meta(folder)
     data = read_checked(folder / POLICY, meta)
     with damaged(folder / META):
@@ -39,9 +43,3 @@ def load_policy(path: str | Path) -> MultiTaskPolicy:
         policy.load_state_dict(from_bytes(data))
     policy.requires_grad_(False).eval()
     return policy
-
-
-def checkpoint_folder(path: str | Path) -> Path:
-    """Return a run directory's newest checkpoint; the folder of one checkpoint is returned as it is."""
-    path = Path(path)
-    return path if (path / META).is_file() else latest(path)

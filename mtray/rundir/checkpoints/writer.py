@@ -10,7 +10,6 @@ itself, and no copy of the rings is ever made.
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import os
 import shutil
@@ -22,7 +21,18 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from mtray.data.specs import FloatArray
-from mtray.rundir.checkpoints.checkpoint import COLLECTOR, FORMAT, LEARNER, POLICY, REPLAY, Checkpoint, Chunk
+from mtray.rundir.checkpoints.checkpoint import (
+    COLLECTOR,
+    FORMAT,
+    LEARNER,
+    POLICY,
+    REPLAY,
+    Checkpoint,
+    Chunk,
+    checkpoints_of,
+    order,
+)
+from mtray.rundir.checkpoints.newest import newer_than
 from mtray.rundir.files import LATEST, META, file_name, replace_file, sync, sync_folder
 
 # A chunk is begun anew, with the rows before it, while it would stay smaller. So there are few, and a row is written a
@@ -39,6 +49,8 @@ class CheckpointWriter:
 
     Attributes:
         newest: the last that was written, or the one that the run began with; None if there is none.
+        superseded: checkpoints of this run directory that are newer than the one it went on from; they are removed when
+            another one is whole and named.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class CheckpointWriter:
         """
         self.run_dir = run_dir
         self.newest = resumed
+        self.superseded = newer_than(resumed.path, run_dir) if resumed and resumed.path else []
         self._keep = keep
         self._row_bytes = row_bytes
 
@@ -72,8 +85,8 @@ class CheckpointWriter:
         folder.mkdir(exist_ok=True)
         # A name is never used twice: the folder that `latest` names stands until another is whole and named.
         name = f"{checkpoint.frames:012d}"
-        suffixes = itertools.chain([""], (f".{count}" for count in itertools.count(1)))
-        final = next(path for suffix in suffixes if not (path := folder / (name + suffix)).exists())
+        taken = [place[1] for path in checkpoints_of(self.run_dir) if (place := order(path)) and place[0] == int(name)]
+        final = folder / (f"{name}.{max(taken) + 1}" if taken else name)
         partial = folder / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -93,15 +106,17 @@ class CheckpointWriter:
             task: [Chunk(begin, end, final / file, checksums[file]) for begin, end, file in chunks]
             for task, chunks in rows.items()
         }
+        checkpoint.path = final
         self.newest = checkpoint
-        self._remove_old(folder, final)
+        self._remove_old(final)
         return final
 
-    def _remove_old(self, folder: Path, newest: Path) -> None:
-        others = [path for path in folder.iterdir() if path.is_dir() and path.name[0].isdigit() and path != newest]
-        # By when they were written: one that was never named may have a higher number.
-        for old in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[self._keep - 1 :]:
+    def _remove_old(self, newest: Path) -> None:
+        others = [path for path in checkpoints_of(self.run_dir) if path != newest]
+        lineage = [path for path in others if path not in self.superseded]
+        for old in [path for path in others if path not in lineage[max(0, len(lineage) - self._keep + 1) :]]:
             shutil.rmtree(old)
+        self.superseded = []
 
     def _write_rows(
         self, folder: Path, replay: Mapping[str, Any], fetch: Fetch

@@ -2,8 +2,8 @@
 
 import math
 
-from mtray.cluster.control.actor import Limits
 from mtray.cluster.control.free import Control
+from mtray.cluster.control.parts.actor import Limits
 from mtray.cluster.control.plan import Place, Plan
 from mtray.cluster.control.protocol import (
     Answered,

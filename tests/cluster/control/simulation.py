@@ -17,13 +17,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from mtray.cluster.control.actor import Limits
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
+from mtray.cluster.control.parts.actor import Limits
 from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
+    Collected,
     Counts,
     End,
     Failed,
@@ -48,6 +49,7 @@ LIMITS = Limits(start_seconds=60.0, call_seconds=120.0, give_up_seconds=600.0, s
 FAULTS = {
     # Per call.
     "unavailable": 0.1, "never": 0.01, "twice": 0.2, "late": 0.2, "lost_push": 0.2, "task_error": 0.02, "raised": 0.01,
+    "rebuilt": 0.1,
     "disk_full": 0.5, "input": 0.002,
     # Per start.
     "build_raises": 0.3, "build_dies": 0.5, "build_hangs": 0.2, "task_in_build": 0.05,
@@ -173,6 +175,7 @@ class Process:
     unreceipted: set[int] = field(default_factory=set)
     number: int = 0
     flushing: Call | None = None
+    missing: dict[int, dict[str, int]] = field(default_factory=dict)
     # Of a replay: whether its rows outlive it, and what its build gave.
     keeps_memory: bool = True
     restored: Restored | None = None
@@ -561,10 +564,22 @@ class World:
         if process.unreceipted and self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
+        collected = self.step(process)
         number, process.number = process.number, process.number + 1
         process.unreceipted.add(number)
         self.push(process, number)
-        self.answer(process, call)
+        self.answer(process, call, collected)
+
+    def step(self, process: Process) -> Collected | None:
+        """What failed in the rollout that is pushed next."""
+        if not self.happens("rebuilt"):
+            return None
+        task = self.generator.choice(self.shares[process.part])
+        missing = self.generator.randint(0, self.scenario.frames_of_a_task)
+        process.missing[process.number] = {task: missing}
+        # A simulator that is built anew, or, under both, a copy that diverged.
+        is_anew = not self.scenario.lockstep and self.generator.random() < 0.5
+        return Collected(missing, ((task, "its simulator failed"),) if is_anew else ())
 
     def push(self, process: Process, number: int) -> None:
         """Send a push, again after a while if it was lost; it may arrive twice."""
@@ -595,11 +610,11 @@ class World:
             return
         if (part, number) not in self.seen:
             self.seen.add((part, number))
-            share = self.shares[part]
-            for task in share:
-                self.frames[task] += self.scenario.frames_of_a_task
-                self.held[task] = min(self.held[task] + self.scenario.frames_of_a_task, self.scenario.capacity)
-            self.sources[part] += self.scenario.frames_of_a_task * len(share)
+            for task in self.shares[part]:
+                frames = self.scenario.frames_of_a_task - process.missing.get(number, {}).get(task, 0)
+                self.frames[task] += frames
+                self.held[task] = min(self.held[task] + frames, self.scenario.capacity)
+                self.sources[part] += frames
             self.progress()
         self.after(self.delay(), self.receipt, process, number, target)
 
@@ -626,7 +641,7 @@ class World:
         self.receipts(process)
 
     def do_act(self, process: Process, call: Call) -> None:
-        self.answer(process, call)
+        self.answer(process, call, self.step(process))
 
     def do_push(self, process: Process, call: Call) -> None:
         number, process.number = process.number, process.number + 1

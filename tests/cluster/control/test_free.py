@@ -1,9 +1,10 @@
 """Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
 
-from mtray.cluster.control.free import KEEP_SECONDS, ROOM_SECONDS
-from mtray.cluster.control.lifecycle import RETRY_SECONDS
+from mtray.cluster.control.free import KEEP_SECONDS
+from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import TASK_ERRORS
 from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Part, Restored, Stop
+from mtray.cluster.control.recovery import ROOM_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
 
@@ -104,7 +105,12 @@ def test_one_that_is_ahead_waits_where_not_all_step_the_same_and_not_for_one_tha
     assert script.find(Method.COLLECT, collector(0))
     script.up(collector(1, 1))
     script.answer(Method.FENCE, 0)
-    # It begins beside the other: both go on.
+    # The other made four while it was gone.
+    for _ in range(2):
+        script.answer(Method.COLLECT, part=collector(0))
+    assert not script.find(Method.COLLECT, collector(0))
+    for _ in range(4):
+        script.answer(Method.COLLECT, part=collector(1, 1))
     for _ in range(5):
         script.answer(Method.COLLECT, part=collector(0))
         script.answer(Method.COLLECT, part=collector(1, 1))
@@ -433,6 +439,10 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
         if life < TASK_ERRORS:
             script.up(collector(0, life + 1))
     assert script.aside == ["b"]
+    deaths = [told.fields for told in script.told if told.event == "death"]
+    assert [death["cause"] for death in deaths] == ["b: it melted"] * (TASK_ERRORS + 1) + ["b is set aside"]
+    (told,) = [told for told in script.told if told.event == "set_aside"]
+    assert told.sentence == "task 'b' failed 4 times in a row and the run goes on without it: b: it melted"
     # The one that steps nothing else is not started again, the other one steps what is left.
     assert collector(1, 1) not in [part for _, part in script.started]
     script.answer(Method.FENCE, 10)
@@ -456,7 +466,8 @@ def test_a_task_that_fails_later_has_its_process_replaced_until_it_fails_too_oft
     script.fail(Method.COLLECT, Failure.TASK, text="a: fell over", task="a")
     script.wait(40)
     assert script.end.outcome == "failed"
-    assert "a: fell over" in script.end.reason
+    assert "a: fell over (4 times in a row)" in script.end.reason
+    assert [told.fields["life"] for told in script.told if told.event == "death"] == [0, 1, 2, 3]
 
 
 def test_errors_of_a_task_with_a_minute_between_are_accidents():

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mtray.cluster.control.free import Control
-from mtray.cluster.control.lifecycle import Lifecycle
+from mtray.cluster.control.parts.lifecycle import Lifecycle
 from mtray.cluster.control.protocol import Failure
 from tests.cluster.control import simulation
 from tests.cluster.control.simulation import Broken, World, play, tell

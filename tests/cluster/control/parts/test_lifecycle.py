@@ -27,6 +27,23 @@ def test_the_first_replacement_is_immediate_and_later_ones_back_off_to_a_minute(
     assert [round(time - 61 * (life + 1)) for life, time in enumerate(times[2:])] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
+def test_a_death_is_one_sentence_that_says_why_and_what_the_run_does_now():
+    script = Script(tasks=({"a"}, {"a"})).all_up()
+    worked(script, collector(1))
+    for life in range(2):
+        script.fail(Method.COLLECT if life == 0 else Method.HELLO, Failure.DIED, part=collector(0, life), text="why")
+    script.fail(Method.TRAIN if script.find(Method.TRAIN) else Method.COLLECT, Failure.DIED, text="why")
+    assert [told.sentence for told in script.told if told.event == "death"][:2] == [
+        "collector 0 died and is replaced now: why",
+        "collector 0 died and is replaced in 1 s: why",
+    ]
+    assert [told.event for told in script.told if told.event in ("death", "replacement")] == [
+        "death",
+        "replacement",
+    ] * 3
+    assert all(told.sentence == "" for told in script.told if told.event != "death")
+
+
 def test_a_minute_of_health_forgives():
     script = Script().all_up()
     worked(script)
@@ -186,6 +203,8 @@ def test_a_death_in_lockstep_ends_the_run_with_the_remedy():
     assert script.end.outcome == "failed"
     assert "collector 0 died: exit code 137" in script.end.reason
     assert "--resume" in script.end.reason
+    (death,) = [told for told in script.told if told.event == "death"]
+    assert death.sentence == "collector 0 died and is not replaced: exit code 137"
 
 
 def test_a_call_is_stuck_once_it_takes_much_longer_than_any_of_its_kind():

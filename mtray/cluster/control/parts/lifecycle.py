@@ -7,14 +7,13 @@ died. Each call has a deadline, counted from when the process was last heard of.
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
-from mtray.cluster.control.actor import Actor, Limits, Phase
-from mtray.cluster.control.protocol import Call, Command, End, Failed, Failure, Kill, Kind, Method, Part, Start, Tell
+from mtray.cluster.control.parts.actor import Actor, Limits, Phase
+from mtray.cluster.control.parts.calls import Calls
+from mtray.cluster.control.protocol import Call, Failed, Failure, Kill, Kind, Method, Start, Tell
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0
@@ -39,22 +38,17 @@ _REPEATABLE = {
 }
 
 
-class Lifecycle(ABC):
-    """Places and their processes, calls under way, timers, and the commands that come of it."""
+class Lifecycle(Calls):
+    """Places and their processes."""
 
     def __init__(self, actors: Iterable[Actor], limits: Limits, now: float) -> None:
         """Take the places, all of them empty."""
+        super().__init__(now)
         self.actors = list(actors)
         self.limits = limits
         self.restarts = 0
-        self.now = now
-        self._ids = itertools.count()
         # The longest that a call of each kind has run, once one has.
         self._longest: dict[tuple[Kind, Method], float] = {}
-        # Calls under way, who was asked, and when.
-        self._calls: dict[int, tuple[Call, Actor | None, float]] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._out: list[Command] = []
 
     # What control decides.
 
@@ -85,45 +79,6 @@ class Lifecycle(ABC):
     @abstractmethod
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         """Find out whether a call that may have run did."""
-
-    # Commands, calls, timers.
-
-    def _give(self, command: Command) -> None:
-        self._out.append(command)
-
-    def _tell(self, event: str, *, warning: bool = False, **fields: Any) -> None:
-        self._give(Tell(event, fields, warning))
-
-    def _take(self) -> list[Command]:
-        out, self._out = self._out, []
-        # Nothing follows the end.
-        for index, command in enumerate(out):
-            if isinstance(command, End):
-                return out[: index + 1]
-        return out
-
-    def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
-        call = Call(next(self._ids), actor.part if actor else None, method, amount, of)
-        self._calls[call.id] = call, actor, self.now
-        if actor is not None:
-            if not actor.calls:
-                actor.heard = self.now
-            actor.calls[call.id] = call
-            if not actor.is_watched:
-                self._watch(actor)
-        self._give(call)
-        return call
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (self.now + seconds, next(self._ids), action))
-
-    def next_tick(self) -> float | None:
-        """When `Control.tick` has something to do; None if nothing is planned."""
-        return self._timers[0][0] if self._timers else None
-
-    def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= self.now:
-            heapq.heappop(self._timers)[2]()
 
     # Starting.
 
@@ -207,7 +162,7 @@ class Lifecycle(ABC):
         text = f"no process for {self.now - actor.since:.0f} s: `ray status` tells whether the cluster has room"
         if not actor.is_told:
             actor.is_told = True
-            self._tell("waiting", warning=True, part=actor.part.name, cause=text)
+            self._tell("waiting", f"{actor.part.name} is waited for: {text}", part=actor.part.name, cause=text)
         if self.now - actor.since >= self.limits.give_up_seconds:
             self._can_not_start(actor, text)
         actor.heard = self.now
@@ -251,26 +206,29 @@ class Lifecycle(ABC):
 
     def _die(self, actor: Actor, text: str) -> None:
         """End a process and, if control says so, plan the next one of its place."""
-        part = actor.part
+        part, place = actor.part, len(self._out) + 1
         for call in actor.calls:
             self._calls.pop(call, None)
         actor.calls.clear()
         self._give(Kill(part))
-        self._tell("death", warning=True, part=part.name, life=part.life, cause=text)
         is_healthy = actor.is_up and self.now - actor.since >= HEALTHY_SECONDS
         started, actor.phase = actor.since, Phase.PAUSING
         is_replaced = self._went_down(actor, text)
         actor.life += 1
         actor.requested = actor.lost = 0
+        actor.failures = 1 if is_healthy else actor.failures + 1
+        pause = 0.0 if actor.failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (actor.failures - 2))
+        then = f"replaced {f'in {pause:.0f} s' if pause else 'now'}" if is_replaced else "not replaced"
+        fields = {"part": part.name, "life": part.life, "cause": text}
+        # Told before what came of it, among which may be the run's end.
+        self._out.insert(place, Tell("death", fields, f"{part.name} died and is {then}: {text}"))
         if not is_replaced:
             return
-        actor.failures = 1 if is_healthy else actor.failures + 1
         if not actor.has_worked and actor.failing_since is None:
             actor.failing_since = started
         self.restarts += 1
         if actor.failing_since is not None and self.now - actor.failing_since >= self.limits.give_up_seconds:
             self._can_not_start(actor, text)
-        pause = 0.0 if actor.failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (actor.failures - 2))
         self._tell("replacement", part=actor.part.name, life=actor.life, pause_seconds=pause)
         if pause:
             self._after(pause, lambda: self._start(actor))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtray.cluster.control.levels import Levels
+from mtray.cluster.control.queues import Levels
 
 
 def actors(count):
@@ -40,6 +40,18 @@ def test_one_that_is_later_than_the_others_catches_up_within_a_limit(missed):
     advance(levels, late, 4)
     assert levels.holds_back(late, 1)
     assert levels.lowest == missed
+
+
+def test_one_that_is_back_alone_waits_for_nobody():
+    # Simulation seed 6468.
+    levels, (slow, fast) = Levels(lead=2, missed=64), actors(2)
+    levels.enter(slow)
+    levels.enter(fast)
+    advance(levels, fast, 2)
+    levels.leave(fast)
+    levels.leave(slow)
+    levels.enter(fast)
+    assert not levels.holds_back(fast, 1)
 
 
 def test_one_that_was_away_goes_on_from_where_it_left_and_nobody_waits_for_it_meanwhile():

@@ -1,0 +1,66 @@
+"""What a run tells of its events: lines of events.jsonl, sentences on the screen, tracebacks in the processes' files.
+
+Runs in the driver; fed by the supervisor.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from mtray.cluster.control.protocol import Part, Tell
+from mtray.rundir.sinks import Guarded, JsonLines
+
+_LOGGER = logging.getLogger("mtray")
+
+
+class EventLog:
+    """The events of one run, and the files that its processes print to."""
+
+    def __init__(self, run_dir: Path, seconds: Callable[[], float]) -> None:
+        """Write nothing yet.
+
+        Args:
+            run_dir: of the run.
+            seconds: the run's time.
+        """
+        self._seconds = seconds
+        self._logs = run_dir / "logs"
+        path = run_dir / "events.jsonl"
+        self._lines = Guarded(JsonLines(path), str(path))
+        # Process id and file of the newest process of each part, by the part's name.
+        self._processes: dict[str, tuple[int, str | None]] = {}
+
+    def add_process(self, part: Part, process: tuple[int, str | None]) -> None:
+        """Take the id of a part's newest process, and the name of the file that it prints to."""
+        self._processes[part.name] = process
+
+    def tell(self, told: Tell) -> None:
+        """Write an event's line, and show its sentence."""
+        fields = dict(told.fields)
+        if told.event in ("placed", "death"):
+            process, log = self._processes.get(fields["part"], (None, None))
+            fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
+        self._lines.write({"time": round(self._seconds(), 3), "event": told.event, **fields})
+        if told.sentence:
+            _LOGGER.warning("%s", told.sentence)
+
+    def keep_trace(self, part: Part | None, trace: str) -> str:
+        """Append a traceback to the file of the part's process; return where it is, for the end of the error's line."""
+        if not trace or part is None:
+            return ""
+        _, log = self._processes.get(part.name, (None, None))
+        # Of a process on another machine there is no file yet.
+        path = self._logs / (log or f"{part.name.replace(' ', '-')}.log")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a") as file:
+                file.write(trace.rstrip() + "\n")
+        except OSError:
+            return ""
+        return f"; the traceback is in {path}"
+
+    def close(self) -> None:
+        """Close events.jsonl."""
+        self._lines.close()

@@ -1,0 +1,144 @@
+"""Simulators that fail in a step and are built anew, beside the others."""
+
+import time
+
+import numpy as np
+import pytest
+
+from mtray.collect import host as host_module
+from mtray.collect.episodes import EpisodeTracker
+from mtray.collect.host import make_host
+from mtray.collect.loop import ActingLoop
+from mtray.config.settings import NetworkConfig
+from mtray.data.rollout import pack
+from mtray.data.rows import holds_transition
+from mtray.errors import TaskError
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks.makers import make_makers
+from mtray.tasks.plan import Task
+from mtray.testing import CountingMaker
+from tests.failing import LATER, FailingMaker
+
+SOUND = Task("sound", "torchrl", CountingMaker(truncate_after=4))
+CASES = [
+    *[
+        (host, what)
+        for host in ("inline", "parallel")
+        for what in ("step_raises", "strange", "sys_exit", "reset_raises")
+    ],
+    *[("parallel", what) for what in ("os_exit", "killed", "hangs")],
+]
+
+
+def host_of(name, *tasks, rebuilds=True):
+    return make_host(name, make_makers(tasks, 2, range(len(tasks))), rebuilds=rebuilds)
+
+
+@pytest.mark.parametrize(("name", "what"), CASES)
+def test_a_simulator_that_fails_is_built_anew_and_the_others_do_not_notice(name, what, monkeypatch):
+    monkeypatch.setattr(host_module, "_HANG_SECONDS", 0.5)
+    host, alone = host_of(name, SOUND, Task("mine", "torchrl", FailingMaker(what))), host_of("inline", SOUND)
+    failed = []
+    try:
+        for step in range(12):
+            for one in (host, alone):
+                for slot in one.slots:
+                    slot.action[:] = np.sin(step)
+                one.step()
+            sound, mine = host.slots
+            for field in ("observation", "next_observation", "reward", "terminated", "truncated", "broken"):
+                np.testing.assert_array_equal(getattr(sound, field), getattr(alone.slots[0], field))
+            if mine.broken.any():
+                failed.append(step)
+                assert mine.broken.all()
+                assert mine.truncated.all()
+                assert not mine.terminated.any()
+                assert (mine.observation == 0).all(), "a new episode begins"
+        failures = host.take_failures()
+    finally:
+        host.close()
+        alone.close()
+    assert failed[0] == (2 if what == "reset_raises" else LATER - 1)
+    assert len(failures) == len(failed) >= 2
+    assert all(error.task == "mine" and "task 'mine'" in str(error) for error in failures)
+    assert host.take_failures() == ()
+
+
+@pytest.mark.parametrize("name", ["inline", "parallel"])
+def test_one_that_can_not_be_built_again_is_an_error(name, tmp_path):
+    (tmp_path / "licence").touch()
+
+    def maker(num_envs, seed):
+        if not (tmp_path / "licence").exists():
+            raise OSError("no licence left")
+        return FailingMaker("step_raises")(num_envs, seed)
+
+    host = host_of(name, SOUND, Task("mine", "torchrl", maker))
+    (tmp_path / "licence").unlink()
+    for _ in range(LATER - 1):
+        host.step()
+    with pytest.raises(TaskError, match="no licence left"):
+        host.step()
+    host.close()
+
+
+def test_a_new_simulator_has_seeds_of_its_own():
+    seeds = []
+
+    def maker(num_envs, seed):
+        seeds.append(seed)
+        return FailingMaker("step_raises")(num_envs, seed)
+
+    host = host_of("inline", Task("mine", "torchrl", maker))
+    for _ in range(3 * LATER):
+        host.step()
+    host.close()
+    assert len(set(seeds[-4:])) == 4
+
+
+def test_a_slow_step_does_not_count_as_a_hang(monkeypatch):
+    monkeypatch.setattr(host_module, "_HANG_SECONDS", 0.2)
+
+    class Slow(CountingMaker):
+        def __call__(self, num_envs, seed):
+            env = super().__call__(num_envs, seed)
+            env._step = lambda data, step=env._step: (time.sleep(0.15), step(data))[1]
+            return env
+
+    host = host_of("parallel", Task("mine", "torchrl", Slow(truncate_after=4)))
+    for _ in range(4):
+        host.step()
+    assert host.take_failures() == ()
+    host.close()
+
+
+def test_a_failed_step_is_no_transition_and_its_episode_does_not_count():
+    tasks = [SOUND, Task("mine", "torchrl", FailingMaker("step_raises"))]
+    specs = [task.spec for task in tasks]
+    host = make_host("inline", make_makers(tasks, 2, [0, 1]), rebuilds=True)
+    policy = MultiTaskPolicy(specs, NetworkConfig(actor_width=8, embedding_size=2)).requires_grad_(False)
+    loop = ActingLoop(host, policy, rollout_steps=8, discounts={"sound": 0.9, "mine": 0.9})
+    rollout = loop.collect()
+    host.close()
+    # Truncated after 3 steps; then the second of the next episode fails.
+    assert rollout.broken == {"mine": 2}
+    assert [error.task for error in rollout.failures] == ["mine"]
+    assert [(e.task, e.steps) for e in rollout.episodes if e.task == "mine"] == [("mine", 3)] * 2 + [("mine", 3)] * 2
+    rows = pack(rollout.tasks["mine"])
+    one = rows[: len(rows) // 2]
+    is_transition = holds_transition(one)
+    assert is_transition.sum() == 7
+    # Each transition's next observation is that of the row behind it: one more, since these count steps.
+    reached = one[1:, 0][is_transition[:-1]]
+    np.testing.assert_array_equal(reached, one[:-1, 0][is_transition[:-1]] + 1)
+    done = rollout.data[1]["next", "done"][0, :, 0]
+    assert done.tolist() == [False, False, True, False, True, False, False, True]
+
+
+def test_an_episode_that_broke_is_dropped_and_the_next_one_begins_at_zero():
+    tracker = EpisodeTracker("mine", 1, 0.9)
+    flags = {name: np.zeros((1, 6), bool) for name in ("done", "random", "broken")}
+    flags["done"][0, [1, 4]] = True
+    flags["broken"][0, 1] = True
+    found = tracker.add(np.ones((1, 6), np.float32), flags["done"], flags["random"], flags["broken"])
+    assert [(episode.steps, episode.episode_return) for episode in found] == [(3, 3.0)]
