@@ -383,3 +383,16 @@ def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_o
     assert one.meta["metrics"]["tasks"] == other.meta["metrics"]["tasks"]
     # An episode of reacher-easy has 1,000 frames, and between two checkpoints a copy takes 500.
     assert summaries[0]["tasks"]["reacher-easy"]["episodes"] == (0 if is_cut else 2)
+
+
+def test_a_run_in_lockstep_that_is_resumed_with_fewer_collectors_begins_new_episodes(tmp_path):
+    arguments = (*DETERMINISTIC, "--host", "inline", "--run-dir", tmp_path / "a")
+    with Run(*arguments, "--total-frames", 2000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert len(saved_of(tmp_path / "a").collectors) == 2
+    arguments = (*arguments, "--workers", 1, "--resume", "auto", "--total-frames", 3800)
+    with Run(*arguments, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert len(saved_of(tmp_path / "a").collectors) == 1
+    # A copy took 512 frames and then 896. An episode of 1,000 would have ended if the first collector's had gone on.
+    assert summary_of(tmp_path / "a")["tasks"]["reacher-easy"]["episodes"] == 0
