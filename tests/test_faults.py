@@ -393,6 +393,5 @@ def test_a_run_in_lockstep_that_is_resumed_with_fewer_collectors_begins_new_epis
     arguments = (*arguments, "--workers", 1, "--resume", "auto", "--total-frames", 3800)
     with Run(*arguments, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
-    assert len(saved_of(tmp_path / "a").collectors) == 1
     # A copy took 512 frames and then 896. An episode of 1,000 would have ended if the first collector's had gone on.
     assert summary_of(tmp_path / "a")["tasks"]["reacher-easy"]["episodes"] == 0

@@ -178,4 +178,5 @@ class RandomEpisodes:
         self._shares[:] = state["shares"]
         load_generator(self._generator, state["generator"])
         for index, values in enumerate([*self._random_returns, *self._policy_returns]):
+            values.clear()
             values.extend(state[f"returns{index}"].tolist())

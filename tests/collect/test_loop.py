@@ -88,6 +88,18 @@ def test_the_largest_return_is_that_of_any_step_of_any_episode_so_far():
         assert rollout.largest_returns[name] == pytest.approx(expected)
 
 
+def test_a_tracker_goes_on_from_a_state_within_an_episode():
+    done, is_random = np.zeros((1, 3), bool), np.zeros((1, 3), bool)
+    whole, first, second = (EpisodeTracker("a", 1, 0.9) for _ in range(3))
+    for rewards in ([1, 1, 1], [2, 2, 2]):
+        whole.add(np.array([rewards], np.float32), done, is_random)
+    first.add(np.ones((1, 3), np.float32), done, is_random)
+    second.load_state(first.state())
+    second.add(np.full((1, 3), 2, np.float32), done, is_random)
+    # The largest is that of the first step, which the rewards of both rollouts make.
+    assert whole.largest_return == second.largest_return > discounted_returns(np.full(3, 2.0), 0.9).max()
+
+
 def test_first_actions_are_uniform_then_the_policys():
     collector = make_collector(steps=200)
     random = collector.collect().data[1]["action"].reshape(-1)
