@@ -48,7 +48,7 @@ def build(
     """Return a learner of this number of tasks, and a batch."""
     import torch
 
-    from mtray.config.settings import LearnerConfig, NetworkConfig
+    from mtray.config.learner import LearnerConfig, NetworkConfig
     from mtray.data.batch import Batch
     from mtray.data.specs import TaskSpec, action_width, observation_width
     from mtray.learn.trainer import Trainer

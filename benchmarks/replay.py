@@ -54,7 +54,8 @@ class Caller:
         """Fill the replay to its capacity."""
         import torch
 
-        from mtray.cluster.actors.exchange import Draws, Pusher
+        from mtray.cluster.actors.draws import Draws
+        from mtray.cluster.actors.pushes import Pusher
 
         torch.set_num_threads(1)
         self._replay = replay

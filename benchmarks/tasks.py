@@ -90,7 +90,8 @@ def held_actions(spec: Any, seed: int) -> Any:
     import numpy as np
 
     from mtray.collect.exploration import normal_noise
-    from mtray.config.settings import CollectorConfig, NetworkConfig
+    from mtray.config.learner import NetworkConfig
+    from mtray.config.settings import CollectorConfig
     from mtray.policy.acting import Acting
     from mtray.policy.policy import MultiTaskPolicy
 

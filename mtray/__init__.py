@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtray.cluster.train import train as train
     from mtray.collect.evaluation import evaluate_policy as evaluate_policy
+    from mtray.config.learner import LearnerConfig as LearnerConfig
+    from mtray.config.learner import NetworkConfig as NetworkConfig
     from mtray.config.settings import CollectorConfig as CollectorConfig
     from mtray.config.settings import Config as Config
-    from mtray.config.settings import LearnerConfig as LearnerConfig
-    from mtray.config.settings import NetworkConfig as NetworkConfig
     from mtray.config.settings import ReplayConfig as ReplayConfig
     from mtray.config.settings import RunConfig as RunConfig
     from mtray.errors import MtrayError as MtrayError
@@ -39,7 +39,8 @@ __version__: str
 _NAMES = {
     "cluster.train": ("train",),
     "collect.evaluation": ("evaluate_policy",),
-    "config.settings": ("CollectorConfig", "Config", "LearnerConfig", "NetworkConfig", "ReplayConfig", "RunConfig"),
+    "config.learner": ("LearnerConfig", "NetworkConfig"),
+    "config.settings": ("CollectorConfig", "Config", "ReplayConfig", "RunConfig"),
     "errors": ("MtrayError", "RunError", "SchemaError", "TaskError", "UsageError"),
     "rundir.checkpoints.checkpoint": ("read_config",),
     "rundir.checkpoints.policies": ("load_policy",),

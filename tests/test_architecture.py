@@ -220,3 +220,24 @@ def test_a_wrong_import_and_a_circle_are_found():
     assert wrong_way("data.specs", {"policy.policy", "errors"}) == {"policy.policy"}
     assert wrong_way("learn.trainer", {"replay.ring", "policy.policy"}) == {"replay.ring"}
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [("b", "c", "b"), ("c", "b", "c")]
+
+
+# What they unpickle comes over unnamed pipes between a run's own processes, in Ray's calls, or was pickled there.
+UNPICKLES = {
+    "collect.worker": {"cloudpickle.loads", "connection.recv", "self._connection.recv"},
+    "cluster.actors.draws": {"pickle.loads"},
+    "cluster.actors.replay": {"pickle.loads"},
+    "tasks.checks": {"cloudpickle.loads"},
+}
+SAFE = {"torch.load": "weights_only=True", "np.load": "allow_pickle=False"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_unpickled_comes_from_the_run_itself(name):
+    calls = [node for node in ast.walk(ast.parse(FILES[name].read_text())) if isinstance(node, ast.Call)]
+    found = {ast.unparse(call.func) for call in calls}
+    ends = ("onnection.recv", "Unpickler", "Listener", "Client", "pickle.loads", "pickle.load")
+    assert {text for text in found if text.endswith(ends)} == UNPICKLES.get(name, set())
+    for call in calls:
+        wanted = SAFE.get(ast.unparse(call.func))
+        assert wanted is None or wanted in [ast.unparse(keyword) for keyword in call.keywords], ast.unparse(call)

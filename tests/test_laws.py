@@ -12,7 +12,8 @@ from tensordict import LazyStackedTensorDict
 from mtray.collect.exploration import normal_noise
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
-from mtray.config.settings import NetworkConfig, ReplayConfig
+from mtray.config.learner import NetworkConfig
+from mtray.config.settings import ReplayConfig
 from mtray.data.schema import by_task, validate
 from mtray.errors import TaskError
 from mtray.policy.policy import MultiTaskPolicy

@@ -9,7 +9,7 @@ import torch
 from tensordict import LazyStackedTensorDict
 
 import mtray
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.makers import make_makers
 from mtray.tasks.parallel import MultiTaskEnv

@@ -18,7 +18,7 @@ import torch
 import mtray
 from mtray import evaluate, launch, report
 from mtray.cluster import train
-from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.errors import UsageError
 from mtray.rundir import directory
 from mtray.rundir.checkpoints import checkpoint
@@ -351,7 +351,7 @@ def test_a_file_that_can_not_be_written_is_found_before_the_episodes(fail, tmp_p
 
 def learned_run(tmp_path, monkeypatch, tasks, specs):
     """Make a run directory whose policy learned these specs, without weights."""
-    from mtray.config.settings import NetworkConfig
+    from mtray.config.learner import NetworkConfig
     from mtray.policy.policy import MultiTaskPolicy
 
     policy = MultiTaskPolicy(specs, NetworkConfig(actor_width=16), deterministic=True)

@@ -28,6 +28,9 @@ def failure_of(call: int, error: BaseException) -> Failed:
         return _raised(call, cause)
     if isinstance(error, ActorUnavailableError):
         return Failed(call, Failure.UNAVAILABLE, one_line(error))
+    if isinstance(error, RayActorError) and "its owner has died" in str(error):
+        # The owner is this process. It lives, but Ray has given up the node that it is on, and all that it started.
+        return Failed(call, Failure.NODE, f"Ray's node process on this machine is gone or stuck: {one_line(error)}")
     if isinstance(error, _OF_PROCESSES):
         return Failed(call, Failure.DIED, _cause_of_death(error))
     return _raised(call, error)

@@ -12,10 +12,11 @@ from mtray.cluster.control.parts.actor import Limits
 from mtray.cluster.control.plan import CALLS, Place, Plan
 from mtray.cluster.control.protocol import Part
 from mtray.collect.placement import Share, partition, replicate, step_seconds
+from mtray.config.checks import require
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
-from mtray.replay.pacing import Pacing
+from mtray.replay.pacing import Pacing, least_slack
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.tasks.plan import Task
 
@@ -33,6 +34,14 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     round_frames = step_frames * config.copies(len(specs)) * config.workers * config.collector.rollout_steps * calls
     if settings.slack_steps is not None:
         slack_frames = settings.slack_steps * step_frames
+        if settings.updates_per_step:
+            least = math.ceil(least_slack(settings.updates_per_step, step_frames, round_frames) / step_frames)
+            require(
+                settings.slack_steps >= least,
+                f"--learner.slack-steps {settings.slack_steps}: collectors have {round_frames // step_frames} steps of "
+                f"every task under way, and an update needs {1 / settings.updates_per_step:g}, so at least {least} is "
+                "needed or both sides would wait for ever",
+            )
     else:
         # Where the learner is the slower side, collectors are this far ahead all the time, and what they bring was
         # chosen by weights as old: no more than keeps both sides from waiting.

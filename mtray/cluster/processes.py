@@ -25,6 +25,7 @@ from mtray.cluster.actors.replay import Replay
 from mtray.cluster.control.protocol import Call, Counts, Kind, Method, Part, Restored
 from mtray.cluster.failures import one_line
 from mtray.cluster.plan import seeds_of
+from mtray.cluster.session.own import limit_shutdown
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
 from mtray.data.specs import FloatArray
@@ -137,6 +138,7 @@ class Processes:
 
     def close(self) -> None:
         """Let collectors end their simulators, then end every process."""
+        limit_shutdown()
         closing = [actor.close.remote() for part, actor in self._actors.items() if part.kind == "collector"]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
@@ -156,6 +158,7 @@ class Processes:
         if not is_idle.wait(_DRAIN_SECONDS):
             raise RunError(f"a checkpoint that was being written did not end within {_DRAIN_SECONDS:g} s")
         # Its core would end this process.
+        limit_shutdown()
         ray.shutdown()
         if self._memory is None:
             raise RunError("nothing was collected yet")

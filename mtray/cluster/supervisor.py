@@ -26,6 +26,7 @@ from mtray.cluster.control.protocol import (
     Counts,
     End,
     Event,
+    Failure,
     Kill,
     Method,
     Part,
@@ -114,6 +115,8 @@ class Supervisor:
         # The newest state of each collector; None if it has none.
         self._collector_states: dict[int, bytes | None] = {}
         self._end: End | None = None
+        # Why Ray has given up this node, once it has.
+        self._lost_node: str | None = None
         self._has_stopped = False
         self._next_line = 0.0
 
@@ -152,7 +155,7 @@ class Supervisor:
         with contextlib.suppress(queue.Empty):
             ended = self.processes.inbox.get(timeout=max(0.0, wake - now))
         # First: what is done with Ray after its death may never return.
-        death = self._ray_death()
+        death = self._ray_death() or self._lost_node
         if death is not None:
             self._end = self._end_alone(death)
             return
@@ -208,6 +211,8 @@ class Supervisor:
             if call.part is None and isinstance(result, OSError):
                 result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
             failure = failure_of(call.id, result)
+            if failure.kind is Failure.NODE:
+                self._lost_node = failure.text
             return dataclasses.replace(
                 failure, text=failure.text + self._events.keep_trace(call.part, trace_of(result))
             )
@@ -289,6 +294,7 @@ class Supervisor:
         metrics, control = self.metrics, self.control
         metrics.restarts = control.restarts
         metrics.frames_lost, metrics.updates_lost = control.frames_lost, control.updates_lost
+        metrics.waiting = control.take_waits(time.monotonic(), metrics.replay_seconds())
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)

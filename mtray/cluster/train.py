@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.checks import check_machine, cost_line
-from mtray.cluster.session import check_address, ray_session
-from mtray.cluster.signals import stop_signals
+from mtray.cluster.session.checks import check_machine, cost_line
+from mtray.cluster.session.session import check_address, ray_session
+from mtray.cluster.session.signals import stop_signals
 from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.batch import Batch
 from mtray.data.specs import TaskSpec
 from mtray.learn.execution.failures import Check, NonFiniteFlag, mean_by_task

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
 from mtray.learn.execution.parameters import ParameterGroup, load_moments, merge_shared
 from mtray.policy.critic import MultiTaskCritic

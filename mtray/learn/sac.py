@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
 from mtray.learn import losses
 from mtray.learn.actor_critic import ActorCritic

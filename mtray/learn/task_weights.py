@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtray.config.checks import require
-from mtray.config.settings import LearnerConfig
+from mtray.config.learner import LearnerConfig
 
 # Default number of rows in an update, and the least number per task.
 _DEFAULT_ROWS, _LEAST_ROWS_PER_TASK = 384, 16

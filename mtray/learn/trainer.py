@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.batch import Batch
 from mtray.data.specs import TaskSpec
 from mtray.data.statistics import TaskStatistics

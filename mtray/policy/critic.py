@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.data.specs import TaskSpec, action_width, observation_width
 from mtray.policy.layers import Backbone, GroupedHead, GroupedLinear, select_tasks
 

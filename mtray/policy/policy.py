@@ -19,7 +19,7 @@ from tensordict.nn import TensorDictModuleBase
 from tensordict.nn.probabilistic import InteractionType, interaction_type
 from torch import Tensor, nn
 
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.data.schema import task_of
 from mtray.data.specs import ACTION, OBSERVATION, UNBOUNDED, TaskSpec, action_width, observation_width, task_key
 from mtray.errors import SchemaError

@@ -18,10 +18,11 @@ import numpy as np
 
 from mtray.config.settings import ReplayConfig
 from mtray.data.messages import Push, Receipt, Sampled
-from mtray.data.rows import TRANSITION, holds_transition, is_finite, row_flags, sampled_shape
+from mtray.data.rows import sampled_shape
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
-from mtray.errors import SchemaError, TaskError, UsageError
+from mtray.errors import UsageError
 from mtray.replay.account import Account, rows_of
+from mtray.replay.checks import check_push, check_rows
 from mtray.replay.memory import RingMemory, end_process, process_identity
 from mtray.replay.ring import Ring
 
@@ -66,22 +67,11 @@ class ReplayBuffer:
         stored = self._account.find(push.source, push.number)
         if stored is not None:
             return stored
-        is_transition, frames = {}, {}
-        for task, rows in push.rows.items():
-            self._check(task, rows)
-            # With the flags, which as floats are finite: without them the rows would not be one contiguous array.
-            if not is_finite(rows):
-                raise TaskError(
-                    f"task {task!r}: its data is not finite; nothing of push {push.number} of {push.source} is stored",
-                    task,
-                )
-            is_transition[task] = holds_transition(rows)
-            count, statistics = int(np.count_nonzero(is_transition[task])), push.statistics.get(task)
-            if statistics is not None and statistics.count != count:
-                raise SchemaError(
-                    f"task {task!r}: statistics of {statistics.count} transitions came with rows of {count}"
-                )
-            frames[task] = count * self._rings[task].spec.action_repeat
+        is_transition = check_push(push, self._rings)
+        frames = {
+            task: int(np.count_nonzero(found)) * self._rings[task].spec.action_repeat
+            for task, found in is_transition.items()
+        }
         receipt = Receipt(push.source, push.number, frames)
         self._account.merge(push)
         journal = None if self._memory is None else self._memory.journal
@@ -95,31 +85,6 @@ class ReplayBuffer:
             if journal.is_long:
                 self.begin_journal()
         return receipt
-
-    def _check_rows(self, task: str, rows: FloatArray) -> Ring:
-        ring = self._rings.get(task)
-        if ring is None:
-            raise SchemaError(f"push of task {task!r}: this replay holds {', '.join(self._rings)}")
-        spec = ring.spec
-        if rows.ndim != 2 or rows.shape[1] != spec.row_size or rows.dtype != np.float32:
-            raise SchemaError(
-                f"task {task!r}: rows of shape {rows.shape} {rows.dtype}, "
-                f"the schema says (any, {spec.row_size}) float32: {spec.observation_size} observation, "
-                f"{spec.action_size} action, reward, flags"
-            )
-        return ring
-
-    def _check(self, task: str, rows: FloatArray) -> None:
-        ring = self._check_rows(task, rows)
-        if not len(rows) or row_flags(rows)[-1] & TRANSITION:
-            raise SchemaError(
-                f"task {task!r}: the last row must hold the observation reached, as mtray.data.rollout.pack lays it"
-            )
-        if len(rows) > len(ring.rows):
-            raise SchemaError(
-                f"task {task!r}: a push of {len(rows)} rows does not fit a ring of {len(ring.rows)}: "
-                "raise --replay.capacity-rows or lower --collector.rollout-steps"
-            )
 
     def extend(self, rollout: TensorDictBase, *, source: str = "local", number: int | None = None) -> Receipt:
         """Check, pack and insert a lazy stack over any subset of tasks, in any order.
@@ -248,8 +213,7 @@ class ReplayBuffer:
         Raises:
             SchemaError: rows of another task or width.
         """
-        self._check_rows(task, rows)
-        self._rings[task].write(begin, rows)
+        check_rows(task, rows, self._rings).write(begin, rows)
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore the rest of what `state` returned: counts, ids and draws."""

@@ -20,6 +20,11 @@ from dataclasses import dataclass
 from mtray.errors import UsageError
 
 
+def least_slack(updates_per_step: float, step_frames: int, round_frames: int) -> int:
+    """Return the slack in frames below which both sides would wait for ever; arguments as `Pacing`'s attributes."""
+    return round_frames + int(step_frames / updates_per_step) + 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pacing:
     """The two lines above.
@@ -50,7 +55,7 @@ class Pacing:
             raise UsageError(f"pacing can't be negative: {self}")
         if not self.updates_per_step:
             return
-        least = self.round_frames + int(self.step_frames / self.updates_per_step) + 1
+        least = least_slack(self.updates_per_step, self.step_frames, self.round_frames)
         if self.slack_frames < least:
             raise UsageError(
                 f"slack of {self.slack_frames} frames: collectors bring {self.round_frames} at a time, an update needs "

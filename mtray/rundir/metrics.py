@@ -50,12 +50,14 @@ class Metrics:
         self.updates = 0
         self.weights_version = 0
         self.wait_seconds = 0.0
+        self.waiting: Mapping[str, Mapping[str, float]] = {}
         self.restarts = self.frames_lost = self.updates_lost = 0
         self._staleness: list[int] = []
         self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = seconds_before
         self._started = time.monotonic()
         self._last = (self._started, *self._made)
+        self._last_wait_seconds = 0.0
 
     @property
     def _made(self) -> tuple[int, int]:
@@ -85,6 +87,11 @@ class Metrics:
             if episode.of_policy:
                 task.recent.append(episode.episode_return)
 
+    def replay_seconds(self) -> tuple[float, float]:
+        """Return the seconds since the last line that collectors waited for receipts, and the learner for batches."""
+        # A new process of the learner counts from zero.
+        return self._collector_seconds["receipt"], max(0.0, self.wait_seconds - self._last_wait_seconds)
+
     def line(self) -> dict[str, Any]:
         """The figures since the last line, and totals."""
         now = time.monotonic()
@@ -101,12 +108,14 @@ class Metrics:
             "staleness": sum(self._staleness) / len(self._staleness) if self._staleness else 0.0,
             "learner_wait_seconds": self.wait_seconds,
             "collector_seconds": {part: round(spent, 3) for part, spent in self._collector_seconds.items()},
+            "waiting": self.waiting,
             "restarts": self.restarts,
             "frames_lost": self.frames_lost,
             "updates_lost": self.updates_lost,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
         self._last = (now, frames_made, updates_made)
+        self._last_wait_seconds = self.wait_seconds
         self._staleness.clear()
         self._collector_seconds.clear()
         return line

@@ -174,6 +174,8 @@ class TensorBoard(_Appended):
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         figures = {f"run/{name}": value for name, value in line.items()}
+        for side, waits in line.get("waiting", {}).items():
+            figures |= {f"waiting/{side} for {reason}": share for reason, share in waits.items()}
         for task, of_task in line["tasks"].items():
             figures |= {f"{task}/{name}": value for name, value in of_task.items()}
         values = [

@@ -94,10 +94,24 @@ def usable_bytes(root: Path = Path("/")) -> int | None:
         root: folder that holds ``proc`` and ``sys``; tests pass another.
     """
     limits = [limit for folder in _control_groups("memory", root) if (limit := _memory_limit(folder)) is not None]
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemTotal:"):
-            limits.append(1024 * int(line.split()[1]))
-    return min(limits, default=None)
+    return min([*limits, *_numbers(root / "proc/meminfo", "MemTotal:", 1024)], default=None)
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Return the memory this process could get now; None if unknown.
+
+    Args:
+        root: folder that holds ``proc`` and ``sys``; tests pass another.
+    """
+    free = _numbers(root / "proc/meminfo", "MemAvailable:", 1024)
+    for folder in _control_groups("memory", root):
+        limit = _memory_limit(folder)
+        used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
+        if limit is not None and used:
+            # Copies of files on disk count as used, and make room.
+            copies = [*_numbers(folder / "memory.stat", "inactive_file"), 0]
+            free.append(max(0, limit - int(used) + copies[0]))
+    return min(free, default=None)
 
 
 def _control_groups(controller: str, root: Path) -> Iterator[Path]:
@@ -124,6 +138,12 @@ def _quota(folder: Path) -> float | None:
         text = " ".join(_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
     numbers = [int(word) for word in text.split() if word.isdecimal()]
     return numbers[0] / numbers[1] if len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _numbers(path: Path, name: str, unit: int = 1) -> list[int]:
+    """Return the number that follows a name in a file, in a list that is empty if there is none."""
+    lines = (line.split() for line in _read(path).splitlines())
+    return [unit * int(words[1]) for words in lines if words[:1] == [name]]
 
 
 def _memory_limit(folder: Path) -> int | None:

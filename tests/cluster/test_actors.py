@@ -14,7 +14,8 @@ import torch
 from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
-from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.settings import CollectorConfig, Config, ReplayConfig
 from mtray.errors import NotFiniteError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot
@@ -116,7 +117,7 @@ def test_a_collector_does_not_wait_for_weights_that_are_not_here_yet(collector):
 
 
 def test_a_real_head_passes_the_check_of_its_address():
-    from mtray.cluster.session import check_address
+    from mtray.cluster.session.session import check_address
 
     check_address(ray.get_runtime_context().gcs_address)
 

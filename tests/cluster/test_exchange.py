@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import ray
 
-from mtray.cluster.actors.exchange import Draws, Pusher
+from mtray.cluster.actors.draws import Draws
+from mtray.cluster.actors.pushes import Pusher
 from mtray.cluster.actors.replay import Replay
 from mtray.config.settings import Config, ReplayConfig
 from mtray.data.rows import TRANSITION, row_flags

@@ -3,7 +3,7 @@
 import pytest
 
 import mtray
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.errors import TaskError, UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks import registry

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from mtray.collect.episodes import EpisodeTracker, discounted_returns
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.tensordicts import to_rollout

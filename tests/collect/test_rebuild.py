@@ -9,7 +9,7 @@ from mtray.collect import host as host_module
 from mtray.collect.episodes import EpisodeTracker
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.data.rollout import pack
 from mtray.data.rows import holds_transition
 from mtray.errors import TaskError

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.config.plain import from_dict, to_dict
-from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig, RunConfig
+from mtray.config.settings import CollectorConfig, Config, ReplayConfig, RunConfig
 from mtray.errors import UsageError
 
 GROUPS = {

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtray.config.settings import CollectorConfig, Config, LearnerConfig, NetworkConfig, ReplayConfig, RunConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.settings import CollectorConfig, Config, ReplayConfig, RunConfig
 from mtray.errors import UsageError
 
 GROUPS = (Config, CollectorConfig, ReplayConfig, NetworkConfig, LearnerConfig, RunConfig)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtray.config.settings import LearnerConfig
+from mtray.config.learner import LearnerConfig
 from mtray.data.batch import unpack_batches
 from mtray.errors import RunError
 from mtray.learn.execution.runner import matmul_precision

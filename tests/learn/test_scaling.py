@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mtray.config.settings import LearnerConfig
+from mtray.config.learner import LearnerConfig
 from mtray.learn import scaling
 from mtray.learn.trainer import Trainer
 from tests import oracles

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtray.config.settings import LearnerConfig
+from mtray.config.learner import LearnerConfig
 from mtray.errors import UsageError
 from mtray.learn.task_weights import loss_weights, rows_per_task
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtray.config.settings import LearnerConfig
+from mtray.config.learner import LearnerConfig
 from mtray.data.batch import Batch, unpack_batches
 from mtray.data.rows import STEPS_SHIFT
 from mtray.data.specs import TaskSpec

@@ -4,7 +4,8 @@ import torch
 
 from mtray.collect.host import make_host
 from mtray.collect.loop import ActingLoop
-from mtray.config.settings import LearnerConfig, NetworkConfig, ReplayConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.settings import ReplayConfig
 from mtray.data.batch import Batch, unpack_batches
 from mtray.data.messages import Push
 from mtray.data.rollout import pack

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.policy.acting import Acting
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.registry import resolve

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensordict import LazyStackedTensorDict, TensorDict
 
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.errors import SchemaError
 from mtray.policy.acting import Acting
 from mtray.policy.policy import MultiTaskPolicy

@@ -7,7 +7,7 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.data.specs import TaskSpec, observation_width
 from mtray.errors import SchemaError
 from mtray.policy.critic import MultiTaskCritic

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtray.config.settings import NetworkConfig
+from mtray.config.learner import NetworkConfig
 from mtray.errors import RunError, SchemaError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import layout_of, load, snapshot

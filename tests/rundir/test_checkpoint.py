@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tensordict import LazyStackedTensorDict, TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from mtray.config.learner import NetworkConfig
 from mtray.config.plain import to_dict
-from mtray.config.settings import Config, NetworkConfig
+from mtray.config.settings import Config
 from mtray.engines import states
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer

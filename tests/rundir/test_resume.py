@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from mtray.config.settings import Config, LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes

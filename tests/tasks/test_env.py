@@ -5,7 +5,8 @@ import torch
 from tensordict.nn import TensorDictModule
 
 import mtray
-from mtray.config.settings import CollectorConfig, NetworkConfig
+from mtray.config.learner import NetworkConfig
+from mtray.config.settings import CollectorConfig
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks import registry

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mtray.tasks.processes import usable_bytes, usable_cores
+from mtray.tasks.processes import available_bytes, usable_bytes, usable_cores
 
 GIB = 2**30
 
@@ -83,11 +83,45 @@ def test_memory_is_that_of_the_limit(tmp_path, monkeypatch, files, memory):
     assert usable_bytes(tmp_path) == memory
 
 
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:  1048576 kB\n"}, GIB),
+        # A group without a limit, and one with: copies of files make room.
+        (
+            {
+                "proc/meminfo": "MemAvailable: 2097152 kB\n",
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/b/memory.current": "5\n",
+                "sys/fs/cgroup/a/memory.max": "1000\n",
+                "sys/fs/cgroup/a/memory.current": "900\n",
+                "sys/fs/cgroup/a/memory.stat": "anon 7\ninactive_file 250\n",
+            },
+            350,
+        ),
+        (
+            {
+                "proc/self/cgroup": "9:memory:/x\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1200\n",
+            },
+            0,
+        ),
+    ],
+)
+def test_available_memory_is_what_others_leave_of_it(tmp_path, monkeypatch, files, memory):
+    machine(tmp_path, files, monkeypatch)
+    assert available_bytes(tmp_path) == memory
+
+
 def test_without_files_cores_are_those_of_the_affinity_and_memory_is_unknown(tmp_path):
     assert usable_cores(tmp_path) == len(os.sched_getaffinity(0))
-    assert usable_bytes(tmp_path) is None
+    assert usable_bytes(tmp_path) is available_bytes(tmp_path) is None
 
 
 def test_this_machine_has_cores_and_memory():
     assert 1 <= usable_cores() <= os.cpu_count()
     assert usable_bytes() > GIB / 4
+    assert 0 < available_bytes() <= usable_bytes()

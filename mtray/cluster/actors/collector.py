@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ObjectLostError
 
-from mtray.cluster.actors.exchange import Pusher
 from mtray.cluster.actors.logs import keep_output
+from mtray.cluster.actors.pushes import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report
 from mtray.data.rollout import pack

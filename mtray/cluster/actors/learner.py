@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtray.cluster.actors.exchange import Draws
+from mtray.cluster.actors.draws import Draws
 from mtray.cluster.actors.logs import keep_output
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec

@@ -20,6 +20,7 @@ from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Method
 from mtray.cluster.control.recovery import Recovery
 from mtray.replay.pacing import Pacing
+from mtray.replay.waiting import COLLECTORS, LEARNER
 
 # Time between two of the learner's states that are kept: what is made after the last one is lost with its process.
 KEEP_SECONDS = 20.0
@@ -64,8 +65,10 @@ class Control(Recovery):
         while self.wanted > 0:
             actor = self.free.take()
             if actor is None:
+                self._held_by = COLLECTORS
                 return
             if self.asked - self.lost + actor.rollout_frames > allowed:
+                self._held_by = LEARNER
                 self.free.put(actor, first=True)
                 return
             self._collect(actor, Method.COLLECT)

@@ -18,6 +18,7 @@ from mtray.cluster.control.parts.lifecycle import Lifecycle
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Counts, Method, Part, Restored
 from mtray.replay.pacing import Pacing
+from mtray.replay.waiting import COLLECTORS, DONE, FRAMES, REPLAY, SAVE, START, WARM_UP
 
 # Time between two counts while frames are under way.
 COUNT_SECONDS = 0.1
@@ -60,6 +61,8 @@ class Ledger(Lifecycle):
         self._flushes: dict[int, int] = {}
         self._is_counting, self._is_stale, self._next_count = False, True, now
         self._moved = now
+        # What collectors without a call wait for while there is something to ask for.
+        self._held_by: str = COLLECTORS
 
     @abstractmethod
     def _settled(self, actor: Actor) -> None:
@@ -218,3 +221,28 @@ class Ledger(Lifecycle):
         if counts.frames > self.counts.frames:
             self._moved = self.now
         self.counts = counts
+
+    def _note_waits(self, *, has_begun: bool, is_ending: bool) -> None:
+        """Note what the learner, and collectors without a call, wait for from now on."""
+        reason: str | None = FRAMES if self.counts.is_warm else WARM_UP
+        if not self.learner.is_up:
+            reason = START
+        elif self.learner.calls:
+            is_saving = all(call.method is Method.STATE for call in self.learner.calls.values())
+            reason = SAVE if is_saving else None
+        elif not self.replay.is_up:
+            reason = REPLAY
+        elif is_ending:
+            reason = DONE
+        self.waits.learner(reason, self.now)
+        if not has_begun:
+            self.waits.collectors_reason = START
+        elif not self.replay.is_up:
+            self.waits.collectors_reason = REPLAY
+        else:
+            self.waits.collectors_reason = DONE if is_ending or self.wanted <= 0 else self._held_by
+
+    def take_waits(self, now: float, replay_seconds: tuple[float, float] = (0.0, 0.0)) -> dict[str, dict[str, float]]:
+        """Return the share of the time since the last call that each side waited, by reason: see `Waits.take`."""
+        idle = (max(actor.heard, actor.since) for actor in self.collectors if actor.is_up and not actor.calls)
+        return self.waits.take(idle, len(self.collectors), now, replay_seconds)

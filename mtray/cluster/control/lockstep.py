@@ -18,6 +18,7 @@ from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
 from mtray.cluster.control.run import Outcome, Run
 from mtray.replay.pacing import Pacing
+from mtray.replay.waiting import COLLECTORS, LEARNER, REPLAY, SAVE
 
 
 class Lockstep(Run):
@@ -46,16 +47,18 @@ class Lockstep(Run):
             if self.counts.frames >= self._next_checkpoint:
                 self._save()
                 return
+            self._held_by = COLLECTORS
             self._begin_round()
         elif self._pushers:
             self._call(self._pushers.popleft(), Method.PUSH)
         elif self._is_stale:
-            self._is_stale = False
+            self._is_stale, self._held_by = False, REPLAY
             self._call(self.replay, Method.COUNT)
         else:
             self._is_round_over = True
             owed = self._updates_allowed() - self.updates
             if owed > 0:
+                self._held_by = LEARNER
                 self._call(self.learner, Method.TRAIN, owed)
             else:
                 self._step()
@@ -67,6 +70,7 @@ class Lockstep(Run):
             self._collect(actor, Method.ACT)
 
     def _save(self) -> None:
+        self._held_by = SAVE
         is_up = all(actor.is_up for actor in self.collectors)
         self.is_at_cut = self.has_states = self.counts.frames >= self._next_checkpoint and is_up
         if self.is_at_cut:

@@ -201,6 +201,8 @@ class Failure(enum.Enum):
     """It can't be reached now; the call may have run or not."""
     PEER = "peer"
     """It could not reach another part; the call may have run in part."""
+    NODE = "node"
+    """The driver's node is lost to the cluster, and every process of the run with it."""
     RAISED = "raised"
     """It raised."""
     TASK = "task"

@@ -86,6 +86,8 @@ class Run(Ledger):
             case Answered():
                 self._answered(event)
             case Failed():
+                if event.kind is Failure.NODE:
+                    self._end(event.text, "failed")
                 if event.call in self._calls and self._calls[event.call][1] is None:
                     self._calls.pop(event.call)
                     self._save_failed(event)
@@ -95,6 +97,7 @@ class Run(Ledger):
                 self._tell("stop", cause=event.reason)
                 self._end(event.reason, "done")
         self._proceed()
+        self._note_waits(has_begun=self._has_begun or self.is_ready, is_ending=self._ending is not None)
         return self._take()
 
     def tick(self, now: float) -> list[Command]:
@@ -104,6 +107,7 @@ class Run(Ledger):
             return []
         self._run_timers()
         self._proceed()
+        self._note_waits(has_begun=self._has_begun or self.is_ready, is_ending=self._ending is not None)
         return self._take()
 
     def _answered(self, event: Answered) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from mtray.config.settings import LearnerConfig
+from mtray.config.learner import LearnerConfig
 
 
 @torch.no_grad()

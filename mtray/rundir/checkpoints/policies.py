@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtray.config import plain as config_module
-from mtray.config.settings import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
 from mtray.rundir.checkpoints.checkpoint import POLICY, from_bytes, read_meta
 from mtray.rundir.checkpoints.newest import read_chosen

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtray.cluster.control.parts.actor import Actor
 from mtray.cluster.control.protocol import Call, Command, End, Method, Part, Tell
+from mtray.replay.waiting import Waits
 
 
 class Calls(ABC):
@@ -23,6 +24,7 @@ class Calls(ABC):
         self._calls: dict[int, tuple[Call, Actor | None, float]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._out: list[Command] = []
+        self.waits = Waits(now)
 
     @abstractmethod
     def _watch(self, actor: Actor) -> None:
@@ -47,6 +49,8 @@ class Calls(ABC):
         self._calls[call.id] = call, actor, self.now
         if actor is not None:
             if not actor.calls:
+                if actor.kind == "collector" and actor.is_up:
+                    self.waits.end(max(actor.heard, actor.since), self.now)
                 actor.heard = self.now
             actor.calls[call.id] = call
             if not actor.is_watched:

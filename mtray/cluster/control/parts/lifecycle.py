@@ -175,7 +175,7 @@ class Lifecycle(Calls):
         if call is None or actor is None:
             return
         actor.calls.pop(call.id, None)
-        if failure.kind is Failure.DIED:
+        if failure.kind in (Failure.DIED, Failure.NODE):
             self._die(actor, failure.text)
         elif failure.kind not in (Failure.UNAVAILABLE, Failure.PEER):
             self._raised(actor, call, failure)

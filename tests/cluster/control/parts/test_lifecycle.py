@@ -228,3 +228,13 @@ def test_the_first_call_of_a_kind_has_the_whole_time_of_a_call():
     assert script.killed == []
     script.wait(20)
     assert collector() in script.killed
+
+
+def test_a_run_whose_node_is_lost_ends_at_once_with_that_as_its_reason():
+    script = Script(total=10**6).all_up()
+    script.answer(Method.COLLECT)
+    script.fail(Method.COLLECT, Failure.NODE, text="the node is gone")
+    script.wait(10)
+    script.fail(Method.STATE, Failure.NODE, text="the node is gone")
+    script.wait(10)
+    assert (script.end.outcome, script.end.reason) == ("failed", "the node is gone")

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from mtray.cluster import signals
-from mtray.cluster.signals import stop_signals
+from mtray.cluster.session import signals
+from mtray.cluster.session.signals import stop_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

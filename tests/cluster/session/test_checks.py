@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtray.cluster import checks
-from mtray.cluster.checks import check_device, check_machine, ring_bytes
+from mtray.cluster.session import checks
+from mtray.cluster.session.checks import check_device, check_machine, ring_bytes
 from mtray.config.settings import Config
 from mtray.errors import UsageError
 from tests.makers import make_spec
@@ -38,11 +38,16 @@ def test_a_gpu_of_this_machine():
             check_device(Config(device="cuda"))
 
 
-def test_rings_that_do_not_fit_are_refused_with_what_would(monkeypatch):
-    monkeypatch.setattr(checks, "usable_bytes", lambda: 2**30)
+@pytest.mark.parametrize(
+    ("name", "whose"), [("usable_bytes", "this machine's"), ("available_bytes", "what others leave of it now,")]
+)
+def test_rings_that_do_not_fit_are_refused_with_what_would(monkeypatch, name, whose):
+    monkeypatch.setattr(checks, "usable_bytes", lambda: 2**33)
+    monkeypatch.setattr(checks, "available_bytes", lambda: 2**33)
+    monkeypatch.setattr(checks, name, lambda: 2**30)
     config = Config(replay={"capacity_rows": 10**7}, total_frames=10**9)
     with pytest.raises(
-        UsageError, match=r"--replay\.capacity-rows 10000000.* 1\.0 GiB .*capacity-rows \d+ would fit"
+        UsageError, match=rf"--replay\.capacity-rows 10000000.* of {whose} 1\.0 GiB .*capacity-rows \d+ would fit"
     ) as caught:
         check_machine(config, SPECS)
     fits = int(str(caught.value).split()[-3])

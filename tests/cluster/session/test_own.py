@@ -2,14 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 
 import pytest
 
-from mtray.cluster import session
-from mtray.cluster.session import cpus_per_actor
+from mtray.cluster.session import own
 from mtray.errors import UsageError
 from mtray.tasks.restored import process_restored
 
@@ -23,7 +20,7 @@ def environment(monkeypatch):
 
 
 def test_the_usual_folder_is_left_as_it_is():
-    assert session._temporary_folder() is None
+    assert own._temporary_folder() is None
 
 
 @pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
@@ -31,28 +28,53 @@ def test_the_usual_folder_is_left_as_it_is():
 def test_a_folder_that_sockets_can_not_lie_in_is_replaced(tmp_path, monkeypatch, name, kind):
     (tmp_path / "file").touch()
     monkeypatch.setenv(name, str(tmp_path / ("x" * 90 if kind == "long" else "file")))
-    assert session._temporary_folder() == "/tmp"
+    assert own._temporary_folder() == "/tmp"
 
 
 def test_the_longest_folder_is_as_long_as_a_socket_allows():
-    begin, sockets = "/" + "x" * (session._LONGEST_FOLDER - 1), "ray/session_2026-11-27_23-18-58_582929_4194304/sockets"
-    assert len(os.path.join(begin, sockets, "plasma_store")) == 107
+    begin, session_folder = (
+        "/" + "x" * (own._LONGEST_FOLDER - 1),
+        "mtray-4294967295/ray/session_2026-11-27_23-18-58_582929_4194304",
+    )
+    assert len(os.path.join(begin, session_folder, "sockets/plasma_store")) == 107
 
 
 def test_a_folder_on_a_full_disk_is_replaced(monkeypatch):
     usage = shutil.disk_usage
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="f") as folder:
         monkeypatch.setenv("TMPDIR", folder)
-        assert session._temporary_folder() is None
+        assert own._temporary_folder() is None
         full = usage(folder)._replace(free=2**20)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full if str(path) == folder else usage(path))
-        assert session._temporary_folder() == "/tmp"
+        assert own._temporary_folder() == "/tmp"
 
 
 def test_no_folder_at_all_is_told_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(session, "_is_writable", lambda *_: False)
+    monkeypatch.setattr(own, "_is_writable", lambda *_: False)
     with pytest.raises(UsageError, match="set RAY_TMPDIR to a folder that can be written"):
-        session._temporary_folder()
+        own._temporary_folder()
+
+
+def test_the_folder_of_sockets_is_closed_to_other_users(tmp_path):
+    folder = own._private_folder(str(tmp_path))
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+    assert own._private_folder(str(tmp_path)) == folder, "it is used again"
+
+
+@pytest.mark.parametrize("kind", ["open", "link", "file"])
+def test_a_folder_that_is_not_closed_is_not_used(tmp_path, kind):
+    taken = tmp_path / f"mtray-{os.getuid()}"
+    if kind == "open":
+        taken.mkdir()
+        taken.chmod(0o755)
+    elif kind == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        taken.symlink_to(tmp_path / "theirs")
+    else:
+        taken.touch()
+    folder = own._private_folder(str(tmp_path))
+    assert folder != str(taken)
+    assert os.stat(folder).st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("home", ["new", "file"])
@@ -60,12 +82,12 @@ def test_a_run_makes_a_token_of_its_own_and_leaves_none_in_the_home_folder(tmp_p
     """A token that stays there is asked for by every cluster that is started on this machine later."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
-    assert not session._has_token()
+    assert not own._has_token()
     with process_restored():
-        session._set_environment()
+        own._set_environment()
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-        assert session._token() == session._token()
+        assert own._token() == own._token()
     assert "RAY_AUTH_TOKEN" not in os.environ
     assert not (tmp_path / home / ".ray").exists()
 
@@ -74,31 +96,11 @@ def test_a_users_token_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("x")
-    assert session._has_token()
+    assert own._has_token()
 
 
 @pytest.mark.parametrize("name", NAMES[2:])
 def test_a_users_own_way_of_authentication_is_kept(monkeypatch, name):
     monkeypatch.setenv("HOME", "/proc")
     monkeypatch.setenv(name, "x")
-    assert session._has_token()
-
-
-@pytest.mark.parametrize(
-    ("code", "how"),
-    [("os.kill(os.getpid(), 9)", "was killed by SIGKILL"), ("sys.exit(3)", "ended with exit code 3")],
-)
-def test_a_process_of_rays_that_ended_is_told(code, how):
-    with subprocess.Popen([sys.executable, "-c", f"import os, sys; input(); {code}"], stdin=subprocess.PIPE) as process:
-        ray = session.Session(1.0, 1, {"raylet": process})
-        assert ray.death() is None
-        process.communicate(b"\n")
-        assert ray.death() == f"Ray's process raylet {how}"
-
-
-def test_a_ray_that_others_started_is_not_watched():
-    assert session.Session(1.0, 1).death() is None
-
-
-def test_a_share_of_cpus_is_the_largest_that_fits():
-    assert cpus_per_actor([1.0], 3) == 0.333
+    assert own._has_token()

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import os
-import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,20 +12,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from mtray.cluster.session import own
 from mtray.config.settings import Config
-from mtray.errors import RunError, UsageError
-from mtray.tasks.processes import kill_group_at_end, usable_cores
+from mtray.errors import UsageError
+from mtray.tasks.processes import usable_cores
 
 _CONNECT_SECONDS = 5.0
 _HEALTH_SECONDS = 10.0
-# Ray makes sockets at <folder>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107 bytes.
-_LONGEST_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-_FOLDER_BYTES = 16 * 2**20
-# Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
-_lifelines: list[int] = []
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -83,7 +74,7 @@ def check_address(address: str) -> None:
     except subprocess.TimeoutExpired as error:
         raise _unreachable(address, f"no Ray head has answered within {_HEALTH_SECONDS:g} seconds") from error
     except subprocess.CalledProcessError as error:
-        raise _unreachable(address, _last_line(error.stderr)) from error
+        raise _unreachable(address, own.last_line(error.stderr)) from error
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
 
@@ -93,11 +84,6 @@ def _unreachable(address: str, reason: str) -> UsageError:
         f"--address {address} can't be reached ({reason}): give host:port of a running Ray head, 'auto', or leave it "
         "out to start one here"
     )
-
-
-def _last_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else "no reason was given"
 
 
 def cpus_per_actor(nodes: Sequence[float], actors: int) -> float:
@@ -130,15 +116,14 @@ def ray_session(config: Config) -> Iterator[Session]:
         return
     with _texts_kept_in(config.run_dir):
         if config.address in (None, "local"):
-            _start(config.workers + 2)
+            own.start(config.workers, _QUIET)
         else:
             _join(str(config.address))
         try:
             yield _session(config, was_up=False)
         finally:
             ray.shutdown()
-            while _lifelines:
-                os.close(_lifelines.pop())
+            own.end_processes()
 
 
 @contextlib.contextmanager
@@ -153,7 +138,7 @@ def _texts_kept_in(run_dir: Path | None) -> Iterator[None]:
                 with (run_dir / "logs" / "ray.log").open("a") as file:
                     file.writelines(f"{line}\n" for line in data["lines"])
 
-    with _replaced(worker, "print_to_stdstream", keep):
+    with own.replaced(worker, "print_to_stdstream", keep):
         yield
 
 
@@ -189,111 +174,12 @@ def _check_joined(address: str | None) -> None:
         )
 
 
-def _start(actors: int) -> None:
-    import ray
-
-    _set_environment()
-    with _signals_kept_from_ray():
-        try:
-            # Ray's CPUs are logical: as many as actors, so that none waits for ever.
-            ray.init(address="local", num_cpus=actors, include_dashboard=False, **_QUIET)
-        except Exception as error:
-            ray.shutdown()
-            raise RunError(f"Ray could not be started here: {_last_line(error)}") from error
-
-
 def _join(address: str) -> None:
     import ray
 
     try:
-        with _signals_kept_from_ray():
+        with own.signals_kept_from_ray():
             ray.init(address=address, **_QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         ray.shutdown()
-        raise UsageError(f"--address {address}: no Ray answers there ({_last_line(error)})") from error
-
-
-def _set_environment() -> None:
-    """Set what the processes of a Ray of the run's own inherit; `process_restored` takes it back."""
-    # Ray's own 15 lets any other program of the machine outrun a run.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    folder = _temporary_folder()
-    if folder is not None:
-        os.environ["RAY_TMPDIR"] = os.environ["TMPDIR"] = folder
-    if not _has_token():
-        # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
-        # it. This one ends with the run.
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
-
-
-def _temporary_folder() -> str | None:
-    """Return another folder for Ray's sockets where the usual one has too long a name or can't be written."""
-    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    for folder in (usual, "/tmp", "/dev/shm"):
-        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_writable(Path(folder), _FOLDER_BYTES):
-            return None if folder == usual else folder
-    raise UsageError(
-        f"Ray can't keep its sockets and logs in {usual}: set RAY_TMPDIR to a folder that can be written, with a path "
-        f"of at most {_LONGEST_FOLDER} bytes and {_FOLDER_BYTES // 2**20} MiB free"
-    )
-
-
-def _has_token() -> bool:
-    """Return whether the user has a token for Ray, or has chosen to have none."""
-    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
-        return True
-    # RuntimeError: this user has no home.
-    with contextlib.suppress(OSError, RuntimeError):
-        return (Path.home() / ".ray" / "auth_token").is_file()
-    return False
-
-
-def _is_writable(folder: Path, free_bytes: int = 0) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return shutil.disk_usage(folder).free >= free_bytes
-    except OSError:
-        return False
-
-
-@functools.cache
-def _token() -> str:
-    # The same for every run of this process, since Ray reads it once.
-    return secrets.token_hex(32)
-
-
-@contextlib.contextmanager
-def _signals_kept_from_ray() -> Iterator[None]:
-    """Let Ray start without touching signals: this process keeps its handlers, and Ray's processes get none of its own.
-
-    ``ray.init`` would replace the handler of SIGTERM. And a signal to this process's group, as `timeout` or a closed
-    terminal sends it, would end Ray's processes before a checkpoint is saved: they get groups of their own. The kernel
-    kills those groups when this process ends: some of Ray's processes would notice after a minute only.
-    """
-    from ray._private import services, utils
-
-    start = services.ConsolePopen
-
-    def popen(*arguments: Any, **options: Any) -> Any:
-        lifeline, ours = os.pipe()
-        try:
-            process = start(*arguments, **options, process_group=0, pass_fds=[lifeline])
-            kill_group_at_end(lifeline, process.pid)
-        finally:
-            os.close(lifeline)
-        _lifelines.append(ours)
-        return process
-
-    with _replaced(services, "ConsolePopen", popen), _replaced(utils, "set_sigterm_handler", lambda _: None):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
+        raise UsageError(f"--address {address}: no Ray answers there ({own.last_line(error)})") from error

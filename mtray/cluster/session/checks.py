@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
-from mtray.tasks.processes import usable_bytes, usable_cores
+from mtray.tasks.processes import available_bytes, usable_bytes, usable_cores
 
 # Rings leave this share of the memory to processes: learner and collectors take half a GiB each.
 _RING_SHARE = 0.8
@@ -68,16 +68,16 @@ def ring_bytes(config: Config, specs: Sequence[TaskSpec], capacity_rows: int | N
 
 
 def _check_memory(config: Config, specs: Sequence[TaskSpec]) -> None:
-    memory, needed = usable_bytes(), ring_bytes(config, specs)
-    if memory is None or needed <= _RING_SHARE * memory:
-        return
-    row = sum(spec.row_size for spec in specs) * 4
-    fits = int(_RING_SHARE * memory / row)
-    raise UsageError(
-        f"--replay.capacity-rows {config.replay.capacity_rows}: the rings of {len(specs)} tasks grow to "
-        f"{needed / 2**30:.1f} GiB, and of this machine's {memory / 2**30:.1f} GiB at most "
-        f"{_RING_SHARE * memory / 2**30:.1f} are for them; --replay.capacity-rows {fits} would fit"
-    )
+    needed, row_bytes = ring_bytes(config, specs), sum(spec.row_size for spec in specs) * 4
+    for memory, whose in ((usable_bytes(), "this machine's"), (available_bytes(), "what others leave of it now,")):
+        if memory is None or needed <= _RING_SHARE * memory:
+            continue
+        raise UsageError(
+            f"--replay.capacity-rows {config.replay.capacity_rows}: the rings of {len(specs)} tasks grow to "
+            f"{needed / 2**30:.1f} GiB, and of {whose} {memory / 2**30:.1f} GiB at most "
+            f"{_RING_SHARE * memory / 2**30:.1f} are for them; --replay.capacity-rows "
+            f"{int(_RING_SHARE * memory / row_bytes)} would fit"
+        )
 
 
 def _check_open_files(config: Config) -> None:

@@ -1,0 +1,192 @@
+"""A Ray of the run's own: its environment, folder, token and processes.
+
+It listens on the loopback address only, asks for a token that is made for the run, and ends with this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mtray.cluster.session.store import store_options
+from mtray.errors import RunError, UsageError
+from mtray.tasks.processes import kill_group_at_end
+
+# Ray makes sockets at <folder>/mtray-<user>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107
+# bytes.
+_LONGEST_FOLDER = 107 - len("/mtray-4294967295/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+_FOLDER_BYTES = 16 * 2**20
+# Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
+_lifelines: list[int] = []
+_timers: list[threading.Timer] = []
+_SHUTDOWN_SECONDS = 20.0
+# Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
+
+
+def start(workers: int, quiet: dict[str, Any]) -> None:
+    """Start it.
+
+    Args:
+        workers: collectors of the run.
+        quiet: arguments of ``ray.init`` about what is shown.
+
+    Raises:
+        RunError: it does not start.
+        UsageError: there is no room for its sockets or its memory.
+    """
+    import ray
+    from ray._private import ray_constants
+
+    _set_environment()
+    options = store_options(workers)
+    # What `_LOOPBACK` says to Ray's processes; here Ray may have been imported before.
+    with signals_kept_from_ray(), replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+        try:
+            # Ray's CPUs are logical: as many as actors, so that none waits for ever.
+            ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **quiet)
+        except Exception as error:
+            ray.shutdown()
+            raise RunError(f"Ray could not be started here: {last_line(error)}") from error
+
+
+def limit_shutdown() -> None:
+    """Have Ray's processes killed unless they end soon: Ray waits without a limit for a node process that is stuck."""
+    if _lifelines:
+        _timers.append(threading.Timer(_SHUTDOWN_SECONDS, _kill))
+        _timers[-1].start()
+
+
+def end_processes() -> None:
+    """End the processes of a Ray that was started here and is shut down."""
+    for timer in _timers:
+        timer.cancel()
+        timer.join()
+    _timers.clear()
+    _kill()
+
+
+def _kill() -> None:
+    while _lifelines:
+        os.close(_lifelines.pop())
+
+
+def last_line(error: object) -> str:
+    """Return the last line of an error's text."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else "no reason was given"
+
+
+def _set_environment() -> None:
+    """Set what the processes of a Ray of the run's own inherit; `process_restored` takes it back."""
+    # Ray's own 15 lets any other program of the machine outrun a run.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ[_LOOPBACK[0]] = _LOOPBACK[1]
+    folder = _temporary_folder()
+    if folder is not None:
+        os.environ["TMPDIR"] = folder
+    os.environ["RAY_TMPDIR"] = _private_folder(folder or _usual_folder())
+    if not _has_token():
+        # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
+        # it. This one ends with the run.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
+
+
+def _temporary_folder() -> str | None:
+    """Return another folder for Ray's sockets where the usual one has too long a name or can't be written."""
+    usual = _usual_folder()
+    for folder in (usual, "/tmp", "/dev/shm"):
+        if len(os.fsencode(folder)) <= _LONGEST_FOLDER and _is_writable(Path(folder), _FOLDER_BYTES):
+            return None if folder == usual else folder
+    raise UsageError(
+        f"Ray can't keep its sockets and logs in {usual}: set RAY_TMPDIR to a folder that can be written, with a path "
+        f"of at most {_LONGEST_FOLDER} bytes and {_FOLDER_BYTES // 2**20} MiB free"
+    )
+
+
+def _usual_folder() -> str:
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def _private_folder(parent: str) -> str:
+    """Return a folder that other users can't enter; into Ray's own they could put sockets in place of a run's."""
+    folder = Path(parent) / f"mtray-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+        return str(folder)
+    # Somebody else has taken the name.
+    return tempfile.mkdtemp(prefix="mtray-", dir=parent)
+
+
+def _has_token() -> bool:
+    """Return whether the user has a token for Ray, or has chosen to have none."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return True
+    # RuntimeError: this user has no home.
+    with contextlib.suppress(OSError, RuntimeError):
+        return (Path.home() / ".ray" / "auth_token").is_file()
+    return False
+
+
+def _is_writable(folder: Path, free_bytes: int = 0) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return shutil.disk_usage(folder).free >= free_bytes
+    except OSError:
+        return False
+
+
+@functools.cache
+def _token() -> str:
+    # The same for every run of this process, since Ray reads it once.
+    return secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def signals_kept_from_ray() -> Iterator[None]:
+    """Let Ray start without touching signals: this process keeps its handlers, and Ray's processes get none of its own.
+
+    ``ray.init`` would replace the handler of SIGTERM. And a signal to this process's group, as `timeout` or a closed
+    terminal sends it, would end Ray's processes before a checkpoint is saved: they get groups of their own. The kernel
+    kills those groups when this process ends: some of Ray's processes would notice after a minute only.
+    """
+    from ray._private import services, utils
+
+    start = services.ConsolePopen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        lifeline, ours = os.pipe()
+        try:
+            process = start(*arguments, **options, process_group=0, pass_fds=[lifeline])
+            kill_group_at_end(lifeline, process.pid)
+        finally:
+            os.close(lifeline)
+        _lifelines.append(ours)
+        return process
+
+    with replaced(services, "ConsolePopen", popen), replaced(utils, "set_sigterm_handler", lambda _: None):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Replace a name of a module while the block runs."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)

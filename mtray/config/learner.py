@@ -1,0 +1,162 @@
+"""Settings of the networks and of learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mtray.config.checks import is_positive, is_positive_integer, require, require_above_zero, require_at_least
+from mtray.config.types import convert_fields
+
+# Beyond these, one side would wait for years.
+UPDATES_PER_STEP = 1e-6, 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Shared backbones and per-task heads of actor and critic."""
+
+    actor_width: int = 128
+    """Width of the actor's backbone."""
+    actor_blocks: int = 1
+    """Residual blocks of the actor's backbone."""
+    critic_width: int = 256
+    """Width of the critic's backbone."""
+    critic_blocks: int = 1
+    """Residual blocks of the critic's backbone."""
+    actor_output_norm: bool = True
+    """Normalise the output of the actor's backbone."""
+    critic_output_norm: bool = True
+    """Normalise the output of the critic's backbone."""
+    critics: int = 1
+    """Critics, each with its own backbone and heads; the lowest value of each row is used."""
+    embedding_size: int = 32
+    """Width of the learned task embedding that the backbones read; 0 for none."""
+    adapter_size: int = 32
+    """Linear features of its inputs that each task learns, read by the backbones beside the inputs; 0 for none."""
+    head_layers: int = 0
+    """Hidden layers of each task's head, as wide as its backbone."""
+    head_reads_observation: bool = False
+    """Feed each head its task's observation beside the backbone's output, as the TorchRL tutorial does."""
+
+    def __post_init__(self) -> None:
+        """Convert and validate."""
+        convert_fields(self)
+        require_at_least(self, 1, "actor_width", "critic_width", "critics")
+        require_at_least(self, 0, "actor_blocks", "critic_blocks", "embedding_size", "adapter_size", "head_layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """Multi-task actor-critic with a categorical critic."""
+
+    algorithm: Literal["sac", "td3"] = "sac"
+    """sac: a stochastic policy with an entropy bonus. td3: a deterministic policy, with noise added in collection and
+    targets; add --network.critics 2 for its paper's two critics."""
+
+    batch_rows: int | None = None
+    """Rows of one update, equally many of every task unless --learner.row-weights is given; by default 384, or 16 per
+    task if that is more."""
+    updates_per_step: float = 4.0
+    """Updates per agent step taken in every task; 0 collects without learning."""
+    warmup_steps: int = 1000
+    """Agent steps of every task before the first update, with uniformly random actions."""
+    slack_steps: int | None = None
+    """Agent steps of every task that collectors may be ahead of the learner; by default a quarter more than are in
+    flight at once."""
+    learning_rate: float = 3e-4
+    """Learning rate of actor and critic (AdamW)."""
+    temperature_learning_rate: float = 1e-3
+    """Learning rate of the temperatures (Adam)."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    n_step: int = 1
+    """Rewards that a target sums before the critic's value; fewer where an episode or a rollout ends."""
+    polyak: float = 0.01
+    """Step size of the target critic's moving average, per update."""
+    actor_polyak: float = 0.002
+    """Step size of the actor's moving average, per update of the actor. The average is saved and evaluated; 1 for the
+    actor itself. Collectors act with the actor itself."""
+    actor_period: int = 2
+    """Updates of the critic per update of actor and temperatures."""
+    atoms: int = 51
+    """Atoms of the critic's distribution; 1 for a scalar critic, trained with the squared error."""
+    value_limit: float = 10.0
+    """The atoms span [-value_limit, value_limit], in scaled returns."""
+    headroom: float = 3.0
+    """Ratio of the support's limit to the largest return so far, capped at the return of receiving the largest reward
+    so far at every step."""
+    initial_temperature: float = 0.1
+    """sac: initial temperature of every task, in units of its raw reward."""
+    action_noise: float = 0.2
+    """td3: standard deviation of the noise added to actions, in units of half the action range."""
+    loss_weights: tuple[str, ...] = ()
+    """Weights of tasks' losses, for example cheetah-run=2 walker-walk=0.5; 1 for all others."""
+    row_weights: tuple[str, ...] = ()
+    """Weights of tasks' numbers of rows per update, whole numbers, for example cheetah-run=2; 1 for all others."""
+    batches_per_call: int = 16
+    """Batches per call to the replay."""
+    calls_ahead: int = 2
+    """Prefetched calls to the replay."""
+    slice_seconds: float = 0.5
+    """Time between two weights versions of the learner."""
+    threads: int | None = None
+    """Threads of an update on the CPU; by default one or two, whichever is measured to be faster during the run; one
+    with --deterministic."""
+    precision: Literal["float32", "tfloat32", "bfloat16"] | None = None
+    """Precision of the networks' matrix products: float32, tfloat32 (GPU only, 10 bits of mantissa) or bfloat16; by
+    default tfloat32 on a GPU and float32 on the CPU. Parameters, losses and optimisers are always float32."""
+    graphs: bool | None = None
+    """Record an update once and replay its kernels (CUDA graphs on a GPU). By default wherever possible, which on the
+    CPU excludes --learner.compile."""
+    compile: str | None = None
+    """Backend of torch.compile for networks and losses, for example inductor. On the CPU it halves the speed."""
+
+    def __post_init__(self) -> None:
+        """Convert and validate."""
+        convert_fields(self)
+        require_at_least(self, 1, "batch_rows", "n_step", "actor_period", "atoms", "headroom")
+        require_at_least(self, 1, "batches_per_call", "calls_ahead", "threads")
+        require_at_least(self, 0, "updates_per_step", "warmup_steps", "slack_steps", "weight_decay")
+        require_above_zero(self, "learning_rate", "temperature_learning_rate", "value_limit", "initial_temperature")
+        require_above_zero(self, "action_noise", "slice_seconds")
+        lowest, highest = UPDATES_PER_STEP
+        require(
+            not self.updates_per_step or lowest <= self.updates_per_step <= highest,
+            f"--learner.updates-per-step {self.updates_per_step:g}: must be 0 or from {lowest:g} to {highest:g}, or "
+            "one side would wait for ever",
+        )
+        for name in ("polyak", "actor_polyak"):
+            share = getattr(self, name)
+            require(0 < share <= 1, f"--learner.{name.replace('_', '-')} {share}: must be in (0, 1]")
+        for name, valid, kind in (
+            ("loss_weights", is_positive, "number"),
+            ("row_weights", is_positive_integer, "whole number"),
+        ):
+            for text in getattr(self, name):
+                require(
+                    "=" in text and valid(text.rpartition("=")[2]),
+                    f"--learner.{name.replace('_', '-')} {text}: give a task and a {kind} above 0, "
+                    "for example cheetah-run=2",
+                )
+
+    @property
+    def policy_noise(self) -> float | None:
+        """Standard deviation of the noise added to actions; None if the policy learns it (sac)."""
+        return self.action_noise if self.algorithm == "td3" else None
+
+    def can_record(self, device: str) -> bool:
+        """Return whether updates on this device can be recorded; code compiled for the CPU can't."""
+        return device.startswith("cuda") or (device == "cpu" and not self.compile)
+
+    def check_device(self, device: str) -> None:
+        """Raise a UsageError if the device does not support the given precision or graphs."""
+        require(
+            self.can_record(device) or not self.graphs,
+            f"--learner.graphs True with --learner.compile {self.compile} on {device}: updates can be recorded on a "
+            "CUDA device, or on the CPU if they are not compiled; leave one of them out",
+        )
+        require(
+            device.startswith("cuda") or self.precision != "tfloat32",
+            f"--learner.precision tfloat32 on {device}: only GPUs support it; use float32 or bfloat16",
+        )
