@@ -332,19 +332,34 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     assert summary["updates"] > 0.1 * (summary["tasks"]["reacher-easy"]["frames"] - 4000) / 2
 
 
-DETERMINISTIC = (*SMALL, "--deterministic", "--run.checkpoint-frames", 2000, "--run.keep-checkpoints", 9)
+DETERMINISTIC = (
+    *(*SMALL, "--envs-per-task", 1, "--deterministic"),
+    *("--run.checkpoint-frames", 2000, "--run.keep-checkpoints", 9),
+)
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "is_cut"),
     [
-        ("--host", "inline"),
-        ("--host", "parallel", "--learner.n-step", 3),
-        ("--host", "inline", "--engine", "dm_control", "--learner.algorithm", "td3"),
+        (("--host", "inline"), False),
+        (("--host", "parallel", "--learner.n-step", 3), False),
+        (("--host", "inline", "--engine", "dm_control", "--learner.algorithm", "td3"), False),
+        (("--host", "parallel", "--engine", "dm_control"), False),
+        (("--host", "inline", "--engine", "envpool"), True),
+        (("--host", "inline", "--tasks", "tests.makers:point", "reacher-easy"), True),
     ],
-    ids=["mujoco-inline-sac", "mujoco-parallel-n-step", "dm_control-inline-td3"],
+    ids=[
+        "mujoco-inline-sac",
+        "mujoco-parallel-n-step",
+        "dm_control-inline-td3",
+        "dm_control-parallel",
+        "envpool-inline",
+        "torchrl-and-mujoco-inline",
+    ],
 )
-def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_one(tmp_path, flags):
+def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_one(tmp_path, flags, is_cut):
+    if "envpool" in flags:
+        pytest.importorskip("envpool")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     with Run(*DETERMINISTIC, *flags, "--total-frames", 6000, "--run-dir", whole, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
@@ -366,3 +381,17 @@ def test_a_run_in_lockstep_that_was_stopped_goes_on_bit_for_bit_as_an_unbroken_o
     summaries = [summary_of(run_dir) | {"wall_seconds": 0} for run_dir in (whole, broken)]
     assert summaries[0] == summaries[1]
     assert one.meta["metrics"]["tasks"] == other.meta["metrics"]["tasks"]
+    # An episode of reacher-easy has 1,000 frames, and between two checkpoints a copy takes 500.
+    assert summaries[0]["tasks"]["reacher-easy"]["episodes"] == (0 if is_cut else 2)
+
+
+def test_a_run_in_lockstep_that_is_resumed_with_fewer_collectors_begins_new_episodes(tmp_path):
+    arguments = (*DETERMINISTIC, "--host", "inline", "--run-dir", tmp_path / "a")
+    with Run(*arguments, "--total-frames", 2000, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert len(saved_of(tmp_path / "a").collectors) == 2
+    arguments = (*arguments, "--workers", 1, "--resume", "auto", "--total-frames", 3800)
+    with Run(*arguments, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    # A copy took 512 frames and then 896. An episode of 1,000 would have ended if the first collector's had gone on.
+    assert summary_of(tmp_path / "a")["tasks"]["reacher-easy"]["episodes"] == 0

@@ -79,6 +79,9 @@ class Processes:
         self._writer = writer
         saved = writer.newest
         self.learner_state = saved.learner if saved else None
+        # Of collectors that step what they stepped then; others begin new episodes.
+        is_same = config.deterministic and saved is not None and saved.meta.get("collectors") == list(shares)
+        self._collector_states = saved.collectors if saved and is_same else ()
         self.restored_frames: dict[str, int] = {}
         self._begin_frames = saved.frames if saved else 0
         self._run_id = uuid.uuid4().hex[:8]
@@ -267,6 +270,8 @@ class Processes:
                 return actor.hello.remote(self._writer.run_dir / "logs", name)
             case Method.BUILD if part.kind == "learner":
                 return self._with_weights(call, actor.build, self.learner_state, self.weights[0])
+            case Method.BUILD if part.kind == "collector":
+                return actor.build.remote(self._collector_states[part.place] if self._collector_states else None)
             case Method.CONNECT if part.kind == "learner":
                 return self._with_weights(call, actor.connect, self._replay)
             case Method.CUT if part.kind == "learner":

@@ -109,6 +109,10 @@ class Supervisor:
             self.metrics.load_state(resume.meta["metrics"])
             self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self._snapshot: dict[str, Any] = {}
+        # In lockstep, of rollouts that were not pushed yet.
+        self._reports: dict[int, Report] = {}
+        # The newest state of each collector; None if it has none.
+        self._collector_states: dict[int, bytes | None] = {}
         self._end: End | None = None
         # Why Ray has given up this node, once it has.
         self._lost_node: str | None = None
@@ -217,10 +221,18 @@ class Supervisor:
             # Control has forgotten it.
             return Answered(call.id)
         match call.method:
-            case Method.COLLECT | Method.ACT:
-                report: Report = result
-                self.metrics.add_rollout(report)
-                return Answered(call.id, self._failed(call.part, report))
+            case Method.COLLECT:
+                self.metrics.add_rollout(result)
+                return Answered(call.id, self._failed(call.part, result))
+            case Method.ACT:
+                assert call.part is not None
+                self._reports[call.part.place] = result
+                return Answered(call.id, self._failed(call.part, result))
+            case Method.PUSH:
+                assert call.part is not None
+                # In the order of the pushes: rollouts end in any order.
+                self.metrics.add_rollout(self._reports.pop(call.part.place))
+                return Answered(call.id)
             case Method.HELLO:
                 assert call.part is not None
                 self._events.add_process(call.part, result)
@@ -234,6 +246,9 @@ class Supervisor:
                     self.metrics.updates = result["updates"]
                 self._take_figures(result, weights)
                 return Answered(call.id, result["updates"])
+            case Method.STATE if call.part is not None and call.part.kind == "collector":
+                self._collector_states[call.part.place] = result
+                return Answered(call.id, result is not None)
             case Method.STATE:
                 self._keep_state(result)
                 return Answered(call.id, result[2])
@@ -289,17 +304,20 @@ class Supervisor:
         """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
         policy, learner, updates = self._state
         replay = self._snapshot
+        states = self._collector_states if self.control.has_states else {}
+        collectors = [state for _, state in sorted(states.items()) if state is not None]
         metrics = {**self.metrics.state(), "updates": updates}
         for name, count in replay["frames"].items():
             metrics["tasks"][name]["frames"] = count
         meta = {
             "metrics": metrics,
             "pacing": pacing_state(self.control.pacing),
+            "collectors": self._shares if collectors else [],
             "is_at_cut": self.control.is_at_cut,
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],
         }
-        saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay)
+        saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay, collectors=collectors)
         return lambda: self._writer.write(saved, fetch if self.config.replay.save else None)
 
     def _end_alone(self, death: str) -> End:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from mtray.data.messages import Episode
 from mtray.data.specs import FloatArray
 from mtray.engines.base import BoolArray
+from mtray.engines.states import State
 
 
 class EpisodeTracker:
@@ -61,6 +62,23 @@ class EpisodeTracker:
         self._rewards[copy] = np.empty(0, np.float32)
         self._returns[copy], self._steps[copy], self._random_steps[copy] = 0.0, 0, 0
         return episode
+
+    def state(self) -> State:
+        """Return the episodes under way and the largest return."""
+        return {
+            "largest_return": np.array(self.largest_return),
+            "returns": self._returns,
+            "steps": self._steps,
+            "random_steps": self._random_steps,
+            **{f"rewards{copy}": rewards for copy, rewards in enumerate(self._rewards)},
+        }
+
+    def load_state(self, state: State) -> None:
+        """Load what `state` returned."""
+        self.largest_return = float(state["largest_return"])
+        self._returns[:], self._steps[:] = state["returns"], state["steps"]
+        self._random_steps[:] = state["random_steps"]
+        self._rewards = [state[f"rewards{copy}"] for copy in range(len(self._rewards))]
 
 
 def discounted_returns(rewards: FloatArray, discount: float) -> npt.NDArray[np.float64]:

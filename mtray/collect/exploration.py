@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from mtray.data.specs import FloatArray
 from mtray.engines.base import BoolArray
+from mtray.engines.states import State, generator_state, load_generator
 
 Lengths: TypeAlias = npt.NDArray[np.float64]
 
@@ -84,6 +85,16 @@ class HeldNoise:
         """Draw new values at the next step for the copies of ``ended`` [T, K]."""
         np.copyto(self._steps_left, 0, where=ended)
 
+    def state(self) -> State:
+        """Return what the next draws depend on."""
+        generator = generator_state(self._generator)
+        return {"values": self._values, "steps_left": self._steps_left, "generator": generator}
+
+    def load_state(self, state: State) -> None:
+        """Load what `state` returned."""
+        self._values[:], self._steps_left[:] = state["values"], state["steps_left"]
+        load_generator(self._generator, state["generator"])
+
 
 def normal_noise(size: tuple[int, int, int], longest: int, generator: np.random.Generator) -> HeldNoise:
     """Return standard normal noise [T, K, act], held for up to ``longest`` steps."""
@@ -146,3 +157,26 @@ class RandomEpisodes:
             self._shares[task] = max(self._share, min(0.5, _SHARE_FACTOR * self._share))
         else:
             self._shares[task] = self._share
+
+    def state(self) -> State:
+        """Return what the next choices depend on."""
+        returns = {
+            f"returns{index}": np.array(values)
+            for index, values in enumerate([*self._random_returns, *self._policy_returns])
+        }
+        return {
+            "is_random": self._is_random,
+            "steps_left": self._steps_left,
+            "shares": self._shares,
+            "generator": generator_state(self._generator),
+            **returns,
+        }
+
+    def load_state(self, state: State) -> None:
+        """Load what `state` returned."""
+        self._is_random[:], self._steps_left[:] = state["is_random"], state["steps_left"]
+        self._shares[:] = state["shares"]
+        load_generator(self._generator, state["generator"])
+        for index, values in enumerate([*self._random_returns, *self._policy_returns]):
+            values.clear()
+            values.extend(state[f"returns{index}"].tolist())

@@ -20,6 +20,7 @@ from mtray.collect.slots import Slot, close_sim, finish_step, mark_broken, slot_
 from mtray.collect.worker import RESET, STEP, Worker, close_workers
 from mtray.data.specs import TaskSpec
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
+from mtray.engines.states import State
 from mtray.errors import MtrayError, TaskError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server
@@ -72,6 +73,14 @@ class Host(ABC):
     @abstractmethod
     def step(self) -> None:
         """Take one agent step in every copy; copies whose episode ended start the next one."""
+
+    @abstractmethod
+    def states(self) -> list[State | None]:
+        """Return each task's `BatchSim.state`."""
+
+    @abstractmethod
+    def load_states(self, states: Sequence[State]) -> None:
+        """Load each task's state; observations in the slots stay as they are."""
 
     @abstractmethod
     def close(self) -> None:
@@ -129,6 +138,15 @@ class InlineHost(Host):
         except TASK_FAILURES as error:
             raise _task_error(name, "maker", error) from error
         _reset(self._sims[index], self.slots[index])
+
+    def states(self) -> list[State | None]:
+        """Return each task's `BatchSim.state`."""
+        return [sim.state() for sim in self._sims]
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Load each task's state."""
+        for sim, state in zip(self._sims, states, strict=True):
+            sim.load_state(state)
 
     def close(self) -> None:
         """Free the simulators."""
@@ -219,6 +237,17 @@ class ParallelHost(Host):
         self._workers[index] = Worker(self._makers[index], old.memory)
         self._workers[index].wait()
         self._workers[index].limit(_HANG_SECONDS + 10 * self._longest_seconds)
+
+    def states(self) -> list[State | None]:
+        """Return each task's `BatchSim.state`."""
+        return [worker.state() for worker in self._workers]
+
+    def load_states(self, states: Sequence[State]) -> None:
+        """Load each task's state, all tasks in parallel."""
+        for worker, state in zip(self._workers, states, strict=True):
+            worker.load_state(state)
+        for worker in self._workers:
+            worker.wait()
 
     def close(self) -> None:
         """End the processes."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtray.collect.clock import Clock
 from mtray.collect.episodes import EpisodeTracker
-from mtray.collect.exploration import RandomEpisodes, normal_noise, random_actions
+from mtray.collect.exploration import HeldNoise, RandomEpisodes, normal_noise, random_actions
 from mtray.collect.host import Host
 from mtray.collect.slots import Slot
 from mtray.data.messages import Episode
@@ -22,6 +22,7 @@ from mtray.data.rows import NEXT_BITS, TRANSITION
 from mtray.data.specs import FloatArray, TaskSpec, observation_width
 from mtray.data.tensordicts import to_stack
 from mtray.engines.base import BoolArray
+from mtray.engines.states import State, nested, part
 from mtray.errors import TaskError
 from mtray.policy import weights as weights_module
 from mtray.policy.acting import Acting
@@ -116,6 +117,27 @@ class ActingLoop:
         weights_module.load(self.policy, weights)
         self._acting = Acting(self.policy, self._ids)
         self.weights_version = weights.version
+
+    def state(self) -> State | None:
+        """Return what the next rollouts depend on besides the weights; None if a task's engine has no states."""
+        sims = {f"sim{index}": state for index, state in enumerate(self.host.states()) if state is not None}
+        if len(sims) < len(self.host.slots):
+            return None
+        slots = {"observations": {str(index): slot.observation for index, slot in enumerate(self.host.slots)}}
+        return nested({**sims, **slots, **{name: each.state() for name, each in self._stateful().items()}})
+
+    def load_state(self, state: State) -> None:
+        """Go on, bit for bit, where the loop was that gave this `state`."""
+        self.host.load_states([part(state, f"sim{index}") for index in range(len(self.host.slots))])
+        for index, slot in enumerate(self.host.slots):
+            slot.observation[:] = state[f"observations.{index}"]
+        for name, each in self._stateful().items():
+            each.load_state(part(state, name))
+
+    def _stateful(self) -> dict[str, HeldNoise | RandomEpisodes | EpisodeTracker]:
+        trackers = {f"tracker{index}": tracker for index, tracker in enumerate(self._trackers)}
+        explorers = {"noise": self._noise, "random": self._random, "initial": self._initial}
+        return {**trackers, **explorers, "random_episodes": self._random_episodes}
 
     def collect(self) -> Rollout:
         """Step every copy ``rollout_steps`` times; actions are random before the first weights."""

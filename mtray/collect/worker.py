@@ -21,13 +21,15 @@ import numpy as np
 
 from mtray.collect.slots import Slot, close_sim, finish_step, slot_bytes
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
+from mtray.engines.states import State
 from mtray.errors import MtrayError, RunError, TaskError
 from mtray.tasks.processes import die_with, hidden_main
 
 if TYPE_CHECKING:
     from mtray.tasks.makers import TaskMaker
 
-STEP, RESET, CLOSE = b"s", b"r", b"c"
+STEP, RESET, STATE, LOAD, CLOSE = b"s", b"r", b"g", b"l", b"c"
+_CALLS = {STEP: "step", RESET: "reset", STATE: "state", LOAD: "load_state"}
 _DONE, _FAILED = b".", b"!"
 
 # Time that simulators have for closing.
@@ -96,6 +98,23 @@ class Worker:
                 raise self._connection.recv()
         self._raise_death()
 
+    def state(self) -> State | None:
+        """Return the state that the simulators give."""
+        self.send(STATE)
+        self.wait()
+        with contextlib.suppress(EOFError, OSError):
+            state: State | None = self._connection.recv()
+            return state
+        self._raise_death()
+
+    def load_state(self, state: State) -> None:
+        """Send a state to the simulators; `wait` waits until it is loaded."""
+        self.send(LOAD)
+        try:
+            self._connection.send(state)
+        except OSError:
+            self._raise_death()
+
     def _raise_death(self) -> NoReturn:
         self.process.join(timeout=5.0)
         code = self.process.exitcode
@@ -145,14 +164,20 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
         slot = Slot.view(memory, task.spec, copies)
         all_copies = np.ones(copies, np.bool_)
         command = RESET
-        while command in (STEP, RESET):
-            call = "step" if command == STEP else "reset"
-            if command == STEP:
+        while command in _CALLS:
+            call, state = _CALLS[command], None
+            if command == STATE:
+                state = sim.state()
+            elif command == LOAD:
+                sim.load_state(connection.recv())
+            elif command == STEP:
                 sim.send(slot.action)
                 finish_step(sim, slot)
             else:
                 sim.reset(all_copies, slot.observation)
             os.write(commands, _DONE)
+            if command == STATE:
+                connection.send(state)
             command = os.read(commands, 1)
     except MtrayError as error:
         _report(connection, error)

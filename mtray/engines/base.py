@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtray.data.specs import FloatArray, TaskSpec
+from mtray.engines.states import State
 from mtray.errors import TaskError
 
 BoolArray = npt.NDArray[np.bool_]
@@ -89,6 +90,14 @@ class BatchSim(ABC):
         """Take one agent step in every copy."""
         self.send(action)
         self.recv(out)
+
+    def state(self) -> State | None:
+        """Return what the next steps and resets depend on, between two steps; None from engines that can't tell."""
+        return None
+
+    def load_state(self, state: State) -> None:
+        """Go on, bit for bit, where another simulator of this task and number of copies gave its `state`."""
+        raise NotImplementedError(f"engine {self.spec.engine} has no states")
 
     def warn_diverged(self, copy: int, cause: str) -> None:
         """Warn that the physics of a copy diverged."""

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import mujoco
 import numpy as np
 from dm_control import suite
 from dm_control.mujoco import Physics, wrapper
@@ -15,8 +16,20 @@ from dm_control.rl.control import Environment, PhysicsError
 
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.engines.states import State, load_random_state, nested, part, random_state
 
 NAME = "dm_control"
+_STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+# Fields of the model that differ from episode to episode, or from copy to copy (lqr).
+_MODEL_FIELDS = (
+    "body_pos",
+    "body_quat",
+    "geom_pos",
+    "site_pos",
+    "wrap_prm",
+    "hfield_data",
+    "jnt_stiffness",
+)
 
 
 def task_names() -> dict[str, tuple[str, str]]:
@@ -123,6 +136,34 @@ class DmControlSim(BatchSim):
             out.truncated[copy] = last and bool(np.isclose(time_step.discount, 1.0))
             out.terminated[copy] = last and not out.truncated[copy]
         self._last_observation[:] = out.observation
+
+    def state(self) -> State:
+        """See base class."""
+        physics = [env.physics for env in self._envs]
+        models = {name: np.stack([getattr(each.model, name) for each in physics]) for name in _MODEL_FIELDS}
+        own = {
+            "physics": np.stack([each.get_state(_STATE) for each in physics]),
+            "steps": np.array([env._step_count for env in self._envs]),
+            "is_over": np.array([env._reset_next_step for env in self._envs]),
+            "last_observation": self._last_observation,
+        }
+        randoms = random_state([env.task.random for env in self._envs])
+        return nested({"own": own, "models": models, "random": randoms})
+
+    def load_state(self, state: State) -> None:
+        """See base class."""
+        own = part(state, "own")
+        for copy, env in enumerate(self._envs):
+            # Makes the changes of task and model that are the same in every episode.
+            env.reset()
+            for name, values in part(state, "models").items():
+                getattr(env.physics.model, name)[:] = values[copy]
+            env.physics.set_state(own["physics"][copy], _STATE)
+            # The next step goes on from what the last one computed of the state it reached.
+            mujoco.mj_step1(env.physics.model.ptr, env.physics.data.ptr)
+            env._step_count, env._reset_next_step = int(own["steps"][copy]), bool(own["is_over"][copy])
+        load_random_state([env.task.random for env in self._envs], part(state, "random"))
+        self._last_observation[:] = own["last_observation"]
 
     def _write(self, observation: Mapping[str, Any], row: FloatArray) -> None:
         for entry, columns in self._slices:

@@ -16,11 +16,13 @@ from typing import Any, cast
 
 import mujoco
 import numpy as np
+import numpy.typing as npt
 from mujoco.batch import Batch
 
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.engines import dm_control as reference
 from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
+from mtray.engines.states import State, load_random_state, nested, part, random_state
 from mtray.engines.suite.base import View
 
 NAME = "mujoco"
@@ -145,6 +147,24 @@ class MujocoSim(BatchSim):
             out.observation[copy] = self._last_observation[copy]
             out.truncated[copy] = out.broken[copy] = True
         self._last_observation[:] = out.observation
+
+    def state(self) -> State:
+        """See base class."""
+        return nested({"arrays": self._arrays(), "random": random_state(self._random)})
+
+    def load_state(self, state: State) -> None:
+        """See base class."""
+        saved = part(state, "arrays")
+        for name, array in self._arrays().items():
+            array[:] = saved[name]
+        load_random_state(self._random, part(state, "random"))
+        # The next step goes on from what the last one computed of the state it reached.
+        self._sims.forward(None, _VELOCITY_STAGE)
+        self._warnings[:] = 0
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        own = {"physics": self._sims.state, "steps": self._steps, "last_observation": self._last_observation}
+        return own | self._fields
 
     def close(self) -> None:
         """Free the simulators' memory."""

@@ -140,3 +140,25 @@ def test_the_random_share_grows_while_the_policys_returns_are_all_equal(share, m
     for _ in range(20):
         chosen.add(0, 5.0, True)
     assert shares()[0] == 0  # All equal, but better.
+
+
+def test_choices_go_on_from_a_state_with_the_returns_that_are_compared():
+    one, other = (RandomEpisodes(2, 50, 0.5, np.random.default_rng(seed)) for seed in (0, 1))
+    one.add(1, 3.0, False)
+    one.add(1, 1.0, True)
+    one.draw()
+    other.add(1, 50.0, False)
+    other.load_state({name: array.copy() for name, array in one.state().items()})
+    for chosen in (one, other):
+        # Better than the random episode that was before.
+        for _ in range(2):
+            chosen.add(1, 6.0, True)
+        chosen.restart(np.ones((2, 50), bool))
+    assert (one.draw() == other.draw()).all()
+    assert not other.draw()[1].any()
+    for chosen in (one, other):
+        # The policy's mean falls below the best random return.
+        chosen.add(1, -5.0, True)
+        chosen.restart(np.ones((2, 50), bool))
+    assert (one.draw() == other.draw()).all()
+    assert other.draw()[1].any()

@@ -14,6 +14,7 @@ from mtray.config.learner import NetworkConfig
 from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.tensordicts import to_rollout
+from mtray.engines import states
 from mtray.errors import SchemaError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.policy.weights import snapshot
@@ -85,6 +86,18 @@ def test_the_largest_return_is_that_of_any_step_of_any_episode_so_far():
         rewards = part["next", "reward"][..., 0].numpy()
         expected = max(np.abs(discounted_returns(row, discount)).max() for row in rewards)
         assert rollout.largest_returns[name] == pytest.approx(expected)
+
+
+def test_a_tracker_goes_on_from_a_state_within_an_episode():
+    done, is_random = np.zeros((1, 3), bool), np.zeros((1, 3), bool)
+    whole, first, second = (EpisodeTracker("a", 1, 0.9) for _ in range(3))
+    for rewards in ([1, 1, 1], [2, 2, 2]):
+        whole.add(np.array([rewards], np.float32), done, is_random)
+    first.add(np.ones((1, 3), np.float32), done, is_random)
+    second.load_state(first.state())
+    second.add(np.full((1, 3), 2, np.float32), done, is_random)
+    # The largest is that of the first step, which the rewards of both rollouts make.
+    assert whole.largest_return == second.largest_return > discounted_returns(np.full(3, 2.0), 0.9).max()
 
 
 def test_first_actions_are_uniform_then_the_policys():
@@ -260,3 +273,56 @@ def test_noise_is_held_within_an_episode_and_drawn_again_in_the_next(monkeypatch
         assert (before[0] != after[0]).any(-1)[over].all()
     held = [bool((before == after).all(-1).any()) for before, after, _ in steps]
     assert sum(held) > len(held) / 4
+
+
+def suite_loop(host, engine, seed, weights=None):
+    tasks = resolve(PLAIN, engine, 2)
+    policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
+    settings = {"noise_steps": 16, "random_share": 0.5, "random_steps": 16}
+    loop = ActingLoop(
+        make_host(host, make_makers(tasks, 2, [seed, seed + 1])),
+        policy,
+        rollout_steps=90,
+        discounts=dict.fromkeys(PLAIN, 0.9),
+        seed=seed,
+        **settings,
+    )
+    if weights is not None:
+        loop.load(weights)
+    return loop
+
+
+@pytest.mark.parametrize(("given", "taken"), [("inline", "parallel"), ("parallel", "inline")])
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_loop_goes_on_from_a_state_within_episodes_whatever_its_host(given, taken, version):
+    weights = snapshot(suite_loop("inline", "mujoco", 0).policy, 1) if version else None
+    one = suite_loop(given, "mujoco", 1, weights)
+    # 270 of an episode's 500 steps; then 540, so that the next episodes begin, and are chosen to be random or not.
+    for _ in range(3):
+        one.collect()
+    other = suite_loop(taken, "mujoco", 7, weights)
+    other.load_state(states.from_bytes(states.to_bytes(one.state())))
+    ended = 0
+    for _ in range(6):
+        expected, found = one.collect(), other.collect()
+        assert (expected.episodes, expected.largest_returns) == (found.episodes, found.largest_returns)
+        for task, arrays in expected.tasks.items():
+            assert pack(arrays).tobytes() == pack(found.tasks[task]).tobytes()
+        ended += len(expected.episodes)
+    assert ended == 4
+    for loop in (one, other):
+        loop.host.close()
+
+
+@pytest.mark.parametrize("host", ["inline", "parallel"])
+def test_a_loop_with_a_task_whose_engine_has_no_states_has_none(host):
+    tasks = [TASKS[0], *resolve(PLAIN[:1])]
+    loop = ActingLoop(
+        make_host(host, make_makers(tasks, 1, [0, 1])),
+        MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False),
+        rollout_steps=2,
+        discounts={task.name: 0.9 for task in tasks},
+    )
+    assert loop.state() is None
+    loop.collect()
+    loop.host.close()

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mtray.cluster.session.session import cpus_per_actor
 
 from mtray.cluster.plan import make_shares
+from mtray.cluster.session.session import cpus_per_actor
 from mtray.collect.placement import choose_host, partition, replicate, step_seconds
 from mtray.config.settings import CollectorConfig, Config
 from mtray.tasks.plan import Task

@@ -18,6 +18,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from mtray.config.learner import NetworkConfig
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
+from mtray.engines import states
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
@@ -55,7 +56,13 @@ def make_checkpoint(frames, policy=None, rows=True):
     names = [spec.name for spec in SPECS]
     return Checkpoint(
         frames,
-        {"frames": frames, "config": to_dict(CONFIG), "specs": PLAIN_SPECS, "metrics": [1.5]},
+        {
+            "frames": frames,
+            "config": to_dict(CONFIG),
+            "specs": PLAIN_SPECS,
+            "metrics": [1.5],
+            "collectors": [{"left": 1}],
+        },
         to_bytes(policy.state_dict() if policy else {}),
         to_bytes({"updates": frames, "weights": torch.full((3,), float(frames))}),
         {
@@ -66,11 +73,12 @@ def make_checkpoint(frames, policy=None, rows=True):
             "sources": {},
         },
         {spec.name: awkward(generator, 4, spec.row_size) for spec in SPECS} if rows else {},
+        collectors=[states.to_bytes({"steps": np.arange(frames)})],
     )
 
 
 def assert_same_checkpoint(found, expected):
-    for field in ("frames", "meta", "policy", "learner", "replay"):
+    for field in ("frames", "meta", "policy", "learner", "replay", "collectors"):
         assert getattr(found, field) == getattr(expected, field), field
     assert found.rows.keys() == expected.rows.keys()
     for task, rows in expected.rows.items():
@@ -144,7 +152,7 @@ def test_same_frames_again_stand_beside_those_before(tmp_path):
 def test_the_one_just_written_is_kept_also_beside_one_of_a_higher_number_that_was_never_named(tmp_path):
     write(tmp_path, make_checkpoint(100), keep=1)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        kill_at(monkeypatch, 8)
+        kill_at(monkeypatch, 9)
         with pytest.raises(KilledError):
             write(tmp_path, make_checkpoint(200), keep=1)
     assert folders(tmp_path) == ["000000000100", "000000000200"]
@@ -153,7 +161,7 @@ def test_the_one_just_written_is_kept_also_beside_one_of_a_higher_number_that_wa
     assert folders(tmp_path) == ["000000000150"]
 
 
-@pytest.mark.parametrize("step", range(11))
+@pytest.mark.parametrize("step", range(12))
 def test_writer_of_the_same_frames_killed_at_any_step_leaves_a_whole_one(tmp_path, step):
     write(tmp_path, make_checkpoint(100), keep=2)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -194,9 +202,9 @@ def kill_at(monkeypatch, step, error=KilledError):
     monkeypatch.setattr(path_class, "replace", counted(path_class.replace))
 
 
-# The flush of four files, of two tasks' rows and of the folder, its rename and its parent's flush, the flush and the
+# The flush of five files, of two tasks' rows and of the folder, its rename and its parent's flush, the flush and the
 # rename of `latest`.
-@pytest.mark.parametrize("step", range(11))
+@pytest.mark.parametrize("step", range(12))
 def test_writer_killed_at_any_step_leaves_the_one_before(tmp_path, step):
     before, after = make_checkpoint(100), make_checkpoint(200)
     write(tmp_path, before, keep=2)
@@ -213,7 +221,7 @@ def test_writer_killed_at_any_step_leaves_the_one_before(tmp_path, step):
 
 def test_writer_has_no_more_steps_than_are_killed_above(tmp_path, monkeypatch):
     # And the flush of the folder that holds `latest`.
-    kill_at(monkeypatch, 12)
+    kill_at(monkeypatch, 13)
     write(tmp_path, make_checkpoint(100), keep=2)
     with pytest.raises(KilledError):
         replace_file(tmp_path / "other", "")
@@ -265,6 +273,7 @@ EVERY_FILE = (
     "policy.pt",
     "learner.pt",
     "replay.json",
+    "collector-0.npz",
     *(f"rows_{side}_000000000000-000000000004.npy" for side in ("left", "right")),
 )
 DAMAGE = {
@@ -272,7 +281,7 @@ DAMAGE = {
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
     "noise": lambda data: bytes(byte ^ 0x5A for byte in data),
-    "foreign": lambda data: b'{"format": 4, "frames": 1}',
+    "foreign": lambda data: b'{"format": 5, "frames": 1}',
 }
 
 
@@ -333,7 +342,7 @@ def test_owner_removes_what_killed_writers_left_and_nothing_else(tmp_path):
     assert_same_checkpoint(read(latest(tmp_path)), make_checkpoint(100))
 
 
-@pytest.mark.parametrize("step", range(11))
+@pytest.mark.parametrize("step", range(12))
 def test_writer_that_meets_a_full_disk_leaves_nothing_partial(tmp_path, monkeypatch, step):
     before = make_checkpoint(100)
     write(tmp_path, before, keep=2)
@@ -553,4 +562,4 @@ def test_form_of_what_is_saved_belongs_to_the_format():
     learner, replay = Trainer(SPECS, CONFIG.network, CONFIG.learner), ReplayBuffer(SPECS, CONFIG.replay)
     saved = form_of({"learner": learner.state_dict(), "replay": {**replay.state(), "generator": "numpy's own"}})
     found = hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:12]
-    assert (checkpoint.FORMAT, found) == (4, "9dad386082d2")
+    assert (checkpoint.FORMAT, found) == (5, "9dad386082d2")

@@ -18,6 +18,7 @@ from mtray.data.messages import Report
 from mtray.data.rollout import pack
 from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
+from mtray.engines import states
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import engine_modules, start_fork_server
 
@@ -57,8 +58,11 @@ class Collector:
         """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
         return os.getpid(), keep_output(logs, name)
 
-    def build(self) -> None:
+    def build(self, state: bytes | None = None) -> None:
         """Build the host and the policy, and start the simulators' processes; once only.
+
+        Args:
+            state: of an earlier collector with this share; None to begin new episodes.
 
         Raises:
             TaskError: a task's maker or simulator failed.
@@ -97,6 +101,8 @@ class Collector:
             random_steps=config.collector.random_steps,
             seed=seeds[-1],
         )
+        if state is not None:
+            self._collector.load_state(states.from_bytes(state))
         limits = config.collector
         clock = self._collector.clock
         self._pusher = Pusher(
@@ -109,6 +115,11 @@ class Collector:
         )
         self._rollout: Rollout | None = None
         self._host = host
+
+    def state(self) -> bytes | None:
+        """Return what an earlier collector's `build` takes; None if a task's engine has no states."""
+        state = self._collector.state()
+        return None if state is None else states.to_bytes(state)
 
     def cut(self, seeds: Sequence[int]) -> None:
         """Build the host and the policy again, with other seeds: as a new collector of a resumed run begins."""

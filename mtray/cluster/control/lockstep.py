@@ -2,9 +2,10 @@
 
 A round: every collector steps one rollout with the same weights, then they push one after the other, the replay counts,
 and the learner makes the updates that are owed. Checkpoints are written between rounds, the first at or after every
-multiple of their frames. There the run is cut: episodes and draws begin anew, as they do in a run that is resumed from
-that checkpoint, so that both give the same numbers. A process that dies ends the run, because what replaced it would
-draw other numbers; the last checkpoint stays.
+multiple of their frames. It holds the collectors' states, from which a resumed run goes on within episodes. If one of
+them has none, the run is cut there: episodes and draws begin anew, as they do in a run that is resumed from that
+checkpoint, so that both give the same numbers. What the learner drew ahead is dropped in either case. A process that
+dies ends the run, because what replaced it would draw other numbers; the last checkpoint stays.
 """
 
 from __future__ import annotations
@@ -70,14 +71,20 @@ class Lockstep(Run):
 
     def _save(self) -> None:
         self._held_by = SAVE
-        self.is_at_cut = self.counts.frames >= self._next_checkpoint
-        super()._save()
+        is_up = all(actor.is_up for actor in self.collectors)
+        self.is_at_cut = self.has_states = self.counts.frames >= self._next_checkpoint and is_up
+        if self.is_at_cut:
+            self._states_due = len(self.collectors)
+            for actor in self.collectors:
+                self._save_step(Method.STATE, actor)
+        else:
+            super()._save()
         self._next_checkpoint = self._after_multiple()
 
     def _saved(self) -> None:
         super()._saved()
         if not self.is_over and self._ending is None:
-            for actor in (self.learner, *self.collectors):
+            for actor in (self.learner, *(() if self.has_states else self.collectors)):
                 self._call(actor, Method.CUT, self.counts.frames)
 
     def _settled(self, actor: Actor) -> None:
@@ -91,7 +98,8 @@ class Lockstep(Run):
     @property
     def is_idle(self) -> bool:
         """Whether a round is over and nothing of it is under way."""
-        return self._is_round_over and not any(actor.is_busy for actor in self.actors)
+        is_busy = self._states_due or any(actor.is_busy for actor in self.actors)
+        return self._is_round_over and not is_busy
 
     def _can_save(self) -> bool:
         return self.is_idle and super()._can_save()

@@ -57,7 +57,8 @@ class Method(enum.Enum):
     STATUS = "status"
     """Answer: updates made in all."""
     STATE = "state"
-    """The learner's state, for a checkpoint or for a new process. Answer: updates made in all."""
+    """The learner's state, for a checkpoint or for a new process. Answer: updates made in all. Lockstep: also a
+    collector's, for a checkpoint. Answer: whether it has one, so that a new process can go on within episodes."""
     CUT = "cut"
     """Lockstep: go on as a run that is resumed from the checkpoint of ``amount`` frames does. Answer: the learner's is
     that of STATUS."""

@@ -53,6 +53,9 @@ class Run(Ledger):
         self.is_over = False
         # Whether a resume from the checkpoint that is written goes on bit for bit as this run does.
         self.is_at_cut = False
+        # Whether it holds the collectors' states, and of how many they have not come.
+        self.has_states = False
+        self._states_due = 0
         # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
         self._aside: dict[str, str] = {}
@@ -142,6 +145,11 @@ class Run(Ledger):
             case Method.FENCE:
                 assert call.of is not None
                 self._fenced(call.of, event.value)
+            case Method.STATE if actor.kind == "collector":
+                self.has_states &= bool(event.value)
+                self._states_due -= 1
+                if not self._states_due:
+                    self._save_step(Method.STATE, self.learner)
             case Method.STATE:
                 self._kept_updates = max(self._kept_updates, event.value)
                 # An earlier call, made to keep the state, says nothing of what was learned since.
@@ -245,6 +253,7 @@ class Run(Ledger):
         if self._saving is not None:
             if overdue:
                 part = "the learner" if self._saving is Method.STATE else "the replay"
+                part = "a collector" if self._states_due else part
                 self._close(f"{part} did not answer, so nothing was saved after the last checkpoint")
         elif not self.is_ready:
             if not self._comes_back():

@@ -1,8 +1,9 @@
 """Checkpoints: what they hold, and how they are found and read.
 
-A checkpoint is a folder with the policy's and the learner's states, the replay's counts and statistics, its rows in
-chunks, and `meta.json`, which names every file with its checksum. `mtray.rundir.checkpoints.writer` writes them, whole
-or not at all, so that a reader finds the newest whole one, whenever the writer was killed.
+A checkpoint is a folder with the policy's and the learner's states (of a run in lockstep the collectors' too), the
+replay's counts and statistics, its rows in chunks, and `meta.json`, which names every file with its checksum.
+`mtray.rundir.checkpoints.writer` writes them, whole or not at all, so that a reader finds the newest whole one,
+whenever the writer was killed.
 
 torch is imported only where needed: the driver writes bytes that actors made, and starts without it.
 """
@@ -26,14 +27,14 @@ from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import UsageError
 from mtray.rundir.files import DAMAGED, LATEST, META, damaged, verify
 
-POLICY, LEARNER, REPLAY = "policy.pt", "learner.pt", "replay.json"
+POLICY, LEARNER, REPLAY, COLLECTOR = "policy.pt", "learner.pt", "replay.json", "collector-{}.npz"
 # Files that an error about a damaged checkpoint names.
 _NAMED = 4
 _NAME = re.compile(r"(\d+)(?:\.(\d+))?")
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Checkpoint:
         replay: the replay's plain state: counts and statistics, which a run needs even where it saves no rows.
         rows: task to chunks, the oldest rows first; empty if rows were not saved.
         path: its folder; None before it is written.
+        collectors: the state of each of a run in lockstep, in the order of ``meta["collectors"]``, what each steps;
+            empty if they have none, so that a resumed run begins new episodes.
     """
 
     frames: int
@@ -84,6 +87,7 @@ class Checkpoint:
     replay: dict[str, Any]
     rows: Mapping[str, Sequence[Chunk]] = field(default_factory=dict)
     path: Path | None = None
+    collectors: Sequence[bytes] = ()
 
 
 def to_bytes(state: Any) -> bytes:
@@ -157,6 +161,7 @@ def read(path: Path) -> Checkpoint:
         UsageError: names a file that is missing or damaged, or the format if another version wrote it.
     """
     meta = read_meta(path)
+    states = [path / COLLECTOR.format(place) for place, _ in enumerate(meta.get("collectors", ()))]
     rows: dict[str, list[Chunk]] = {}
     with damaged(path / META):
         for task, chunks in meta.pop("rows").items():
@@ -165,16 +170,17 @@ def read(path: Path) -> Checkpoint:
                 if Path(name).name != name:
                     raise ValueError(f"its rows are in {name}, outside of the checkpoint")
                 rows[task].append(Chunk(begin, end, path / name, meta["crc32"][name]))
-    _verify_all(
-        [path / POLICY, path / LEARNER, path / REPLAY, *(chunk.path for of in rows.values() for chunk in of)], meta
-    )
+    files = [path / POLICY, path / LEARNER, path / REPLAY, *states]
+    _verify_all([*files, *(chunk.path for of in rows.values() for chunk in of)], meta)
     with damaged(path / REPLAY):
         replay = {**json.loads((path / REPLAY).read_bytes())}
     # Ids of pushes are a run's own: no push of this run repeats one of those.
     replay |= {"receipts": {}, "sources": {}}
     policy, learner = (path / POLICY).read_bytes(), (path / LEARNER).read_bytes()
     meta.pop("crc32", None)
-    return Checkpoint(meta["frames"], meta, policy, learner, replay, rows, path)
+    return Checkpoint(
+        meta["frames"], meta, policy, learner, replay, rows, path, [state.read_bytes() for state in states]
+    )
 
 
 def _verify_all(paths: Sequence[Path], meta: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from mtray.data.specs import FloatArray
 from mtray.rundir.checkpoints.checkpoint import (
+    COLLECTOR,
     FORMAT,
     LEARNER,
     POLICY,
@@ -170,6 +171,7 @@ def _write_rest(
         POLICY: checkpoint.policy,
         LEARNER: checkpoint.learner,
         REPLAY: json.dumps(checkpoint.replay).encode(),
+        **{COLLECTOR.format(place): state for place, state in enumerate(checkpoint.collectors)},
     }
     sums = {name: _write_bytes(folder / name, data) for name, data in contents.items()}
     meta = {

@@ -299,7 +299,7 @@ class World:
         self.log("-> %s", event)
         if isinstance(event, Answered):
             call = self.control._calls.get(event.call, (None,))[0]
-            if call is not None and call.method is Method.STATE:
+            if call is not None and call.method is Method.STATE and call.part.kind == "learner":
                 self.state_updates = max(self.state_updates, event.value)
         self.perform(self.control.handle(event, self.now))
         self.check()
@@ -672,7 +672,7 @@ class World:
         self.answer(process, call, self.updates)
 
     def do_state(self, process: Process, call: Call) -> None:
-        self.answer(process, call, self.updates)
+        self.answer(process, call, self.updates if process.part.kind == "learner" else self.has_states)
 
     def is_warm(self) -> bool:
         least = min(self.scenario.warmup, self.scenario.capacity)
@@ -684,7 +684,14 @@ class World:
     def do_count(self, process: Process, call: Call) -> None:
         self.answer(process, call, self.counts())
 
+    @property
+    def has_states(self) -> bool:
+        """Whether the collectors have states: not drawn, so that a seed's run stays what it was."""
+        return self.scenario.frames_of_a_task > 1
+
     def do_cut(self, process: Process, call: Call) -> None:
+        if process.part.kind == "collector" and self.has_states:
+            raise Broken(f"{process.part} is cut, though every collector gave its state")
         self.answer(process, call, self.updates)
 
     def do_fence(self, process: Process, call: Call) -> None:
