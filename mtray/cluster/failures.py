@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -63,7 +65,8 @@ def trace_of(error: BaseException) -> str:
     if isinstance(cause, TaskError):
         return cause.trace
     if isinstance(error, RayTaskError) and not isinstance(cause, MtrayError | RayActorError):
-        return str(error.traceback_str)
+        # Its text is the traceback, coloured.
+        return re.sub(r"\x1b\[\d*m", "", str(error))
     return ""
 
 
