@@ -224,7 +224,7 @@ def test_a_wrong_import_and_a_circle_are_found():
 
 # What they unpickle comes over unnamed pipes between a run's own processes, in Ray's calls, or was pickled there.
 UNPICKLES = {
-    "collect.worker": {"cloudpickle.loads", "connection.recv", "self._connection.recv"},
+    "collect.hosts.worker": {"cloudpickle.loads", "connection.recv", "self._connection.recv"},
     "cluster.actors.draws": {"pickle.loads"},
     "cluster.actors.replay": {"pickle.loads"},
     "tasks.checks": {"cloudpickle.loads"},

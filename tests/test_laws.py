@@ -10,7 +10,7 @@ import torch
 from tensordict import LazyStackedTensorDict
 
 from mtray.collect.exploration import normal_noise
-from mtray.collect.host import make_host
+from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.learner import NetworkConfig
 from mtray.config.settings import ReplayConfig

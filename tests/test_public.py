@@ -88,7 +88,7 @@ def test_config_and_errors_import_neither_torch_nor_ray():
     ("modules", "absent"),
     [
         ("mtray.replay.buffer", {"torch", "tensordict", "torchrl"}),
-        ("mtray.collect.loop, mtray.collect.host, mtray.tasks.makers, mtray.engines.mujoco", {"torchrl"}),
+        ("mtray.collect.loop, mtray.collect.hosts.make, mtray.tasks.makers, mtray.engines.mujoco", {"torchrl"}),
         ("mtray.learn.trainer", {"torchrl", "mujoco", "dm_control"}),
         ("mtray.launch", {"torch", "torchrl", "mujoco", "ray"}),
     ],

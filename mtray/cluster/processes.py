@@ -15,9 +15,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
@@ -25,14 +24,13 @@ from mtray.cluster.actors.replay import Replay
 from mtray.cluster.control.protocol import Call, Counts, Kind, Method, Part, Restored
 from mtray.cluster.failures import one_line
 from mtray.cluster.plan import seeds_of
+from mtray.cluster.rows import put_rows, rows_reader
 from mtray.cluster.session.own import limit_shutdown
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
-from mtray.data.specs import FloatArray
-from mtray.errors import RunError, UnreachableError
+from mtray.errors import RunError
 from mtray.replay.buffer import ReplayBuffer
 from mtray.replay.memory import RingMemory
-from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.tasks.plan import Task
 
@@ -40,8 +38,6 @@ from mtray.tasks.plan import Task
 _CLOSE_SECONDS = 5.0
 # How long a checkpoint that is being written as Ray dies may take: less than Ray's core gives this process.
 _DRAIN_SECONDS = 8.0
-# Bytes of rows that travel between the replay and the driver in one call: about 10 ms of the replay's time.
-_PIECE_BYTES = 2**24
 
 _LOGGER = logging.getLogger("mtray")
 
@@ -204,23 +200,7 @@ class Processes:
 
     def rows_reader(self) -> Fetch:
         """Return a function that reads rows of the replay's newest process; it raises UnreachableError if that dies."""
-        replay = self._replay
-
-        def fetch(task: str, begin: int, end: int) -> tuple[int, FloatArray]:
-            try:
-                pieces = [ray.get(replay.read_rows.remote(task, *piece)) for piece in self._pieces(task, begin, end)]
-            except RayActorError as error:
-                raise UnreachableError("the replay is gone, so its rows can't be saved") from error
-            # Only the first pieces can have lost rows.
-            rows = np.concatenate([rows for _, rows in pieces])
-            return end - len(rows), rows
-
-        return fetch
-
-    def _pieces(self, task: str, begin: int, end: int) -> list[tuple[int, int]]:
-        spec = next(spec for spec in self._specs if spec.name == task)
-        rows = max(1, _PIECE_BYTES // (4 * spec.row_size))
-        return [(first, min(first + rows, end)) for first in range(begin, end, rows)]
+        return rows_reader(self._replay, self._specs)
 
     def _fill(self, replay: Any) -> Restored:
         """Make a process of the replay ready, with what the one before had, or with the newest checkpoint."""
@@ -230,7 +210,7 @@ class Processes:
             source = "nothing" if saved is None else "checkpoint"
             if not ray.get(replay.reserve.remote()):
                 has_rows = saved is None or bool(saved.rows)
-                self._put_rows(replay, saved)
+                put_rows(replay, self._specs, saved)
                 ray.get(replay.load.remote(saved.replay if saved else None))
         with contextlib.suppress(OSError):
             self._memory = self._memory or RingMemory.attach(ray.get(replay.memory.remote()))
@@ -247,13 +227,6 @@ class Processes:
         except RayTaskError as error:
             _LOGGER.warning("the memory of the rings could not be taken over: %s", one_line(error))
             return False
-
-    def _put_rows(self, replay: Any, saved: Checkpoint | None) -> None:
-        for task, chunks in saved.rows.items() if saved else ():
-            for chunk in chunks:
-                rows = chunk.load()
-                for first, last in self._pieces(task, chunk.begin, chunk.end):
-                    ray.get(replay.write_rows.remote(task, first, rows[first - chunk.begin : last - chunk.begin]))
 
     def _part(self, source: str) -> Part:
         place, _, life = source.partition("/")[2].partition(".")

@@ -9,39 +9,32 @@ collectors as with one.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import queue
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtray.cluster.answers import Answers
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import (
-    Answered,
     Call,
-    Collected,
     Command,
-    Counts,
     End,
     Event,
     Kill,
-    Method,
-    Part,
-    Restored,
     SetAside,
     Start,
     Stop,
     Tell,
 )
 from mtray.cluster.events import EventLog
-from mtray.cluster.failures import failure_of, lost_node, one_line, trace_of
+from mtray.cluster.failures import one_line
 from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
-from mtray.data.messages import Report
 from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
@@ -90,7 +83,6 @@ class Supervisor:
         self.config = config
         self.tasks = tuple(tasks)
         self.specs = tuple(task.spec for task in tasks)
-        self._repeats = {spec.name: spec.action_repeat for spec in self.specs}
         self.run_dir = run_dir
         self.metrics = Metrics((task.name for task in tasks), seconds_before)
         self._shares = make_shares(config, self.tasks)
@@ -103,19 +95,9 @@ class Supervisor:
         self._events = EventLog(run_dir, lambda: self.metrics.seconds)
         self._cpus_per_actor = cpus_per_actor
         self._resume, self._skipped = resume, skipped
-        # The learner's newest state that was kept, and the replay's of a checkpoint.
-        self._state: tuple[bytes, bytes, int] = b"", b"", -1
         if resume is not None:
             self.metrics.load_state(resume.meta["metrics"])
-            self._state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
-        self._snapshot: dict[str, Any] = {}
-        # In lockstep, of rollouts that were not pushed yet.
-        self._reports: dict[int, Report] = {}
-        # The newest state of each collector; None if it has none.
-        self._collector_states: dict[int, bytes | None] = {}
         self._end: End | None = None
-        # Why Ray has given up this node, once it has.
-        self._lost_node: str | None = None
         self._has_stopped = False
         self._next_line = 0.0
 
@@ -129,6 +111,7 @@ class Supervisor:
         row_bytes = {spec.name: 4 * spec.row_size for spec in self.specs}
         self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
         self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
+        self._answers = Answers(self.specs, self.run_dir, self.metrics, self._events, self.processes, self._resume)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
             self._tell_resume(self._resume)
@@ -154,15 +137,15 @@ class Supervisor:
         with contextlib.suppress(queue.Empty):
             ended = self.processes.inbox.get(timeout=max(0.0, wake - now))
         # First: what is done with Ray after its death may never return.
-        death = self._ray_death() or self._lost_node
+        death = self._ray_death() or self._answers.lost_node
         if death is not None:
             self._end = self._end_alone(death)
             return
         if ended is not None:
-            self._handle(self._event(*ended))
+            self._handle(self._answers.event(*ended))
             # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
             for _ in range(self.processes.inbox.qsize()):
-                self._handle(self._event(*self.processes.inbox.get_nowait()))
+                self._handle(self._answers.event(*self.processes.inbox.get_nowait()))
         if self._asked_to_stop and not self._has_stopped:
             self._has_stopped = True
             self._handle(Stop(self._asked_to_stop[0]))
@@ -201,94 +184,6 @@ class Supervisor:
         fields = {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": superseded}
         self._events.tell(Tell("resume", fields))
 
-    # Calls' ends.
-
-    def _event(self, call: Call, result: Any) -> Event:
-        """Keep what a call brought, and return what control must know of it."""
-        weights = self.processes.take_weights(call)
-        if isinstance(result, BaseException):
-            if call.part is None and isinstance(result, OSError):
-                result = OSError(f"checkpoint in {self.run_dir}: {result.strerror or result}")
-            self._lost_node = self._lost_node or lost_node(result)
-            if self._lost_node is not None:
-                # The run ends at the next turn: control is asked nothing more.
-                return Answered(-1)
-            failure = failure_of(call.id, result)
-            return dataclasses.replace(
-                failure, text=failure.text + self._events.keep_trace(call.part, trace_of(result))
-            )
-        if not self.processes.is_newest(call):
-            # Control has forgotten it.
-            return Answered(call.id)
-        match call.method:
-            case Method.COLLECT:
-                self.metrics.add_rollout(result)
-                return Answered(call.id, self._failed(call.part, result))
-            case Method.ACT:
-                assert call.part is not None
-                self._reports[call.part.place] = result
-                return Answered(call.id, self._failed(call.part, result))
-            case Method.PUSH:
-                assert call.part is not None
-                # In the order of the pushes: rollouts end in any order.
-                self.metrics.add_rollout(self._reports.pop(call.part.place))
-                return Answered(call.id)
-            case Method.HELLO:
-                assert call.part is not None
-                self._events.add_process(call.part, result)
-                return Answered(call.id)
-            case Method.BUILD if isinstance(result, Restored):
-                for name, count in self.processes.restored_frames.items():
-                    self.metrics.tasks[name].frames = count
-                return Answered(call.id, result)
-            case _ if weights is not None:
-                if call.method is Method.BUILD:
-                    self.metrics.updates = result["updates"]
-                self._take_figures(result, weights)
-                return Answered(call.id, result["updates"])
-            case Method.STATE if call.part is not None and call.part.kind == "collector":
-                self._collector_states[call.part.place] = result
-                return Answered(call.id, result is not None)
-            case Method.STATE:
-                self._keep_state(result)
-                return Answered(call.id, result[2])
-            case Method.COUNT:
-                return Answered(call.id, self._count(result))
-            case Method.SNAPSHOT:
-                counts, self._snapshot = result
-                return Answered(call.id, self._count(counts))
-            case _:
-                return Answered(call.id, result)
-
-    def _failed(self, part: Part | None, report: Report) -> Collected | None:
-        if not report.broken and not report.failures:
-            return None
-        missing = sum(steps * self._repeats[task] for task, steps in report.broken.items())
-        texts = [(error.task, f"{error}{self._events.keep_trace(part, error.trace)}") for error in report.failures]
-        return Collected(missing, tuple(texts))
-
-    def _count(self, counts: Mapping[str, Any]) -> Counts:
-        frames: Mapping[str, int] = counts["frames"]
-        for name, count in frames.items():
-            self.metrics.tasks[name].frames = max(count, self.metrics.tasks[name].frames)
-        return Counts(sum(frames.values()), counts["is_warm"])
-
-    def _keep_state(self, state: tuple[bytes, bytes, int]) -> None:
-        # Answers may come out of order.
-        if state[2] >= self._state[2]:
-            self._state, self.processes.learner_state = state, state[1]
-
-    def _take_figures(self, figures: Mapping[str, Any], weights: Any) -> None:
-        metrics = self.metrics
-        if figures["version"] < metrics.weights_version or figures["updates"] < metrics.updates:
-            # Answers may come out of order.
-            return
-        metrics.updates, metrics.weights_version = figures["updates"], figures["version"]
-        metrics.wait_seconds = figures["wait_seconds"]
-        for name, values in figures["tasks"].items():
-            metrics.tasks[name].learner = values
-        self.processes.weights = metrics.weights_version, [weights]
-
     # Lines and checkpoints.
 
     def _line(self) -> None:
@@ -302,9 +197,9 @@ class Supervisor:
 
     def _writing(self, fetch: Fetch) -> Callable[[], Any]:
         """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
-        policy, learner, updates = self._state
-        replay = self._snapshot
-        states = self._collector_states if self.control.has_states else {}
+        policy, learner, updates = self._answers.state
+        replay = self._answers.snapshot
+        states = self._answers.collector_states if self.control.has_states else {}
         collectors = [state for _, state in sorted(states.items()) if state is not None]
         metrics = {**self.metrics.state(), "updates": updates}
         for name, count in replay["frames"].items():
@@ -340,13 +235,13 @@ class Supervisor:
 
     def _save_alone(self) -> None:
         replay = self.processes.leave_ray(is_stuck=self._ray_death() is None)
-        updates = self._state[2]
+        updates = self._answers.state[2]
         if self.config.deterministic:
             raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
         if updates < 0:
             raise RunError("the learner has given no state yet")
-        self._snapshot = replay.state()
-        self._count({"frames": self._snapshot["frames"], "is_warm": True})
+        self._answers.snapshot = replay.state()
+        self._answers.count({"frames": self._answers.snapshot["frames"], "is_warm": True})
         self.control.updates_lost += max(0, self.metrics.updates - updates)
         self.metrics.updates = updates
         self.control.is_at_cut = False

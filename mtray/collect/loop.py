@@ -14,8 +14,8 @@ import numpy as np
 from mtray.collect.clock import Clock
 from mtray.collect.episodes import EpisodeTracker
 from mtray.collect.exploration import HeldNoise, RandomEpisodes, normal_noise, random_actions
-from mtray.collect.host import Host
-from mtray.collect.slots import Slot
+from mtray.collect.hosts.base import Host
+from mtray.collect.hosts.slots import Slot
 from mtray.data.messages import Episode
 from mtray.data.rollout import TaskRollout
 from mtray.data.rows import NEXT_BITS, TRANSITION

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 
 from mtray.collect.episodes import EpisodeTracker, discounted_returns
-from mtray.collect.host import make_host
+from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.learner import NetworkConfig
 from mtray.data.rollout import pack

@@ -2,7 +2,7 @@
 
 import torch
 
-from mtray.collect.host import make_host
+from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.config.settings import ReplayConfig

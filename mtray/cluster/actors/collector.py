@@ -23,7 +23,7 @@ from mtray.tasks.plan import Task
 from mtray.tasks.processes import engine_modules, start_fork_server
 
 if TYPE_CHECKING:
-    from mtray.collect.host import Host
+    from mtray.collect.hosts.base import Host
     from mtray.collect.loop import Rollout
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
@@ -77,7 +77,7 @@ class Collector:
             start_fork_server(engine_modules(stepped))
         import torch
 
-        from mtray.collect.host import make_host
+        from mtray.collect.hosts.make import make_host
         from mtray.collect.loop import ActingLoop
         from mtray.policy.policy import MultiTaskPolicy
         from mtray.tasks.makers import make_makers

@@ -16,7 +16,8 @@ from typing import Any
 from mtray.cluster.control.parts.actor import Actor
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method
-from mtray.cluster.control.run import Outcome, Run
+from mtray.cluster.control.run import Run
+from mtray.cluster.control.saving import Outcome
 from mtray.replay.pacing import Pacing
 from mtray.replay.waiting import COLLECTORS, LEARNER, REPLAY, SAVE
 

@@ -11,7 +11,8 @@ from mtray.cluster.control.parts.lifecycle import HEALTHY_SECONDS
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
 from mtray.cluster.control.queues import FreeCollectors, Levels
-from mtray.cluster.control.run import FINISHED, Run
+from mtray.cluster.control.run import Run
+from mtray.cluster.control.saving import FINISHED
 from mtray.replay.pacing import Pacing
 
 # Time after which a replay or learner that is to be replaced and finds no room is given a collector's, and how often.

@@ -7,55 +7,23 @@ while to end, then both are asked for their state. The first failure is the reas
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
-from mtray.cluster.control.ledger import Ledger
 from mtray.cluster.control.parts.actor import Actor
-from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import Plan
-from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Failure, Method, Stop
+from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Method, Stop
+from mtray.cluster.control.saving import FINISHED, Ending, Outcome, Saving
 from mtray.replay.pacing import Pacing
 
-Outcome: TypeAlias = Literal["done", "failed", "input"]
-# The reason of a run that made all it was to make.
-FINISHED = "finished"
-# Saves in a row that may fail since the replay could not be reached, before the next failure ends a run that is ending.
-BROKEN_SAVES = 3
 
-
-@dataclass
-class _Ending:
-    reason: str
-    outcome: Outcome
-    until: float
-
-
-class Run(Ledger):
+class Run(Saving):
     """What free-running runs and runs in lockstep share."""
 
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
-        self._saving: Method | None = None
-        self._is_final = False
-        self._next_checkpoint = plan.frames + plan.checkpoint_frames
-        self._next_save = now + plan.checkpoint_seconds
-        # The call that the checkpoint waits for; a retry has a later id.
-        self._save_call = -1
-        # Frames and updates of the last checkpoint.
-        self._last_saved = plan.frames, plan.updates
         # Whether replay and learner were up at the same time.
         self._has_begun = False
-        # Saves in a row that failed since the replay could not be reached.
-        self._broken_saves = 0
-        self._ending: _Ending | None = None
         self.is_over = False
-        # Whether a resume from the checkpoint that is written goes on bit for bit as this run does.
-        self.is_at_cut = False
-        # Whether it holds the collectors' states, and of how many they have not come.
-        self.has_states = False
-        self._states_due = 0
         # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
         self._aside: dict[str, str] = {}
@@ -165,65 +133,16 @@ class Run(Ledger):
                     self._last_saved = event.value.frames, self._kept_updates
                     self._save_step(Method.WRITE, None)
 
-    def _is_save_due(self) -> bool:
-        if self.counts.frames >= self._next_checkpoint:
-            return True
-        return self.now >= self._next_save and (self.counts.frames, self.updates) != self._last_saved
-
-    def _save(self) -> None:
-        self._next_checkpoint = self.counts.frames + self.plan.checkpoint_frames
-        self._next_save = self.now + self.plan.checkpoint_seconds
-        self._save_step(Method.STATE, self.learner)
-
-    def _save_step(self, method: Method, actor: Actor | None) -> None:
-        self._saving = method
-        if self._ending is not None and self._is_final:
-            # A slow disk is waited for: nothing else is left to be done. A second signal ends the run at once.
-            is_patient = self._ending.reason == FINISHED or method is Method.WRITE
-            self._until(self.limits.call_seconds if is_patient else self.limits.stop_seconds)
-        self._save_call = self._call(actor, method).id
-
-    def _saved(self) -> None:
-        self._saving, self._broken_saves = None, 0
-        self._tell("save", frames=self.counts.frames, updates=self.updates)
-        if self._is_final:
-            self._close()
-        elif self._ending is not None:
-            self._until(self.limits.stop_seconds)
-
-    def _save_failed(self, failure: Failed) -> None:
-        self._saving, self._last_saved = None, (-1, -1)
-        sentence = f"a checkpoint could not be written, the one before stays: {failure.text}"
-        self._tell("save_failed", sentence, cause=failure.text)
-        if failure.kind is Failure.PEER and self._broken_saves < BROKEN_SAVES:
-            # The replay is probably gone. Its new process is saved.
-            self._broken_saves += 1
-            self._is_stale, self._next_count = True, self.now
-            self._next_save = self.now + RETRY_SECONDS
-            self._after(RETRY_SECONDS, lambda: None)
-        elif self._is_final:
-            self._close(f"the last checkpoint could not be written: {failure.text}")
-
-    def _break_off_save(self, method: Method) -> None:
-        """Save again as soon as it can be, if this part of a checkpoint is what is waited for."""
-        if self._saving is method:
-            self._saving, self._next_save = None, self.now
-
     def _end(self, reason: str, outcome: Outcome) -> None:
         """Ask for nothing more; save once what is under way has ended, then end. The first failure counts."""
         if outcome != "done" and (self._ending is None or self._ending.outcome == "done"):
             self._tell("failure", cause=reason)
         if self._ending is None:
-            self._ending = _Ending(reason, outcome, self.now)
+            self._ending = Ending(reason, outcome, self.now)
             is_writing = self._saving is Method.WRITE
             self._until(self.limits.call_seconds if is_writing else self.limits.stop_seconds)
         elif self._ending.outcome == "done" and outcome != "done":
-            self._ending = _Ending(reason, outcome, self._ending.until)
-
-    def _until(self, seconds: float) -> None:
-        assert self._ending is not None
-        self._ending.until = self.now + seconds
-        self._after(seconds, lambda: None)
+            self._ending = Ending(reason, outcome, self._ending.until)
 
     def _is_done(self) -> bool:
         return (
@@ -276,9 +195,9 @@ class Run(Ledger):
         if failure is not None:
             self._tell("unsaved", f"the run ends unsaved: {failure}", cause=failure)
             if ending.outcome == "done":
-                ending = _Ending(failure, "failed", self.now)
+                ending = Ending(failure, "failed", self.now)
         if self._aside and ending.reason == FINISHED:
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
-            ending = _Ending(f"{FINISHED} {texts}", "failed", self.now)
+            ending = Ending(f"{FINISHED} {texts}", "failed", self.now)
         self._tell("end", cause=ending.reason)
         self._give(End(ending.reason, ending.outcome))

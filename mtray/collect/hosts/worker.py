@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mtray.collect.slots import Slot, close_sim, finish_step, slot_bytes
+from mtray.collect.hosts.slots import Slot, close_sim, finish_step, slot_bytes
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.engines.states import State
 from mtray.errors import MtrayError, RunError, TaskError

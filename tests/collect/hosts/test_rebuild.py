@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from mtray.collect import host as host_module
 from mtray.collect.episodes import EpisodeTracker
-from mtray.collect.host import make_host
+from mtray.collect.hosts import parallel as host_module
+from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.learner import NetworkConfig
 from mtray.data.rollout import pack

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from torchrl.envs import ParallelEnv
 
-from mtray.collect.host import make_host
+from mtray.collect.hosts.make import make_host
 from mtray.errors import TaskError, UsageError
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
@@ -174,7 +174,7 @@ def test_environments_may_start_processes_of_their_own():
 
 PARENT = """
 import sys
-from mtray.collect.host import make_host
+from mtray.collect.hosts.make import make_host
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
 from tests.failing import FailingMaker
@@ -216,7 +216,7 @@ def test_a_simulators_process_ends_with_its_collector_in_every_state(what):
 
 
 def test_closing_ends_a_process_that_hangs(monkeypatch):
-    monkeypatch.setattr("mtray.collect.worker._CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr("mtray.collect.hosts.worker._CLOSE_SECONDS", 0.3)
     host = host_of("parallel", Task("mine", "torchrl", FailingMaker("hangs")))
     [worker] = [psutil.Process(pid) for pid in host.processes]
     for _ in range(4):
