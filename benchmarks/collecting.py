@@ -54,12 +54,12 @@ def measure(
         RuntimeError: the replay has stored another number of frames than were collected.
     """
     import ray
-    from mtray.cluster.session.session import ray_session
 
     from mtray.cluster.actors.collector import Collector
     from mtray.cluster.actors.learner import Learner
     from mtray.cluster.actors.replay import Replay
     from mtray.cluster.plan import make_shares
+    from mtray.cluster.session.session import ray_session
     from mtray.config.settings import CollectorConfig, Config
     from mtray.policy import weights
     from mtray.policy.policy import LOG_STD_HIGH, LOG_STD_LOW, MultiTaskPolicy
