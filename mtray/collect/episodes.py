@@ -12,7 +12,11 @@ from mtray.engines.states import State
 
 
 class EpisodeTracker:
-    """Tracks the episodes of one task's copies, and the largest absolute discounted return of any step so far."""
+    """Tracks the episodes of one task's copies.
+
+    Attributes:
+        largest_return: largest absolute discounted return of any step of the last rollout's episodes so far.
+    """
 
     def __init__(self, task: str, copies: int, discount: float) -> None:
         """Track copies that stand at an episode's start."""
@@ -37,7 +41,7 @@ class EpisodeTracker:
             is_random: [K, L] bool, whether the step's action was random, not the policy's.
             is_broken: [K, L] bool, whether the step failed; its episode is dropped. None for nowhere.
         """
-        episodes = []
+        episodes, self.largest_return = [], 0.0
         for copy in range(len(reward)):
             start = 0
             for end in (np.flatnonzero(done[copy]) + 1).tolist():
@@ -64,9 +68,8 @@ class EpisodeTracker:
         return episode
 
     def state(self) -> State:
-        """Return the episodes under way and the largest return."""
+        """Return the episodes under way."""
         return {
-            "largest_return": np.array(self.largest_return),
             "returns": self._returns,
             "steps": self._steps,
             "random_steps": self._random_steps,
@@ -75,7 +78,6 @@ class EpisodeTracker:
 
     def load_state(self, state: State) -> None:
         """Load what `state` returned."""
-        self.largest_return = float(state["largest_return"])
         self._returns[:], self._steps[:] = state["returns"], state["steps"]
         self._random_steps[:] = state["random_steps"]
         self._rewards = [state[f"rewards{copy}"] for copy in range(len(self._rewards))]

@@ -41,7 +41,7 @@ class Rollout:
         tasks: task to its arrays [K, L]: the loop's buffers, which the next call overwrites.
         specs: all tasks of the policy.
         episodes: episodes that ended in the rollout.
-        largest_returns: task to the largest absolute discounted return of all its steps so far.
+        largest_returns: task to the largest absolute discounted return of any step of its episodes so far.
         weights_version: version of the policy that acted; 0 before the first weights.
         broken: task to its steps that failed in the rollout; they are no transitions.
         failures: the error of each simulator that failed in the rollout and was built anew.

@@ -23,7 +23,7 @@ class Push:
         rows: task to [n, row_size] float32, packed by `mtray.data.rollout.pack`.
         statistics: task to statistics of its rows, computed by the collector to offload the replay; the replay computes
             the missing ones.
-        largest_returns: task to the largest absolute discounted return of all its steps so far.
+        largest_returns: task to the largest absolute discounted return of any step of its episodes so far.
         weights_version: version of the policy that acted.
     """
 

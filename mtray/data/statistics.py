@@ -22,8 +22,8 @@ class TaskStatistics:
         count: transitions.
         mean: [obs_t] float64, of the root observations.
         square: [obs_t] float64, sum of squared deviations from the mean.
-        largest_reward: largest absolute reward.
-        largest_return: largest absolute discounted return.
+        largest_reward: largest absolute reward; the replay's forgets (see `mtray.replay.peaks`).
+        largest_return: largest absolute discounted return, as well.
     """
 
     count: int

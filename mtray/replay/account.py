@@ -13,6 +13,7 @@ from mtray.data.messages import Push, Receipt
 from mtray.data.specs import TaskSpec
 from mtray.data.statistics import TaskStatistics
 from mtray.errors import RunError
+from mtray.replay.peaks import Peaks
 
 # Receipts kept per source. A source has a few pushes in flight at most; an older push is a mistake, not a retry.
 _RECEIPTS = 256
@@ -25,11 +26,13 @@ class Account:
     Attributes:
         frames: task to frames ever stored.
         source_frames: source to frames ever stored, of all tasks.
-        statistics: task to those of everything ever stored.
+        statistics: task to those of everything ever stored; the largest values are those of the newest (see `Peaks`).
     """
 
-    def __init__(self, specs: tuple[TaskSpec, ...]) -> None:
-        """Begin with nothing stored."""
+    def __init__(self, specs: tuple[TaskSpec, ...], capacity: int) -> None:
+        """Begin with nothing stored, for rings of so many rows."""
+        self._capacity = capacity
+        self._peaks = {spec.name: Peaks() for spec in specs}
         self._specs = {spec.name: spec for spec in specs}
         self.frames = dict.fromkeys(self._specs, 0)
         self.source_frames: dict[str, int] = {}
@@ -62,8 +65,11 @@ class Account:
         """Add a push's statistics."""
         for task, rows in push.rows.items():
             total = self.statistics[task]
-            total.merge(push.statistics.get(task) or TaskStatistics.of(rows, self._specs[task].observation_size))
-            total.largest_return = max(total.largest_return, push.largest_returns.get(task, 0.0))
+            added = push.statistics.get(task) or TaskStatistics.of(rows, self._specs[task].observation_size)
+            total.merge(added)
+            peaks, largest_return = self._peaks[task], push.largest_returns.get(task, 0.0)
+            peaks.add(added.largest_reward, largest_return, total.count, self._capacity)
+            total.largest_reward, total.largest_return = peaks.largest
 
     def add(self, receipt: Receipt) -> None:
         """Count a push that was stored."""
@@ -88,7 +94,7 @@ class Account:
         """Return what a push changes: counts as JSON, then each of its tasks' statistics, as they are after it."""
         changed = [self.statistics[task] for task in rows]
         tasks = [
-            [task, rows[task], receipt.frames[task], total.count, total.largest_reward, total.largest_return]
+            [task, rows[task], receipt.frames[task], total.count, self._peaks[task].plain()]
             for task, total in zip(rows, changed, strict=True)
         ]
         text = json.dumps([receipt.source, receipt.number, tasks]).encode()
@@ -99,10 +105,10 @@ class Account:
         """Change what a record says."""
         source, number, tasks = _text(record)
         offset = _LENGTH.size + _LENGTH.unpack_from(record)[0]
-        for task, _, _, count, largest_reward, largest_return in tasks:
+        for task, _, _, count, peaks in tasks:
             size = self._specs[task].observation_size
             mean, square = np.frombuffer(record, np.float64, 2 * size, offset).reshape(2, size).copy()
-            self.statistics[task] = TaskStatistics(count, mean, square, largest_reward, largest_return)
+            self._restore(task, count, mean, square, peaks)
             offset += 16 * size
         self.add(Receipt(source, number, {task: frames for task, _, frames, *_ in tasks}))
 
@@ -114,13 +120,7 @@ class Account:
             "frames": dict(self.frames),
             "sources": dict(self.source_frames),
             "statistics": {
-                task: [
-                    total.count,
-                    total.mean.tolist(),
-                    total.square.tolist(),
-                    total.largest_reward,
-                    total.largest_return,
-                ]
+                task: [total.count, total.mean.tolist(), total.square.tolist(), self._peaks[task].plain()]
                 for task, total in self.statistics.items()
             },
             "receipts": {
@@ -133,14 +133,16 @@ class Account:
         """Restore what `state` returned."""
         self.frames.update(state["frames"])
         self.source_frames = dict(state["sources"])
-        for task, (count, mean, square, largest_reward, largest_return) in state["statistics"].items():
-            self.statistics[task] = TaskStatistics(
-                count, np.array(mean), np.array(square), largest_reward, largest_return
-            )
+        for task, (count, mean, square, peaks) in state["statistics"].items():
+            self._restore(task, count, np.array(mean), np.array(square), peaks)
         self._receipts = {
             source: {number: Receipt(source, number, frames) for number, frames in receipts}
             for source, receipts in state["receipts"].items()
         }
+
+    def _restore(self, task: str, count: int, mean: Any, square: Any, peaks: list[float]) -> None:
+        self._peaks[task] = Peaks.of(peaks)
+        self.statistics[task] = TaskStatistics(count, mean, square, *self._peaks[task].largest)
 
 
 def rows_of(record: bytes) -> dict[str, int]:

@@ -50,7 +50,7 @@ class ReplayBuffer:
             spec.name: Ring(spec, config.capacity_rows, None if memory is None else memory.words(spec.name))
             for spec in specs
         }
-        self._account = Account(specs)
+        self._account = Account(specs, config.capacity_rows)
         self._generator = self._new_generator()
 
     def _new_generator(self, *entropy: int) -> np.random.Generator:

@@ -79,7 +79,7 @@ def test_episodes_across_rollouts_keep_their_return_and_length():
         np.testing.assert_allclose(found, sorted(expected), rtol=1e-6)
 
 
-def test_the_largest_return_is_that_of_any_step_of_any_episode_so_far():
+def test_the_largest_return_is_that_of_any_step_of_a_rollouts_episodes():
     collector = make_collector(steps=4)
     rollout = collector.collect()
     for name, part, discount in zip(("short", "long"), rollout.data.tensordicts, (0.9, 0.5), strict=True):

@@ -275,6 +275,28 @@ def test_largest_return_is_kept_over_pushes():
     assert (statistics["left"].largest_return, statistics["right"].largest_return) == (7.5, 0.0)
 
 
+def test_an_outlier_counts_while_its_data_are_held_and_not_for_ever():
+    replay = make_replay(capacity=32)
+    rows = {"left": pack_data(rollout_of("left"), SPECS[0], WIDTH)}
+    rows["left"][:, -2] = 1.0
+    outlier = {"left": rows["left"].copy()}
+    outlier["left"][0, -2] = 1e6
+    held, found = 0, []
+    for number in range(40):
+        pushed = outlier if number == 3 else rows
+        largest = {"left": 5e6 if number == 3 else 2.0}
+        replay.insert(Push(source="local", number=number, rows=pushed, largest_returns=largest))
+        statistics = replay.sample_rows(1, tasks=("left",)).statistics["left"]
+        found.append((statistics.largest_reward == 1e6, statistics.largest_return == 5e6))
+        held += float(np.abs(replay.rows("left")[:, -2]).max()) == 1e6
+        # A process that goes on from a checkpoint forgets at the same moment.
+        replay = saved_and_loaded(replay, 32)
+    counted = [reward for reward, _ in found]
+    assert found == [(one, one) for one in counted]
+    assert held <= sum(counted) <= 2 * held + 2
+    assert not counted[-1]
+
+
 def test_statistics_are_those_of_every_observation_inserted_also_of_those_overwritten():
     replay, generator = make_replay(capacity=16), default_rng(3)
     inserted = {task: [] for task in NAMES}
