@@ -6,10 +6,11 @@ Runs in the driver; fed by the supervisor.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mtray.cluster.control.protocol import Part, Tell
+from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.sinks import Guarded, JsonLines
 
 _LOGGER = logging.getLogger("mtray")
@@ -45,6 +46,13 @@ class EventLog:
         self._lines.write({"time": round(self._seconds(), 3), "event": told.event, **fields})
         if told.sentence:
             _LOGGER.warning("%s", told.sentence)
+
+    def tell_resume(self, resume: Checkpoint, skipped: Iterable[str], superseded: Iterable[Path]) -> None:
+        """Write what a run continues from, and which checkpoints it leaves."""
+        for cause in skipped:
+            self.tell(Tell("skipped", {"cause": cause}))
+        names = [path.name for path in superseded]
+        self.tell(Tell("resume", {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": names}))
 
     def keep_trace(self, part: Part | None, trace: str) -> str:
         """Append a traceback to the file of the part's process; return where it is, for the end of the error's line."""

@@ -6,7 +6,6 @@ passes through the driver, writing checkpoints and filling a replay, is done by 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import queue
@@ -16,21 +15,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
 
 from mtray.cluster.actors.collector import Collector
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
 from mtray.cluster.control.protocol import Call, Counts, Kind, Method, Part, Restored
-from mtray.cluster.failures import one_line
 from mtray.cluster.plan import seeds_of
-from mtray.cluster.rows import put_rows, rows_reader
+from mtray.cluster.rows import RowsKeeper
 from mtray.cluster.session.own import limit_shutdown
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
 from mtray.errors import RunError
 from mtray.replay.buffer import ReplayBuffer
-from mtray.replay.memory import RingMemory
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.tasks.plan import Task
 
@@ -85,8 +81,7 @@ class Processes:
         # The newest process of each place, though it may have ended.
         self._newest: dict[tuple[Kind, int], Part] = {}
         self._replay: Any = None
-        # Memory of the replay's rings, held open here so that it outlives the replay; None if it is on another node.
-        self._memory: RingMemory | None = None
+        self._rows = RowsKeeper(self._specs, config)
         self._made_weights: dict[int, Any] = {}
         self._aside: set[str] = set()
         self._jobs: queue.SimpleQueue[tuple[Call, Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -159,11 +154,7 @@ class Processes:
         if not is_stuck:
             # Its core would end this process.
             ray.shutdown()
-        if self._memory is None:
-            raise RunError("nothing was collected yet")
-        replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, self._memory)
-        replay.take_over()
-        return replay
+        return self._rows.take_over()
 
     def ask(self, call: Call) -> None:
         """Make a call; nothing happens if its part is gone."""
@@ -200,33 +191,15 @@ class Processes:
 
     def rows_reader(self) -> Fetch:
         """Return a function that reads rows of the replay's newest process; it raises UnreachableError if that dies."""
-        return rows_reader(self._replay, self._specs)
+        return self._rows.reader(self._replay)
 
     def _fill(self, replay: Any) -> Restored:
         """Make a process of the replay ready, with what the one before had, or with the newest checkpoint."""
-        source, has_rows = "memory", True
-        if not self._takes_over(replay):
-            self._memory, saved = None, self._writer.newest
-            source = "nothing" if saved is None else "checkpoint"
-            if not ray.get(replay.reserve.remote()):
-                has_rows = saved is None or bool(saved.rows)
-                put_rows(replay, self._specs, saved)
-                ray.get(replay.load.remote(saved.replay if saved else None))
-        with contextlib.suppress(OSError):
-            self._memory = self._memory or RingMemory.attach(ray.get(replay.memory.remote()))
+        source, has_rows = self._rows.fill(replay, self._writer.newest)
         counts, sources = ray.get([replay.count.remote(self._aside), replay.sources.remote()])
         self.restored_frames = counts["frames"]
         stored = {self._part(name): frames for name, frames in sources.items() if name.startswith(f"{self._run_id}/")}
         return Restored(Counts(sum(counts["frames"].values()), counts["is_warm"]), source, stored, has_rows)
-
-    def _takes_over(self, replay: Any) -> bool:
-        if self._memory is None:
-            return False
-        try:
-            return bool(ray.get(replay.take_over.remote(self._memory.address)))
-        except RayTaskError as error:
-            _LOGGER.warning("the memory of the rings could not be taken over: %s", one_line(error))
-            return False
 
     def _part(self, source: str) -> Part:
         place, _, life = source.partition("/")[2].partition(".")

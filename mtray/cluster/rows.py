@@ -1,48 +1,101 @@
-"""Rows that pass through the driver, in pieces: from the replay to a checkpoint, and back."""
+"""The replay's rows, as far as the driver has to do with them: they outlive the replay, and pass in pieces."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
+from mtray.cluster.failures import one_line
+from mtray.config.settings import Config
 from mtray.data.specs import FloatArray, TaskSpec
-from mtray.errors import UnreachableError
+from mtray.errors import RunError, UnreachableError
+from mtray.replay.buffer import ReplayBuffer
+from mtray.replay.memory import RingMemory
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import Fetch
 
 # Bytes of rows that travel between the replay and the driver in one call: about 10 ms of the replay's time.
 _PIECE_BYTES = 2**24
 
+_LOGGER = logging.getLogger("mtray")
 
-def rows_reader(replay: Any, specs: Sequence[TaskSpec]) -> Fetch:
-    """Return a function that reads a task's rows by number; it raises UnreachableError if the replay dies."""
 
-    def fetch(task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+class RowsKeeper:
+    """Holds the memory of the replay's rings, so that it outlives the replay; that of another node can't be held."""
+
+    def __init__(self, specs: Sequence[TaskSpec], config: Config) -> None:
+        """Hold nothing yet."""
+        self._specs = tuple(specs)
+        self._config = config
+        self._memory: RingMemory | None = None
+
+    def fill(self, replay: Any, saved: Checkpoint | None) -> tuple[str, bool]:
+        """Make a new process of the replay ready, with what the one before had, or with a checkpoint.
+
+        Returns:
+            Source of the rows, and whether there are any, as `Restored` has them.
+        """
+        source, has_rows = "memory", True
+        if not self._takes_over(replay):
+            self._memory = None
+            source = "nothing" if saved is None else "checkpoint"
+            if not ray.get(replay.reserve.remote()):
+                has_rows = saved is None or bool(saved.rows)
+                self._put(replay, saved)
+                ray.get(replay.load.remote(saved.replay if saved else None))
+        with contextlib.suppress(OSError):
+            self._memory = self._memory or RingMemory.attach(ray.get(replay.memory.remote()))
+        return source, has_rows
+
+    def _takes_over(self, replay: Any) -> bool:
+        if self._memory is None:
+            return False
         try:
-            pieces = [ray.get(replay.read_rows.remote(task, *piece)) for piece in _pieces(specs, task, begin, end)]
-        except RayActorError as error:
-            raise UnreachableError("the replay is gone, so its rows can't be saved") from error
-        # Only the first pieces can have lost rows.
-        rows = np.concatenate([rows for _, rows in pieces])
-        return end - len(rows), rows
+            return bool(ray.get(replay.take_over.remote(self._memory.address)))
+        except RayTaskError as error:
+            _LOGGER.warning("the memory of the rings could not be taken over: %s", one_line(error))
+            return False
 
-    return fetch
+    def take_over(self) -> ReplayBuffer:
+        """Return the replay, which is gone, in this process.
 
+        Raises:
+            RunError: nothing was collected, or the replay does not end.
+        """
+        if self._memory is None:
+            raise RunError("nothing was collected yet")
+        replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, self._memory)
+        replay.take_over()
+        return replay
 
-def put_rows(replay: Any, specs: Sequence[TaskSpec], saved: Checkpoint | None) -> None:
-    """Put a checkpoint's rows, if there is one, into a replay that is empty."""
-    for task, chunks in saved.rows.items() if saved else ():
-        for chunk in chunks:
-            rows = chunk.load()
-            for first, last in _pieces(specs, task, chunk.begin, chunk.end):
-                ray.get(replay.write_rows.remote(task, first, rows[first - chunk.begin : last - chunk.begin]))
+    def reader(self, replay: Any) -> Fetch:
+        """Return a function that reads a task's rows by number; it raises UnreachableError if the replay dies."""
 
+        def fetch(task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+            try:
+                pieces = [ray.get(replay.read_rows.remote(task, *piece)) for piece in self._pieces(task, begin, end)]
+            except RayActorError as error:
+                raise UnreachableError("the replay is gone, so its rows can't be saved") from error
+            # Only the first pieces can have lost rows.
+            rows = np.concatenate([rows for _, rows in pieces])
+            return end - len(rows), rows
 
-def _pieces(specs: Sequence[TaskSpec], task: str, begin: int, end: int) -> list[tuple[int, int]]:
-    spec = next(spec for spec in specs if spec.name == task)
-    rows = max(1, _PIECE_BYTES // (4 * spec.row_size))
-    return [(first, min(first + rows, end)) for first in range(begin, end, rows)]
+        return fetch
+
+    def _put(self, replay: Any, saved: Checkpoint | None) -> None:
+        for task, chunks in saved.rows.items() if saved else ():
+            for chunk in chunks:
+                rows = chunk.load()
+                for first, last in self._pieces(task, chunk.begin, chunk.end):
+                    ray.get(replay.write_rows.remote(task, first, rows[first - chunk.begin : last - chunk.begin]))
+
+    def _pieces(self, task: str, begin: int, end: int) -> list[tuple[int, int]]:
+        spec = next(spec for spec in self._specs if spec.name == task)
+        rows = max(1, _PIECE_BYTES // (4 * spec.row_size))
+        return [(first, min(first + rows, end)) for first in range(begin, end, rows)]

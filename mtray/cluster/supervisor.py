@@ -114,7 +114,7 @@ class Supervisor:
         self._answers = Answers(self.specs, self.run_dir, self.metrics, self._events, self.processes, self._resume)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
-            self._tell_resume(self._resume)
+            self._events.tell_resume(self._resume, self._skipped, self._writer.superseded)
         try:
             self._perform(self.control.start())
             while self._end is None:
@@ -176,13 +176,6 @@ class Supervisor:
                     self._events.tell(command)
                 case End():
                     self._end = command
-
-    def _tell_resume(self, resume: Checkpoint) -> None:
-        for cause in self._skipped:
-            self._events.tell(Tell("skipped", {"cause": cause}))
-        superseded = [path.name for path in self._writer.superseded]
-        fields = {"checkpoint": str(resume.path), "frames": resume.frames, "superseded": superseded}
-        self._events.tell(Tell("resume", fields))
 
     # Lines and checkpoints.
 
