@@ -25,6 +25,7 @@ SMALL = (
 )
 
 METRICS, _, EVENTS = (Path(__file__).parents[1] / "docs/metrics.md").read_text().partition("## Events")
+METRICS = METRICS.partition("## One clock")[0]
 
 # With a process per task of each collector.
 PARALLEL = (*SMALL, "--host", "parallel")

@@ -66,13 +66,14 @@ class ParallelHost(Host):
         """Take one agent step in every copy, all tasks in parallel."""
         begin = time.monotonic()
         try:
-            for index, error in self._command(STEP).items():
+            failed = self._command(STEP)
+            for index, error in failed.items():
                 self._mend(index, error)
         except BaseException:
             self.close()
             raise
         seconds = time.monotonic() - begin
-        if seconds > self._longest_seconds:
+        if seconds > self._longest_seconds and not failed:
             self._longest_seconds = seconds
             for worker in self._workers:
                 worker.limit(_HANG_SECONDS + 10 * seconds)

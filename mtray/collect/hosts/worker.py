@@ -90,6 +90,7 @@ class Worker:
         except ConnectionResetError:
             answer = b""
         except BlockingIOError:
+            self.process.kill()
             raise TaskError(f"task {self.name!r}: the process that steps it hangs", self.name) from None
         if answer == _DONE:
             return
