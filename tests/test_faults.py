@@ -124,11 +124,11 @@ def test_every_part_is_killed_once_and_the_run_ends_as_if_nothing_was(tmp_path):
 def test_a_replay_whose_memory_is_lost_goes_on_from_the_checkpoint_and_says_what_is_lost(tmp_path):
     """As when its whole machine is lost: nobody holds the memory."""
     (tmp_path / "nowhere.py").write_text(
-        "import mtray.cluster.processes as processes\n"
+        "import mtray.cluster.rows as rows\n"
         "from mtray.launch import main\n"
         "def attach(address):\n"
         "    raise OSError('on another node')\n"
-        "processes.RingMemory.attach = attach\n"
+        "rows.RingMemory.attach = attach\n"
         "raise SystemExit(main())\n"
     )
     run_dir = tmp_path / "a"
