@@ -7,7 +7,6 @@ passes through the driver, writing checkpoints and filling a replay, is done by 
 from __future__ import annotations
 
 import functools
-import logging
 import queue
 import threading
 import uuid
@@ -34,8 +33,6 @@ from mtray.tasks.plan import Task
 _CLOSE_SECONDS = 5.0
 # How long a checkpoint that is being written as Ray dies may take: less than Ray's core gives this process.
 _DRAIN_SECONDS = 8.0
-
-_LOGGER = logging.getLogger("mtray")
 
 
 class Processes:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def train(config: Config) -> dict[str, Any]:
                 _LOGGER.warning("skipped: %s", note)
             if saved is not None and config.resume == AUTO and saved.frames >= config.total_frames:
                 return _finished_before(saved)
-            return _run(config, tasks, claim, saved, skipped)
+            with _traceback_kept(claim.run_dir):
+                return _run(config, tasks, claim, saved, skipped)
 
 
 def _with_paths(config: Config) -> Config:
@@ -133,26 +134,22 @@ def _finished_before(saved: checkpoint.Checkpoint) -> dict[str, Any]:
     }
 
 
-def _run(
-    config: Config,
-    tasks: Sequence[Task],
-    claim: Claim,
-    saved: checkpoint.Checkpoint | None,
-    skipped: Sequence[str],
-) -> dict[str, Any]:
+@contextlib.contextmanager
+def _traceback_kept(run_dir: Path) -> Iterator[None]:
+    """Make an error that nobody raised on purpose a RunError of one line, its traceback in the run directory."""
     try:
-        return _run_supervised(config, tasks, claim, saved, skipped)
+        yield
     except MtrayError:
         raise
     except Exception as error:
-        text, place = f"{type(error).__name__}: {error}", claim.run_dir / "traceback.txt"
+        text, place = f"{type(error).__name__}: {error}", run_dir / "traceback.txt"
         with contextlib.suppress(OSError):
             place.write_text("".join(traceback.format_exception(error)))
             text += f"; the traceback is in {place}"
         raise RunError(text) from error
 
 
-def _run_supervised(
+def _run(
     config: Config,
     tasks: Sequence[Task],
     claim: Claim,

@@ -142,6 +142,6 @@ class Metrics:
         for name, saved in state["tasks"].items():
             task = self.tasks[name]
             task.frames, task.episodes = saved["frames"], saved["episodes"]
-            task.broken_episodes = saved.get("broken_episodes", 0)
+            task.broken_episodes = saved["broken_episodes"]
             task.recent.extend(saved["recent"])
         self._last = (self._started, *self._made)

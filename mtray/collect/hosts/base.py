@@ -49,7 +49,8 @@ class Host(ABC):
         if not self._rebuilds:
             raise error
         maker = self._makers[index]
-        seed = int(np.random.SeedSequence([maker.seed, len(self._makers)]).generate_state(1)[0])
+        # Three words: two give the seed of a copy (`copy_seed`).
+        seed = int(np.random.SeedSequence([maker.seed, 0, 1]).generate_state(1)[0])
         self._makers[index] = dataclasses.replace(maker, seed=seed)
         self._rebuild(index)
         mark_broken(self.slots[index])

@@ -12,6 +12,7 @@ from mtray.collect.loop import ActingLoop
 from mtray.config.learner import NetworkConfig
 from mtray.data.rollout import pack
 from mtray.data.rows import holds_transition
+from mtray.engines.base import copy_seed
 from mtray.errors import TaskError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.makers import make_makers
@@ -93,7 +94,10 @@ def test_a_new_simulator_has_seeds_of_its_own():
     for _ in range(3 * LATER):
         host.step()
     host.close()
-    assert len(set(seeds[-4:])) == 4
+    made = seeds[-4:]
+    assert len(set(made)) == 4
+    # Nor is a new one's stream that of another copy of the one before.
+    assert not {copy_seed(seed, copy) for seed in made for copy in range(1, 9)} & set(made)
 
 
 def test_a_slow_step_does_not_count_as_a_hang(monkeypatch):
