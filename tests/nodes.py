@@ -64,18 +64,41 @@ read -r || true
 """
 
 
+class Network:
+    """A bridge, and all that was started on it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process, self._started = process, [process]
+        _expect(process, "up")
+        self.pid = _first_process(process)
+
+    def keep(self, process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        """Wait for this process when the network ends, which ends it."""
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """End everything on the network."""
+        self._process.stdin.close()
+        for process in self._started:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+
 class Machine:
     """A machine of a network.
 
     Args:
-        network: first process of the network.
+        network: network that it is on.
         name: host's name; a machine that is started with the name of another before it has that one's disk.
         address: IPv4 address.
         extra: folders outside of the environment that the machine must be able to read.
     """
 
-    def __init__(self, network: subprocess.Popen[str], name: str, address: str, extra: tuple[str, ...] = ()) -> None:
-        self.name, self.address, self._network = name, address, str(_first_process(network))
+    def __init__(self, network: Network, name: str, address: str, extra: tuple[str, ...] = ()) -> None:
+        self.name, self.address, self._network = name, address, network
         needed = [*libraries(), sys.prefix, sys.base_prefix, *extra]
         environment = {
             "PATH": _PATH,
@@ -87,11 +110,8 @@ class Machine:
             "BOUND": " ".join(path for path in needed if os.stat(path).st_dev != os.stat("/").st_dev),
             "READABLE": " ".join({str(folder) for path in needed for folder in (path, *Path(path).parents)}),
         }
-        self._process = _start(
-            ["nsenter", f"--target={self._network}", "--pid", "--mount", *_unshare("--ipc", "--uts")],
-            _MACHINE,
-            environment,
-        )
+        enter = ["nsenter", f"--target={network.pid}", "--pid", "--mount", *_unshare("--ipc", "--uts")]
+        self._process = network.keep(_start(enter, _MACHINE, environment))
         _expect(self._process, "made")
         self.pid = _first_process(self._process)
         self._link("add", name, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
@@ -104,7 +124,8 @@ class Machine:
         login = ["env", "-i", "--chdir=/", f"PATH={_PATH}", "TERM=dumb", "runuser", "-u", user, "--"]
         script = f"export HOME=~{user}; cd; {command}"
         defaults = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([*enter, *login, "bash", "-c", script], **{**defaults, **options})
+        process = subprocess.Popen([*enter, *login, "bash", "-c", script], **{**defaults, **options})
+        return self._network.keep(process)
 
     def run(self, command: str, user: str = USER, timeout: float = 120) -> str:
         """Run a command to its end and return what it prints.
@@ -112,12 +133,8 @@ class Machine:
         Raises:
             AssertionError: it exits with another code than 0.
         """
-        with self.popen(command, user) as process:
-            try:
-                output, _ = process.communicate(timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+        process = self.popen(command, user)
+        output, _ = process.communicate(timeout=timeout)
         assert process.returncode == 0, f"{self.name}: {command}: exit code {process.returncode}\n{output}"
         return output
 
@@ -151,20 +168,18 @@ class Machine:
 
     def _link(self, *arguments: str) -> None:
         # Not in the network's PID namespace: `netns` takes a number of this process's.
-        subprocess.run(["nsenter", f"--target={self._network}", "--net", "ip", "link", *arguments], check=True)
+        subprocess.run(["nsenter", f"--target={self._network.pid}", "--net", "ip", "link", *arguments], check=True)
 
 
 @contextlib.contextmanager
-def network() -> Iterator[subprocess.Popen[str]]:
-    """Make a bridge; yield the process that it and all machines on it end with."""
+def network() -> Iterator[Network]:
+    """Make a network; what was started on it ends with it."""
     _install_packages()
-    process = _start(_unshare(), _NETWORK, {"PATH": _PATH, "GATEWAY": GATEWAY})
+    made = Network(_start(_unshare(), _NETWORK, {"PATH": _PATH, "GATEWAY": GATEWAY}))
     try:
-        _expect(process, "up")
-        yield process
+        yield made
     finally:
-        process.stdin.close()
-        process.wait()
+        made.end()
 
 
 def libraries() -> list[str]:
