@@ -21,6 +21,8 @@ RAY_AUTH_TOKEN=$(python -c "import secrets; print(secrets.token_hex(32))")
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token OMP_NUM_THREADS=1
 # Seconds for all nodes to start; Ray's own 30 are short for a shared disk.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+# Seconds until the other machines are free when the head has ended.
+export RAY_gcs_rpc_server_reconnect_timeout_s=20
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" -- \

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -145,7 +146,7 @@ def test_the_open_ports_are_those_that_the_file_names(cluster):
         for first, last in re.findall(r"^# +(\d+)(?:-(\d+))?  ", (ROOT / "cluster/config.yaml").read_text(), re.M)
     ]
     for machine in cluster.machines.values():
-        # Without sshd's; 52365 is the agent's on loopback.
+        # Without sshd's.
         lines = machine.run("ss -Hltn").split("\n")
         listening = {tuple(line.split()[3].rsplit(":", 1)) for line in lines if line}
         others = {int(port) for host, port in listening if host not in ("127.0.0.1", "[::1]")} - {22}
@@ -182,15 +183,14 @@ def test_submit_exec_attach_and_rsync_down(cluster):
 
 
 def test_a_job_is_submitted_through_the_forwarded_dashboard(cluster):
-    forward = cluster.user.popen(cluster.command(f"exec ray dashboard {CONFIG}"))
+    forward = cluster.user.popen(cluster.command(f"ray dashboard {CONFIG}"), stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: "8265" in cluster.user.run("ss -Hltn"), 30)
-        job = "ray job submit --address http://localhost:8265"
-        command = "python -c 'import ray; ray.init(); print(len(ray.nodes()), \"nodes\")'"
-        output = cluster.type(f"{job} -- {command}")
+        job = "python -c \"import ray; ray.init(); print(len(ray.nodes()), 'nodes')\""
+        output = cluster.type(f"RAY_AUTH_MODE=token ray job submit --address http://localhost:8265 -- {job}")
     finally:
-        cluster.user.run("pkill --full 'ray dashboard'", user="root")
-        forward.communicate()
+        cluster.user.run("pkill --full 8265:[l]ocalhost")
+        forward.wait()
     assert "3 nodes" in output
     assert "succeeded" in output
 
@@ -219,7 +219,7 @@ def test_a_cut_of_ten_seconds_restarts_nothing(cluster, run):
     time.sleep(30)
     goes_on(cluster, run)
     assert cluster.watched() == seen
-    assert cluster.events(run)[len(events) :] == []
+    assert {event["event"] for event in cluster.events(run)[len(events) :]} <= {"save"}
 
 
 def test_a_node_that_is_killed_is_noticed_and_comes_back(cluster, run):
