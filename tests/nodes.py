@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 # The account that the images of clouds have.
 USER = "ubuntu"
@@ -174,6 +175,8 @@ class Machine:
 @contextlib.contextmanager
 def network() -> Iterator[Network]:
     """Make a network; what was started on it ends with it."""
+    if os.geteuid() != 0:
+        pytest.skip("namespaces are made by root only")
     _install_packages()
     made = Network(_start(_unshare(), _NETWORK, {"PATH": _PATH, "GATEWAY": GATEWAY}))
     try:

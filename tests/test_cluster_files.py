@@ -1,6 +1,7 @@
 """The files of cluster/ for AWS, Kubernetes and Slurm, as far as this machine can try them."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_the_image_holds_what_the_package_is_built_from():
 # Starts its command on each machine at once, as Slurm's does; ends with the highest exit code.
 SRUN = """#!/bin/bash
 for pid in $MACHINES; do
-    nsenter --target=$pid --all --root --wd=/srv -- "$@" &
+    nsenter --target=$pid --all --root -- env --chdir=/srv "$@" &
     jobs="$jobs $!"
 done
 code=0
@@ -152,12 +153,17 @@ def test_slurm_runs_on_all_machines_and_resumes(tmp_path):
             job = subprocess.run(
                 [CLUSTER / "slurm.sh", *light, "--total-frames", frames],
                 env=environment,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 timeout=250,
             )
-            assert job.returncode == 0, job.stdout + job.stderr
-            assert "finished: " in job.stdout
-        assert machines[0].path("/srv/runs/7/events.jsonl").read_text() == ""
+            assert job.returncode == 0, job.stdout
+            assert "finished: " in job.stdout, job.stdout
+        run_dir = machines[0].path("/srv/runs/7")
+        events = [json.loads(line)["event"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        assert events.count("end") == 2
+        frames = [json.loads(line)["frames"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        assert frames == sorted(frames)
         for machine in machines:
             assert [line for line in machine.commands() if "ray" in line] == []

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -120,6 +121,20 @@ def wait_for(condition, timeout):
     return found
 
 
+def test_machines_end_with_the_process_that_made_them(tmp_path):
+    """Even if it is killed: the pipe that the first process of their namespaces reads from ends."""
+    script = (
+        "import time; from tests.nodes import *\n"
+        "with network() as made: print(Machine(made, 'node', '10.77.0.11').pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        first = int(process.stdout.readline())
+        assert psutil.pid_exists(first)
+        process.kill()
+    wait_for(lambda: not psutil.pid_exists(first), 5)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     with network() as process:
@@ -197,10 +212,9 @@ def test_a_job_is_submitted_through_the_forwarded_dashboard(cluster):
 
 @pytest.fixture(scope="module")
 def run(cluster):
-    """Return the name of a run that goes on until the cluster is taken down."""
-    command = f"ray exec {CONFIG} 'python -m mtray.launch {LAUNCH} --run-dir runs/long'"
-    with cluster.user.path(f"/home/{USER}/run.log").open("w") as log:
-        cluster.user.popen(cluster.command(command), stdout=log)
+    """Return the name of a job that goes on until the cluster is taken down."""
+    launch = f"python -m mtray.launch {LAUNCH} --run-dir ~/runs/long"
+    cluster.type(f"ray exec {CONFIG} 'ray job submit --submission-id long --no-wait -- {launch}'")
     wait_for(lambda: cluster.frames("long"), 120)
     return "long"
 
