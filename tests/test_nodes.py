@@ -225,6 +225,7 @@ def goes_on(cluster, run):
 
 
 def test_a_cut_of_ten_seconds_restarts_nothing(cluster, run):
+    assert "frames" in cluster.type(f"ray exec {CONFIG} 'ray job logs {run}'")
     seen, events = cluster.watched(), cluster.events(run)
     for machine in (cluster.machines[address] for address in WORKERS):
         machine.cut()
