@@ -58,7 +58,7 @@ def measure(
     from mtray.cluster.actors.collector import Collector
     from mtray.cluster.actors.learner import Learner
     from mtray.cluster.actors.replay import Replay
-    from mtray.cluster.plan import make_shares
+    from mtray.cluster.plan import Shares
     from mtray.cluster.session.session import ray_session
     from mtray.config.settings import CollectorConfig, Config
     from mtray.policy import weights
@@ -82,20 +82,19 @@ def measure(
     policy.heads.output.bias.data.chunk(2, -1)[1].fill_(bias)
     # Before version 1 actions are random, which costs less than the network.
     snapshot = weights.snapshot(policy, version=1)
-    shares = make_shares(config, built)
+    shares = Shares(config, built).of(workers)
     with ray_session(config) as session:
         cpus = session.cpus_per_actor
         replay = ray.remote(Replay).options(num_cpus=cpus).remote(specs, config)
         ray.get([replay.reserve.remote(), replay.load.remote(None)])
         kind = ray.remote(Collector).options(num_cpus=cpus)
         seeds = [range(worker * 100, worker * 100 + len(built) + 1) for worker in range(workers)]
-        collectors = [
-            kind.remote(str(worker), built, shares[worker], config, seeds[worker], replay) for worker in range(workers)
-        ]
+        collectors = [kind.remote(str(worker), built, config, replay) for worker in range(workers)]
         trained = []
         try:
             weights_ref = [ray.put(snapshot)]
-            ray.get([collector.build.remote() for collector in collectors])
+            builds = zip(collectors, shares, seeds, strict=True)
+            ray.get([collector.build.remote(share, seed) for collector, share, seed in builds])
             ray.get([collector.act.remote(snapshot.version, weights_ref, True) for collector in collectors])
             if learner:
                 trainer = ray.remote(Learner).options(num_cpus=cpus).remote(specs, config, replay)

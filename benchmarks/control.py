@@ -19,8 +19,8 @@ from typing import Any
 import harness
 
 from mtray.cluster.control.free import Control
-from mtray.cluster.control.plan import Place, Plan
-from mtray.cluster.control.protocol import Answered, Call, Counts, Method
+from mtray.cluster.control.plan import Plan
+from mtray.cluster.control.protocol import Answered, Call, Counts, Method, Place
 from mtray.replay.pacing import Pacing
 
 COLLECTORS = (8, 100, 1000)

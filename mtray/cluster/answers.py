@@ -10,7 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.control.protocol import Answered, Call, Collected, Counts, Event, Method, Part, Restored
+from mtray.cluster.actors.hello import Hello, versions
+from mtray.cluster.control.protocol import (
+    Answered,
+    Call,
+    Collected,
+    Counts,
+    Event,
+    Failed,
+    Failure,
+    Method,
+    Part,
+    Restored,
+)
 from mtray.cluster.events import EventLog
 from mtray.cluster.failures import failure_of, lost_node, trace_of
 from mtray.cluster.processes import Processes
@@ -85,7 +97,9 @@ class Answers:
             case Method.HELLO:
                 assert call.part is not None
                 self._events.add_process(call.part, result)
-                return Answered(call.id)
+                self._processes.add_node(call.part, result)
+                text = _differences(call.part, result)
+                return Answered(call.id) if text is None else Failed(call.id, Failure.INPUT, text)
             case Method.BUILD if isinstance(result, Restored):
                 for name, count in self._processes.restored_frames.items():
                     self._metrics.tasks[name].frames = count
@@ -138,3 +152,15 @@ class Answers:
         for name, values in figures["tasks"].items():
             metrics.tasks[name].learner = values
         self._processes.weights = metrics.weights_version, [weights]
+
+
+def _differences(part: Part, hello: Hello) -> str | None:
+    """Return, in one line, which versions of its node are not the driver's; None if all are the same."""
+    here, there = versions(), hello.versions
+    names = [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]
+    if not names:
+        return None
+    found = ", ".join(
+        f"{name} {there.get(name, 'missing')} (here {here.get(name, 'missing')})" for name in sorted(names)
+    )
+    return f"{part.name} on {hello.address} has {found}: install the same on every node"

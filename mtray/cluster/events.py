@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mtray.cluster.actors.hello import Hello
 from mtray.cluster.control.protocol import Part, Tell
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.sinks import Guarded, JsonLines
@@ -30,19 +31,21 @@ class EventLog:
         self._logs = run_dir / "logs"
         path = run_dir / "events.jsonl"
         self._lines = Guarded(JsonLines(path), str(path))
-        # Process id and file of the newest process of each part, by the part's name.
-        self._processes: dict[str, tuple[int, str | None]] = {}
+        # The newest process of each part, by the part's name.
+        self._processes: dict[str, Hello] = {}
 
-    def add_process(self, part: Part, process: tuple[int, str | None]) -> None:
-        """Take the id of a part's newest process, and the name of the file that it prints to."""
+    def add_process(self, part: Part, process: Hello) -> None:
+        """Take what a part's newest process said of itself."""
         self._processes[part.name] = process
 
     def tell(self, told: Tell) -> None:
         """Write an event's line, and show its sentence."""
         fields = dict(told.fields)
         if told.event in ("placed", "death"):
-            process, log = self._processes.get(fields["part"], (None, None))
-            fields |= {"process": process} | ({} if log is None else {"log": f"logs/{log}"})
+            process = self._processes.get(fields["part"])
+            fields["process"] = process.process if process else None
+            fields |= {"address": process.address} if process else {}
+            fields |= {"log": f"logs/{process.log}"} if process and process.log else {}
         self._lines.write({"time": round(self._seconds(), 3), "event": told.event, **fields})
         if told.sentence:
             _LOGGER.warning("%s", told.sentence)
@@ -58,9 +61,9 @@ class EventLog:
         """Append a traceback to the file of the part's process; return where it is, for the end of the error's line."""
         if not trace or part is None:
             return ""
-        _, log = self._processes.get(part.name, (None, None))
+        process = self._processes.get(part.name)
         # Of a process on another machine there is no file yet.
-        path = self._logs / (log or f"{part.name.replace(' ', '-')}.log")
+        path = self._logs / ((process and process.log) or f"{part.name.replace(' ', '-')}.log")
         try:
             path.parent.mkdir(exist_ok=True)
             with path.open("a") as file:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 
 from mtray.cluster.control.parts.actor import Limits
-from mtray.cluster.control.plan import CALLS, Place, Plan
-from mtray.cluster.control.protocol import Part
+from mtray.cluster.control.plan import CALLS, Plan, Spread
+from mtray.cluster.control.protocol import Part, Place
 from mtray.collect.placement import Share, partition, replicate, step_seconds
 from mtray.config.checks import require
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
-from mtray.errors import UsageError
 from mtray.replay.pacing import Pacing, least_slack
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.tasks.plan import Task
@@ -29,24 +28,15 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     """
     settings = config.learner
     step_frames = sum(spec.action_repeat for spec in specs)
-    # What is asked and not yet counted: two calls and the pushes under way of each collector.
-    calls = CALLS + config.collector.pushes_in_flight
-    round_frames = step_frames * config.copies(len(specs)) * config.workers * config.collector.rollout_steps * calls
-    if settings.slack_steps is not None:
-        slack_frames = settings.slack_steps * step_frames
-        if settings.updates_per_step:
-            least = math.ceil(least_slack(settings.updates_per_step, step_frames, round_frames) / step_frames)
-            require(
-                settings.slack_steps >= least,
-                f"--learner.slack-steps {settings.slack_steps}: collectors have {round_frames // step_frames} steps of "
-                f"every task under way, and an update needs {1 / settings.updates_per_step:g}, so at least {least} is "
-                "needed or both sides would wait for ever",
-            )
-    else:
-        # Where the learner is the slower side, collectors are this far ahead all the time, and what they bring was
-        # chosen by weights as old: no more than keeps both sides from waiting.
-        update_frames = step_frames / settings.updates_per_step if settings.updates_per_step else 0.0
-        slack_frames = math.ceil(1.25 * round_frames + 2 * update_frames)
+    round_frames, slack_frames = _round_and_slack(config, specs, config.collectors)
+    if settings.slack_steps is not None and settings.updates_per_step:
+        least = math.ceil(least_slack(settings.updates_per_step, step_frames, round_frames) / step_frames)
+        require(
+            settings.slack_steps >= least,
+            f"--learner.slack-steps {settings.slack_steps}: collectors have {round_frames // step_frames} steps of "
+            f"every task under way, and an update needs {1 / settings.updates_per_step:g}, so at least {least} is "
+            "needed or both sides would wait for ever",
+        )
     return Pacing(
         updates_per_step=settings.updates_per_step,
         step_frames=step_frames,
@@ -54,6 +44,21 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
         slack_frames=slack_frames,
         round_frames=round_frames,
     )
+
+
+def _round_and_slack(config: Config, specs: Sequence[TaskSpec], collectors: int) -> tuple[int, int]:
+    """Return frames under way at once from so many collectors, and how far they may be ahead of the learner."""
+    settings = config.learner
+    step_frames = sum(spec.action_repeat for spec in specs)
+    # What is asked and not yet counted: two calls and the pushes under way of each collector.
+    calls = CALLS + config.collector.pushes_in_flight
+    round_frames = step_frames * config.copies(len(specs)) * collectors * config.collector.rollout_steps * calls
+    if settings.slack_steps is not None:
+        return round_frames, settings.slack_steps * step_frames
+    # Where the learner is the slower side, collectors are this far ahead all the time, and what they bring was
+    # chosen by weights as old: no more than keeps both sides from waiting.
+    update_frames = step_frames / settings.updates_per_step if settings.updates_per_step else 0.0
+    return round_frames, math.ceil(1.25 * round_frames + 2 * update_frames)
 
 
 def resume_pacing(pacing: Pacing, saved: Checkpoint | None) -> Pacing:
@@ -64,34 +69,65 @@ def resume_pacing(pacing: Pacing, saved: Checkpoint | None) -> Pacing:
     return pacing.resumed(before, saved.frames, saved.meta["metrics"]["updates"], lost_rows=not saved.rows)
 
 
-def make_shares(config: Config, tasks: Sequence[Task]) -> list[Share]:
-    """Return what each collector steps.
+class Shares:
+    """What each collector steps, however many there are."""
 
-    Raises:
-        UsageError: the rings are too small for what one collector sends of a task.
-    """
-    names, copies = [task.name for task in tasks], config.copies(len(tasks))
-    if config.host != "inline" or len(tasks) <= config.collector.tasks_each or config.workers == 1:
-        return replicate(names, copies, config.workers)
-    # Measured costs differ from run to run, and with them who steps what.
-    costs = {task.name: 1.0 if config.deterministic else step_seconds(task) for task in tasks}
-    shares = partition(costs, copies * config.workers, config.workers)
-    most, limit = 2 * max(max(share.values()) for share in shares) * config.collector.rollout_steps, config.replay
-    if most > limit.capacity_rows:
-        raise UsageError(
-            f"--replay.capacity-rows {limit.capacity_rows}: a collector that steps most copies of a task sends up to "
-            f"{most} rows at once, so at least that many are needed"
+    def __init__(self, config: Config, tasks: Sequence[Task]) -> None:
+        """Measure what tasks cost, where that matters.
+
+        Raises:
+            UsageError: the rings are too small for what one collector sends of a task.
+        """
+        self._config = config
+        self._names = [task.name for task in tasks]
+        self._copies = config.copies(len(tasks))
+        self._is_partitioned = config.host == "inline" and len(tasks) > config.collector.tasks_each
+        is_measured = self._is_partitioned and config.collectors > 1
+        # Measured costs differ from run to run, and with them who steps what.
+        self._costs = {
+            task.name: step_seconds(task) if is_measured and not config.deterministic else 1.0 for task in tasks
+        }
+        self.check(self.of(config.collectors))
+
+    def of(self, collectors: int, without: Container[str] = ()) -> list[Share]:
+        """Return the share of each of so many collectors."""
+        costs = {name: cost for name, cost in self._costs.items() if name not in without}
+        if not self._is_partitioned or collectors == 1 or not costs:
+            return replicate(list(costs), self._copies, collectors)
+        # Each has a copy of one task at least.
+        copies = max(self._copies * collectors, math.ceil(collectors / len(costs)))
+        return partition(costs, copies, collectors)
+
+    def check(self, shares: Sequence[Share]) -> None:
+        """Raise if the rings are too small for what one collector sends of a task."""
+        limit = self._config.replay.capacity_rows
+        most = 2 * max(max(share.values()) for share in shares) * self._config.collector.rollout_steps
+        require(
+            most <= limit,
+            f"--replay.capacity-rows {limit}: a collector that steps most copies of a task sends up to {most} rows at "
+            "once, so at least that many are needed",
         )
-    return shares
 
 
-def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Sequence[Share], saved: Checkpoint | None) -> Plan:
+def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Shares, saved: Checkpoint | None) -> Plan:
     """Return the plan that control follows."""
     repeats = {spec.name: spec.action_repeat for spec in specs}
-    run = config.run
-    steps = config.collector.rollout_steps
+    run, steps = config.run, config.collector.rollout_steps
+
+    def places(collectors: int, without: Container[str] = ()) -> list[Place]:
+        return [
+            Place(copies=share, task_frames={task: steps * share[task] * repeats[task] for task in share})
+            for share in shares.of(collectors, without)
+        ]
+
+    def spread(collectors: int, without: Container[str]) -> Spread:
+        rest = [spec for spec in specs if spec.name not in without]
+        round_frames, slack_frames = _round_and_slack(config, rest, collectors)
+        return Spread(places=places(collectors, without), round_frames=round_frames, slack_frames=slack_frames)
+
+    is_elastic = config.address is not None and not config.deterministic
     return Plan(
-        places=[Place(task_frames={task: steps * share[task] * repeats[task] for task in share}) for share in shares],
+        places=places(config.collectors),
         total_frames=config.total_frames,
         checkpoint_frames=run.checkpoint_frames,
         checkpoint_seconds=math.inf if config.deterministic else run.checkpoint_seconds,
@@ -100,6 +136,7 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Sequence[Share]
         task_errors=config.collector.max_restarts,
         sets_aside=config.on_task_failure == "continue",
         step_frames=repeats,
+        spread=spread if is_elastic else None,
         limits=Limits(
             start_seconds=run.start_timeout_seconds,
             call_seconds=run.call_timeout_seconds,
@@ -109,12 +146,13 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Sequence[Share]
     )
 
 
-def seeds_of(config: Config, part: Part, begin_frames: int, tasks: int) -> list[int]:
+def seeds_of(config: Config, part: Part, begin_frames: int, tasks: int, builds: int = 0) -> list[int]:
     """Return a collector's seeds: one per task of the run, then one for the actions.
 
-    Every task of every collector, of every life of it and of every resumed run draws from a stream of its own.
+    Every task of every collector, of every life of it, of every time that it was built anew, and of every resumed run
+    draws from a stream of its own.
     """
-    sequence = np.random.SeedSequence([config.seed, part.place, part.life, begin_frames])
+    sequence = np.random.SeedSequence([config.seed, part.place, part.life, begin_frames, *([builds] if builds else [])])
     return [int(seed) for seed in sequence.generate_state(tasks + 1)]
 
 

@@ -10,17 +10,20 @@ import functools
 import queue
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
 from mtray.cluster.actors.collector import Collector
+from mtray.cluster.actors.hello import Hello
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
-from mtray.cluster.control.protocol import Call, Counts, Kind, Method, Part, Restored
+from mtray.cluster.control.protocol import Call, Counts, Event, Kind, Method, Part, Restored
 from mtray.cluster.plan import seeds_of
 from mtray.cluster.rows import RowsKeeper
+from mtray.cluster.session.nodes import Placement
 from mtray.cluster.session.own import limit_shutdown
 from mtray.collect.placement import Share
 from mtray.config.settings import Config
@@ -39,7 +42,7 @@ class Processes:
     """Actors by the part they are.
 
     Attributes:
-        inbox: calls that ended, each with its answer or the error.
+        inbox: calls that ended, each with its answer or the error, and what was seen of the cluster.
         weights: version and reference of those that collectors act with; the reference lies in a list, since Ray would
             resolve one that is an argument itself.
         learner_state: the newest that the learner gave, for the process that replaces it.
@@ -47,23 +50,30 @@ class Processes:
     """
 
     def __init__(
-        self, config: Config, tasks: Sequence[Task], shares: Sequence[Share], cpus: float, writer: CheckpointWriter
+        self,
+        config: Config,
+        tasks: Sequence[Task],
+        shares: Sequence[Share],
+        cpus: float,
+        writer: CheckpointWriter,
+        placement: Placement | None = None,
     ) -> None:
         """Start nothing yet.
 
         Args:
             config: the run's.
             tasks: all of the run.
-            shares: what each collector steps.
+            shares: what each collector steps as the run begins.
             cpus: Ray's logical CPUs that each actor asks for.
             writer: whose newest checkpoint replay and learner continue from.
+            placement: of a joined cluster, chooses nodes.
         """
-        self.inbox: queue.SimpleQueue[tuple[Call, Any]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[Call, Any] | Event] = queue.SimpleQueue()
         self.weights: tuple[int, list[Any]] = 0, []
         self._config = config
         self._tasks = tuple(tasks)
         self._specs = tuple(task.spec for task in tasks)
-        self._shares = shares
+        self._placement = placement
         self._options: dict[str, Any] = {"num_cpus": cpus}
         self._writer = writer
         saved = writer.newest
@@ -75,6 +85,7 @@ class Processes:
         self._begin_frames = saved.frames if saved else 0
         self._run_id = uuid.uuid4().hex[:8]
         self._actors: dict[Part, Any] = {}
+        self._nodes: dict[Part, Hello] = {}
         # The newest process of each place, though it may have ended.
         self._newest: dict[tuple[Kind, int], Part] = {}
         self._replay: Any = None
@@ -99,7 +110,9 @@ class Processes:
     def _create(self, part: Part) -> Any:
         def create(cls: type[Any], *arguments: Any, **options: Any) -> Any:
             remote: Any = ray.remote(cls)
-            return remote.options(**self._options, **options).remote(*arguments)
+            if self._placement is not None:
+                options = self._placement.options(part.kind)
+            return remote.options(**{**self._options, **options}).remote(*arguments)
 
         config = self._config
         if part.kind == "replay":
@@ -107,22 +120,38 @@ class Processes:
         if part.kind == "learner":
             gpus = {"num_gpus": 1} if config.device.startswith("cuda") else {}
             return create(Learner, self._specs, config, self._replay, **gpus)
-        seeds = seeds_of(config, part, self._begin_frames, len(self._tasks))
-        share = {task: copies for task, copies in self._shares[part.place].items() if task not in self._aside}
-        return create(Collector, self._source(part), self._tasks, share, config, seeds, self._replay)
+        return create(Collector, self._source(part), self._tasks, config, self._replay)
 
     def _source(self, part: Part) -> str:
         return f"{self._run_id}/{part.place}.{part.life}"
 
     def set_aside(self, task: str) -> None:
-        """Have processes that are started from now on not step a task."""
+        """Have the replay's counts tell whether all but a task are warm."""
         self._aside.add(task)
 
     def kill(self, part: Part) -> None:
         """End a part's process, if it is still there."""
         actor = self._actors.pop(part, None)
+        self._nodes.pop(part, None)
         if actor is not None:
             ray.kill(actor)
+
+    def add_node(self, part: Part, hello: Hello) -> None:
+        """Take where a process is."""
+        if part in self._actors:
+            self._nodes[part] = hello
+
+    def nodes(self) -> dict[Part, str]:
+        """Return the node of each process that has one."""
+        return {part: hello.node for part, hello in self._nodes.copy().items()}
+
+    def where(self) -> str:
+        """Return where the processes of the run are, in one line."""
+        core = {part.kind: hello.address for part, hello in self._nodes.items() if part.kind != "collector"}
+        replay, learner = core.get("replay", "nowhere yet"), core.get("learner", "nowhere yet")
+        both = f"learner and replay on {learner}" if replay == learner else f"learner on {learner}, replay on {replay}"
+        counts = Counter(hello.address for part, hello in self._nodes.items() if part.kind == "collector")
+        return f"{both}; collectors: " + (", ".join(f"{count} on {on}" for on, count in counts.most_common()) or "none")
 
     def close(self) -> None:
         """Let collectors end their simulators, then end every process."""
@@ -132,6 +161,8 @@ class Processes:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
         for part in list(self._actors):
             self.kill(part)
+        if self._placement is not None:
+            self._placement.release()
         self._jobs.put(None)
 
     def leave_ray(self, *, is_stuck: bool) -> ReplayBuffer:
@@ -214,7 +245,10 @@ class Processes:
             case Method.BUILD if part.kind == "learner":
                 return self._with_weights(call, actor.build, self.learner_state, self.weights[0])
             case Method.BUILD if part.kind == "collector":
-                return actor.build.remote(self._collector_states[part.place] if self._collector_states else None)
+                assert call.place is not None
+                seeds = seeds_of(self._config, part, self._begin_frames, len(self._tasks), call.amount)
+                state = self._collector_states[part.place] if self._collector_states else None
+                return actor.build.remote(dict(call.place.copies), seeds, call.amount, state)
             case Method.CONNECT if part.kind == "learner":
                 return self._with_weights(call, actor.connect, self._replay)
             case Method.CUT if part.kind == "learner":

@@ -31,15 +31,17 @@ from mtray.cluster.control.protocol import (
 )
 from mtray.cluster.events import EventLog
 from mtray.cluster.failures import one_line
-from mtray.cluster.plan import make_pacing, make_plan, make_shares, pacing_state, resume_pacing
+from mtray.cluster.plan import Shares, make_pacing, make_plan, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
+from mtray.cluster.session.nodes import Placement
+from mtray.cluster.session.watch import Watch
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.sinks import Sink
+from mtray.rundir.sinks import Sink, say
 from mtray.tasks.plan import Task
 
 # How often a request to stop is looked for.
@@ -60,6 +62,8 @@ class Supervisor:
         skipped: Sequence[str] = (),
         seconds_before: float = 0.0,
         cpus_per_actor: float = 0.0,
+        placement: Placement | None = None,
+        follows_room: bool = False,
         asked_to_stop: Sequence[str] = (),
         ray_death: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -74,6 +78,8 @@ class Supervisor:
             skipped: newer checkpoints that are not, with the reason.
             seconds_before: how long the run has run already.
             cpus_per_actor: Ray's logical CPUs that each actor asks for.
+            placement: of a joined cluster, chooses nodes.
+            follows_room: whether there are as many collectors as the cluster has room for.
             asked_to_stop: once it holds a reason, the run saves and ends; a signal handler may put it there.
             ray_death: how Ray died, in one line, once it has.
 
@@ -85,20 +91,22 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self.run_dir = run_dir
         self.metrics = Metrics((task.name for task in tasks), seconds_before)
-        self._shares = make_shares(config, self.tasks)
-        plan = make_plan(config, self.specs, self._shares, resume)
+        shares = Shares(config, self.tasks)
+        self._shares = shares.of(config.collectors)
+        plan = make_plan(config, self.specs, shares, resume)
         pacing = resume_pacing(make_pacing(config, self.specs), resume)
         kind = Lockstep if config.deterministic else Control
         self.control = kind(plan, pacing, time.monotonic())
         self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks = list(sinks)
         self._events = EventLog(run_dir, lambda: self.metrics.seconds)
-        self._cpus_per_actor = cpus_per_actor
+        self._cpus_per_actor, self._placement, self._follows_room = cpus_per_actor, placement, follows_room
         self._resume, self._skipped = resume, skipped
         if resume is not None:
             self.metrics.load_state(resume.meta["metrics"])
         self._end: End | None = None
         self._has_stopped = False
+        self._watch: Watch | None = None
         self._next_line = 0.0
 
     def run(self) -> str:
@@ -110,13 +118,18 @@ class Supervisor:
         """
         row_bytes = {spec.name: 4 * spec.row_size for spec in self.specs}
         self._writer = CheckpointWriter(self.run_dir, self.config.run.keep_checkpoints, row_bytes, self._resume)
-        self.processes = Processes(self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer)
+        self.processes = Processes(
+            self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer, self._placement
+        )
         self._answers = Answers(self.specs, self.run_dir, self.metrics, self._events, self.processes, self._resume)
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
             self._events.tell_resume(self._resume, self._skipped, self._writer.superseded)
         try:
             self._perform(self.control.start())
+            if self._placement is not None:
+                put, nodes = self.processes.inbox.put, self.processes.nodes
+                self._watch = Watch(put, nodes, self._cpus_per_actor, follows_room=self._follows_room)
             while self._end is None:
                 self._turn()
             self._line()
@@ -142,10 +155,10 @@ class Supervisor:
             self._end = self._end_alone(death)
             return
         if ended is not None:
-            self._handle(self._answers.event(*ended))
+            self._take(ended)
             # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
             for _ in range(self.processes.inbox.qsize()):
-                self._handle(self._answers.event(*self.processes.inbox.get_nowait()))
+                self._take(self.processes.inbox.get_nowait())
         if self._asked_to_stop and not self._has_stopped:
             self._has_stopped = True
             self._handle(Stop(self._asked_to_stop[0]))
@@ -155,6 +168,9 @@ class Supervisor:
         if now >= self._next_line:
             self._next_line = now + self.config.run.log_seconds
             self._line()
+
+    def _take(self, ended: tuple[Call, Any] | Event) -> None:
+        self._handle(self._answers.event(*ended) if isinstance(ended, tuple) else ended)
 
     def _handle(self, event: Event) -> None:
         self._perform(self.control.handle(event, time.monotonic()))
@@ -174,8 +190,14 @@ class Supervisor:
                     self.processes.set_aside(command.task)
                 case Tell():
                     self._events.tell(command)
+                    self._tell_where(command.event)
                 case End():
                     self._end = command
+
+    def _tell_where(self, event: str) -> None:
+        """On a joined cluster, say who is where once the run begins and whenever tasks were spread anew."""
+        if self._placement is not None and event in ("warm", "spread"):
+            say(f"{self.processes.where()}\n")
 
     # Lines and checkpoints.
 
@@ -245,4 +267,6 @@ class Supervisor:
         for sink in self._sinks:
             sink.close()
         self._events.close()
+        if self._watch is not None:
+            self._watch.end()
         self.processes.close()

@@ -7,13 +7,15 @@ import dataclasses
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtray.cluster.session.checks import check_machine, cost_line
+from mtray.cluster.session.nodes import Placement
 from mtray.cluster.session.session import check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
+from mtray.cluster.session.travel import runtime_env
 from mtray.collect.placement import choose_host
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
@@ -27,6 +29,7 @@ from mtray.rundir.resume import AUTO, check_resume, resolve_saved
 from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
+from mtray.tasks.processes import usable_cores
 from mtray.tasks.registry import resolve
 from mtray.tasks.restored import process_restored
 
@@ -57,7 +60,9 @@ def train(config: Config) -> dict[str, Any]:
             for task in tasks:
                 check_travels(task)
             specs = [task.spec for task in tasks]
-        _check(config, specs)
+        is_auto = config.workers == "auto" and config.address is None
+        _check(dataclasses.replace(config, workers=_cores_left()) if is_auto else config, specs)
+        environment = {} if config.address is None else runtime_env(tasks)
         with own_run_dir(config) as claim:
             saved, skipped = _read_saved(config, specs)
             for note in skipped:
@@ -65,7 +70,12 @@ def train(config: Config) -> dict[str, Any]:
             if saved is not None and config.resume == AUTO and saved.frames >= config.total_frames:
                 return _finished_before(saved)
             with _traceback_kept(claim.run_dir):
-                return _run(config, tasks, claim, saved, skipped)
+                return _run(config, tasks, claim, saved, skipped, environment)
+
+
+def _cores_left() -> int:
+    """Return this machine's cores but one, for the learner."""
+    return max(1, usable_cores() - 1)
 
 
 def _with_paths(config: Config) -> Config:
@@ -155,10 +165,11 @@ def _run(
     claim: Claim,
     saved: checkpoint.Checkpoint | None,
     skipped: Sequence[str],
+    environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     from mtray.cluster.supervisor import Supervisor
 
-    started, run_dir = time.monotonic(), claim.run_dir
+    given, started, run_dir = config, time.monotonic(), claim.run_dir
     asked_to_stop: list[str] = []
     supervisor: Supervisor | None = None
 
@@ -167,17 +178,27 @@ def _run(
 
     with contextlib.ExitStack() as stack:
         install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
-        session = stack.enter_context(ray_session(config))
+        if config.workers == "auto" and config.address is None:
+            config = dataclasses.replace(config, workers=_cores_left())
+        session = stack.enter_context(ray_session(config, environment))
         install_handlers()
-        chosen = config.host
-        if chosen == "auto":
-            chosen = choose_host(tasks, config.workers, session.cores, config.collector.tasks_each)
-        given, config = config, dataclasses.replace(config, host=chosen)
+        chosen, follows_room = config.host, config.workers == "auto"
+        if follows_room:
+            config = dataclasses.replace(config, workers=session.room)
+        if chosen == "auto" and config.address is not None:
+            # A core for each collector, which is what it takes of the cluster.
+            chosen = "inline"
+        elif chosen == "auto":
+            chosen = choose_host(tasks, config.collectors, session.cores, config.collector.tasks_each)
+        config = dataclasses.replace(config, host=chosen)
         say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         seconds_before = begin(run_dir, saved)
-        _write(run_dir / "config.json", describe(given, host=chosen))
+        _write(run_dir / "config.json", describe(given, host=chosen, workers=config.workers))
+        placement = None
+        if config.address is not None:
+            placement = Placement(session.cpus_per_actor, needs_gpu=config.device.startswith("cuda"))
         supervisor = Supervisor(
             config,
             tasks,
@@ -187,6 +208,8 @@ def _run(
             skipped=skipped,
             seconds_before=seconds_before + time.monotonic() - started,
             cpus_per_actor=session.cpus_per_actor,
+            placement=placement,
+            follows_room=follows_room,
             asked_to_stop=asked_to_stop,
             ray_death=session.death,
         )

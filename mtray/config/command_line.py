@@ -100,12 +100,14 @@ def _misfits(name: str, values: Sequence[str], hint: Any) -> Iterator[str]:
     kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
     kind = hint if typing.get_origin(hint) is Literal or not kinds else kinds[0]
     is_choice = typing.get_origin(kind) is Literal
+    # What a number may be instead.
+    words = [word for other in kinds[1:] for word in typing.get_args(other)]
     choices = typing.get_args(kind) if is_choice else ("True", "False") if kind is bool else ()
-    needed = f"choose from {', '.join(choices)}" if choices else f"{_NEEDED[kind]} is needed"
+    needed = f"choose from {', '.join(choices)}" if choices else f"{' or '.join([_NEEDED[kind], *words])} is needed"
     if not values:
         yield f"{name} has no value: {needed}"
     for value in values:
-        if value == "None" and type(None) in typing.get_args(hint):
+        if value in words or (value == "None" and type(None) in typing.get_args(hint)):
             continue
         if choices and value not in choices:
             yield f"{name} {value}: {needed}"

@@ -85,8 +85,8 @@ class RunConfig:
     log_pushes: bool = False
     """Print every acknowledged push, with checksums of its rows, into the collector's file in logs/."""
     cpus_per_actor: float | None = None
-    """Logical CPUs that each actor requests from Ray; by default 1, or less if the cluster has too few now. Use 1 if an
-    autoscaler shall add machines."""
+    """Logical CPUs that each actor requests from Ray; by default 1, or a third of what there is in a cluster of fewer
+    than three. Collectors that find no room wait for it."""
     start_timeout_seconds: float = 180.0
     """Timeout of an actor's first answer."""
     give_up_seconds: float = 600.0
@@ -111,9 +111,10 @@ class Config:
 
     tasks: tuple[str, ...] = ("humanoid-stand", "humanoid-walk")
     """Tasks, task sets (humanoid, walker, dmc for all benchmarking tasks of the suite, ...) or package.module:maker."""
-    workers: int = 2
+    workers: int | Literal["auto"] = 2
     """Collectors. Each is a process that steps every task (see --collector.tasks-each), and with --host parallel one
-    more process per task."""
+    more process per task. auto: as many as there is room for, which is followed on a cluster; on one machine a core is
+    left for the learner."""
     envs_per_task: int | None = None
     """Copies of each task per collector; by default 16 of each task over all collectors, fewer if that would be more
     than 256 simulators."""
@@ -150,7 +151,8 @@ class Config:
         """Convert and validate."""
         convert_fields(self)
         require(bool(self.tasks), "--tasks: name at least one task, for example --tasks humanoid")
-        require_at_least(self, 1, "workers", "envs_per_task", "total_frames")
+        require(self.workers == "auto" or self.workers >= 1, f"--workers {self.workers}: at least 1 is needed")
+        require_at_least(self, 1, "envs_per_task", "total_frames")
         # A step takes two rows if its observation differs from the next observation of the step before.
         rows = 2 * self.copies() * self.collector.rollout_steps
         require(
@@ -163,4 +165,9 @@ class Config:
 
     def copies(self, tasks: int = 1) -> int:
         """Return the number of copies per task and collector in a run of this many tasks."""
-        return self.envs_per_task or max(1, min(16, 256 // tasks) // self.workers)
+        return self.envs_per_task or max(1, min(16, 256 // tasks) // self.collectors)
+
+    @property
+    def collectors(self) -> int:
+        """The number of collectors: one at least, where it is not yet known."""
+        return 1 if self.workers == "auto" else self.workers

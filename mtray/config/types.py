@@ -12,6 +12,7 @@ import math
 import numbers
 import operator
 import os
+import types
 import typing
 from collections.abc import Mapping, Set
 from pathlib import Path
@@ -55,9 +56,12 @@ def build(cls: type[Any], values: Mapping[str, Any]) -> Any:
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
     options = typing.get_args(hint)
-    if type(None) in options:
-        if value is None:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
             return None
+        words = [word for option in options for word in typing.get_args(option)]
+        if isinstance(value, str) and value in words:
+            return str(value)
         return _convert(value, next(option for option in options if option is not type(None)), name)
     if typing.get_origin(hint) is Literal:
         if not isinstance(value, str) or value not in options:

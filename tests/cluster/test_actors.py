@@ -63,8 +63,8 @@ def fill(replay):
 
 @pytest.fixture
 def collector(replay):
-    actor = ray.remote(Collector).options(num_cpus=0).remote("here", TASKS, SHARE, CONFIG, [1, 2, 3], replay)
-    ray.get(actor.build.remote())
+    actor = ray.remote(Collector).options(num_cpus=0).remote("here", TASKS, CONFIG, replay)
+    ray.get(actor.build.remote(SHARE, [1, 2, 3]))
     yield actor
     ray.kill(actor)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 
+from mtray.cluster.actors.hello import Hello
 from mtray.cluster.control.protocol import Part, Tell
 from mtray.cluster.events import EventLog
 
@@ -11,7 +12,7 @@ COLLECTOR = Part("collector", 3)
 
 def test_an_event_is_a_line_of_the_file_and_its_sentence_one_of_the_screen(tmp_path, caplog):
     events = EventLog(tmp_path, lambda: 1.23456)
-    events.add_process(COLLECTOR, (77, "collector-3-77.log"))
+    events.add_process(COLLECTOR, Hello(77, "collector-3-77.log", "0a", "10.0.0.2", {}))
     fields = {"part": "collector 3", "life": 0, "cause": "why"}
     with caplog.at_level(logging.WARNING, "mtray"):
         events.tell(Tell("death", fields, "collector 3 died and is replaced now: why"))
@@ -19,7 +20,7 @@ def test_an_event_is_a_line_of_the_file_and_its_sentence_one_of_the_screen(tmp_p
     events.close()
     assert caplog.messages == ["collector 3 died and is replaced now: why"]
     death, replacement = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
-    where = {"process": 77, "log": "logs/collector-3-77.log"}
+    where = {"process": 77, "address": "10.0.0.2", "log": "logs/collector-3-77.log"}
     assert death == {"time": 1.235, "event": "death", **fields, **where}
     assert replacement == {"time": 1.235, "event": "replacement", "part": "collector 3"}
 
@@ -29,7 +30,7 @@ def test_a_traceback_is_appended_to_the_file_of_the_process(tmp_path):
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs" / "collector-3-77.log"
     log.write_text("printed\n")
-    events.add_process(COLLECTOR, (77, log.name))
+    events.add_process(COLLECTOR, Hello(77, log.name, "0a", "10.0.0.2", {}))
     assert events.keep_trace(COLLECTOR, "Traceback\n  line\n") == f"; the traceback is in {log}"
     assert log.read_text() == "printed\nTraceback\n  line\n"
 

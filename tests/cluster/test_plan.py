@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
-from mtray.cluster.control.plan import Place, Plan
-from mtray.cluster.control.protocol import Answered, Call, Counts, End, Method, Restored
+from mtray.cluster.control.plan import Plan
+from mtray.cluster.control.protocol import Answered, Call, Counts, End, Method, Place, Restored
 from mtray.cluster.plan import make_pacing
 from mtray.config.learner import LearnerConfig
 from mtray.config.settings import CollectorConfig, Config

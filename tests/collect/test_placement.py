@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtray.cluster.plan import make_shares
+from mtray.cluster.plan import Shares
 from mtray.cluster.session.session import cpus_per_actor
 from mtray.collect.placement import choose_host, partition, replicate, step_seconds
 from mtray.config.settings import CollectorConfig, Config
@@ -90,7 +90,7 @@ def test_simulators_with_threads_need_no_processes():
 
 def shares_of(tasks, **settings):
     config = Config(tasks=tuple(tasks), workers=3, envs_per_task=2, deterministic=True, **settings)
-    return make_shares(config, [SimpleNamespace(name=task) for task in tasks])
+    return Shares(config, [SimpleNamespace(name=task) for task in tasks]).of(3)
 
 
 def test_few_tasks_are_replicated_and_many_are_partitioned():

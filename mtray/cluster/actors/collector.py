@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ObjectLostError
 
-from mtray.cluster.actors.logs import keep_output
+from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.cluster.actors.pushes import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report
@@ -36,9 +36,7 @@ class Collector:
         self,
         source: str,
         tasks: Sequence[Task],
-        share: Share,
         config: Config,
-        seeds: Sequence[int],
         target: Any,
     ) -> None:
         """Take what `build` needs.
@@ -46,30 +44,40 @@ class Collector:
         Args:
             source: this actor's name in pushes.
             tasks: all of the run.
-            share: those to step, and how many copies of each.
             config: the run's.
-            seeds: one per task of the run, then one for the actions.
             target: the replay.
         """
-        self._arguments = source, tasks, share, config, seeds, target
+        self._tasks = tasks
+        self._config = config
+        limits = config.collector
+        self._pusher = Pusher(
+            target, source, limits.pushes_in_flight, limits.push_timeout_seconds, prints=config.run.log_pushes
+        )
+        self._share: Share = {}
+        self._builds = -1
         self._host: Host | None = None
 
-    def hello(self, logs: Path, name: str) -> tuple[int, str | None]:
-        """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
-        return os.getpid(), keep_output(logs, name)
+    def hello(self, logs: Path, name: str) -> Hello:
+        """Keep what this actor prints in a file of ``logs``; return where it is."""
+        return say_hello(logs, name)
 
-    def build(self, state: bytes | None = None) -> None:
-        """Build the host and the policy, and start the simulators' processes; once only.
+    def build(self, share: Share, seeds: Sequence[int], builds: int = 0, state: bytes | None = None) -> None:
+        """Build the host and the policy, and start the simulators' processes, instead of those that are there.
 
         Args:
+            share: tasks to step, and how many copies of each.
+            seeds: one per task of the run, then one for the actions.
+            builds: a number of its own for each build: asked for twice, it is made once.
             state: of an earlier collector with this share; None to begin new episodes.
 
         Raises:
             TaskError: a task's maker or simulator failed.
         """
-        if self._host is not None:
+        if builds == self._builds:
             return
-        source, tasks, share, config, seeds, target = self._arguments
+        self.close()
+        self._host = None
+        tasks, config = self._tasks, self._config
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
@@ -103,18 +111,9 @@ class Collector:
         )
         if state is not None:
             self._collector.load_state(states.from_bytes(state))
-        limits = config.collector
-        clock = self._collector.clock
-        self._pusher = Pusher(
-            target,
-            source,
-            limits.pushes_in_flight,
-            limits.push_timeout_seconds,
-            clock,
-            prints=config.run.log_pushes,
-        )
+        self._pusher.clock = self._collector.clock
         self._rollout: Rollout | None = None
-        self._host = host
+        self._host, self._share, self._builds = host, share, builds
 
     def state(self) -> bytes | None:
         """Return what an earlier collector's `build` takes; None if a task's engine has no states."""
@@ -123,13 +122,8 @@ class Collector:
 
     def cut(self, seeds: Sequence[int]) -> None:
         """Build the host and the policy again, with other seeds: as a new collector of a resumed run begins."""
-        self.close()
-        source, tasks, share, config, _, target = self._arguments
-        self._arguments = source, tasks, share, config, seeds, target
-        self._host = None
-        number = self._pusher.number
-        self.build()
-        self._pusher.number = number
+        builds, self._builds = self._builds, -1
+        self.build(self._share, seeds, builds)
 
     def act(self, version: int, box: list[Any], wait: bool = False) -> Report:
         """Step one rollout, with the boxed weights if they are newer and here (or, if told to wait, once they are)."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import collections
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtray.cluster.actors.draws import Draws
-from mtray.cluster.actors.logs import keep_output
+from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.learn.execution.threads import Threads, prepare_updates
@@ -37,9 +36,9 @@ class Learner:
         self._arguments = specs, config, source
         self._learner: Trainer | None = None
 
-    def hello(self, logs: Path, name: str) -> tuple[int, str | None]:
-        """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
-        return os.getpid(), keep_output(logs, name)
+    def hello(self, logs: Path, name: str) -> Hello:
+        """Keep what this actor prints in a file of ``logs``; return where it is."""
+        return say_hello(logs, name)
 
     def build(self, state: bytes | None = None, after_version: int = 0) -> tuple[dict[str, Any], Weights]:
         """Build networks and optimisers, once, or continue from a state; return as `train` does.

@@ -33,6 +33,7 @@ class Pusher:
 
     Attributes:
         number: of the next push.
+        clock: told what is spent on pushes and on waiting for receipts.
     """
 
     def __init__(
@@ -41,7 +42,6 @@ class Pusher:
         source: str,
         limit: int,
         timeout_seconds: float,
-        clock: Clock | None = None,
         *,
         prints: bool = False,
     ) -> None:
@@ -52,14 +52,13 @@ class Pusher:
             source: the name under which to push.
             limit: pushes under way at once.
             timeout_seconds: after which one is sent again.
-            clock: told what is spent on pushes and on waiting for receipts.
             prints: whether every push that was acknowledged is printed, with checksums of its rows.
         """
         self._replay = replay
         self._source = source
         self._limit = limit
         self._timeout = timeout_seconds
-        self._clock = clock or Clock()
+        self.clock = Clock()
         self._prints = prints
         self.number = 0
         self._pending: collections.deque[_Pending] = collections.deque()
@@ -90,14 +89,14 @@ class Pusher:
         Raises:
             UnreachableError: the replay did not answer one, however often it was sent; it is sent again next time.
         """
-        self._clock.lap("push")
+        self.clock.lap("push")
         while len(self._pending) > left:
             self._await_receipt(self._pending[0])
             pending = self._pending.popleft()
             if self._prints:
                 rows = {task: [len(rows), zlib.crc32(rows)] for task, rows in pending.message.rows.items()}
                 print(json.dumps({"acknowledged": pending.number, "source": self._source, "rows": rows}), flush=True)
-        self._clock.lap("receipt")
+        self.clock.lap("receipt")
 
     def stored(self) -> int:
         """Return the frames that the replay has stored of every push.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.actors.logs import keep_output
+from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.config.settings import Config
 from mtray.data import blocks
 from mtray.data.blocks import Address
@@ -31,9 +30,9 @@ class Replay:
         self._warmup_steps = config.learner.warmup_steps
         self._is_ready = False
 
-    def hello(self, logs: Path, name: str) -> tuple[int, str | None]:
-        """Keep what this actor prints in a file of ``logs``; return its process id and the file's name."""
-        return os.getpid(), keep_output(logs, name)
+    def hello(self, logs: Path, name: str) -> Hello:
+        """Keep what this actor prints in a file of ``logs``; return where it is."""
+        return say_hello(logs, name)
 
     def take_over(self, address: MemoryAddress) -> bool:
         """Go on from the memory of an earlier process; return whether that could be done, or anything is here already.

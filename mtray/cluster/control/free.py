@@ -14,11 +14,11 @@ No step takes longer with more collectors: those that can be asked stand in queu
 
 from __future__ import annotations
 
+from mtray.cluster.control.elastic import Elastic
 from mtray.cluster.control.ledger import STALL_SECONDS
 from mtray.cluster.control.parts.actor import Actor
 from mtray.cluster.control.plan import CALLS, Plan
 from mtray.cluster.control.protocol import Call, Method
-from mtray.cluster.control.recovery import Recovery
 from mtray.replay.pacing import Pacing
 from mtray.replay.waiting import COLLECTORS, LEARNER
 
@@ -26,7 +26,7 @@ from mtray.replay.waiting import COLLECTORS, LEARNER
 KEEP_SECONDS = 20.0
 
 
-class Control(Recovery):
+class Control(Elastic):
     """A free-running run: collectors and learner work at once, each as far as pacing allows."""
 
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
@@ -39,10 +39,13 @@ class Control(Recovery):
 
     def _proceed(self) -> None:
         self._has_begun |= self.is_ready
-        if self._ending is None and self._has_begun and self.replay.is_up:
+        self._settle_held()
+        self._step_move()
+        is_asking = self._ending is None and not self.is_paused
+        if is_asking and self._has_begun and self.replay.is_up:
             # Collectors go on with the weights they have where the learner is being replaced.
             self._ask_collectors()
-        if self._ending is None and self.is_ready:
+        if is_asking and self.is_ready:
             self._ask_learner()
             if self._saving is None and self._is_save_due():
                 self._save()
@@ -92,7 +95,7 @@ class Control(Recovery):
         if (
             not self.replay.is_up
             or not self._unflushed
-            or (self._ending is None and self.wanted > 0 and not is_stalled)
+            or (self._ending is None and not self.is_paused and self.wanted > 0 and not is_stalled)
         ):
             return
         if is_stalled:

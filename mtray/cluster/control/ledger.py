@@ -42,7 +42,7 @@ class Ledger(Lifecycle):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; nothing is asked for yet."""
         self.replay, self.learner = Actor("replay"), Actor("learner")
-        self.collectors = [Actor("collector", index, place.task_frames) for index, place in enumerate(plan.places)]
+        self.collectors = [Actor("collector", index, place) for index, place in enumerate(plan.places)]
         super().__init__([self.replay, self.learner, *self.collectors], plan.limits, now)
         self.plan = plan
         self.pacing = pacing
@@ -245,4 +245,5 @@ class Ledger(Lifecycle):
     def take_waits(self, now: float, replay_seconds: tuple[float, float] = (0.0, 0.0)) -> dict[str, dict[str, float]]:
         """Return the share of the time since the last call that each side waited, by reason: see `Waits.take`."""
         idle = (max(actor.heard, actor.since) for actor in self.collectors if actor.is_up and not actor.calls)
-        return self.waits.take(idle, len(self.collectors), now, replay_seconds)
+        count = sum(not actor.is_closed for actor in self.collectors)
+        return self.waits.take(idle, max(1, count), now, replay_seconds)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtray.cluster.control.parts.actor import Limits
+from mtray.cluster.control.protocol import Place
 
 # Calls under way to one part: one runs, one waits, so that the part never waits for the driver.
 CALLS = 2
@@ -15,19 +16,18 @@ TASK_ERRORS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """What one collector steps.
+class Spread:
+    """Who steps what while some number of collectors runs.
 
     Attributes:
-        task_frames: task to frames of one rollout.
+        places: of each of them.
+        round_frames: as `Pacing` has it.
+        slack_frames: as `Pacing` has it.
     """
 
-    task_frames: Mapping[str, int]
-
-    @property
-    def tasks(self) -> frozenset[str]:
-        """The names."""
-        return frozenset(self.task_frames)
+    places: Sequence[Place]
+    round_frames: int
+    slack_frames: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,8 @@ class Plan:
         task_errors: errors of one task's own code in a row, with less than a minute between, before it has failed.
         sets_aside: whether a task that has failed is set aside, and the run goes on with the others.
         step_frames: task to frames of one agent step; those of a task that is set aside are no longer paced by.
+        spread: for runs whose collectors come and go, who steps what with so many collectors and without some tasks;
+            None where all places are always filled, or filled again.
         limits: how long things may take.
     """
 
@@ -56,4 +58,5 @@ class Plan:
     task_errors: int = TASK_ERRORS
     sets_aside: bool = False
     step_frames: Mapping[str, int] = field(default_factory=dict)
+    spread: Callable[[int, Container[str]], Spread] | None = None
     limits: Limits = field(default_factory=Limits)

@@ -7,7 +7,7 @@ call's end as an event. A call ends with an answer or a failure, late, twice, or
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -33,14 +33,40 @@ class Part(NamedTuple):
         return f"collector {self.place}" if self.kind == "collector" else f"the {self.kind}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What one collector steps.
+
+    Attributes:
+        task_frames: task to frames of one rollout.
+        copies: task to simulators.
+    """
+
+    task_frames: Mapping[str, int] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> Set[str]:
+        """The names."""
+        return self.task_frames.keys()
+
+    def without(self, tasks: Container[str]) -> Place:
+        """Return this place without some tasks."""
+        return Place(
+            task_frames={task: frames for task, frames in self.task_frames.items() if task not in tasks},
+            copies={task: copies for task, copies in self.copies.items() if task not in tasks},
+        )
+
+
 class Method(enum.Enum):
     """What a part can be asked for. A part works on one call at a time, in the order they were given."""
 
     HELLO = "hello"
     """Answered once the process is there."""
     BUILD = "build"
-    """Make the part ready; does nothing where it is ready. Answer: the replay's is `Restored`, the learner's the
-    updates made in all."""
+    """Make the part ready; does nothing where it is ready. A collector that is ready is built anew where the call says
+    that it is to step something else: ``amount`` counts how often. Answer: the replay's is `Restored`, the learner's
+    the updates made in all."""
     CONNECT = "connect"
     """Go on with the replay's new process, and send it again what the old one may not have stored. Answer: a
     collector's is that of FLUSH, the learner's that of STATUS."""
@@ -133,8 +159,9 @@ class Call:
         id: of the call; its end is reported with it.
         part: who is asked; None for WRITE.
         method: what for.
-        amount: of TRAIN, updates; of CUT, frames.
+        amount: of TRAIN, updates; of CUT, frames; of a collector's BUILD, how often it was built before.
         of: of FENCE, the process that is gone.
+        place: of a collector's BUILD, what it steps from then on.
     """
 
     id: int
@@ -142,6 +169,7 @@ class Call:
     method: Method
     amount: int = 0
     of: Part | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,4 +267,18 @@ class Stop:
     reason: str
 
 
-Event: TypeAlias = Answered | Failed | Stop
+@dataclass(frozen=True, slots=True)
+class Room:
+    """There is room for so many collectors, those that run included."""
+
+    collectors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The node of some processes will go soon."""
+
+    parts: Collection[Part]
+
+
+Event: TypeAlias = Answered | Failed | Stop | Room | Draining

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 from mtray.cluster.control.parts.actor import Actor, Phase
 from mtray.cluster.control.parts.lifecycle import HEALTHY_SECONDS
+from mtray.cluster.control.parts.queues import FreeCollectors, Levels
 from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
-from mtray.cluster.control.queues import FreeCollectors, Levels
 from mtray.cluster.control.run import Run
 from mtray.cluster.control.saving import FINISHED
 from mtray.replay.pacing import Pacing
@@ -29,7 +28,7 @@ class Recovery(Run):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
-        self.free = FreeCollectors(Levels() if len({place.tasks for place in plan.places}) > 1 else None)
+        self.free = FreeCollectors(Levels() if _differ(plan) else None)
         # Places that could not be filled for long.
         self._without: set[int] = set()
         # Each task's failures in a row, and when the last one was.
@@ -37,8 +36,6 @@ class Recovery(Run):
         # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
         self._empty: list[Actor] = []
         self._is_making_room = False
-        # What a collector that is ended steps in its next life.
-        self._restarts_with: dict[int, Mapping[str, int]] = {}
 
     def _came_up(self, actor: Actor, value: Any) -> None:
         self._moved = self.now
@@ -61,8 +58,7 @@ class Recovery(Run):
             return True
         self.free.leave(actor)
         self._fence(actor)
-        actor.task_frames = self._restarts_with.pop(actor.index, actor.task_frames)
-        if not actor.task_frames:
+        if not (actor.next_place or actor.place).tasks:
             # All that it stepped is set aside.
             return False
         if self._ending is not None:
@@ -70,7 +66,7 @@ class Recovery(Run):
         return self._ending is None
 
     def _start(self, actor: Actor) -> None:
-        if actor.kind == "collector" and not actor.task_frames:
+        if actor.kind == "collector" and (not actor.tasks or actor.is_closed):
             return
         if actor.kind == "collector" and self._is_making_room:
             self._empty.append(actor)
@@ -140,7 +136,10 @@ class Recovery(Run):
             self.free.put(actor)
 
     def _decide(self, actor: Actor, failure: Failed) -> None:
-        if failure.kind is Failure.INPUT:
+        if failure.kind is Failure.INPUT and self.plan.spread is not None and self._works_elsewhere(actor):
+            # A node on which something is missing.
+            self._die(actor, failure.text)
+        elif failure.kind is Failure.INPUT:
             self._end(failure.text, "input")
         elif failure.kind is Failure.TASK:
             self._task_raised(actor, failure)
@@ -149,6 +148,9 @@ class Recovery(Run):
             self._end(f"{actor.part.name} failed: {failure.text}", "failed")
         else:
             self._die(actor, failure.text)
+
+    def _works_elsewhere(self, actor: Actor) -> bool:
+        return actor.kind == "collector" and any(other.has_worked for other in self.collectors if other is not actor)
 
     def _task_raised(self, actor: Actor, failure: Failed) -> None:
         task = failure.task or ""
@@ -193,12 +195,12 @@ class Recovery(Run):
             self.pacing = dataclasses.replace(self.pacing, step_frames=self.pacing.step_frames - step, **start)
         for actor in self.collectors:
             if task in actor.tasks:
-                rest = {name: count for name, count in actor.task_frames.items() if name != task}
+                rest = (actor.next_place or actor.place).without({task})
                 if actor.phase is Phase.PAUSING:
-                    actor.task_frames = rest
+                    actor.place = rest
                 else:
                     # What it has under way has the task's frames still.
-                    self._restarts_with[actor.index] = rest
+                    actor.next_place = rest
                     self._die(actor, text if actor is failed else f"{task} is set aside")
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
@@ -218,3 +220,9 @@ class Recovery(Run):
             waits = actor.kind == "collector" and not self._reaches_replay(actor)
         if not was_suspect and not waits:
             self._again(actor, Call(-1, actor.part, method))
+
+
+def _differ(plan: Plan) -> bool:
+    """Return whether collectors step different tasks, now or once there are more."""
+    places = plan.places if plan.spread is None else plan.spread(max(2, len(plan.places)), frozenset()).places
+    return len({frozenset(place.tasks) for place in places}) > 1

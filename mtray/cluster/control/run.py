@@ -7,10 +7,23 @@ while to end, then both are asked for their state. The first failure is the reas
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 
 from mtray.cluster.control.parts.actor import Actor
 from mtray.cluster.control.plan import Plan
-from mtray.cluster.control.protocol import Answered, Call, Command, End, Event, Failed, Method, Stop
+from mtray.cluster.control.protocol import (
+    Answered,
+    Call,
+    Command,
+    Draining,
+    End,
+    Event,
+    Failed,
+    Method,
+    Part,
+    Room,
+    Stop,
+)
 from mtray.cluster.control.saving import FINISHED, Ending, Outcome, Saving
 from mtray.replay.pacing import Pacing
 
@@ -34,6 +47,12 @@ class Run(Saving):
 
     def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
         """Take that a collector built a task's simulator anew, since it had failed."""
+
+    def _fit(self, count: int) -> None:
+        """Take that there is room for so many collectors."""
+
+    def _drain(self, parts: Collection[Part]) -> None:
+        """Take that the node of these will go soon."""
 
     @abstractmethod
     def _finished_work(self, actor: Actor, call: Call) -> None:
@@ -62,6 +81,10 @@ class Run(Saving):
             case Stop():
                 self._tell("stop", cause=event.reason)
                 self._end(event.reason, "done")
+            case Room():
+                self._fit(event.collectors)
+            case Draining():
+                self._drain(event.parts)
         self._proceed()
         self._note_waits(has_begun=self._has_begun or self.is_ready, is_ending=self._ending is not None)
         return self._take()

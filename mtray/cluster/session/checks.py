@@ -82,13 +82,13 @@ def _check_memory(config: Config, specs: Sequence[TaskSpec]) -> None:
 
 def _check_open_files(config: Config) -> None:
     """Raise the process's soft limit of open files where it is too low, as far as the hard limit allows."""
-    needed = _FILES + _FILES_OF_ACTOR * (config.workers + 2)
+    needed = _FILES + _FILES_OF_ACTOR * (config.collectors + 2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UsageError(
-            f"this shell allows {hard} open files (ulimit -n), and {config.workers} collectors need {needed}: raise "
+            f"this shell allows {hard} open files (ulimit -n), and {config.collectors} collectors need {needed}: raise "
             "the limit, or give fewer --workers"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -97,12 +97,12 @@ def _check_open_files(config: Config) -> None:
 def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     """Return what the run puts on the machine, in one line."""
     cores = usable_cores()
-    simulators = config.workers * len(specs) if config.host == "parallel" else 0
-    processes = config.workers + simulators + 2
+    simulators = config.collectors * len(specs) if config.host == "parallel" else 0
+    processes = config.collectors + simulators + 2
     replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
     text = (
-        f"{len(specs)} tasks x {config.copies(len(specs))} copies x {config.workers} collectors: {processes} processes "
-        f"({simulators or config.workers} simulate), replay of up to {replay / 2**30:.1f} GiB"
+        f"{len(specs)} tasks x {config.copies(len(specs))} copies x {config.collectors} collectors: {processes} "
+        f"processes ({simulators or config.collectors} simulate), replay of up to {replay / 2**30:.1f} GiB"
     )
     if config.address is None:
         text += f", on {cores} core{'s' if cores > 1 else ''}"

@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtray.cluster.session import own
+from mtray.cluster.session.nodes import Node, look, room
 from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.tasks.processes import usable_cores
@@ -29,13 +31,16 @@ class Session:
     """What a run may use of Ray.
 
     Attributes:
-        cpus_per_actor: logical CPUs that each actor may ask for, so that all can be placed.
+        cpus_per_actor: logical CPUs that each actor may ask for, so that all can be placed; on a joined cluster, so
+            that learner, replay and one collector can.
         cores: cores that actors can keep busy.
+        room: collectors that a joined cluster has room for now.
         processes: of a Ray that was started for the run, those that it can't go on without, by name.
     """
 
     cpus_per_actor: float
     cores: int
+    room: int = 0
     processes: Mapping[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def death(self) -> str | None:
@@ -101,8 +106,12 @@ def cpus_per_actor(nodes: Sequence[float], actors: int) -> float:
 
 
 @contextlib.contextmanager
-def ray_session(config: Config) -> Iterator[Session]:
+def ray_session(config: Config, environment: Mapping[str, Any] | None = None) -> Iterator[Session]:
     """Use a Ray for a run; one that was up in this process before is left up.
+
+    Args:
+        config: the run's.
+        environment: Ray's runtime environment of the run's processes on a cluster that is joined.
 
     Raises:
         UsageError: the cluster can't be reached, or this process has joined another.
@@ -116,9 +125,9 @@ def ray_session(config: Config) -> Iterator[Session]:
         return
     with _texts_kept_in(config.run_dir):
         if config.address in (None, "local"):
-            own.start(config.workers, _QUIET)
+            own.start(config.collectors, _QUIET)
         else:
-            _join(str(config.address))
+            _join(str(config.address), environment or {})
         try:
             yield _session(config, was_up=False)
         finally:
@@ -145,13 +154,15 @@ def _texts_kept_in(run_dir: Path | None) -> Iterator[None]:
 def _session(config: Config, *, was_up: bool) -> Session:
     import ray
 
-    actors, given = config.workers + 2, config.run.cpus_per_actor
+    actors, given = config.collectors + 2, config.run.cpus_per_actor
     if not was_up and config.address in (None, "local"):
         # Ray's CPUs are logical: a Ray of the run's own has as many as actors, whatever the machine has.
         node: Any = ray._private.worker._global_node
         started = node.all_processes
         processes = {name: started[name][0].process for name in ("raylet", "gcs_server")}
-        return Session(1.0 if given is None else given, usable_cores(), processes)
+        return Session(1.0 if given is None else given, usable_cores(), processes=processes)
+    if config.address is not None:
+        return _joined(look(), given)
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     cores = max(1, int(sum(nodes)))
     if was_up:
@@ -161,6 +172,13 @@ def _session(config: Config, *, was_up: bool) -> Session:
     share = cpus_per_actor(nodes, actors)
     fits = sum(int(cpus / share) for cpus in nodes) >= actors
     return Session((share if fits else 0.0) if given is None else given, cores)
+
+
+def _joined(nodes: Sequence[Node], given: float | None) -> Session:
+    """Return what a run may use of a cluster: a core for each process, less where there are not three."""
+    cpus = sum(node.cpus for node in nodes)
+    each = given if given is not None else min(1.0, int(1000 * cpus / 3) / 1000) or 1.0
+    return Session(each, max(1, int(cpus)), room=max(1, room(nodes, each or 1.0, Counter()) - 2))
 
 
 def _check_joined(address: str | None) -> None:
@@ -174,12 +192,12 @@ def _check_joined(address: str | None) -> None:
         )
 
 
-def _join(address: str) -> None:
+def _join(address: str, environment: Mapping[str, Any]) -> None:
     import ray
 
     try:
         with own.signals_kept_from_ray():
-            ray.init(address=address, **_QUIET)
+            ray.init(address=address, runtime_env=dict(environment), **_QUIET)
     except (ConnectionError, RuntimeError, ValueError) as error:
         ray.shutdown()
         raise UsageError(f"--address {address}: no Ray answers there ({own.last_line(error)})") from error

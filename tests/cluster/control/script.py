@@ -4,7 +4,7 @@ import math
 
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.parts.actor import Limits
-from mtray.cluster.control.plan import Place, Plan
+from mtray.cluster.control.plan import Plan
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
@@ -15,6 +15,7 @@ from mtray.cluster.control.protocol import (
     Kill,
     Method,
     Part,
+    Place,
     SetAside,
     Start,
     Tell,
@@ -48,6 +49,7 @@ class Script:
         frames=0,
         sets_aside=False,
         kind=Control,
+        spread=None,
         **limits,
     ):
         limits = {"call_seconds": 1e6, "stuck_seconds": 1e6, **limits}
@@ -61,6 +63,7 @@ class Script:
             frames=frames,
             sets_aside=sets_aside,
             step_frames=dict.fromkeys("ab", 1),
+            spread=spread,
             limits=Limits(**limits),
         )
         self.now = 0.0

@@ -20,19 +20,22 @@ from dataclasses import dataclass, field, replace
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.parts.actor import Limits
-from mtray.cluster.control.plan import CALLS, Place, Plan
+from mtray.cluster.control.plan import CALLS, Plan, Spread
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
     Collected,
     Counts,
+    Draining,
     End,
     Failed,
     Failure,
     Kill,
     Method,
     Part,
+    Place,
     Restored,
+    Room,
     SetAside,
     Start,
     Stop,
@@ -57,6 +60,8 @@ FAULTS = {
     "dies": 0.02, "hangs": 0.01, "slow": 0.02, "core_dies": 0.02, "core_hangs": 0.005, "link_down": 0.02,
     # Per second.
     "node_goes": 0.01,
+    # Per second, where collectors come and go.
+    "node_drains": 0.02,
     # Per death of the replay; per write under way then.
     "memory_lost": 2.0, "write_broken": 4.0,
 }  # fmt: skip
@@ -97,10 +102,11 @@ class Scenario:
     sets_aside: bool
     broken_task: str | None
     broken_at: float
+    elastic: str
 
 
-def draw(generator: random.Random) -> Scenario:
-    """A run that could be."""
+def draw(generator: random.Random, extra: random.Random) -> Scenario:
+    """A run that could be; what was added later is drawn from ``extra``, so that a seed's run stays what it was."""
     tasks = [f"t{i}" for i in range(generator.randint(1, 4))]
     workers = generator.choice([1, 1, 2, 2, 3, 4, 8])
     if len(tasks) > 1 and workers > 1 and generator.random() < 0.4:
@@ -114,12 +120,17 @@ def draw(generator: random.Random) -> Scenario:
     rates = {
         fault: 0.0 if calm or generator.random() < 0.5 else largest * generator.random() ** 2
         for fault, largest in FAULTS.items()
+        if fault != "node_drains"
     }
+    drains = 0.0 if calm or extra.random() < 0.5 else FAULTS["node_drains"] * extra.random() ** 2
+    rates["node_drains"] = drains
     size = generator.choice([1, 2, 16, 32])
     total = size * generator.choice([1, 7, 40, 120]) * len(tasks)
     nodes = generator.randint(1, 3)
     room = workers + 2 if generator.random() < 0.7 else generator.randint(3, max(3, workers + 1))
     warmup = generator.choice([0, 1, size, size * 5, size * 30])
+    shares_cluster = generator.random() < 0.5
+    is_elastic = shares_cluster and not lockstep and extra.random() < 0.6
     return Scenario(
         shares=tuple(shares),
         frames_of_a_task=size,
@@ -130,9 +141,10 @@ def draw(generator: random.Random) -> Scenario:
         capacity=generator.choice([10**6, max(2 * size, 4)]),
         slack_rounds=generator.choice([1.0, 1.25, 4.0]),
         lockstep=lockstep,
-        shares_cluster=generator.random() < 0.5,
+        shares_cluster=shares_cluster,
+        elastic=extra.choice(["fixed", "auto"]) if is_elastic else "",
         nodes=nodes,
-        room=room,
+        room=extra.randint(2 if nodes > 1 else 3, max(3, workers)) if is_elastic else room,
         rates=rates,
         faults_end=generator.choice([0.0, 30.0, 300.0, 1500.0]),
         stop_at=generator.uniform(0, 60) if generator.random() < 0.25 else None,
@@ -175,6 +187,9 @@ class Process:
     unreceipted: set[int] = field(default_factory=set)
     number: int = 0
     flushing: Call | None = None
+    # Of a collector: what it steps, and how often it was built.
+    share: tuple[str, ...] = ()
+    builds: int = -1
     missing: dict[int, dict[str, int]] = field(default_factory=dict)
     # Of a replay: whether its rows outlive it, and what its build gave.
     keeps_memory: bool = True
@@ -210,7 +225,10 @@ class World:
         self.processes: dict[Part, Process] = {}
         self.pending: list[Part] = []
         self.targets: dict[Part, Part | None] = {}
-        self.shares: dict[Part, tuple[str, ...]] = {}
+        # What each rollout that was pushed had steps of.
+        self.pushed: dict[tuple[Part, int], tuple[str, ...]] = {}
+        self.draining: set[int] = set()
+        self.asked_before, self.known_pacing = 0, None
         self.nodes = [True] * scenario.nodes
         self.link_until: dict[Part, float] = {}
         self.progressed = 0.0
@@ -238,10 +256,27 @@ class World:
             frames=self.begin,
             updates=saved.updates,
             limits=replace(LIMITS, shares_cluster=scenario.shares_cluster),
+            spread=self.spread if scenario.elastic else None,
         )
         self.largest = max(sum(place.task_frames.values()) for place in plan.places)
+        if scenario.elastic:
+            self.largest = size * len(self.tasks)
         self.aside: set[str] = set()
         self.control = (control or (Lockstep if scenario.lockstep else Control))(plan, self.pacing, 0.0)
+
+    def spread(self, collectors: int, aside) -> Spread:
+        """Who steps what, as the run began: each everything, or each a part."""
+        scenario, tasks = self.scenario, [task for task in self.tasks if task not in aside]
+        if all(share == self.tasks for share in scenario.shares):
+            shares = [tuple(tasks)] * collectors
+        elif collectors <= len(tasks):
+            shares = [tuple(tasks[i::collectors]) for i in range(collectors)]
+        else:
+            shares = [(tasks[i % len(tasks)],) if tasks else () for i in range(collectors)]
+        size = scenario.frames_of_a_task
+        pacing = make_pacing(replace(scenario, shares=tuple(shares)), len(self.tasks))
+        places = [Place(task_frames=dict.fromkeys(share, size)) for share in shares]
+        return Spread(places=places, round_frames=pacing.round_frames, slack_frames=pacing.slack_frames)
 
     # Chance.
 
@@ -271,6 +306,8 @@ class World:
             self.after(scenario.stop_at, self.event, Stop("interrupted"))
         if any(scenario.rates.values()):
             self.after(1.0, self.second)
+        if scenario.elastic == "auto":
+            self.after(1.0, self.tell_room)
         self.perform(self.control.start())
         while self.ended is None:
             tick = self.control.next_tick()
@@ -314,9 +351,6 @@ class World:
                     if command.part.kind == "replay":
                         self.newest_replay = command.part
                     self.targets[command.part] = self.newest_replay
-                    if command.part.kind == "collector":
-                        share = self.scenario.shares[command.part.place]
-                        self.shares[command.part] = tuple(task for task in share if task not in self.aside)
                     self.pending.append(command.part)
                     self.place()
                 case Kill():
@@ -338,7 +372,7 @@ class World:
         for part in waiting:
             used = Counter(process.node for process in self.processes.values() if process.is_alive)
             room = self.scenario.room if self.scenario.shares_cluster else 10**6
-            nodes = [i for i, is_up in enumerate(self.nodes) if is_up and used[i] < room]
+            nodes = [i for i, is_up in enumerate(self.nodes) if is_up and i not in self.draining and used[i] < room]
             if not nodes:
                 self.pending.append(part)
                 continue
@@ -376,7 +410,7 @@ class World:
     def second(self) -> None:
         """What may happen in any second."""
         if self.now >= self.scenario.faults_end:
-            self.nodes = [True] * len(self.nodes)
+            self.nodes, self.draining = [True] * len(self.nodes), set()
             self.after(0.0, self.place)
             return
         for process in list(self.processes.values()):
@@ -394,7 +428,30 @@ class World:
                 self.link_until[process.part] = self.now + self.generator.uniform(0, 40)
         if len(self.nodes) > 1 and self.happens("node_goes"):
             self.node_goes(self.generator.randrange(len(self.nodes)))
+        if len(self.nodes) > 1 and self.scenario.elastic and self.happens("node_drains"):
+            self.node_drains(self.generator.randrange(len(self.nodes)))
         self.after(1.0, self.second)
+
+    def node_drains(self, node: int) -> None:
+        if not self.nodes[node] or node in self.draining:
+            return
+        self.log("node %d drains", node)
+        self.draining.add(node)
+        parts = [process.part for process in self.processes.values() if process.node == node and process.is_alive]
+        self.after(self.delay(), self.event, Draining(parts))
+        self.after(self.generator.uniform(20, 120), self.drained, node)
+
+    def drained(self, node: int) -> None:
+        if node in self.draining:
+            self.draining.discard(node)
+            self.node_goes(node)
+
+    def tell_room(self) -> None:
+        """How many collectors there is room for, as far as can be known."""
+        up = sum(is_up and i not in self.draining for i, is_up in enumerate(self.nodes))
+        count = up * self.scenario.room - 2 + self.generator.choice([0, 0, 0, 1, -1])
+        self.event(Room(max(0, min(count, 2 * len(self.scenario.shares)))))
+        self.after(5.0, self.tell_room)
 
     def node_goes(self, node: int) -> None:
         self.log("node %d goes", node)
@@ -420,7 +477,8 @@ class World:
             self.after(self.generator.choice([0.1, 2.0, 20.0]) * self.generator.random(), self.write, call)
             return
         if call.method in (Method.COLLECT, Method.ACT):
-            self.requested[call.part] += self.scenario.frames_of_a_task * len(self.shares[call.part])
+            place = self.control.collectors[call.part.place].place
+            self.requested[call.part] += sum(place.task_frames.values())
             self.check_pacing()
         process = self.processes.get(call.part)
         if process is not None and not process.is_alive:
@@ -483,6 +541,8 @@ class World:
         self.answer(process, call)
 
     def do_build(self, process: Process, call: Call) -> None:
+        if call.place is not None and call.amount != process.builds:
+            process.is_built = False
         if not process.is_built:
             if self.happens("build_dies"):
                 self.die(process)
@@ -494,13 +554,15 @@ class World:
                 self.raises(call, Failure.RAISED)
                 return
             if process.part.kind == "collector" and self.happens("task_in_build"):
-                self.raises(call, Failure.TASK, self.shares[process.part][0])
+                self.raises(call, Failure.TASK, next(iter(call.place.tasks)))
                 return
             if process.part.kind == "replay" and self.writing is not None:
                 # The driver does one after the other.
                 self.after(0.1, self.do_build, process, call)
                 return
             process.is_built = True
+            if call.place is not None:
+                process.share, process.builds = tuple(call.place.tasks), call.amount
             self.progress()
             if process.part.kind == "replay":
                 process.restored = self.restore(process)
@@ -551,9 +613,9 @@ class World:
             self.raises(call, Failure.INPUT)
             return
         if self.happens("task_error"):
-            self.raises(call, Failure.TASK, self.generator.choice(self.shares[process.part]))
+            self.raises(call, Failure.TASK, self.generator.choice(process.share))
             return
-        if self.scenario.broken_task in self.shares[process.part] and self.now > self.scenario.broken_at:
+        if self.scenario.broken_task in process.share and self.now > self.scenario.broken_at:
             self.raises(call, Failure.TASK, self.scenario.broken_task)
             return
         if self.happens("raised"):
@@ -561,6 +623,9 @@ class World:
             return
         if not process.is_built:
             raise Broken(f"{process.part} is asked to collect before it is built")
+        believed = self.control.collectors[process.part.place]
+        if believed.part == process.part and believed.tasks != set(process.share):
+            raise Broken(f"{process.part} steps {process.share}, control believes {set(believed.tasks)}")
         if process.unreceipted and self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
@@ -574,7 +639,7 @@ class World:
         """What failed in the rollout that is pushed next."""
         if not self.happens("rebuilt"):
             return None
-        task = self.generator.choice(self.shares[process.part])
+        task = self.generator.choice(process.share)
         missing = self.generator.randint(0, self.scenario.frames_of_a_task)
         process.missing[process.number] = {task: missing}
         # A simulator that is built anew, or, under both, a copy that diverged.
@@ -583,6 +648,7 @@ class World:
 
     def push(self, process: Process, number: int) -> None:
         """Send a push, again after a while if it was lost; it may arrive twice."""
+        self.pushed.setdefault((process.part, number), process.share)
         is_lost = self.happens("lost_push")
         if is_lost or self.generator.random() < 0.1:
             self.after(5.0, self.push_again, process, number)
@@ -610,7 +676,7 @@ class World:
             return
         if (part, number) not in self.seen:
             self.seen.add((part, number))
-            for task in self.shares[part]:
+            for task in self.pushed[part, number]:
                 frames = self.scenario.frames_of_a_task - process.missing.get(number, {}).get(task, 0)
                 self.frames[task] += frames
                 self.held[task] = min(self.held[task] + frames, self.scenario.capacity)
@@ -646,6 +712,7 @@ class World:
     def do_push(self, process: Process, call: Call) -> None:
         number, process.number = process.number, process.number + 1
         process.unreceipted.add(number)
+        self.pushed[process.part, number] = process.share
         if self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
@@ -727,7 +794,10 @@ class World:
         allowed = control.pacing.frames_allowed(control.updates)
         if not self.is_warm() or not control.counts.is_warm:
             allowed = max(allowed, sum(self.frames.values()) + control.pacing.slack_frames)
-        if not self.scenario.lockstep and asked > allowed:
+        if control.pacing is not self.known_pacing:
+            # Fewer collectors may be ahead less far than more were.
+            self.known_pacing, self.asked_before = control.pacing, asked
+        if not self.scenario.lockstep and asked > max(allowed, self.asked_before):
             raise Broken(f"{asked} frames asked for where pacing allows {allowed}")
         if not self.scenario.lockstep and asked >= self.scenario.total_frames + self.largest:
             raise Broken(f"{asked} frames asked for, {self.scenario.total_frames} are wanted")
@@ -793,9 +863,9 @@ class World:
             raise Broken("a run that could be saved was not")
 
 
-def make_pacing(scenario: Scenario) -> Pacing:
+def make_pacing(scenario: Scenario, step: int = 0) -> Pacing:
     """A pacing that both sides can live with, as tight as the scenario wants it."""
-    step = len(dict.fromkeys(task for share in scenario.shares for task in share))
+    step = step or len(dict.fromkeys(task for share in scenario.shares for task in share))
     once = sum(scenario.frames_of_a_task * len(share) for share in scenario.shares)
     round_frames = once * (CALLS + 1)
     least = round_frames + (int(step / scenario.updates_per_step) + 1 if scenario.updates_per_step else 0)
@@ -817,7 +887,7 @@ def play(
         Broken: a law does not hold.
     """
     generator = random.Random(seed)
-    scenario, saved, events = draw(generator), Saved(), 0
+    scenario, saved, events = draw(generator, random.Random(f"{seed} more")), Saved(), 0
     for attempt in range(4):
         played = world(generator.randrange(2**32), scenario, saved, control, log=log)
         if worlds is not None:

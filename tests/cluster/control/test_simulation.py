@@ -1,6 +1,8 @@
 """Whole runs of control in a simulated cluster; faults of an earlier version, put back, must be found by it."""
 
+import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +10,7 @@ from mtray.cluster.control.free import Control
 from mtray.cluster.control.parts.lifecycle import Lifecycle
 from mtray.cluster.control.protocol import Failure
 from tests.cluster.control import simulation
-from tests.cluster.control.simulation import Broken, World, play, tell
+from tests.cluster.control.simulation import Broken, Saved, World, draw, play, tell
 
 # Whole runs are about 2.5 times as many.
 SEEDS, SLOW_SEEDS, FAULT_SEEDS = 1200, 5000, 400
@@ -53,7 +55,7 @@ def test_runs_end_in_every_way_and_meet_every_fault():
     assert ends["done"] > 0.5 * ends.total()
     assert told.keys() >= {
         "placed", "up", "warm", "death", "replacement", "unreached", "waiting", "stop", "save",
-        "save_failed", "unsaved", "restored", "set_aside",
+        "save_failed", "unsaved", "restored", "set_aside", "spread", "draining", "left",
     }  # fmt: skip
     assert methods.keys() == set(simulation.FAULTS)
     assert sum(len(world.control.collectors) > 2 for world in worlds) > 100
@@ -92,9 +94,50 @@ class CountsItsOwnLife(World):
         self.snapshot.frames -= self.missing
 
 
-@pytest.mark.parametrize("fault", [ForgetsUnreached, WaitsForUpdatesThatNoneMakes])
+class BuildsAnewWhileCallsRun(Control):
+    """A collector is told what to step next while what it was asked for before is under way."""
+
+    def _settle_held(self):
+        held, self._held = self._held, []
+        for actor in held:
+            if actor.is_up and actor.next_place is not None and self._ending is None:
+                self.free.leave(actor)
+                self._build_anew(actor, actor.next_place)
+
+
+class LeavesUnsaved(Control):
+    """Replay and learner leave a node that is drained without a checkpoint."""
+
+    def _step_move(self):
+        moving, self._moving = self._moving, {}
+        for actor in moving.values():
+            self._leave(actor, "its node is drained")
+
+
+@pytest.mark.parametrize("fault", [ForgetsUnreached, WaitsForUpdatesThatNoneMakes, BuildsAnewWhileCallsRun])
 def test_faults_of_control_are_found(fault):
     assert first_found(control=fault) is not None
+
+
+def test_who_leaves_a_drained_node_unsaved_loses_what_was_made():
+    assert lost_to_drains(LeavesUnsaved) > 0
+    assert lost_to_drains(Control) == 0
+
+
+def lost_to_drains(control):
+    """Frames and updates that runs lost whose nodes were drained, and where nothing failed."""
+    lost = 0
+    for seed in range(400):
+        generator = random.Random(seed)
+        scenario = draw(generator, random.Random(seed))
+        if not scenario.elastic or scenario.nodes < 2:
+            continue
+        rates = {**dict.fromkeys(scenario.rates, 0.0), "node_drains": 0.05}
+        scenario = replace(scenario, rates=rates, faults_end=300.0, kill_driver_at=None, stop_at=None, saves_rows=True)
+        world = World(seed, scenario, Saved(), control)
+        world.run()
+        lost += world.control.frames_lost + world.control.updates_lost
+    return lost
 
 
 def test_a_replay_that_counts_its_own_life_only_is_found():

@@ -15,7 +15,7 @@ from mtray.cluster.session.session import cpus_per_actor
 )
 def test_a_process_of_rays_that_ended_is_told(code, how):
     with subprocess.Popen([sys.executable, "-c", f"import os, sys; input(); {code}"], stdin=subprocess.PIPE) as process:
-        ray = session.Session(1.0, 1, {"raylet": process})
+        ray = session.Session(1.0, 1, processes={"raylet": process})
         assert ray.death() is None
         process.communicate(b"\n")
         assert ray.death() == f"Ray's process raylet {how}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass, field
 
-from mtray.cluster.control.protocol import Call, Kind, Part
+from mtray.cluster.control.protocol import Call, Kind, Part, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,11 @@ class Actor:
     Attributes:
         kind: what it is.
         index: its place among those of its kind.
-        task_frames: of a collector, the tasks it steps, and their frames in one rollout.
+        place: of a collector, what it steps.
+        next_place: what it is to step instead, once its calls have ended.
+        builds: how often this process was built.
+        is_leaving: whether it is to end once its calls have ended and all it pushed is acknowledged.
+        is_closed: whether nobody fills the place for now, since there is no room.
         life: processes that have filled the place before this one.
         phase: of this process.
         calls: under way, by id, in the order they were made.
@@ -67,7 +71,11 @@ class Actor:
 
     kind: Kind
     index: int = 0
-    task_frames: Mapping[str, int] = field(default_factory=dict)
+    place: Place = field(default_factory=Place)
+    next_place: Place | None = None
+    builds: int = 0
+    is_leaving: bool = False
+    is_closed: bool = False
     life: int = 0
     phase: Phase = Phase.PAUSING
     calls: dict[int, Call] = field(default_factory=dict)
@@ -93,17 +101,22 @@ class Actor:
     @property
     def tasks(self) -> Set[str]:
         """Of a collector, those it steps."""
-        return self.task_frames.keys()
+        return self.place.tasks
 
     @property
     def rollout_frames(self) -> int:
         """Of a collector, frames of one rollout."""
-        return sum(self.task_frames.values())
+        return sum(self.place.task_frames.values())
 
     @property
     def is_busy(self) -> bool:
         """Whether a call is under way or will be made again."""
         return bool(self.calls or self.retries)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it gets no more work before it steps something else, or ends."""
+        return self.next_place is not None or self.is_leaving
 
     @property
     def is_up(self) -> bool:

@@ -45,7 +45,8 @@ class Calls(ABC):
         return out
 
     def _call(self, actor: Actor | None, method: Method, amount: int = 0, of: Part | None = None) -> Call:
-        call = Call(next(self._ids), actor.part if actor else None, method, amount, of)
+        place = actor.place if actor is not None and actor.kind == "collector" and method is Method.BUILD else None
+        call = Call(next(self._ids), actor.part if actor else None, method, amount, of, place)
         self._calls[call.id] = call, actor, self.now
         if actor is not None:
             if not actor.calls:

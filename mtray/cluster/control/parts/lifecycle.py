@@ -13,7 +13,7 @@ from typing import Any
 
 from mtray.cluster.control.parts.actor import Actor, Limits, Phase
 from mtray.cluster.control.parts.calls import Calls
-from mtray.cluster.control.protocol import Call, Failed, Failure, Kill, Kind, Method, Start, Tell
+from mtray.cluster.control.protocol import Call, Failed, Failure, Kill, Kind, Method, Place, Start, Tell
 
 # Time after which a call that did not reach its process, and does no harm when run twice, is made again.
 RETRY_SECONDS = 1.0
@@ -52,6 +52,9 @@ class Lifecycle(Calls):
 
     # What control decides.
 
+    def _placed(self, actor: Actor) -> None:
+        """Take that a process is there, not yet ready."""
+
     @abstractmethod
     def _came_up(self, actor: Actor, value: Any) -> None:
         """Put a process that became ready to work; ``value`` is its answer to BUILD."""
@@ -85,6 +88,7 @@ class Lifecycle(Calls):
     def _start(self, actor: Actor) -> None:
         actor.phase, actor.since, actor.heard = Phase.PLACING, self.now, self.now
         actor.has_worked = actor.is_told = False
+        actor.builds = 0
         actor.replay_life = self._replay_life()
         actor.suspect = None
         self._give(Start(actor.part))
@@ -94,11 +98,20 @@ class Lifecycle(Calls):
         if call.method is Method.HELLO and actor.phase is Phase.PLACING:
             actor.phase, actor.since = Phase.BUILDING, self.now
             self._tell("placed", part=actor.part.name, life=actor.life)
+            self._placed(actor)
             self._call(actor, Method.BUILD)
         elif call.method is Method.BUILD and actor.phase is Phase.BUILDING:
             actor.phase, actor.since = Phase.UP, self.now
-            self._tell("up", part=actor.part.name, life=actor.life)
+            if not actor.builds:
+                self._tell("up", part=actor.part.name, life=actor.life)
             self._came_up(actor, value)
+
+    def _build_anew(self, actor: Actor, place: Place) -> None:
+        """Have a collector without a call step something else."""
+        actor.place, actor.next_place = place, None
+        actor.phase, actor.since = Phase.BUILDING, self.now
+        actor.builds += 1
+        self._call(actor, Method.BUILD, actor.builds)
 
     def _worked(self, actor: Actor) -> None:
         actor.has_worked = True
@@ -206,16 +219,15 @@ class Lifecycle(Calls):
 
     def _die(self, actor: Actor, text: str) -> None:
         """End a process and, if control says so, plan the next one of its place."""
+        if actor.is_leaving:
+            self._leave(actor, text)
+            return
         part, place = actor.part, len(self._out) + 1
-        for call in actor.calls:
-            self._calls.pop(call, None)
-        actor.calls.clear()
-        self._give(Kill(part))
+        self._forget(actor)
         is_healthy = actor.is_up and self.now - actor.since >= HEALTHY_SECONDS
         started, actor.phase = actor.since, Phase.PAUSING
         is_replaced = self._went_down(actor, text)
-        actor.life += 1
-        actor.requested = actor.lost = 0
+        self._empty_place(actor)
         actor.failures = 1 if is_healthy else actor.failures + 1
         pause = 0.0 if actor.failures == 1 else min(LONGEST_PAUSE_SECONDS, 2.0 ** (actor.failures - 2))
         then = f"replaced {f'in {pause:.0f} s' if pause else 'now'}" if is_replaced else "not replaced"
@@ -234,3 +246,25 @@ class Lifecycle(Calls):
             self._after(pause, lambda: self._start(actor))
         else:
             self._start(actor)
+
+    def _leave(self, actor: Actor, text: str) -> None:
+        """End a process that is not wanted where it is, which is no death, and start the next one of its place."""
+        self._forget(actor)
+        self._tell("left", part=actor.part.name, life=actor.life, cause=text)
+        actor.phase, actor.is_leaving = Phase.PAUSING, False
+        is_replaced = self._went_down(actor, text)
+        self._empty_place(actor)
+        if is_replaced:
+            self._start(actor)
+
+    def _forget(self, actor: Actor) -> None:
+        for call in actor.calls:
+            self._calls.pop(call, None)
+        actor.calls.clear()
+        self._give(Kill(actor.part))
+
+    def _empty_place(self, actor: Actor) -> None:
+        actor.life += 1
+        actor.requested = actor.lost = 0
+        if actor.next_place is not None:
+            actor.place, actor.next_place = actor.next_place, None

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtray.cluster.control.queues import Levels
+from mtray.cluster.control.parts.queues import Levels
 
 
 def actors(count):

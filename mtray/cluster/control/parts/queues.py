@@ -26,10 +26,16 @@ class Levels:
         self._left: dict[int, int] = {}
         self._counts = Counter[int]()
         self._held: list[tuple[Actor, int]] = []
+        # Nobody catches up on what was before.
+        self._floor = 0
+
+    def forget(self) -> None:
+        """Have nobody catch up on what was until now: who steps what has changed."""
+        self._floor = self.lowest
 
     def enter(self, actor: Actor) -> None:
         """Count a collector that came up, from where it left."""
-        level = max(self._left.pop(actor.index, 0), self.lowest - self.missed)
+        level = max(self._left.pop(actor.index, 0), self.lowest - self.missed, self._floor)
         # Alone, it is the slowest, wherever others left.
         self.lowest = min(self.lowest, level) if self._levels else level
         self._levels[actor.index] = level
@@ -93,7 +99,9 @@ class FreeCollectors:
         for calls, queue in enumerate(self._queues[:1] if idle_only else self._queues):
             while queue:
                 actor, life = queue.popleft()
-                if life != actor.life or not actor.is_up or actor.suspect is not None or len(actor.calls) != calls:
+                if life != actor.life or not actor.is_up or actor.suspect is not None or actor.is_held:
+                    continue
+                if len(actor.calls) != calls:
                     continue
                 if not idle_only and self._levels is not None and self._levels.holds_back(actor, calls):
                     continue
@@ -132,6 +140,11 @@ class FreeCollectors:
         """Queue all that are held back."""
         if self._levels is not None:
             self._put_all(self._levels.release())
+
+    def forget(self) -> None:
+        """Have nobody catch up on what was until now."""
+        if self._levels is not None:
+            self._levels.forget()
 
     def _put_all(self, actors: Iterable[Actor]) -> None:
         for actor in actors:

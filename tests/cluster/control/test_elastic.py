@@ -1,0 +1,160 @@
+"""Collectors that come and go, and nodes that are left before they go: control by hand."""
+
+import pytest
+
+from mtray.cluster.control.elastic import ABSENT_SECONDS, LEAVE_SECONDS, SETTLE_SECONDS, SPREAD_SECONDS
+from mtray.cluster.control.plan import Spread
+from mtray.cluster.control.protocol import Draining, Failed, Failure, Method, Place, Room
+from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
+
+TASKS = ("a", "b", "c", "d")
+
+
+def spread(collectors, without):
+    rest = [task for task in TASKS if task not in without]
+    shares = [rest[i::collectors] or rest[:1] for i in range(collectors)]
+    places = [Place(task_frames=dict.fromkeys(share, 10)) for share in shares]
+    return Spread(places=places, round_frames=30 * collectors, slack_frames=100 * collectors)
+
+
+def begin(workers, *present, **settings):
+    """A run of which these collectors found room."""
+    tasks = [set(place.tasks) for place in spread(workers, ()).places]
+    script = Script(tasks=tasks, spread=spread, total=10**6, shares_cluster=True, **settings)
+    script.up(REPLAY, LEARNER, *map(collector, present))
+    return script
+
+
+def end_calls(script, part):
+    while script.find(Method.COLLECT, part):
+        script.answer(Method.COLLECT, part=part)
+
+
+def steps(script, *places):
+    return [set(script.control.collectors[place].tasks) for place in places]
+
+
+def test_tasks_are_spread_over_those_that_found_room():
+    script = begin(4, 0, 1)
+    assert steps(script, 0, 1) == [{"a"}, {"b"}]
+    script.wait(ABSENT_SECONDS + SETTLE_SECONDS)
+    told = script.told[-1]
+    assert (told.event, dict(told.fields)) == ("spread", {"collectors": 2, "waiting": 2})
+    # What was asked for before is ended first, with the tasks of before.
+    assert steps(script, 0, 1) == [{"a"}, {"b"}]
+    assert script.find(Method.BUILD) is None
+    end_calls(script, collector(0))
+    call = script.answer(Method.BUILD, part=collector(0))
+    assert (set(call.place.tasks), call.amount) == ({"a", "c"}, 1)
+    assert steps(script, 0) == [{"a", "c"}]
+    assert script.find(Method.COLLECT, collector(0))
+    assert script.control.pacing.slack_frames == 200
+
+
+def test_those_that_come_later_take_their_part_a_minute_after_the_last_spread_at_the_earliest():
+    script = begin(4, 0, 1)
+    script.wait(ABSENT_SECONDS + SETTLE_SECONDS)
+    for part in map(collector, (0, 1)):
+        end_calls(script, part)
+        script.answer(Method.BUILD, part=part)
+    script.up(collector(2), collector(3))
+    # Until then they help.
+    assert all(steps(script, 2, 3))
+    script.wait(SPREAD_SECONDS - 1)
+    assert script.events().count("spread") == 1
+    script.wait(SETTLE_SECONDS)
+    assert script.events().count("spread") == 2
+    for part in map(collector, range(4)):
+        end_calls(script, part)
+    assert sorted(map(sorted, steps(script, 0, 1, 2, 3))) == [["a"], ["b"], ["c"], ["d"]]
+
+
+def test_a_task_that_nobody_steps_is_not_left_for_a_minute():
+    script = begin(2, 0, 1)
+    script.wait(SPREAD_SECONDS)
+    script.fail(Method.COLLECT, Failure.DIED, collector(1))
+    script.wait(ABSENT_SECONDS + SETTLE_SECONDS)
+    end_calls(script, collector(0))
+    assert steps(script, 0) == [set(TASKS)]
+    script.answer(Method.BUILD, part=collector(0))
+    # The other waits for room; nobody is told that the run can't go on.
+    script.wait(3600)
+    assert script.end is None
+
+
+def test_collectors_follow_the_room_there_is():
+    script = begin(1, 0)
+    script.event(Room(3))
+    assert [part.place for _, part in script.started if part.kind == "collector"] == [0, 1, 2]
+    script.up(collector(1))
+    script.wait(ABSENT_SECONDS)
+    script.event(Room(2))
+    assert collector(2) in script.killed
+    assert "death" not in script.events()
+    script.event(Room(0))
+    assert len(script.killed) == 1, "who runs has room"
+    script.event(Room(3))
+    assert script.started[-1][1] == collector(2, 1)
+
+
+def test_a_collector_leaves_a_drained_node_with_all_it_made():
+    script = begin(2, 0, 1)
+    script.event(Draining({collector(0)}))
+    assert script.killed == []
+    end_calls(script, collector(0))
+    assert script.find(Method.COLLECT, collector(0)) is None
+    script.answer(Method.FLUSH, value=40, part=collector(0))
+    assert script.killed == [collector(0)]
+    assert script.started[-1][1] == collector(0, 1)
+    assert script.control.restarts == 0
+    assert {"draining", "left"} <= set(script.events())
+    assert "death" not in script.events()
+
+
+def test_a_collector_that_does_not_answer_leaves_in_time():
+    script = begin(2, 0, 1)
+    script.event(Draining({collector(0)}))
+    script.wait(LEAVE_SECONDS)
+    assert script.killed == [collector(0)]
+
+
+@pytest.mark.parametrize("drained", [{REPLAY, LEARNER}, {LEARNER}, {REPLAY}])
+def test_replay_and_learner_leave_a_drained_node_with_a_checkpoint(drained):
+    script = begin(1, 0)
+    script.answer(Method.COLLECT)
+    script.event(Draining(drained))
+    end_calls(script, collector(0))
+    assert script.find(Method.COLLECT) is None, "nothing is asked for that would not be saved"
+    script.answer(Method.FLUSH, value=120)
+    for _ in range(3):
+        script.wait(1)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(120))
+    assert script.killed == []
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(120))
+    script.answer(Method.WRITE)
+    assert set(script.killed) == drained
+    assert "death" not in script.events()
+    assert {part.kind for _, part in script.started if part.life == 1} == {part.kind for part in drained}
+
+
+def test_replay_and_learner_leave_a_drained_node_though_the_disk_is_full():
+    script = begin(1, 0)
+    script.answer(Method.COLLECT)
+    script.event(Draining({REPLAY, LEARNER}))
+    script.wait(LEAVE_SECONDS)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(40))
+    script.fail(Method.WRITE, Failure.RAISED)
+    assert set(script.killed) == {REPLAY, LEARNER}
+
+
+def test_a_node_on_which_something_is_missing_does_not_end_a_run_that_works_elsewhere():
+    script = begin(2, 0)
+    script.answer(Method.COLLECT)
+    script.answer(Method.HELLO, part=collector(1))
+    call = script.find(Method.BUILD, collector(1))
+    script.event(Failed(call.id, Failure.INPUT, "my_tasks can't be imported"))
+    assert script.end is None
+    assert "death" in script.events()
