@@ -19,7 +19,12 @@ ROOT = Path(__file__).parents[1]
 HEAD, *WORKERS = ADDRESSES = ("10.77.0.11", "10.77.0.12", "10.77.0.13")
 CONFIG = f"/home/{USER}/cluster.yaml"
 # Light tasks, few updates.
-LAUNCH = "--address auto --tasks cartpole-balance pendulum-swingup --learner.updates-per-step 0.05 --workers 2"
+LIGHT = "--address auto --learner.updates-per-step 0.05"
+LAUNCH = f"{LIGHT} --workers 2 --tasks cartpole-balance pendulum-swingup"
+LONG = (
+    f"{LIGHT} --workers auto --tasks cartpole-balance only_here:counting --total-frames 1000000000 "
+    "--run.checkpoint-seconds 20 --run.checkpoint-frames 1000000000"
+)
 # Prints a line at each change: which nodes are alive.
 WATCH = """
 import time, ray
@@ -38,6 +43,8 @@ def config():
     """Return the shipped file with addresses, and the environment of this process instead of an installation."""
     shipped = yaml.safe_load((ROOT / "cluster/config.yaml").read_text())
     shipped["provider"].update(head_ip=HEAD, worker_ips=WORKERS)
+    # Where all nodes have few cores the head is to have none of the run's.
+    shipped["head_start_ray_commands"][-1] += " --num-cpus=0"
     venv = "~/mtray-venv"
     packages = f"{venv}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     program = "from ray.scripts.scripts import main; main()"
@@ -212,58 +219,121 @@ def test_a_job_is_submitted_through_the_forwarded_dashboard(cluster):
 
 @pytest.fixture(scope="module")
 def run(cluster):
-    """Return the name of a job that goes on until the cluster is taken down."""
-    launch = f"python -m mtray.launch {LAUNCH} --run-dir ~/runs/long"
-    cluster.type(f"ray exec {CONFIG} 'ray job submit --submission-id long --no-wait -- {launch}'")
+    """Return the name of a job that goes on until the cluster is taken down; only the head has its task's module."""
+    folder = cluster.head.path(f"/home/{USER}/tasks")
+    folder.mkdir()
+    (folder / "only_here.py").write_text(
+        "from mtray.testing import CountingMaker\ncounting = CountingMaker(truncate_after=50)\n"
+    )
+    launch = f"cd ~/tasks && python -m mtray.launch {LONG} --run-dir ~/runs/long"
+    cluster.type(f"ray exec {CONFIG} 'ray job submit --submission-id long --no-wait -- sh -c \"{launch}\"'")
     wait_for(lambda: cluster.frames("long"), 120)
+    wait_for(lambda: all(there(cluster).values()), 60)
     return "long"
 
 
-def goes_on(cluster, run):
+def there(cluster):
+    """Return the nodes of learner, replay and collectors."""
+    found = {"Learner": [], "Replay": [], "Collector": []}
+    for address, machine in cluster.machines.items():
+        for part in parts(machine):
+            found[part].append(address)
+    return found
+
+
+def goes_on(cluster, run, timeout=90):
     before = cluster.frames(run)
-    wait_for(lambda: cluster.frames(run) > before, 90)
+    wait_for(lambda: cluster.frames(run) > before, timeout)
 
 
-def test_a_cut_of_ten_seconds_restarts_nothing(cluster, run):
-    assert "frames" in cluster.type(f"ray exec {CONFIG} 'ray job logs {run}'")
+def told(cluster, run, event, part=None, after=0):
+    """Return the events of a kind after the first so many."""
+    events = cluster.events(run)[after:]
+    return [each for each in events if each["event"] == event and part in (None, each.get("part"))]
+
+
+def test_learner_and_replay_share_a_node_and_collectors_take_the_cores_of_the_others(cluster, run):
+    where = there(cluster)
+    say("on the nodes", where)
+    assert where["Learner"] == where["Replay"]
+    assert where["Learner"] != [HEAD], "a head without CPUs runs none of them"
+    wait_for(lambda: len(there(cluster)["Collector"]) == 2, 60)
+    assert set(there(cluster)["Collector"]) == set(WORKERS) - set(where["Learner"])
+    output = cluster.type(f"ray exec {CONFIG} 'ray job logs {run}'")
+    assert f"learner and replay on {where['Learner'][0]}; collectors: " in output
+
+
+def test_a_short_cut_restarts_nothing(cluster, run):
+    """Ten seconds for either node, twenty for the learner's."""
     seen, events = cluster.watched(), cluster.events(run)
-    for machine in (cluster.machines[address] for address in WORKERS):
-        machine.cut()
-        time.sleep(10)
-        machine.heal()
+    learner, others = there(cluster)["Learner"][0], there(cluster)["Collector"][0]
+    for address, seconds in ((others, 10), (learner, 20)):
+        cluster.machines[address].cut()
+        time.sleep(seconds)
+        cluster.machines[address].heal()
     time.sleep(30)
     goes_on(cluster, run)
     assert cluster.watched() == seen
-    assert {event["event"] for event in cluster.events(run)[len(events) :]} <= {"save"}
+    assert {event["event"] for event in cluster.events(run)[len(events) :]} <= {"save", "unreached", "spread"}
 
 
-def test_a_node_that_is_killed_is_noticed_and_comes_back(cluster, run):
-    victim = WORKERS[1]
-    say("on the nodes", {address: parts(machine) for address, machine in cluster.machines.items()})
+def test_a_drained_node_is_left_before_it_goes(cluster, run):
+    count = len(cluster.events(run))
+    victim = there(cluster)["Collector"][0]
+    drain = (
+        "import time, ray; from ray._raylet import GcsClient; from ray.core.generated import autoscaler_pb2\n"
+        "ray.init(address='auto', logging_level='ERROR')\n"
+        "[node] = [n['NodeID'] for n in ray.nodes() if n['Alive'] and n['NodeManagerAddress'] == '%s']\n"
+        "reason = autoscaler_pb2.DrainNodeReason.Value('DRAIN_NODE_REASON_PREEMPTION')\n"
+        "address = ray.get_runtime_context().gcs_address\n"
+        "print(GcsClient(address=address).drain_node(node, reason, 'preempted', int((time.time() + 40) * 1000)))\n"
+    )
+    cluster.head.path(f"/home/{USER}/drain.py").write_text(drain % victim)
+    assert "True" in cluster.head.run("bash -lic 'python drain.py'")
+    wait_for(lambda: len(told(cluster, run, "left", after=count)) == 2, 30)
+    assert not told(cluster, run, "death", after=count)
+    cluster.machines[victim].kill()
+    cluster.start(victim)
+    began = time.time()
+    say(f"node is back {cluster.wait_alive(*ADDRESSES, since=began) - began:.1f} s after its machine")
+    goes_on(cluster, run)
+    assert victim in there(cluster)["Collector"]
+
+
+def test_a_node_that_is_killed_is_noticed_and_costs_no_more_than_its_share(cluster, run):
+    """Here that is all collectors: the run waits for room, and goes on once there is some."""
+    victim, learner = there(cluster)["Collector"][0], there(cluster)["Learner"][0]
     began = time.time()
     cluster.machines[victim].kill()
-    noticed = cluster.wait_alive(HEAD, WORKERS[0], since=began) - began
+    noticed = cluster.wait_alive(HEAD, learner, since=began) - began
     say(f"killed node noticed after {noticed:.1f} s")
     assert noticed < 30
-    goes_on(cluster, run)
     began = time.time()
     cluster.start(victim)
     say(f"node is back {cluster.wait_alive(*ADDRESSES, since=began) - began:.1f} s after its machine")
+    goes_on(cluster, run)
+    assert there(cluster)["Learner"] == [learner], "whom nothing happened to"
 
 
-def test_a_node_that_is_cut_off_is_noticed_and_comes_back(cluster, run):
+def test_the_learners_node_is_lost_and_another_takes_its_place(cluster, run):
+    count, victim = len(cluster.events(run)), there(cluster)["Learner"][0]
+    [other] = set(WORKERS) - {victim}
     began = time.time()
-    cluster.machines[WORKERS[0]].cut()
-    noticed = cluster.wait_alive(HEAD, WORKERS[1], since=began) - began
+    cluster.machines[victim].cut()
+    noticed = cluster.wait_alive(HEAD, other, since=began) - began
     say(f"cut-off node noticed after {noticed:.1f} s")
     assert noticed < 30
-    goes_on(cluster, run)
-    cluster.machines[WORKERS[0]].heal()
+    # No core is free elsewhere: collectors give theirs.
+    wait_for(lambda: len(told(cluster, run, "restored", after=count)) == 2, 150)
+    say(f"learner and replay are back {time.time() - began:.1f} s after the cut")
+    replay = told(cluster, run, "restored", "the replay", after=count)[-1]
+    say("the replay is back from", replay["source"], "with", replay["cause"])
+    assert replay["source"] == "checkpoint"
+    assert there(cluster)["Learner"][-1] == other
+    cluster.machines[victim].heal()
     began = time.time()
     say(f"node is back {cluster.wait_alive(*ADDRESSES, since=began) - began:.1f} s after its link")
-
-
-# Workers that follow the room, placement, own tasks and the loss of the learner's node belong here, before `ray down`.
+    goes_on(cluster, run, timeout=120)
 
 
 def test_nothing_is_left_after_ray_down(cluster, run):

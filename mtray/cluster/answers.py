@@ -98,7 +98,7 @@ class Answers:
                 assert call.part is not None
                 self._events.add_process(call.part, result)
                 self._processes.add_node(call.part, result)
-                text = _differences(call.part, result)
+                text = differences(call.part, result)
                 return Answered(call.id) if text is None else Failed(call.id, Failure.INPUT, text)
             case Method.BUILD if isinstance(result, Restored):
                 for name, count in self._processes.restored_frames.items():
@@ -154,7 +154,7 @@ class Answers:
         self._processes.weights = metrics.weights_version, [weights]
 
 
-def _differences(part: Part, hello: Hello) -> str | None:
+def differences(part: Part, hello: Hello) -> str | None:
     """Return, in one line, which versions of its node are not the driver's; None if all are the same."""
     here, there = versions(), hello.versions
     names = [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]

@@ -1,0 +1,61 @@
+"""Where processes of a run are put on a cluster, and how many there is room for."""
+
+from collections import Counter
+
+import pytest
+
+from mtray.cluster.session.nodes import Node, choose_home, room, roomiest
+from mtray.cluster.session.session import _joined
+
+HEAD, SMALL, LARGE, GPU = (
+    Node("head", cpus=0, free_cpus=0),
+    Node("small", cpus=2, free_cpus=2),
+    Node("large", cpus=64, free_cpus=60),
+    Node("gpu", cpus=16, free_cpus=16, gpus=1),
+)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "driver", "needs_gpu", "home"),
+    [
+        ([HEAD, SMALL, LARGE, GPU], "head", True, "gpu"),
+        ([HEAD, SMALL, LARGE, GPU], "small", False, "small"),
+        ([HEAD, SMALL, LARGE, GPU], "head", False, "large"),
+        ([HEAD, GPU], "head", False, "gpu"),
+        ([HEAD, SMALL], "head", True, None),
+        ([HEAD, Node("one", cpus=4, free_cpus=1)], "head", False, None),
+        ([SMALL, Node("going", cpus=64, free_cpus=64, is_draining=True)], "going", False, "small"),
+    ],
+)
+def test_learner_and_replay_share_a_node_with_a_gpu_the_drivers_or_the_freest(nodes, driver, needs_gpu, home):
+    chosen = choose_home(nodes, 1.0, driver, needs_gpu=needs_gpu)
+    assert (chosen and chosen.id) == home
+
+
+def test_collectors_go_where_most_cores_are_free():
+    taken = Counter()
+    for _ in range(78):
+        taken[roomiest([HEAD, SMALL, LARGE, GPU], taken, 1.0).id] += 1
+    assert taken == {"large": 60, "gpu": 16, "small": 2}
+    assert roomiest([HEAD, SMALL, LARGE, GPU], taken, 1.0) is None
+    assert roomiest([SMALL, LARGE], Counter(large=59), 1.0).id == "small"
+
+
+def test_room_is_what_is_free_and_what_the_run_has_already_without_nodes_that_will_go():
+    nodes = [HEAD, SMALL, Node("going", cpus=8, free_cpus=8, is_draining=True)]
+    assert room(nodes, 1.0, Counter(small=3, going=2)) == 5
+    assert room(nodes, 0.1, Counter()) == 20
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "collectors"),
+    [
+        ([HEAD, SMALL, LARGE], 1.0, 60),
+        ([SMALL], 0.666, 1),
+        ([HEAD], 1.0, 1),
+        ([Node("a", cpus=1, free_cpus=1)], 0.333, 1),
+    ],
+)
+def test_a_cluster_of_fewer_than_three_cores_has_room_for_three_processes(nodes, cpus, collectors):
+    session = _joined(nodes, None)
+    assert (session.cpus_per_actor, session.room) == (cpus, collectors)
