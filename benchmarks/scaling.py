@@ -3,9 +3,9 @@
     python benchmarks/scaling.py --json scaling.json --plot scaling.png
 
 Each node has a network, processes and shared memory of its own (namespaces of this machine, which takes root), and a
-head beside them has learner and replay. Where all nodes share a few cores, simulators sleep for as long as eight
-humanoids would take (`paced.py`): what is measured is what everything else costs. With --real they simulate, on cores
-of their own: 1 to as many collectors as there are cores, without namespaces.
+head beside them has learner and replay. All nodes share this machine's cores, so simulators sleep instead of computing
+(`paced.py`): what is measured is everything else, at a tenth of the rate of humanoids. What a rollout costs driver and
+replay is measured beside, with collectors that bring hundreds a second; the model on paper is made of that.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ HEAD = "10.77.0.11"
 NODES = (1, 2, 4)
 COLLECTORS = 4
 ROLLOUT_STEPS, COPIES = 32, 8
+# Frames a second of a collector that steps eight humanoids on a core of its own (benchmarks/collect.py).
+HUMANOID_FRAMES = 4500
+LINK_BYTES = 1.25e9
 # Updates per agent step: few, so that the learner, which has these cores too, holds nobody back.
 RATIO = 0.005
 ENVIRONMENT = f"export PATH={sys.prefix}/bin:$PATH PYTHONPATH={ROOT}:{ROOT}/benchmarks OMP_NUM_THREADS=1;"
@@ -98,15 +101,30 @@ def _received(machine: Machine) -> int:
     return int(machine.run("cat /proc/net/dev").partition("eth0:")[2].split()[0])
 
 
+PACED = (
+    "--tasks", "paced:paced", "--envs-per-task", str(COPIES), "--collector.rollout-steps", str(ROLLOUT_STEPS),
+    "--learner.warmup-steps", "2000", "--learner.updates-per-step", str(RATIO),
+)  # fmt: skip
+
+
+def awake(steps: int) -> tuple[str, ...]:
+    """Return the settings of collectors that bring as many rows a rollout in an eighth of so many steps."""
+    return (
+        "--tasks", "paced:awake", "--envs-per-task", str(8 * COPIES), "--collector.rollout-steps", str(steps // 8),
+        "--learner.warmup-steps", "2000", "--learner.updates-per-step", "0.0001",
+    )  # fmt: skip
+
+
 @contextmanager
-def running(cluster: Cluster, workers: int, warmup: float) -> Iterator[tuple[Path, dict[str, psutil.Process]]]:
+def running(
+    cluster: Cluster, workers: int, warmup: float, *settings: str
+) -> Iterator[tuple[Path, dict[str, psutil.Process]]]:
     """Run mtray with so many collectors; give its run directory and processes, by what they are, once it is warm."""
     folder = f"/home/{USER}/run-{time.monotonic_ns()}"
     command = (
-        f"python -m mtray.launch --address auto --tasks paced:paced --workers {workers} --envs-per-task {COPIES} "
-        "--total-frames 1000000000 --learner.warmup-steps 2000 --run.log-seconds 0.5 "
-        f"--learner.updates-per-step {RATIO} --learner.batch-rows 64 "
-        f"--collector.rollout-steps {ROLLOUT_STEPS} --replay.capacity-rows 500000 --replay.no-save --run-dir {folder}"
+        f"python -m mtray.launch --address auto --workers {workers} --total-frames 1000000000 --run-dir {folder} "
+        f"{' '.join(settings)} --learner.batch-rows 64 --replay.capacity-rows 500000 --replay.no-save "
+        "--run.log-seconds 0.5"
     )
     process = cluster.head.popen(f"{ENVIRONMENT} exec {command}")
     run_dir = cluster.head.path(folder)
@@ -160,11 +178,10 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def measure(cluster: Cluster, nodes: int, seconds: float) -> dict[str, float]:
+def measure(cluster: Cluster, nodes: int, seconds: float, workers: int, *settings: str) -> dict[str, float]:
     """Return the rates and costs of a run on so many nodes."""
     cluster.resize(nodes)
-    workers = nodes * COLLECTORS
-    with running(cluster, workers, warmup=4.0) as (run_dir, found):
+    with running(cluster, workers, min(4.0, seconds / 2), *settings) as (run_dir, found):
         before, cpu, begin = lines(run_dir)[-1], {name: cpu_seconds(p) for name, p in found.items()}, time.monotonic()
         time.sleep(seconds)
         cpu = {name: cpu_seconds(process) - cpu[name] for name, process in found.items()}
@@ -215,24 +232,19 @@ def weights(cluster: Cluster, size: int, actors: int) -> dict[str, float]:
     }
 
 
-def model(cost: dict[str, float]) -> list[dict[str, Any]]:
-    """Return the share of its time that each part would be busy with more collectors, on paper.
-
-    Each collector brings rollouts as fast as eight humanoids on one core; the learner makes as few updates a step.
-    """
-    link_bytes, row_bytes = 1.25e9, 4 * (67 + 21 + 6)
-    per_second = 1.0 / (ROLLOUT_STEPS * 0.02)
-    rows = []
+def model(cost: dict[str, float], steps: int) -> list[dict[str, Any]]:
+    """Return the share of its time that each part would be busy with more collectors of humanoids, on paper."""
+    row_bytes = 4 * (67 + 21 + 6)
+    rows: list[dict[str, Any]] = []
     for collectors in (16, 100, 1000):
-        rollouts = collectors * per_second
-        steps = rollouts * ROLLOUT_STEPS * COPIES
+        frames = collectors * HUMANOID_FRAMES
+        rollouts = frames / (steps * COPIES)
         busy = {
-            "replay, taking pushes": rollouts * cost["replay_us_per_push"] * 1e-6,
             "driver": rollouts * cost["driver_us_per_rollout"] * 1e-6,
-            "link of the replay's node": steps * row_bytes / link_bytes,
-            "learner": RATIO * steps * cost["learner_ms_per_update"] * 1e-3,
+            "replay, taking pushes": rollouts * cost["replay_us_per_push"] * 1e-6,
+            "link of the replay's node (10 Gbit/s)": frames * row_bytes / LINK_BYTES,
         }
-        rows.append({"collectors": collectors, "frames_per_second": steps, "busy": busy})
+        rows.append({"collectors": collectors, "rollout_steps": steps, "frames_per_second": frames, "busy": busy})
     return rows
 
 
@@ -242,19 +254,22 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="window of each measurement")
     options = parser.parse_args()
     counts = NODES[:2] if options.quick else NODES
-    seconds, repeats = (6.0, 1) if options.quick else (options.seconds, 3)
+    seconds, repeats = (5.0, 1) if options.quick else (options.seconds, 3)
     details: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
 
     with network() as made:
         cluster = Cluster(made)
 
         def rate(count: int) -> float:
-            details[count].append(measure(cluster, count, seconds))
+            details[count].append(measure(cluster, count, seconds, count * COLLECTORS, *PACED))
             return details[count][-1]["frames_per_second"]
 
         names = {f"{count} node{'s' if count > 1 else ''}": count for count in counts}
         contenders = {name: (lambda count=count: rate(count)) for name, count in names.items()}
         measured = harness.interleave(contenders, repeats)
+        # A rollout as long as above, and one of four times as many steps.
+        lengths = (ROLLOUT_STEPS,) if options.quick else (ROLLOUT_STEPS, 4 * ROLLOUT_STEPS)
+        units = {steps: measure(cluster, 1, seconds, 2, *awake(steps)) for steps in lengths}
         cluster.resize(counts[-1])
         broadcast = weights(cluster, 4 * 2**20, 20 // counts[-1])
     rows = harness.compare(measured.rates, next(iter(names)), list(names), "frames/s into the replay")
@@ -269,14 +284,26 @@ def main() -> None:
         print(f"{row.name}, {names[row.name] * COLLECTORS} collectors: efficiency {efficiency:.3f}")
         print("    " + ", ".join(f"{key} {value:.3g}" for key, value in costs[row.name].items()))
     print("weights:", ", ".join(f"{key} {value:.4g}" for key, value in broadcast.items()))
-    paper = model(costs[rows[-1].name]) if rows else []
-    for each in paper:
-        busiest = sorted(each["busy"].items(), key=lambda entry: -entry[1])
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in busiest)
-        print(f"{each['collectors']} collectors, {each['frames_per_second']:,.0f} frames/s: {shares}")
+    paper = []
+    for steps, unit in units.items():
+        rollouts = unit["frames_per_second"] / (steps * COPIES)
+        print(
+            f"rollouts of {steps} steps, {rollouts:.0f} a second: driver {unit['driver_us_per_rollout']:.0f} us a rollout, "
+            f"replay {unit['replay_us_per_push']:.0f} us a push"
+        )
+        for each in model(unit, steps):
+            paper.append(each)
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in each["busy"].items())
+            print(f"    {each['collectors']} collectors, {each['frames_per_second']:,.0f} frames/s, on paper: {shares}")
     if options.json is not None:
         origin = harness.introduce()
-        data = {"rows": [vars(row) for row in rows], "costs": costs, "weights": broadcast, "model": paper}
+        data = {
+            "rows": [vars(row) for row in rows],
+            "costs": costs,
+            "units": units,
+            "weights": broadcast,
+            "model": paper,
+        }
         harness.write(options.json, {**origin, **data, "left_out": measured.left_out})
     if options.plot:
         plot(rows, names, paper, options.plot)
@@ -286,7 +313,7 @@ def plot(rows: list[harness.Row], names: dict[str, int], paper: list[dict[str, A
     """Draw frames per second over nodes, and how busy each part would be with more collectors."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     nodes = [names[row.name] for row in rows]
     low = [row.value - row.min for row in rows]
@@ -297,8 +324,11 @@ def plot(rows: list[harness.Row], names: dict[str, int], paper: list[dict[str, A
     left.legend()
     styles = ("o-", "s--", "^-.", "d:")
     for style, part in zip(styles, paper[0]["busy"] if paper else (), strict=False):
-        counts = [each["collectors"] for each in paper]
-        right.plot(counts, [each["busy"][part] for each in paper], style, label=part)
+        for steps, width in ((ROLLOUT_STEPS, 1.5), (4 * ROLLOUT_STEPS, 0.7)):
+            mine = [each for each in paper if each["rollout_steps"] == steps]
+            text = part if steps == ROLLOUT_STEPS else f"{part}, rollouts of {steps} steps"
+            counts, shares = [each["collectors"] for each in mine], [each["busy"][part] for each in mine]
+            right.plot(counts, shares, style, linewidth=width, markersize=4 * width, label=text)
     right.axhline(1.0, color="black", linewidth=1)
     right.set(xscale="log", yscale="log", xlabel="collectors", ylabel="busy share of one core or link (on paper)")
     right.legend(fontsize="small")

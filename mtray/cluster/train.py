@@ -16,7 +16,7 @@ from mtray.cluster.session.nodes import Placement
 from mtray.cluster.session.session import check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
 from mtray.cluster.session.travel import runtime_env
-from mtray.collect.placement import choose_host
+from mtray.collect.placement import choose_copies, choose_host
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.errors import MtrayError, RunError, UsageError
@@ -190,12 +190,15 @@ def _run(
             chosen = "inline"
         elif chosen == "auto":
             chosen = choose_host(tasks, config.collectors, session.cores, config.collector.tasks_each)
-        config = dataclasses.replace(config, host=chosen)
+        copies = config.copies(len(tasks))
+        if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
+            copies = choose_copies(copies, len(tasks), config.collectors, session.cores, config.collector.tasks_each)
+        config = dataclasses.replace(config, host=chosen, envs_per_task=copies)
         say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         seconds_before = begin(run_dir, saved)
-        _write(run_dir / "config.json", describe(given, host=chosen, workers=config.workers))
+        _write(run_dir / "config.json", describe(given, host=chosen, workers=config.workers, envs_per_task=copies))
         placement = None
         if config.address is not None:
             placement = Placement(session.cpus_per_actor, needs_gpu=config.device.startswith("cuda"))

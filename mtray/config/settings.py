@@ -117,7 +117,7 @@ class Config:
     left for the learner."""
     envs_per_task: int | None = None
     """Copies of each task per collector; by default 16 of each task over all collectors, fewer if that would be more
-    than 256 simulators."""
+    than 256 simulators, but at least 4 where each collector has a core."""
     engine: str = "mujoco"
     """Engine of tasks that do not name one: mujoco (dm_control's suite, stepped in batches), dm_control (the same
     numbers from dm_control's own loop) or envpool."""

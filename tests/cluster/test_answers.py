@@ -14,8 +14,8 @@ def test_versions_that_differ_are_named_in_one_line():
     del there["torch"]
     text = differences(COLLECTOR, Hello(1, None, "0a", "10.0.0.3", there))
     assert text == (
-        f"collector 2 on 10.0.0.3 has mujoco 3.1.0 (here {here['mujoco']}), torch missing (here {here['torch']}): install "
-        "the same on every node"
+        f"collector 2 on 10.0.0.3 has mujoco 3.1.0 (here {here['mujoco']}), torch missing (here {here['torch']}): "
+        "install the same on every node"
     )
 
 
