@@ -178,7 +178,7 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def measure(cluster: Cluster, nodes: int, seconds: float, workers: int, *settings: str) -> dict[str, float]:
+def measure(cluster: Cluster, nodes: int, seconds: float, workers: int, steps: int, *settings: str) -> dict[str, float]:
     """Return the rates and costs of a run on so many nodes."""
     cluster.resize(nodes)
     with running(cluster, workers, min(4.0, seconds / 2), *settings) as (run_dir, found):
@@ -189,7 +189,7 @@ def measure(cluster: Cluster, nodes: int, seconds: float, workers: int, *setting
         after = lines(run_dir)
     window = [line for line in after if line["time"] > before["time"]]
     frames = window[-1]["frames"] - before["frames"]
-    rollouts = frames / (ROLLOUT_STEPS * COPIES)
+    rollouts = frames / (steps * COPIES)
     waits = [line["waiting"]["learner"] for line in window]
     idle = [line["waiting"]["collectors"] for line in window]
     return {
@@ -261,7 +261,7 @@ def main() -> None:
         cluster = Cluster(made)
 
         def rate(count: int) -> float:
-            details[count].append(measure(cluster, count, seconds, count * COLLECTORS, *PACED))
+            details[count].append(measure(cluster, count, seconds, count * COLLECTORS, ROLLOUT_STEPS, *PACED))
             return details[count][-1]["frames_per_second"]
 
         names = {f"{count} node{'s' if count > 1 else ''}": count for count in counts}
@@ -269,7 +269,7 @@ def main() -> None:
         measured = harness.interleave(contenders, repeats)
         # A rollout as long as above, and one of four times as many steps.
         lengths = (ROLLOUT_STEPS,) if options.quick else (ROLLOUT_STEPS, 4 * ROLLOUT_STEPS)
-        units = {steps: measure(cluster, 1, seconds, 2, *awake(steps)) for steps in lengths}
+        units = {steps: measure(cluster, 1, seconds, 2, steps, *awake(steps)) for steps in lengths}
         cluster.resize(counts[-1])
         broadcast = weights(cluster, 4 * 2**20, 20 // counts[-1])
     rows = harness.compare(measured.rates, next(iter(names)), list(names), "frames/s into the replay")
@@ -288,8 +288,8 @@ def main() -> None:
     for steps, unit in units.items():
         rollouts = unit["frames_per_second"] / (steps * COPIES)
         print(
-            f"rollouts of {steps} steps, {rollouts:.0f} a second: driver {unit['driver_us_per_rollout']:.0f} us a rollout, "
-            f"replay {unit['replay_us_per_push']:.0f} us a push"
+            f"rollouts of {steps} steps, {rollouts:.0f} a second: driver {unit['driver_us_per_rollout']:.0f} us each, "
+            f"replay {unit['replay_us_per_push']:.0f} us"
         )
         for each in model(unit, steps):
             paper.append(each)
@@ -326,6 +326,8 @@ def plot(rows: list[harness.Row], names: dict[str, int], paper: list[dict[str, A
     for style, part in zip(styles, paper[0]["busy"] if paper else (), strict=False):
         for steps, width in ((ROLLOUT_STEPS, 1.5), (4 * ROLLOUT_STEPS, 0.7)):
             mine = [each for each in paper if each["rollout_steps"] == steps]
+            if not mine:
+                continue
             text = part if steps == ROLLOUT_STEPS else f"{part}, rollouts of {steps} steps"
             counts, shares = [each["collectors"] for each in mine], [each["busy"][part] for each in mine]
             right.plot(counts, shares, style, linewidth=width, markersize=4 * width, label=text)
