@@ -313,7 +313,7 @@ def plot(rows: list[harness.Row], names: dict[str, int], paper: list[dict[str, A
     """Draw frames per second over nodes, and how busy each part would be with more collectors."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     nodes = [names[row.name] for row in rows]
     low = [row.value - row.min for row in rows]
@@ -322,18 +322,18 @@ def plot(rows: list[harness.Row], names: dict[str, int], paper: list[dict[str, A
     left.plot(nodes, [rows[0].value * count for count in nodes], "--", color="grey", label="1 node times nodes")
     left.set(xlabel=f"nodes of {COLLECTORS} collectors", ylabel="frames/s into the replay", ylim=0, xticks=nodes)
     left.legend()
-    styles = ("o-", "s--", "^-.", "d:")
-    for style, part in zip(styles, paper[0]["busy"] if paper else (), strict=False):
-        for steps, width in ((ROLLOUT_STEPS, 1.5), (4 * ROLLOUT_STEPS, 0.7)):
+    colors = ("tab:blue", "tab:orange", "grey")
+    for color, part in zip(colors, paper[0]["busy"] if paper else (), strict=False):
+        for steps, style in ((ROLLOUT_STEPS, "o-"), (4 * ROLLOUT_STEPS, "s--")):
             mine = [each for each in paper if each["rollout_steps"] == steps]
-            if not mine:
-                continue
-            text = part if steps == ROLLOUT_STEPS else f"{part}, rollouts of {steps} steps"
-            counts, shares = [each["collectors"] for each in mine], [each["busy"][part] for each in mine]
-            right.plot(counts, shares, style, linewidth=width, markersize=4 * width, label=text)
+            # A link carries as many rows however they are cut.
+            if mine and (steps == ROLLOUT_STEPS or "link" not in part):
+                counts, shares = [each["collectors"] for each in mine], [each["busy"][part] for each in mine]
+                text = part if "link" in part else f"{part}, rollouts of {steps} steps"
+                right.plot(counts, shares, style, color=color, markersize=5, label=text)
     right.axhline(1.0, color="black", linewidth=1)
-    right.set(xscale="log", yscale="log", xlabel="collectors", ylabel="busy share of one core or link (on paper)")
-    right.legend(fontsize="small")
+    right.set(xscale="log", yscale="log", xlabel="collectors", ylabel="cores or links busy, on paper")
+    right.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)

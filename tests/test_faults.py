@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -202,6 +203,30 @@ def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(
     assert_whole(run_dir)
 
 
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_path, name):
+    run_dir = tmp_path / "a"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    head = ("start", "--head", "--block", "--num-cpus=4", "--include-dashboard=false", "--node-ip-address=127.0.0.1")
+    arguments = (*BUSY, "--address", address, "--total-frames", 1_000_000, "--run-dir", run_dir)
+    with Run(*head, f"--port={address.partition(':')[2]}", cwd=tmp_path, module="ray.scripts.scripts") as cluster:
+        cluster.wait_until(lambda: "Ray runtime started" in cluster.output)
+        with Run(*arguments, cwd=tmp_path) as run:
+            run.wait_until(lambda: frames_so_far(run_dir) > 3000)
+            (process,) = [process for process in cluster.alive() if process.name() == name]
+            process.send_signal(signal.SIGKILL)
+            assert run.wait(60) == 1, run.output
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith(f"error: Ray's process {name} on this machine is gone; ")
+    saved = saved_of(run_dir)
+    assert last.endswith(f"go on with --resume {saved.path}")
+    assert saved.frames > 3000
+    for task, rows in rows_of(saved).items():
+        assert 2 * np.count_nonzero(rows.view(np.int32)[:, -1] & 1) == saved.replay["frames"][task]
+
+
 def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
     run_dir = tmp_path / "a"
     arguments = (*SMALL, "--host", "inline", "--run-dir", run_dir, "--resume", "auto")
@@ -345,16 +370,14 @@ DETERMINISTIC = (
     [
         (("--host", "inline"), False),
         (("--host", "parallel", "--learner.n-step", 3), False),
-        (("--host", "inline", "--engine", "dm_control", "--learner.algorithm", "td3"), False),
-        (("--host", "parallel", "--engine", "dm_control"), False),
+        (("--host", "parallel", "--engine", "dm_control", "--learner.algorithm", "td3"), False),
         (("--host", "inline", "--engine", "envpool"), True),
         (("--host", "inline", "--tasks", "tests.makers:point", "reacher-easy"), True),
     ],
     ids=[
         "mujoco-inline-sac",
         "mujoco-parallel-n-step",
-        "dm_control-inline-td3",
-        "dm_control-parallel",
+        "dm_control-parallel-td3",
         "envpool-inline",
         "torchrl-and-mujoco-inline",
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import signal
 import socket
@@ -26,6 +27,29 @@ _HEALTH_SECONDS = 10.0
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
+class Joined:
+    """A process that others started."""
+
+    def __init__(self, process_id: int) -> None:
+        """Take its id."""
+        self._folder = Path(f"/proc/{process_id}")
+        self._began = self._look()
+
+    def _look(self) -> tuple[bytes, bytes] | None:
+        """Return the state, and when it was started; None once it is gone."""
+        try:
+            fields = (self._folder / "stat").read_bytes().rpartition(b") ")[2].split()
+        except OSError:
+            return None
+        return fields[0], fields[19]
+
+    def poll(self) -> int | None:
+        """Return None while it is there."""
+        found = self._look()
+        is_there = found is not None and self._began is not None and found[1] == self._began[1] and found[0] != b"Z"
+        return None if is_there else -1
+
+
 @dataclass(frozen=True)
 class Session:
     """What a run may use of Ray.
@@ -35,22 +59,24 @@ class Session:
             that learner, replay and one collector can.
         cores: cores that actors can keep busy.
         room: collectors that a joined cluster has room for now.
-        processes: of a Ray that was started for the run, those that it can't go on without, by name.
+        processes: Ray's on this machine that the run can't go on without, by name.
     """
 
     cpus_per_actor: float
     cores: int
     room: int = 0
-    processes: Mapping[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    processes: Mapping[str, subprocess.Popen[bytes] | Joined] = field(default_factory=dict)
 
     def death(self) -> str | None:
-        """Return how Ray died, in one line; None while it lives, and for a Ray that others started.
+        """Return how Ray died, in one line; None while it lives.
 
         When one of these processes is gone, Ray's own code ends the driver hard: after a quarter of a minute without
         the raylet, after a minute without the GCS.
         """
         for name, process in self.processes.items():
             code = process.poll()
+            if code is not None and isinstance(process, Joined):
+                return f"Ray's process {name} on this machine is gone"
             if code is not None:
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
                 return f"Ray's process {name} {how}"
@@ -162,7 +188,7 @@ def _session(config: Config, *, was_up: bool) -> Session:
         processes = {name: started[name][0].process for name in ("raylet", "gcs_server")}
         return Session(1.0 if given is None else given, usable_cores(), processes=processes)
     if config.address is not None:
-        return _joined(look(), given)
+        return dataclasses.replace(_joined(look(), given), processes=_processes_here())
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     cores = max(1, int(sum(nodes)))
     if was_up:
@@ -179,6 +205,22 @@ def _joined(nodes: Sequence[Node], given: float | None) -> Session:
     cpus = sum(node.cpus for node in nodes)
     each = given if given is not None else min(1.0, int(1000 * cpus / 3) / 1000) or 1.0
     return Session(each, max(1, int(cpus)), room=max(1, room(nodes, each or 1.0, Counter()) - 2))
+
+
+def _processes_here() -> dict[str, Joined]:
+    """Return Ray's processes of a joined cluster that are on this machine and that this process's core needs."""
+    import ray
+
+    node: Any = ray._private.worker._global_node
+    marks = {"raylet": node.raylet_socket_name, "gcs_server": node.get_session_dir_path()}
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (folder / "cmdline").read_bytes().decode(errors="replace")
+            name = command.partition("\0")[0].rpartition("/")[2]
+            if name in marks and marks[name] in command:
+                found[name] = Joined(int(folder.name))
+    return found
 
 
 def _check_joined(address: str | None) -> None:
