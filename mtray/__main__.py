@@ -1,4 +1,4 @@
-"""The console script: ``mtray launch``, ``mtray evaluate``, ``mtray report``."""
+"""The console script: ``mtray launch``, ``mtray evaluate``, ``mtray report``, ``mtray watch``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _COMMANDS = {
     "launch": "train one policy on many tasks",
     "evaluate": "evaluate a run's newest policy",
     "report": "compare runs",
+    "watch": "show a run that goes on",
 }
 
 

@@ -36,6 +36,14 @@ def parse(arguments: Sequence[str]) -> Config:
     return command_line.parse(Config, arguments, "python -m mtray.launch", default)
 
 
+class _Said(logging.Handler):
+    """Writes to what is stderr at that moment: above the live table, where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record as one line."""
+        say(f"{self.format(record)}\n")
+
+
 def _option(arguments: Sequence[str], name: str) -> Path | None:
     for index, argument in enumerate(arguments):
         if argument.startswith(f"{name}="):
@@ -47,7 +55,7 @@ def _option(arguments: Sequence[str], name: str) -> Path | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[_Said()])
     # Nothing is rendered; without this, importing dm_control looks for a display.
     os.environ.setdefault("MUJOCO_GL", "disabled")
 

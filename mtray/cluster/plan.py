@@ -128,7 +128,8 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Shares, saved: 
     is_elastic = config.address is not None and not config.deterministic
     return Plan(
         places=places(config.collectors),
-        total_frames=config.total_frames,
+        # Without a number: more than any run reaches.
+        total_frames=10**15 if config.frames is None else config.frames,
         checkpoint_frames=run.checkpoint_frames,
         checkpoint_seconds=math.inf if config.deterministic else run.checkpoint_seconds,
         frames=saved.frames if saved else 0,

@@ -41,6 +41,7 @@ from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
+from mtray.rundir.screen import Screen
 from mtray.rundir.sinks import Sink, say
 from mtray.tasks.plan import Task
 
@@ -57,6 +58,7 @@ class Supervisor:
         tasks: Sequence[Task],
         run_dir: Path,
         sinks: Iterable[Sink],
+        screen: Screen,
         *,
         resume: Checkpoint | None = None,
         skipped: Sequence[str] = (),
@@ -74,6 +76,7 @@ class Supervisor:
             tasks: what to learn.
             run_dir: where checkpoints and events go.
             sinks: where lines of figures go.
+            screen: where they go too, and what happens.
             resume: what to continue from.
             skipped: newer checkpoints that are not, with the reason.
             seconds_before: how long the run has run already.
@@ -98,7 +101,7 @@ class Supervisor:
         kind = Lockstep if config.deterministic else Control
         self.control = kind(plan, pacing, time.monotonic())
         self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
-        self._sinks = list(sinks)
+        self._sinks, self._screen = [*sinks, screen], screen
         self._events = EventLog(run_dir, lambda: self.metrics.seconds)
         self._cpus_per_actor, self._placement, self._follows_room = cpus_per_actor, placement, follows_room
         self._resume, self._skipped = resume, skipped
@@ -162,6 +165,10 @@ class Supervisor:
         if self._asked_to_stop and not self._has_stopped:
             self._has_stopped = True
             self._handle(Stop(self._asked_to_stop[0]))
+        minutes = self.config.minutes
+        if minutes is not None and not self._has_stopped and self.metrics.seconds >= 60 * minutes:
+            self._has_stopped = True
+            self._handle(Stop(f"finished after {minutes:g} minutes"))
         now = time.monotonic()
         if tick is not None and now >= tick:
             self._perform(self.control.tick(now))
@@ -190,6 +197,7 @@ class Supervisor:
                     self.processes.set_aside(command.task)
                 case Tell():
                     self._events.tell(command)
+                    self._screen.tell(command.event, command.fields)
                     self._tell_where(command.event)
                 case End():
                     self._end = command

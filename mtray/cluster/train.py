@@ -26,7 +26,8 @@ from mtray.rundir.claim import Claim
 from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.resume import AUTO, check_resume, resolve_saved
-from mtray.rundir.sinks import Guarded, JsonLines, Progress, Sink, TensorBoard, say
+from mtray.rundir.screen import Picture, Screen
+from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, say
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import usable_cores
@@ -67,7 +68,7 @@ def train(config: Config) -> dict[str, Any]:
             saved, skipped = _read_saved(config, specs)
             for note in skipped:
                 _LOGGER.warning("skipped: %s", note)
-            if saved is not None and config.resume == AUTO and saved.frames >= config.total_frames:
+            if saved is not None and config.resume == AUTO and _is_over(config, saved):
                 return _finished_before(saved)
             with _traceback_kept(claim.run_dir):
                 return _run(config, tasks, claim, saved, skipped, environment)
@@ -128,9 +129,18 @@ def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> tuple[checkpoint.C
     if is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
     check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")
-    if saved.frames >= config.total_frames and not is_auto:
-        raise UsageError(f"--total-frames {config.total_frames}: {saved.path} has {saved.frames} already, give more")
+    if not is_auto and config.frames is not None and saved.frames >= config.frames:
+        raise UsageError(f"--total-frames {config.frames}: {saved.path} has {saved.frames} already, give more")
+    if not is_auto and _is_over(config, saved):
+        minutes = saved.meta["metrics"]["seconds"] / 60
+        raise UsageError(f"--total-minutes {config.minutes:g}: {saved.path} has taken {minutes:.1f} already, give more")
     return saved, skipped
+
+
+def _is_over(config: Config, saved: checkpoint.Checkpoint) -> bool:
+    """Return whether a run that continues from a checkpoint has nothing left to do."""
+    is_late = config.minutes is not None and saved.meta["metrics"]["seconds"] >= 60 * config.minutes
+    return is_late or (config.frames is not None and saved.frames >= config.frames)
 
 
 def _finished_before(saved: checkpoint.Checkpoint) -> dict[str, Any]:
@@ -180,6 +190,7 @@ def _run(
         install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
         if config.workers == "auto" and config.address is None:
             config = dataclasses.replace(config, workers=_cores_left())
+        say("starting Ray ...\n" if config.address is None else f"joining {config.address} ...\n")
         session = stack.enter_context(ray_session(config, environment))
         install_handlers()
         chosen, follows_room = config.host, config.workers == "auto"
@@ -194,7 +205,7 @@ def _run(
         if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
             copies = choose_copies(copies, len(tasks), config.collectors, session.cores, config.collector.tasks_each)
         config = dataclasses.replace(config, host=chosen, envs_per_task=copies)
-        say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}\n")
+        say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}\n")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         seconds_before = begin(run_dir, saved)
@@ -206,7 +217,8 @@ def _run(
             config,
             tasks,
             run_dir,
-            _sinks(run_dir, config.total_frames, saved),
+            _sinks(run_dir, saved),
+            Screen(Picture(config.frames, config.minutes, config.collectors + 2), config.run.progress),
             resume=saved,
             skipped=skipped,
             seconds_before=seconds_before + time.monotonic() - started,
@@ -236,12 +248,18 @@ def _run(
         return write_summary(reason)
 
 
-def _sinks(run_dir: Path, total_frames: int, saved: checkpoint.Checkpoint | None) -> list[Sink]:
+def _end_line(config: Config) -> str:
+    """Return when the run will end."""
+    ends = [] if config.frames is None else [f"{config.frames:,} frames"]
+    ends += [] if config.minutes is None else [f"{config.minutes:g} minutes"]
+    return f"; until {' or '.join(ends)}"
+
+
+def _sinks(run_dir: Path, saved: checkpoint.Checkpoint | None) -> list[Sink]:
     lines, board = run_dir / "metrics.jsonl", run_dir / "tensorboard"
     return [
         Guarded(JsonLines(lines), str(lines)),
         Guarded(TensorBoard(board, saved.frames if saved else None), str(board)),
-        Progress(total_frames),
     ]
 
 

@@ -76,6 +76,8 @@ class RunConfig:
 
     log_seconds: float = 5.0
     """Time between lines of metrics.jsonl."""
+    progress: Literal["auto", "plain", "table", "none"] = "auto"
+    """What the screen shows: a live table, plain lines, nothing; auto: the table on a terminal, else lines."""
     checkpoint_frames: int = 100_000
     """Frames between checkpoints; another one is written at the end."""
     checkpoint_seconds: float = 120.0
@@ -124,8 +126,12 @@ class Config:
     host: Literal["auto", "parallel", "inline"] = "auto"
     """parallel: a process per task in each collector; inline: the collector steps its tasks itself; auto: parallel if
     that keeps more cores busy."""
-    total_frames: int = 1_000_000
-    """Control steps of all tasks together after which the run is finished."""
+    total_frames: int | None = None
+    """Control steps of all tasks together after which the run is finished; by default only time ends it, but 1,000,000
+    with --deterministic."""
+    total_minutes: float | None = None
+    """Minutes after which the run saves and ends, those of the runs that it resumes included; by default 60 where no
+    --total-frames is given."""
     run_dir: Path | None = None
     """Run directory, new or empty; by default runs/<date and time>."""
     resume: Path | None = None
@@ -153,6 +159,10 @@ class Config:
         require(bool(self.tasks), "--tasks: name at least one task, for example --tasks humanoid")
         require(self.workers == "auto" or self.workers >= 1, f"--workers {self.workers}: at least 1 is needed")
         require_at_least(self, 1, "envs_per_task", "total_frames")
+        require(
+            self.total_minutes is None or self.total_minutes > 0,
+            f"--total-minutes {self.total_minutes}: must be above 0",
+        )
         # A step takes two rows if its observation differs from the next observation of the step before.
         rows = 2 * self.copies() * self.collector.rollout_steps
         require(
@@ -166,6 +176,16 @@ class Config:
     def copies(self, tasks: int = 1) -> int:
         """Return the number of copies per task and collector in a run of this many tasks."""
         return self.envs_per_task or max(1, min(16, 256 // tasks) // self.collectors)
+
+    @property
+    def frames(self) -> int | None:
+        """Frames after which the run is finished; None if only time ends it."""
+        return 1_000_000 if self.total_frames is None and self.deterministic else self.total_frames
+
+    @property
+    def minutes(self) -> float | None:
+        """Minutes after which the run ends; None if only frames end it."""
+        return 60.0 if self.total_minutes is None and self.frames is None else self.total_minutes
 
     @property
     def collectors(self) -> int:

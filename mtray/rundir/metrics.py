@@ -24,6 +24,8 @@ class TaskMetrics:
         self.frames = 0
         self.episodes = self.broken_episodes = 0
         self.recent: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
+        # Of episodes in which some actions were random.
+        self.random: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
         self.learner: Mapping[str, float] = {}
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,6 +39,7 @@ class TaskMetrics:
             "broken_episodes": self.broken_episodes,
             "return_mean": sum(self.recent) / len(self.recent) if self.recent else None,
             "return_last": self.recent[-1] if self.recent else None,
+            "return_random": sum(self.random) / len(self.random) if self.random else None,
             **self.learner,
         }
 
@@ -84,8 +87,7 @@ class Metrics:
         for episode in report.episodes:
             task = self.tasks[episode.task]
             task.episodes += 1
-            if episode.of_policy:
-                task.recent.append(episode.episode_return)
+            (task.recent if episode.of_policy else task.random).append(episode.episode_return)
 
     def replay_seconds(self) -> tuple[float, float]:
         """Return the seconds since the last line that collectors waited for receipts, and the learner for batches."""

@@ -1,4 +1,4 @@
-"""Where lines of figures go: metrics.jsonl, TensorBoard, the terminal.
+"""Where lines of figures go: metrics.jsonl and TensorBoard; `mtray.rundir.screen` is the terminal.
 
 A sink that can't be written never ends a run: `Guarded` warns once per cause and lets the run go on.
 """
@@ -200,29 +200,3 @@ def _record(event: Any) -> bytes:
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()
-
-
-class Progress:
-    """One line on a terminal, rewritten; a line each time elsewhere."""
-
-    def __init__(self, total_frames: int) -> None:
-        """Write to stderr."""
-        self._total = total_frames
-        self._live = sys.stderr is not None and sys.stderr.isatty()
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Show where the run stands."""
-        returns = [task["return_mean"] for task in line["tasks"].values() if task["return_mean"] is not None]
-        mean = f"{sum(returns) / len(returns):.1f}" if returns else "-"
-        text = (
-            f"{line['frames']:,}/{self._total:,} frames ({100 * line['frames'] / self._total:.0f}%)  "
-            f"{line['frames_per_second']:,.0f} frames/s  {line['updates']:,} updates  "
-            f"{line['updates_per_second']:.0f}/s  return {mean}  staleness {line['staleness']:.1f}  "
-            f"{line['time']:.0f} s"
-        )
-        say(f"\r\033[K{text}" if self._live else f"{text}\n")
-
-    def close(self) -> None:
-        """Leave the last line standing."""
-        if self._live:
-            say("\n")

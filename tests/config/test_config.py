@@ -28,6 +28,7 @@ CHANGED = Config(
     engine="envpool",
     host="inline",
     total_frames=123,
+    total_minutes=1.5,
     run_dir=Path("runs/a"),
     resume=Path("runs/b"),
     on_task_failure="abort",
@@ -55,7 +56,7 @@ CHANGED = Config(
     ),
     run=RunConfig(
         log_seconds=0.5, checkpoint_frames=1, keep_checkpoints=1, cpus_per_actor=0.5, start_timeout_seconds=2.0,
-        call_timeout_seconds=3.0, give_up_seconds=4.0, checkpoint_seconds=5.0, log_pushes=True,
+        call_timeout_seconds=3.0, give_up_seconds=4.0, checkpoint_seconds=5.0, log_pushes=True, progress="none",
     ),
 )  # fmt: skip
 
@@ -116,13 +117,29 @@ def test_invalid_value_is_refused_when_read():
         from_dict({"learner": {"atoms": 0}})
 
 
+@pytest.mark.parametrize(
+    ("given", "ends"),
+    [
+        ({}, (None, 60.0)),
+        ({"total_frames": 9}, (9, None)),
+        ({"total_minutes": 2}, (None, 2.0)),
+        ({"total_frames": 9, "total_minutes": 2}, (9, 2.0)),
+        ({"deterministic": True}, (1_000_000, None)),
+        ({"deterministic": True, "total_minutes": 2}, (1_000_000, 2.0)),
+    ],
+)
+def test_a_run_ends_after_its_frames_or_minutes_and_after_an_hour_if_neither_is_given(given, ends):
+    config = Config(**given)
+    assert (config.frames, config.minutes) == ends
+
+
 def test_defaults_are_the_documented_ones():
     config = Config()
     assert (config.tasks, config.workers, config.engine, config.host) == (
         ("humanoid-stand", "humanoid-walk"), 2, "mujoco", "auto"
     )  # fmt: skip
     assert (config.run_dir, config.resume, config.address, config.envs_per_task) == (None, None, None, None)
-    assert (config.total_frames, config.seed, config.deterministic, config.device) == (1_000_000, 0, False, "cpu")
+    assert (config.total_frames, config.seed, config.deterministic, config.device) == (None, 0, False, "cpu")
     learner = config.learner
     assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.01, 2)
     assert (learner.atoms, learner.value_limit) == (51, 10.0)

@@ -11,7 +11,8 @@ import pytest
 from mtray.collect.clock import Clock
 from mtray.data.messages import Episode, Report
 from mtray.rundir.metrics import RECENT_EPISODES, Metrics
-from mtray.rundir.sinks import Guarded, JsonLines, Progress, TensorBoard
+from mtray.rundir.screen import Picture, Screen
+from mtray.rundir.sinks import Guarded, JsonLines, TensorBoard
 
 
 @pytest.fixture
@@ -37,7 +38,14 @@ def test_line_has_the_keys_that_readers_rely_on():
     }  # fmt: skip
     assert list(line["tasks"]) == ["left", "right"]
     for figures in line["tasks"].values():
-        assert figures == {"frames": 0, "episodes": 0, "broken_episodes": 0, "return_mean": None, "return_last": None}
+        assert figures == {
+            "frames": 0,
+            "episodes": 0,
+            "broken_episodes": 0,
+            "return_mean": None,
+            "return_last": None,
+            "return_random": None,
+        }
 
 
 def test_line_is_json():
@@ -118,6 +126,7 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
         "broken_episodes": 0,
         "return_mean": sum(range(10, 30)) / 20,
         "return_last": 29,
+        "return_random": None,
     }
     assert tasks["right"] == {
         "frames": 0,
@@ -125,6 +134,7 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
         "broken_episodes": 0,
         "return_mean": -3.0,
         "return_last": -3.0,
+        "return_random": None,
     }
 
 
@@ -196,7 +206,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     assert (line["frames_per_second"], line["updates_per_second"]) == (10.0, 0.5)
     assert line["tasks"]["left"] == {
         "frames": 420, "episodes": 26, "broken_episodes": 0,
-        "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0
+        "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0, "return_random": None
     }  # fmt: skip
     assert line["tasks"]["right"] == before["tasks"]["right"]
 
@@ -231,20 +241,6 @@ def test_tensorboard_has_every_number_over_frames(tmp_path):
     assert "right/return_mean" not in tags
     [event] = events.Scalars("left/return_mean")
     assert (event.step, event.value) == (42, 1.5)
-
-
-def test_progress_is_one_line_of_text_each_where_there_is_no_terminal(capsys):
-    metrics = Metrics(["left", "right"])
-    metrics.tasks["left"].frames = 2_500
-    progress = Progress(10_000)
-    progress.write(metrics.line())
-    metrics.add_rollout(report([*episodes(2.0), *episodes(3.0, task="right")], 0))
-    progress.write(metrics.line())
-    progress.close()
-    first, second = capsys.readouterr().err.splitlines()
-    assert "2,500/10,000 frames (25%)" in first
-    assert "return -" in first
-    assert "return 2.5" in second
 
 
 def test_json_lines_go_on_after_the_last_whole_one(tmp_path):
@@ -345,12 +341,15 @@ def test_progress_goes_on_without_a_terminal(monkeypatch):
     os.close(read)
     with os.fdopen(write, "w", closefd=False) as pipe:
         monkeypatch.setattr("sys.stderr", pipe)
-        sink = Progress(100)
+        sink = Screen(Picture(100, None), "auto")
         sink.write(line)
         sink.close()
         monkeypatch.setattr("sys.stderr", None)
         sink.write(line)
-        Progress(100).write(line)
+        for kind in ("auto", "table"):
+            sink = Screen(Picture(100, None), kind)
+            sink.write(line)
+            sink.close()
         # What is left in the pipe's buffer would fail when it is closed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), write)
     os.close(write)

@@ -39,6 +39,8 @@ class Elastic(Recovery):
         self._spread_over = frozenset(self._present)
         self._next_spread = now
         self._is_spread_planned = False
+        # Collectors that are not started, since all that they stepped is set aside.
+        self._vacant: set[int] = set()
         # Collectors that get no more work before they step something else, or leave.
         self._held: list[Actor] = []
         # Replay and learner that will leave once the run is saved; when it is, at the latest.
@@ -62,6 +64,20 @@ class Elastic(Recovery):
     def _placed(self, actor: Actor) -> None:
         if actor.kind == "collector":
             self._set_present(actor, is_present=True)
+
+    def _went_down(self, actor: Actor, text: str) -> bool:
+        is_replaced = super()._went_down(actor, text)
+        if self.plan.spread is not None and actor.kind == "collector" and not (actor.next_place or actor.place).tasks:
+            # It can step something else.
+            self._vacant.add(actor.index)
+            self._spread_over = frozenset()
+            self._plan_spread(SETTLE_SECONDS)
+        return is_replaced
+
+    def _resume_after_loss(self) -> None:
+        super()._resume_after_loss()
+        if self._ending is None and self._present != self._spread_over:
+            self._plan_spread(SETTLE_SECONDS)
 
     def _set_present(self, actor: Actor, *, is_present: bool) -> None:
         if self.plan.spread is None or (actor.index in self._present) == is_present:
@@ -127,6 +143,9 @@ class Elastic(Recovery):
             return
         if actor.phase in (Phase.PLACING, Phase.PAUSING):
             actor.place, actor.next_place = place, None
+            if actor.index in self._vacant and place.tasks:
+                self._vacant.discard(actor.index)
+                self._start(actor)
         else:
             actor.next_place = place
             self._hold(actor)

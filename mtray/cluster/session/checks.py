@@ -63,7 +63,7 @@ def ring_bytes(config: Config, specs: Sequence[TaskSpec], capacity_rows: int | N
     capacity = config.replay.capacity_rows if capacity_rows is None else capacity_rows
     step_frames = sum(spec.action_repeat for spec in specs)
     # A step takes two rows where every observation differs from the one reached before.
-    rows = min(capacity, 2 * config.total_frames // step_frames)
+    rows = capacity if config.frames is None else min(capacity, 2 * config.frames // step_frames)
     return sum(spec.row_size for spec in specs) * 4 * rows
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mtray.cluster.control.elastic import ABSENT_SECONDS, LEAVE_SECONDS, SETTLE_SECONDS, SPREAD_SECONDS
-from mtray.cluster.control.plan import Spread
+from mtray.cluster.control.plan import TASK_ERRORS, Spread
 from mtray.cluster.control.protocol import Draining, Failed, Failure, Method, Place, Room
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
@@ -80,6 +80,25 @@ def test_a_task_that_nobody_steps_is_not_left_for_a_minute():
     # The other waits for room; nobody is told that the run can't go on.
     script.wait(3600)
     assert script.end is None
+
+
+def test_a_collector_all_of_whose_tasks_are_set_aside_steps_others():
+    """Seed 34,381: it was given others, and never started."""
+    script = begin(4, 0, 1, 2, 3, sets_aside=True)
+    for part in map(collector, range(4)):
+        script.answer(Method.COLLECT, part=part)
+    script.wait(SPREAD_SECONDS)
+    for life in range(TASK_ERRORS + 1):
+        script.fail(Method.COLLECT, Failure.TASK, collector(0, life), task="a")
+        if life < TASK_ERRORS:
+            script.wait(10)
+            script.up(collector(0, life + 1))
+    assert "set_aside" in script.events()
+    assert script.started[-1][1] == collector(0, TASK_ERRORS)
+    script.wait(SPREAD_SECONDS + SETTLE_SECONDS)
+    assert script.started[-1][1] == collector(0, TASK_ERRORS + 1)
+    assert set(script.control.collectors[0].tasks) <= {"b", "c", "d"}
+    assert script.control.collectors[0].tasks
 
 
 def test_collectors_follow_the_room_there_is():

@@ -1,0 +1,286 @@
+"""What the screen shows of a run: a live table on a terminal, lines of text elsewhere.
+
+Enters: lines of figures, as in metrics.jsonl, and events. Both faces are made of one `Picture`, which the files of a
+run that goes on elsewhere give as well (`mtray watch`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.resources
+import itertools
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mtray.rundir.sinks import say
+
+_BARS = "▁▂▃▄▅▆▇█"
+_TREND_WIDTH = 16
+# Returns kept of each task: every second one is dropped when there are more.
+_MOST_RETURNS = 512
+# A task's line is printed again after this time at the earliest, where there is no terminal.
+_TASK_SECONDS = 30.0
+# Waits that are told: of this share of the time, and for these reasons with a remedy.
+_TOLD_SHARE = 0.3
+_REMEDIES = {
+    ("collectors", "learner"): "collectors wait {share} of their time for the learner: a lower "
+    "--learner.updates-per-step would let them bring more",
+    ("collectors", "collectors"): "collectors wait {share} of their time for the slowest of them",
+    ("collectors", "replay"): "collectors wait {share} of their time for the replay",
+    ("learner", "frames"): "the learner waits {share} of its time for frames: a higher --learner.updates-per-step or "
+    "more --workers would keep it busy",
+    ("learner", "warm-up"): "learning begins when every task has the steps of --learner.warmup-steps",
+    ("learner", "replay"): "the learner waits {share} of its time for batches",
+}
+
+
+@functools.cache
+def published() -> Mapping[str, Mapping[str, Any]]:
+    """Return the best published return of each task that has one: ``return``, ``agent`` and ``frames``.
+
+    Sources are in benchmarks/reference/dmc_returns.csv.
+    """
+    text = importlib.resources.files("mtray.rundir").joinpath("published.json").read_text()
+    found: Mapping[str, Mapping[str, Any]] = json.loads(text)
+    return found
+
+
+class Picture:
+    """What is shown: the newest line, each task's returns so far, and what happened last."""
+
+    def __init__(self, total_frames: int | None, total_minutes: float | None, processes: int = 0) -> None:
+        """Begin with nothing.
+
+        Args:
+            total_frames: after which the run is finished; None if only time ends it.
+            total_minutes: likewise.
+            processes: those that start; 0 if unknown.
+        """
+        self.line: Mapping[str, Any] | None = None
+        self.returns: dict[str, list[float]] = {}
+        self.news = ""
+        self._total_frames, self._total_minutes = total_frames, total_minutes
+        self._processes, self._up = processes, set[str]()
+        self._first: tuple[float, int] | None = None
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Take a line of figures."""
+        self.line = line
+        if self._first is None and line["frames"]:
+            self._first = line["time"], line["frames"]
+        for task, figures in line["tasks"].items():
+            if figures["return_mean"] is not None:
+                seen = self.returns.setdefault(task, [])
+                seen.append(figures["return_mean"])
+                if len(seen) > _MOST_RETURNS:
+                    del seen[::2]
+
+    def tell(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Take an event: what is waited for until there are figures."""
+        if event == "up":
+            self._up.add(str(fields["part"]))
+            self.news = f"{len(self._up)} of {self._processes} processes are ready"
+        elif event == "warm":
+            self.news = "every task has its warm-up's steps: learning begins"
+        elif event == "save":
+            self.news = f"saved at {fields['frames']:,} frames"
+
+    def seconds_left(self) -> float | None:
+        """Return how long the run will take, as far as can be known."""
+        if self.line is None:
+            return None
+        left = []
+        if self._total_minutes is not None:
+            left.append(60 * self._total_minutes - self.line["time"])
+        if self._total_frames is not None and self._first is not None:
+            seconds, frames = self.line["time"] - self._first[0], self.line["frames"] - self._first[1]
+            if frames > 0:
+                left.append((self._total_frames - self.line["frames"]) * seconds / frames)
+        return max(0.0, min(left)) if left else None
+
+    def totals(self) -> str:
+        """Return frames, rates, updates, time and time left, in one line."""
+        line = self.line
+        if line is None:
+            return self.news or "starting"
+        total = self._total_frames
+        of_all = "" if total is None else f"/{total:,} ({100 * line['frames'] / total:.0f} %)"
+        left = self.seconds_left()
+        text = (
+            f"{line['frames']:,}{of_all} frames, {line['frames_per_second']:,.0f}/s   "
+            f"{line['updates']:,} updates, {line['updates_per_second']:,.0f}/s   {duration(line['time'])}"
+        )
+        return text + ("" if left is None else f", about {duration(left)} left")
+
+    def waits(self) -> list[str]:
+        """Return who waits for whom, and the remedy, in words; empty if nobody waits long."""
+        if self.line is None:
+            return []
+        found = []
+        for side, reasons in self.line["waiting"].items():
+            for reason, share in reasons.items():
+                text = _REMEDIES.get((side, reason))
+                if text is not None and share >= _TOLD_SHARE:
+                    found.append(text.format(share=f"{100 * share:.0f} %"))
+        return found
+
+    def troubles(self) -> str:
+        """Return what was replaced and lost, in one line; empty if nothing was."""
+        line = self.line or {}
+        counts = (
+            ("restarts", "processes replaced"),
+            ("frames_lost", "frames lost"),
+            ("updates_lost", "updates lost"),
+        )
+        return ", ".join(f"{line[name]:,} {text}" for name, text in counts if line.get(name))
+
+    def tasks(self) -> list[tuple[str, str, str, str, str, str]]:
+        """Return a row for each task: name, frames, episodes, return, trend, published best."""
+        rows = []
+        for task, figures in (self.line or {"tasks": {}})["tasks"].items():
+            best = published().get(task.rpartition("/")[2])
+            rows.append(
+                (
+                    task,
+                    f"{figures['frames']:,}",
+                    f"{figures['episodes']:,}",
+                    _return(figures),
+                    trend(self.returns.get(task, [])),
+                    "" if best is None else f"{best['return']:,.0f}",
+                )
+            )
+        return rows
+
+    def __rich__(self) -> Any:
+        """Return the table."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("task")
+        for name in ("frames", "episodes", "return"):
+            table.add_column(name, justify="right")
+        table.add_column("trend")
+        table.add_column("published", justify="right", style="dim")
+        for row in self.tasks():
+            table.add_row(*row)
+        below = [Text(self.totals()), *(Text(text, style="yellow") for text in self.waits())]
+        if self.troubles():
+            below.append(Text(self.troubles(), style="red"))
+        if self.news and self.line is not None:
+            below.append(Text(self.news, style="dim"))
+        above: list[Any] = [table, Text("")] if self.line else []
+        return Group(*above, *below)
+
+
+class Screen:
+    """Shows a run while it goes on."""
+
+    def __init__(self, picture: Picture, kind: Literal["auto", "plain", "table", "none"]) -> None:
+        """Begin to show; ``auto``: a table on a terminal, else plain text."""
+        self.picture = picture
+        if kind == "auto":
+            kind = "table" if sys.stderr is not None and sys.stderr.isatty() else "plain"
+        if sys.stderr is None:
+            kind = "none"
+        self._kind = kind
+        # When each task's line was printed, and its episodes then.
+        self._printed: dict[str, tuple[float, int]] = {}
+        self._table: Any = None
+        if kind == "table":
+            from rich.console import Console
+            from rich.live import Live
+
+            # What is written to stderr meanwhile stands above the table.
+            self._table = Live(
+                console=Console(stderr=True),
+                get_renderable=lambda: self.picture,
+                refresh_per_second=2,
+                redirect_stdout=False,
+            )
+            self._table.start()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Take a line of figures."""
+        self.picture.add(line)
+        if self._kind == "plain":
+            say(f"{self.picture.totals()}\n")
+            self._say_tasks(line)
+
+    def _say_tasks(self, line: Mapping[str, Any]) -> None:
+        """Print the tasks of which episodes have ended since they were printed."""
+        for row in self.picture.tasks():
+            task, episodes = row[0], line["tasks"][row[0]]["episodes"]
+            when, before = self._printed.get(task, (-_TASK_SECONDS, 0))
+            if row[3] != "-" and episodes > before and line["time"] >= when + _TASK_SECONDS:
+                self._printed[task] = line["time"], episodes
+                best = f"   published {row[5]}" if row[5] else ""
+                say(f"    {task:24} return {row[3]:>14} {row[4]:{_TREND_WIDTH}}   {row[2]} episodes{best}\n")
+
+    def tell(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Take an event."""
+        before = self.picture.news
+        self.picture.tell(event, fields)
+        if self._kind == "plain" and self.picture.line is None and self.picture.news != before:
+            say(f"{self.picture.news}\n")
+
+    def close(self) -> None:
+        """Leave the last table standing."""
+        if self._table is not None:
+            # A terminal that was closed is no reason for a run to fail.
+            with contextlib.suppress(OSError, ValueError):
+                self._table.stop()
+            self._table = None
+
+
+def _return(figures: Mapping[str, Any]) -> str:
+    """Return the policy's return, or that of random actions, which says so, until an episode of the policy's ended."""
+    mean, random = figures["return_mean"], figures.get("return_random")
+    if mean is None:
+        return "-" if random is None else f"{random:,.1f} random"
+    return f"{mean:,.1f}"
+
+
+def trend(values: Sequence[float], width: int = _TREND_WIDTH) -> str:
+    """Return a sparkline of values: means of equal parts, from the lowest to the highest."""
+    if len(values) < 2:
+        return ""
+    count = min(width, len(values))
+    bounds = [round(index * len(values) / count) for index in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def picture_of(run_dir: Path) -> Picture:
+    """Return the picture of a run from its files: what was written so far."""
+    described = json.loads((run_dir / "config.json").read_text())
+    config, chosen = described["config"], described.get("chosen", {})
+    workers = chosen.get("workers", config["workers"])
+    picture = Picture(config["total_frames"], config.get("total_minutes"), int(workers) + 2)
+    for event in whole_lines(run_dir / "events.jsonl"):
+        picture.tell(event["event"], event)
+    for line in whole_lines(run_dir / "metrics.jsonl"):
+        picture.add(line)
+    return picture
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a file of JSON lines; none if it is not there yet."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]

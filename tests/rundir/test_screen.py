@@ -1,0 +1,165 @@
+"""The screen: what is left, who waits, each task's return; the same from a run's files."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from mtray import watch
+from mtray.rundir import screen
+from mtray.rundir.screen import Picture, Screen, duration, picture_of, published, trend
+
+
+def figures(frames=0, episodes=0, mean=None, random=None):
+    return {"frames": frames, "episodes": episodes, "return_mean": mean, "return_random": random}
+
+
+def line(time, frames, waiting=None, **tasks):
+    return {
+        "time": time, "frames": frames, "updates": 7, "frames_per_second": 50.0, "updates_per_second": 3.0,
+        "waiting": waiting or {}, "restarts": 0, "frames_lost": 0, "updates_lost": 0, "tasks": tasks,
+    }  # fmt: skip
+
+
+def drawn(picture):
+    console = Console(file=io.StringIO(), width=100)
+    console.print(picture)
+    return console.file.getvalue()
+
+
+def test_time_left_is_what_frames_or_minutes_leave():
+    picture = Picture(1000, None)
+    assert picture.seconds_left() is None
+    picture.add(line(10.0, 0))
+    assert picture.seconds_left() is None
+    picture.add(line(20.0, 100))
+    picture.add(line(40.0, 500))
+    assert picture.seconds_left() == pytest.approx(25.0)
+    both = Picture(1000, 0.75)
+    both.add(line(20.0, 100))
+    both.add(line(40.0, 500))
+    assert both.seconds_left() == pytest.approx(5.0)
+    assert "500/1,000 (50 %) frames" in both.totals()
+    assert both.totals().endswith("40 s, about 5 s left")
+    only = Picture(None, 1.0)
+    only.add(line(40.0, 500))
+    assert "500 frames, 50/s" in only.totals()
+    assert only.totals().endswith("about 20 s left")
+
+
+def test_who_waits_long_is_told_with_the_remedy():
+    picture = Picture(None, 1.0)
+    picture.add(line(1.0, 1, {"collectors": {"learner": 0.82}, "learner": {"frames": 0.1}}))
+    (text,) = picture.waits()
+    assert text.startswith("collectors wait 82 % of their time for the learner: a lower --learner.updates-per-step")
+    picture.add(line(2.0, 1, {"collectors": {}, "learner": {"frames": 0.5}}))
+    (text,) = picture.waits()
+    assert "--learner.updates-per-step" in text
+    assert text.startswith("the learner waits 50 %")
+
+
+def test_a_task_has_its_return_trend_and_the_published_one():
+    picture = Picture(None, 1.0)
+    for time, mean in enumerate((None, 1.0, 5.0, 3.0)):
+        picture.add(line(time, 10, **{"humanoid-walk": figures(10, 4, mean, 2.5), "mine": figures(0, 1, None, 2.5)}))
+    walk, mine = picture.tasks()
+    assert walk == ("humanoid-walk", "10", "4", "3.0", "▁█▅", f"{published()['humanoid-walk']['return']:,.0f}")
+    assert mine == ("mine", "0", "1", "2.5 random", "", "")
+    text = drawn(picture)
+    assert "humanoid-walk" in text
+    assert "2.5 random" in text
+
+
+def test_until_there_are_figures_the_screen_says_what_is_waited_for():
+    picture = Picture(None, 1.0, processes=4)
+    assert "starting" in drawn(picture)
+    for part in ("the replay", "collector 0", "collector 0"):
+        picture.tell("up", {"part": part})
+    assert "2 of 4 processes are ready" in drawn(picture)
+
+
+def test_troubles_are_counted():
+    picture = Picture(None, 1.0)
+    picture.add(line(1.0, 1) | {"restarts": 2, "updates_lost": 1200})
+    assert picture.troubles() == "2 processes replaced, 1,200 updates lost"
+
+
+def test_without_a_terminal_totals_are_a_line_and_a_task_one_when_it_has_news(capsys):
+    shown = Screen(Picture(1000, None, processes=3), "auto")
+    shown.tell("up", {"part": "the replay"})
+    for time in range(0, 100, 5):
+        shown.write(line(float(time), time, a=figures(time, time // 50, 1.5 if time >= 50 else None), b=figures()))
+    shown.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "1 of 3 processes are ready"
+    assert sum("frames, " in text for text in lines) == 20
+    (task,) = [text for text in lines if text.startswith("    ")]
+    assert task.split()[:3] == ["a", "return", "1.5"]
+
+
+def test_none_shows_nothing(capsys):
+    shown = Screen(Picture(1000, None), "none")
+    shown.write(line(1.0, 5, a=figures(5, 1, 2.0)))
+    shown.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_returns_that_are_kept_are_bounded():
+    picture = Picture(None, 1.0)
+    for time in range(5000):
+        picture.add(line(float(time), 10, a=figures(10, 4, float(time))))
+    assert len(picture.returns["a"]) <= screen._MOST_RETURNS
+    assert picture.returns["a"][-1] == 4999.0
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [([], ""), ([1.0], ""), ([2.0, 2.0], "▁▁"), ([0.0, 7.0], "▁█"), (list(range(160)), "▁▁▂▂▃▃▄▄▅▅▆▆▇▇██")],
+)
+def test_trend(values, bars):
+    assert trend(values) == bars
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(59.6, "60 s"), (99, "99 s"), (600, "10 min"), (7300, "2 h 02 min")])
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_published_returns_are_the_best_of_the_table_they_come_from():
+    import csv
+    from pathlib import Path
+
+    best = {}
+    with (Path(__file__).parents[2] / "benchmarks/reference/dmc_returns.csv").open() as file:
+        for row in csv.DictReader(file):
+            best[row["task"]] = max(float(row["return_mean"]), best.get(row["task"], 0.0))
+    assert {task: entry["return"] for task, entry in published().items()} == best
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    config = {"config": {"total_frames": None, "total_minutes": 10.0, "workers": "auto"}, "chosen": {"workers": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lines = [line(1.0, 5, a=figures(5, 1, 2.0)), line(2.0, 9, a=figures(9, 2, 4.0))]
+    # The last line is half written.
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines) + '{"time": 3')
+    (tmp_path / "events.jsonl").write_text('{"time": 0.1, "event": "up", "part": "the replay"}\n')
+    return tmp_path
+
+
+def test_a_run_s_files_give_the_same_picture(run_dir):
+    picture = picture_of(run_dir)
+    assert picture.tasks() == [("a", "9", "2", "4.0", "▁█", "")]
+    assert picture.news == "1 of 5 processes are ready"
+    assert "about 10 min left" in picture.totals()
+
+
+def test_watch_prints_the_picture_once_where_there_is_no_terminal(run_dir, capsys):
+    assert watch.main([str(run_dir)]) == 0
+    assert "9 frames, 50/s" in capsys.readouterr().out
+
+
+def test_watch_says_what_is_no_run(tmp_path, capsys):
+    assert watch.main([str(tmp_path)]) == 2
+    assert f"{tmp_path} is no run directory" in capsys.readouterr().err
