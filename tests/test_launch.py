@@ -431,3 +431,23 @@ def test_many_tasks_are_partitioned_and_get_equal_frames(tmp_path):
     # A line has the reports since the previous line; the last one may have none.
     spent = set().union(*(line["collector_seconds"] for line in lines_of(run_dir)))
     assert spent >= {"simulate", "policy", "copy", "push", "receipt", "idle"}
+
+
+@pytest.mark.cluster
+def test_a_run_ends_after_its_minutes_and_goes_on_when_given_more(tmp_path):
+    run_dir = tmp_path / "a"
+    with Run(*SMALL, "--host", "inline", "--total-minutes", 0.75, "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    assert "; until 0.75 minutes" in run.output
+    summary = summary_of(run_dir)
+    assert summary["exit_reason"] == "finished after 0.75 minutes"
+    assert 45 <= summary["wall_seconds"] < 75
+    assert checkpoint.read(checkpoint.latest(run_dir)).frames == summary["frames"] > 0
+    with Run("--resume", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 2
+    assert "error: --total-minutes 0.75: " in run.output
+    assert "has taken 0.8 already, give more" in run.output
+    with Run("--resume", run_dir, "--total-frames", summary["frames"] + 500, "--total-minutes", 5, cwd=tmp_path) as run:
+        assert run.wait() == 0, run.output
+    assert summary_of(run_dir)["exit_reason"] == "finished"
