@@ -204,8 +204,11 @@ def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
-def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_path, name):
+def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_path, monkeypatch, name):
     run_dir = tmp_path / "a"
+    # Whatever this user's home has of tokens.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -175,6 +175,8 @@ class Processes:
             RunError: nothing was collected, or it can't be reached.
         """
         self._actors.clear()
+        # What is reserved goes with Ray, which a call would start anew.
+        self._placement = None
         is_idle = threading.Event()
         self.in_background(Call(-1, None, Method.WRITE), is_idle.set)
         if not is_idle.wait(_DRAIN_SECONDS):

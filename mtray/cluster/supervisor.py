@@ -244,6 +244,7 @@ class Supervisor:
         No other process is needed, so nothing of this can hang.
         """
         self._events.tell(Tell("failure", {"cause": death}))
+        self._end_watch()
         try:
             self._save_alone()
             text = f"{death}; {self.metrics.frames:,} frames and {self.metrics.updates:,} updates are saved"
@@ -275,6 +276,10 @@ class Supervisor:
         for sink in self._sinks:
             sink.close()
         self._events.close()
-        if self._watch is not None:
-            self._watch.end()
+        self._end_watch()
         self.processes.close()
+
+    def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.end()

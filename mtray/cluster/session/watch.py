@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from mtray.cluster.control.protocol import Draining, Event, Part, Room
 from mtray.cluster.session.nodes import look, room
 
-_SECONDS = 2.0
+_SECONDS, _END_SECONDS = 2.0, 5.0
 
 
 class Watch:
@@ -37,11 +37,13 @@ class Watch:
         # Ray reports what is free a while after it changed: what was seen twice is told.
         self._seen = self._room = -1
         self._is_over = threading.Event()
-        threading.Thread(target=self._work, name="nodes", daemon=True).start()
+        self._thread = threading.Thread(target=self._work, name="nodes", daemon=True)
+        self._thread.start()
 
     def end(self) -> None:
-        """Look no more."""
+        """Look no more: a call of Ray's after its shutdown would start another."""
         self._is_over.set()
+        self._thread.join(_END_SECONDS)
 
     def _work(self) -> None:
         while not self._is_over.wait(_SECONDS):
@@ -50,6 +52,10 @@ class Watch:
                 self._look()
 
     def _look(self) -> None:
+        import ray
+
+        if not ray.is_initialized():
+            return
         places, nodes = self._places(), look()
         draining = {node.id for node in nodes if node.is_draining}
         parts = {part for part, node in places.items() if node in draining} - self._told
