@@ -114,7 +114,7 @@ class Picture:
             f"{line['frames']:,}{of_all} frames, {line['frames_per_second']:,.0f}/s   "
             f"{line['updates']:,} updates, {line['updates_per_second']:,.0f}/s   {duration(line['time'])}"
         )
-        return text + ("" if left is None else f", about {duration(left)} left")
+        return text + (f", about {duration(left)} left" if left else "")
 
     def waits(self) -> list[str]:
         """Return who waits for whom, and the remedy, in words; empty if nobody waits long."""

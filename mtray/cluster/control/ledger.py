@@ -121,8 +121,9 @@ class Ledger(Lifecycle):
 
     def _cleared(self, actor: Actor, call: Call) -> None:
         """Forget calls made before one that was answered: a part works in order, so they have run, or never will."""
-        # One that connects has to run.
-        earlier_calls = [id for id, made in actor.calls.items() if id < call.id and made.method is not Method.CONNECT]
+        # One that connects has to run, and a checkpoint waits for a state.
+        kept = (Method.CONNECT, Method.STATE)
+        earlier_calls = [id for id, made in actor.calls.items() if id < call.id and made.method not in kept]
         for earlier in earlier_calls:
             del actor.calls[earlier]
             del self._calls[earlier]

@@ -597,3 +597,19 @@ def test_the_end_of_a_run_does_not_count_a_dead_process_twice():
     assert script.control.lost == 0
     finish(script, 20)
     assert script.end.outcome == "done"
+
+
+def test_a_state_that_a_checkpoint_waits_for_is_not_forgotten_when_a_later_call_is_answered_first():
+    """Seed 48,549: no checkpoint was made any more."""
+    script = Script(checkpoint=10, ratio=1.0).all_up()
+    script.answer(Method.COLLECT)
+    script.wait(0.2)
+    script.answer(Method.COUNT, counts(10))
+    script.fail(Method.TRAIN)
+    script.wait(RETRY_SECONDS)
+    state, status = script.find(Method.STATE), script.find(Method.STATUS)
+    assert state is not None
+    assert state.id < status.id
+    script.answer(Method.STATUS, call=status)
+    script.answer(Method.STATE, call=state)
+    assert script.find(Method.SNAPSHOT)
