@@ -242,11 +242,12 @@ class Elastic(Recovery):
             return
         if self._saving is not None:
             return
-        is_overdue = self.now >= self._move_until
-        if not self._is_move_saved and self.is_ready and self.has_made() and (self.is_idle or is_overdue):
-            self._is_move_saved = True
-            self._save()
-        elif self._is_move_saved or is_overdue or self.is_idle:
+        if not self._is_move_saved and self.has_made():
+            # Where the other of the two is not up nothing can be saved: who left now would lose what it has.
+            if self.is_ready and (self.is_idle or self.now >= self._move_until):
+                self._is_move_saved = True
+                self._save()
+        else:
             moving, self._moving = self._moving, {}
             for actor in moving.values():
                 self._leave(actor, "its node is drained")
