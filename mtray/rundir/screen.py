@@ -226,7 +226,8 @@ class Screen:
         """Take an event."""
         before = self.picture.news
         self.picture.tell(event, fields)
-        if self._kind == "plain" and self.picture.line is None and self.picture.news != before:
+        has_frames = self.picture.line is not None and self.picture.line["frames"]
+        if self._kind == "plain" and not has_frames and self.picture.news != before:
             say(f"{self.picture.news}\n")
 
     def close(self) -> None:
@@ -262,7 +263,9 @@ def duration(seconds: float) -> str:
     """Return a time as people say it."""
     if seconds < 100:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 10:
+        return f"{minutes} min {rest:02d} s"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -88,12 +88,14 @@ def test_troubles_are_counted():
 def test_without_a_terminal_totals_are_a_line_and_a_task_one_when_it_has_news(capsys):
     shown = Screen(Picture(1000, None, processes=3), "auto")
     shown.tell("up", {"part": "the replay"})
+    shown.write(line(0.0, 0))
+    shown.tell("up", {"part": "the learner"})
     for time in range(0, 100, 5):
         shown.write(line(float(time), time, a=figures(time, time // 50, 1.5 if time >= 50 else None), b=figures()))
     shown.close()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "1 of 3 processes are ready"
-    assert sum("frames, " in text for text in lines) == 20
+    assert [text for text in lines if "ready" in text] == [f"{count} of 3 processes are ready" for count in (1, 2)]
+    assert sum("frames, " in text for text in lines) == 21
     (task,) = [text for text in lines if text.startswith("    ")]
     assert task.split()[:3] == ["a", "return", "1.5"]
 
@@ -121,7 +123,9 @@ def test_trend(values, bars):
     assert trend(values) == bars
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(59.6, "60 s"), (99, "99 s"), (600, "10 min"), (7300, "2 h 02 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(59.6, "60 s"), (99, "99 s"), (115, "1 min 55 s"), (600, "10 min"), (7300, "2 h 01 min")]
+)
 def test_duration(seconds, text):
     assert duration(seconds) == text
 
@@ -152,7 +156,7 @@ def test_a_run_s_files_give_the_same_picture(run_dir):
     picture = picture_of(run_dir)
     assert picture.tasks() == [("a", "9", "2", "4.0", "▁█", "")]
     assert picture.news == "1 of 5 processes are ready"
-    assert "about 10 min left" in picture.totals()
+    assert "about 9 min 58 s left" in picture.totals()
 
 
 def test_watch_prints_the_picture_once_where_there_is_no_terminal(run_dir, capsys):

@@ -106,7 +106,7 @@ def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     )
     if config.address is None:
         text += f", on {cores} core{'s' if cores > 1 else ''}"
-        if processes > 2 * cores:
-            enough = max(1, cores // (len(specs) if simulators else 1))
+        enough = max(1, cores // (len(specs) if simulators else 1))
+        if processes > 2 * cores and enough < config.collectors:
             text += f"; more processes than cores cost memory and time: --workers {enough} would keep them busy"
     return text
