@@ -363,7 +363,7 @@ def test_evaluating_a_task_that_python_registered_says_how(fail, tmp_path, monke
     spec = Task("mine", "torchrl", makers.point).spec
     error = fail(learned_run(tmp_path, monkeypatch, ["mine"], [spec]), program=evaluate.main)
     assert "'mine' was made by a maker" in error
-    assert "mtray.register_task and then mtray.evaluate_policy" in error
+    assert "(--tasks, or tasks of mtray.evaluate_policy), or call mtray.register_task first" in error
     # By its maker's path it can be evaluated.
     run = tmp_path / "run"
     assert evaluate.main([str(run), "--tasks", "tests.makers:single_point", "--episodes", "1"]) == 2

@@ -110,6 +110,7 @@ class Supervisor:
         self._end: End | None = None
         self._has_stopped = False
         self._watch: Watch | None = None
+        self._where = ""
         self._next_line = 0.0
 
     def run(self) -> str:
@@ -204,8 +205,13 @@ class Supervisor:
 
     def _tell_where(self, event: str) -> None:
         """On a joined cluster, say who is where once the run begins and whenever tasks were spread anew."""
-        if self._placement is not None and event in ("warm", "spread"):
-            say(f"{self.processes.where()}\n")
+        if self._placement is None or event not in ("warm", "spread"):
+            return
+        where, waiting = self.processes.where(), self.control.waiting
+        where += f"; {waiting} more wait for room" if waiting else ""
+        if where != self._where:
+            self._where = where
+            say(f"{where}\n")
 
     # Lines and checkpoints.
 

@@ -144,7 +144,7 @@ class Config:
     deterministic: bool = False
     """Run in lockstep, which is slower: the same seed gives the same data, weights and metrics."""
     address: str | None = None
-    """Address of a Ray cluster ('auto' finds one); by default a new local Ray."""
+    """Address of a Ray cluster ('auto' finds one); by default, or with 'local', a new local Ray."""
     device: str = "cpu"
     """Device of the learner: cpu, cuda, cuda:0, ..."""
     collector: CollectorConfig = field(default_factory=CollectorConfig)
@@ -156,6 +156,9 @@ class Config:
     def __post_init__(self) -> None:
         """Convert and validate."""
         convert_fields(self)
+        if self.address == "local":
+            # As if none were given: it takes the place of the address that a resumed run had.
+            object.__setattr__(self, "address", None)
         require(bool(self.tasks), "--tasks: name at least one task, for example --tasks humanoid")
         require(self.workers == "auto" or self.workers >= 1, f"--workers {self.workers}: at least 1 is needed")
         require_at_least(self, 1, "envs_per_task", "total_frames")

@@ -90,8 +90,8 @@ def resolve_like(
         trained_engine = learned[name].engine if name in learned else default
         if trained_engine == TORCHRL and name not in _REGISTERED:
             raise UsageError(
-                f"task {name!r} was made by a maker, which is not registered: give its path package.module:maker, or, "
-                "in Python, call mtray.register_task and then mtray.evaluate_policy"
+                f"task {name!r} was made by a maker, which is not registered: give its path package.module:maker "
+                "(--tasks, or tasks of mtray.evaluate_policy), or call mtray.register_task first"
             )
         for task in resolve([name], engine or (default if trained_engine == TORCHRL else trained_engine)):
             if task.name not in learned:

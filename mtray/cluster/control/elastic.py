@@ -24,6 +24,8 @@ from mtray.replay.pacing import Pacing, least_slack
 ABSENT_SECONDS = 10.0
 # Time from a change to a new spread, and from one spread to the next where no task is without a collector.
 SETTLE_SECONDS, SPREAD_SECONDS = 5.0, 30.0
+# Time after which a collector without a process is waited for no longer, if there is no room for it.
+CLOSE_SECONDS = 60.0
 # How long what is under way may take before the node that it is on is left.
 LEAVE_SECONDS = 15.0
 
@@ -126,9 +128,7 @@ class Elastic(Recovery):
         self.free.forget()
         self._pace(spread)
         count = sum(not actor.is_closed for actor in self.collectors)
-        waiting = f"; {count - len(there)} wait for room" if count > len(there) else ""
-        sentence = f"{len(there)} of {count} collectors run, and all tasks are spread over them{waiting}"
-        self._tell("spread", sentence, collectors=len(there), waiting=count - len(there))
+        self._tell("spread", collectors=len(there), waiting=count - len(there))
 
     def _pace(self, spread: Spread) -> None:
         """Let collectors be ahead as far as this many need."""
@@ -186,7 +186,14 @@ class Elastic(Recovery):
         # One waits for room that may come.
         count = max(1, count)
         filled = [actor for actor in self.collectors if not actor.is_closed]
-        waiting = [actor for actor in filled if actor.phase is Phase.PLACING and actor.index not in self._present]
+        # A process takes its core some seconds before it can say that it is there.
+        waiting = [
+            actor
+            for actor in filled
+            if actor.phase is Phase.PLACING
+            and actor.index not in self._present
+            and self.now - actor.since >= CLOSE_SECONDS
+        ]
         for actor in waiting[: max(0, len(filled) - count)]:
             actor.is_closed = True
             self._leave(actor, "there is no room for it")

@@ -69,6 +69,11 @@ class Ledger(Lifecycle):
         """Take a collector whose flush was answered."""
 
     @property
+    def waiting(self) -> int:
+        """Collectors that have no process yet."""
+        return sum(actor.phase is Phase.PLACING for actor in self.collectors)
+
+    @property
     def is_ready(self) -> bool:
         """Whether replay and learner work, so that collectors may."""
         return self.replay.is_up and self.learner.is_up

@@ -68,7 +68,9 @@ def ring_bytes(config: Config, specs: Sequence[TaskSpec], capacity_rows: int | N
 
 
 def _check_memory(config: Config, specs: Sequence[TaskSpec]) -> None:
-    needed, row_bytes = ring_bytes(config, specs), sum(spec.row_size for spec in specs) * 4
+    # A byte of each row says whether it is a transition, also of rows that are never written.
+    needed = ring_bytes(config, specs) + len(specs) * config.replay.capacity_rows
+    row_bytes = sum(4 * spec.row_size + 1 for spec in specs)
     for memory, whose in ((usable_bytes(), "this machine's"), (available_bytes(), "what others leave of it now,")):
         if memory is None or needed <= _RING_SHARE * memory:
             continue

@@ -112,8 +112,8 @@ def check_address(address: str) -> None:
 
 def _unreachable(address: str, reason: str) -> UsageError:
     return UsageError(
-        f"--address {address} can't be reached ({reason}): give host:port of a running Ray head, 'auto', or leave it "
-        "out to start one here"
+        f"--address {address} can't be reached ({reason}): give host:port of a running Ray head, 'auto', or "
+        "'local' to start one here"
     )
 
 
