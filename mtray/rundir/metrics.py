@@ -133,6 +133,7 @@ class Metrics:
                     "episodes": task.episodes,
                     "broken_episodes": task.broken_episodes,
                     "recent": list(task.recent),
+                    "random": list(task.random),
                 }
                 for name, task in self.tasks.items()
             },
@@ -146,4 +147,6 @@ class Metrics:
             task.frames, task.episodes = saved["frames"], saved["episodes"]
             task.broken_episodes = saved["broken_episodes"]
             task.recent.extend(saved["recent"])
+            # Older checkpoints have none.
+            task.random.extend(saved.get("random", ()))
         self._last = (self._started, *self._made)
