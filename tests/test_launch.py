@@ -242,7 +242,8 @@ def test_host_auto_is_resolved_again_when_a_run_is_resumed(tmp_path):
     assert config["chosen"]["host"] in ("inline", "parallel")
     with Run("--resume", run_dir, "--total-frames", "2e3", "--host", "parallel", cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
-    assert json.loads((run_dir / "config.json").read_text())["chosen"] == {"host": "parallel"}
+    chosen = json.loads((run_dir / "config.json").read_text())["chosen"]
+    assert chosen == {"host": "parallel", "workers": 2, "envs_per_task": 2}
 
 
 @pytest.mark.cluster
