@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import socket
+import tempfile
 
 import numpy as np
 import pytest
@@ -212,7 +213,12 @@ def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    head = ("start", "--head", "--block", "--num-cpus=4", "--include-dashboard=false", "--node-ip-address=127.0.0.1")
+    # A folder of its own: in the usual one Ray notes the cluster for whoever starts a Ray later.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    head = (
+        *("start", "--head", "--block", "--num-cpus=4", "--include-dashboard=false", "--node-ip-address=127.0.0.1"),
+        f"--temp-dir={folder}",
+    )
     arguments = (*BUSY, "--address", address, "--total-frames", 1_000_000, "--run-dir", run_dir)
     with Run(*head, f"--port={address.partition(':')[2]}", cwd=tmp_path, module="ray.scripts.scripts") as cluster:
         cluster.wait_until(lambda: "Ray runtime started" in cluster.output)
@@ -221,6 +227,7 @@ def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_pa
             (process,) = [process for process in cluster.alive() if process.name() == name]
             process.send_signal(signal.SIGKILL)
             assert run.wait(60) == 1, run.output
+    shutil.rmtree(folder)
     last = run.output.strip().splitlines()[-1]
     assert last.startswith(f"error: Ray's process {name} on this machine is gone; ")
     saved = saved_of(run_dir)
