@@ -107,4 +107,4 @@ def test_train_is_a_function_like_any_other(tmp_path, case):
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["config"]["host"] in ("inline", "auto")
-    assert config["chosen"] == {"host": "inline"}
+    assert config["chosen"] == {"host": "inline", "workers": 1, "envs_per_task": 2}
