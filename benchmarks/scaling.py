@@ -26,6 +26,7 @@ import psutil
 ROOT = Path(__file__).absolute().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from mtray.rundir.screen import whole_lines  # noqa: E402
 from tests.nodes import USER, Machine, Network, network  # noqa: E402
 
 HEAD = "10.77.0.11"
@@ -149,15 +150,12 @@ def running(
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics."""
-    path = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()] if path.exists() else []
+    return whole_lines(run_dir / "metrics.jsonl")
 
 
 def ups(run_dir: Path) -> set[str]:
     """Return the parts of a run that are ready."""
-    text = (run_dir / "events.jsonl").read_text() if (run_dir / "events.jsonl").exists() else ""
-    events = [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]
-    return {event["part"] for event in events if event["event"] == "up"}
+    return {event["part"] for event in whole_lines(run_dir / "events.jsonl") if event["event"] == "up"}
 
 
 def processes(machine: Machine) -> dict[str, psutil.Process]:

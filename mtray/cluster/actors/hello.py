@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import faulthandler
+import functools
 import importlib.metadata
 import os
 import platform
@@ -43,6 +44,7 @@ def say_hello(logs: Path, name: str) -> Hello:
     return Hello(os.getpid(), keep_output(logs, name), node, ray.util.get_node_ip_address(), versions())
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that must be the same on all nodes."""
     found = {"Python": platform.python_version()}

@@ -150,10 +150,10 @@ def ray_session(config: Config, environment: Mapping[str, Any] | None = None) ->
         yield _session(config, was_up=True)
         return
     with _texts_kept_in(config.run_dir):
-        if config.address in (None, "local"):
+        if config.address is None:
             own.start(config.collectors, _QUIET)
         else:
-            _join(str(config.address), environment or {})
+            _join(config.address, environment or {})
         try:
             yield _session(config, was_up=False)
         finally:
@@ -181,20 +181,19 @@ def _session(config: Config, *, was_up: bool) -> Session:
     import ray
 
     actors, given = config.collectors + 2, config.run.cpus_per_actor
-    if not was_up and config.address in (None, "local"):
+    if config.address is not None:
+        return dataclasses.replace(_joined(look(), given), processes=_processes_here())
+    if not was_up:
         # Ray's CPUs are logical: a Ray of the run's own has as many as actors, whatever the machine has.
         node: Any = ray._private.worker._global_node
         started = node.all_processes
         processes = {name: started[name][0].process for name in ("raylet", "gcs_server")}
         return Session(1.0 if given is None else given, usable_cores(), processes=processes)
-    if config.address is not None:
-        return dataclasses.replace(_joined(look(), given), processes=_processes_here())
     nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     cores = max(1, int(sum(nodes)))
-    if was_up:
-        # What the caller's own tasks hold, this one perhaps among them, is not there for actors.
-        per_node = ray._private.state.available_resources_per_node()
-        nodes = [resources.get("CPU", 0.0) for resources in per_node.values()]
+    # What the caller's own tasks hold, this one perhaps among them, is not there for actors.
+    per_node = ray._private.state.available_resources_per_node()
+    nodes = [resources.get("CPU", 0.0) for resources in per_node.values()]
     share = cpus_per_actor(nodes, actors)
     fits = sum(int(cpus / share) for cpus in nodes) >= actors
     return Session((share if fits else 0.0) if given is None else given, cores)
