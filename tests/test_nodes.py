@@ -329,7 +329,8 @@ def test_the_learners_node_is_lost_and_another_takes_its_place(cluster, run):
     replay = told(cluster, run, "restored", "the replay", after=count)[-1]
     say("the replay is back from", replay["source"], "with", replay["cause"])
     assert replay["source"] == "checkpoint"
-    assert there(cluster)["Learner"][-1] == other
+    # The processes on the machine without a link go on, for all that its cluster knows.
+    assert other in there(cluster)["Learner"]
     cluster.machines[victim].heal()
     began = time.time()
     say(f"node is back {cluster.wait_alive(*ADDRESSES, since=began) - began:.1f} s after its link")
