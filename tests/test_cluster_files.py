@@ -42,6 +42,7 @@ def aws(tmp_path, monkeypatch):
         utils.client_cache.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_aws_passes_ray_s_schema_and_preparation(aws):
     from ray.autoscaler._private.aws.node_provider import AWSNodeProvider

@@ -47,14 +47,10 @@ def agree(name, **sizes):
     return difference <= np.maximum(5 * error, 0.01 * spread + 1e-6)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "cheetah-run" else pytest.mark.slow) for name in SUITE]
+)
 def test_distributions_agree_with_dm_control(name):
-    assert agree(name).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SUITE if name not in QUICK])
-def test_distributions_agree_with_dm_control_over_the_suite(name):
     good = agree(name)
     assert good.all(), np.flatnonzero(~good)
 
