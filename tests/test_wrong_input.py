@@ -192,7 +192,7 @@ def test_resuming_a_folder_that_is_no_run_directory(fail, tmp_path):
 
 def make_run(tmp_path, **changes):
     config = launch.parse(["--tasks", "cartpole-swingup"])
-    described = directory.describe(config)
+    described = directory.describe(config, config)
     described["config"] |= changes
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))

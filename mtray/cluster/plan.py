@@ -21,7 +21,7 @@ from mtray.tasks.plan import Task
 
 
 def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
-    """Return the pacing of a new run.
+    """Return the pacing of a new run, from a config without gaps.
 
     Raises:
         UsageError: a slack under which both sides would wait for ever.
@@ -29,13 +29,15 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     settings = config.learner
     step_frames = sum(spec.action_repeat for spec in specs)
     round_frames, slack_frames = _round_and_slack(config, specs, config.collectors)
+    assert settings.updates_per_step is not None
+    assert settings.least_updates_per_step is not None
+    least = math.ceil(least_slack(settings.least_updates_per_step, step_frames, round_frames) / step_frames)
     if settings.slack_steps is not None and settings.updates_per_step:
-        least = math.ceil(least_slack(settings.updates_per_step, step_frames, round_frames) / step_frames)
         require(
             settings.slack_steps >= least,
             f"--learner.slack-steps {settings.slack_steps}: collectors have {round_frames // step_frames} steps of "
-            f"every task under way, and an update needs {1 / settings.updates_per_step:g}, so at least {least} is "
-            "needed or both sides would wait for ever",
+            f"every task under way, and an update needs {1 / settings.least_updates_per_step:g}, so at least {least} "
+            "is needed or both sides would wait for ever",
         )
     return Pacing(
         updates_per_step=settings.updates_per_step,
@@ -43,6 +45,7 @@ def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
         start_frames=settings.warmup_steps * step_frames,
         slack_frames=slack_frames,
         round_frames=round_frames,
+        least_updates_per_step=settings.least_updates_per_step,
     )
 
 
@@ -57,7 +60,8 @@ def _round_and_slack(config: Config, specs: Sequence[TaskSpec], collectors: int)
         return round_frames, settings.slack_steps * step_frames
     # Where the learner is the slower side, collectors are this far ahead all the time, and what they bring was
     # chosen by weights as old: no more than keeps both sides from waiting.
-    update_frames = step_frames / settings.updates_per_step if settings.updates_per_step else 0.0
+    ratio = settings.least_updates_per_step
+    update_frames = step_frames / ratio if ratio else 0.0
     return round_frames, math.ceil(1.25 * round_frames + 2 * update_frames)
 
 

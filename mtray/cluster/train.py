@@ -17,6 +17,7 @@ from mtray.cluster.session.session import check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
 from mtray.cluster.session.travel import runtime_env
 from mtray.collect.placement import choose_copies, choose_host
+from mtray.config.presets import fill
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.errors import MtrayError, RunError, UsageError
@@ -52,15 +53,16 @@ def train(config: Config) -> dict[str, Any]:
     if not isinstance(config, Config):
         raise UsageError(f"mtray.train takes a mtray.Config, not a {type(config).__name__}")
     with process_restored():
-        config = _with_paths(config)
+        given = _with_paths(config)
         # A maker may change the folder.
         with process_restored():
-            repeat = config.collector.action_repeat
-            is_new = config.resume in (None, AUTO)
-            tasks = resolve(config.tasks, config.engine, repeat) if is_new else resolve_saved(config)
+            repeat = given.collector.action_repeat
+            is_new = given.resume in (None, AUTO)
+            tasks = resolve(given.tasks, given.engine, repeat) if is_new else resolve_saved(given)
             for task in tasks:
                 check_travels(task)
             specs = [task.spec for task in tasks]
+        config = fill(given, len(tasks))
         is_auto = config.workers == "auto" and config.address is None
         _check(dataclasses.replace(config, workers=_cores_left()) if is_auto else config, specs)
         environment = {} if config.address is None else runtime_env(tasks)
@@ -71,7 +73,7 @@ def train(config: Config) -> dict[str, Any]:
             if saved is not None and config.resume == AUTO and _is_over(config, saved):
                 return _finished_before(saved)
             with _traceback_kept(claim.run_dir):
-                return _run(config, tasks, claim, saved, skipped, environment)
+                return _run(config, given, tasks, claim, saved, skipped, environment)
 
 
 def _cores_left() -> int:
@@ -171,6 +173,7 @@ def _traceback_kept(run_dir: Path) -> Iterator[None]:
 
 def _run(
     config: Config,
+    given: Config,
     tasks: Sequence[Task],
     claim: Claim,
     saved: checkpoint.Checkpoint | None,
@@ -179,7 +182,7 @@ def _run(
 ) -> dict[str, Any]:
     from mtray.cluster.supervisor import Supervisor
 
-    given, started, run_dir = config, time.monotonic(), claim.run_dir
+    started, run_dir = time.monotonic(), claim.run_dir
     asked_to_stop: list[str] = []
     supervisor: Supervisor | None = None
 
@@ -209,7 +212,7 @@ def _run(
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         seconds_before = begin(run_dir, saved)
-        _write(run_dir / "config.json", describe(given, host=chosen, workers=config.workers, envs_per_task=copies))
+        _write(run_dir / "config.json", describe(given, config))
         placement = None
         if config.address is not None:
             placement = Placement(session.cpus_per_actor, needs_gpu=config.device.startswith("cuda"))

@@ -55,10 +55,14 @@ class LearnerConfig:
     targets; add --network.critics 2 for its paper's two critics."""
 
     batch_rows: int | None = None
-    """Rows of one update, equally many of every task unless --learner.row-weights is given; by default 384, or 16 per
-    task if that is more."""
-    updates_per_step: float = 4.0
-    """Updates per agent step taken in every task; 0 collects without learning."""
+    """Rows of one update, equally many of every task unless --learner.row-weights is given; by default as --preset
+    says, or 16 per task if that is more."""
+    updates_per_step: float | None = None
+    """Updates per agent step taken in every task, at most: the learner waits for collectors that lag behind; 0 collects
+    without learning. By default as --preset says."""
+    least_updates_per_step: float | None = None
+    """The same, at least: collectors wait for a learner that lags behind. By default as --preset says, or
+    --learner.updates-per-step if that is given: a fixed ratio."""
     warmup_steps: int = 1000
     """Agent steps of every task before the first update, with uniformly random actions."""
     slack_steps: int | None = None
@@ -70,8 +74,9 @@ class LearnerConfig:
     """Learning rate of the temperatures (Adam)."""
     weight_decay: float = 1e-2
     """Weight decay of AdamW."""
-    n_step: int = 1
-    """Rewards that a target sums before the critic's value; fewer where an episode or a rollout ends."""
+    n_step: int | None = None
+    """Rewards that a target sums before the critic's value; fewer where an episode or a rollout ends. By default as
+    --preset says."""
     polyak: float = 0.01
     """Step size of the target critic's moving average, per update."""
     actor_polyak: float = 0.002
@@ -120,12 +125,7 @@ class LearnerConfig:
         require_at_least(self, 0, "updates_per_step", "warmup_steps", "slack_steps", "weight_decay")
         require_above_zero(self, "learning_rate", "temperature_learning_rate", "value_limit", "initial_temperature")
         require_above_zero(self, "action_noise", "slice_seconds")
-        lowest, highest = UPDATES_PER_STEP
-        require(
-            not self.updates_per_step or lowest <= self.updates_per_step <= highest,
-            f"--learner.updates-per-step {self.updates_per_step:g}: must be 0 or from {lowest:g} to {highest:g}, or "
-            "one side would wait for ever",
-        )
+        self._check_ratios()
         for name in ("polyak", "actor_polyak"):
             share = getattr(self, name)
             require(0 < share <= 1, f"--learner.{name.replace('_', '-')} {share}: must be in (0, 1]")
@@ -139,6 +139,23 @@ class LearnerConfig:
                     f"--learner.{name.replace('_', '-')} {text}: give a task and a {kind} above 0, "
                     "for example cheetah-run=2",
                 )
+
+    def _check_ratios(self) -> None:
+        lowest, highest = UPDATES_PER_STEP
+        most, least = self.updates_per_step, self.least_updates_per_step
+        if most:
+            require(
+                lowest <= most <= highest,
+                f"--learner.updates-per-step {most:g}: must be 0 or from {lowest:g} to {highest:g}, or one side would "
+                "wait for ever",
+            )
+        if least is not None and least != most:
+            limit = highest if most is None else most
+            require(
+                lowest <= least <= limit,
+                f"--learner.least-updates-per-step {least:g}: must be from {lowest:g} to "
+                f"{limit:g}{'' if most is None else ', the most updates per step'}",
+            )
 
     @property
     def policy_noise(self) -> float | None:

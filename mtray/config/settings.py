@@ -139,6 +139,9 @@ class Config:
     on_task_failure: Literal["continue", "abort"] = "continue"
     """If a task's own code keeps failing after its first rollout: continue with the other tasks and exit with code 1 at
     the end, or abort at once. Both save."""
+    preset: Literal["fast", "frugal"] = "fast"
+    """Settings of the learner that are not given. fast: the highest returns after some minutes, with as many frames as
+    the learner leaves cores for. frugal: the highest returns after some frames."""
     seed: int = 0
     """Seed of environments, networks, exploration and sampling."""
     deterministic: bool = False
@@ -172,6 +175,12 @@ class Config:
             self.replay.capacity_rows >= rows,
             f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies()} copies x "
             f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
+        )
+        least, most = self.learner.least_updates_per_step, self.learner.updates_per_step
+        require(
+            not self.deterministic or least in (None, most),
+            f"--learner.least-updates-per-step {least}: with --deterministic the ratio is fixed, give "
+            "--learner.updates-per-step alone",
         )
         self.learner.check_device(self.device)
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")

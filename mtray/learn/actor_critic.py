@@ -120,7 +120,7 @@ class ActorCritic(ABC):
         observation_tp1 = self.policy.normalise(batch.next_observation, ids)
         action_tp1, bonus_tp1 = self._next_action(observation_tp1, ids)
         discount = select_for_rows(self.discount, ids)
-        if self.config.n_step > 1:
+        if self.config.n_step != 1:
             discount = discount**batch.steps
         target: Tensor = self._target_of(
             self._outputs(self._target_outputs, observation_tp1, action_tp1, ids),

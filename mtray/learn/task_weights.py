@@ -7,19 +7,16 @@ from collections.abc import Sequence
 from mtray.config.checks import require
 from mtray.config.learner import LearnerConfig
 
-# Default number of rows in an update, and the least number per task.
-_DEFAULT_ROWS, _LEAST_ROWS_PER_TASK = 384, 16
-
 
 def rows_per_task(config: LearnerConfig, tasks: Sequence[str]) -> dict[str, int]:
-    """Return each task's number of rows in an update, proportional to its row weight.
+    """Return each task's number of rows in an update, proportional to its row weight, from settings without gaps.
 
     Raises:
         UsageError: a row weight names a task that the run does not have.
     """
     weights = {task: int(weight) for task, weight in _parse(config.row_weights, "row-weights", tasks).items()}
-    total = max(_LEAST_ROWS_PER_TASK * len(tasks), _DEFAULT_ROWS) if config.batch_rows is None else config.batch_rows
-    rows = max(1, total // sum(weights.values()))
+    assert config.batch_rows is not None
+    rows = max(1, config.batch_rows // sum(weights.values()))
     return {task: rows * weight for task, weight in weights.items()}
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,32 @@ def _make(path: Path) -> list[Path]:
     return made
 
 
-def describe(config: Config, **chosen: Any) -> dict[str, Any]:
-    """Return what config.json holds: the settings as given, what was chosen for ``auto``, versions, the git commit."""
+def describe(given: Config, config: Config) -> dict[str, Any]:
+    """Return what config.json holds: the settings as given, those that were chosen, versions, the git commit."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"config": to_dict(config), "chosen": chosen, "versions": versions, "git_commit": git_commit()}
+    return {
+        "config": to_dict(given),
+        "chosen": _changes(to_dict(given), to_dict(config)),
+        "versions": versions,
+        "git_commit": git_commit(),
+    }
+
+
+def _changes(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from those given."""
+    changes = {}
+    for name, value in chosen.items():
+        if isinstance(value, dict):
+            value = _changes(given[name], value)
+            if not value:
+                continue
+        elif value == given[name]:
+            continue
+        changes[name] = value
+    return changes
 
 
 def git_commit() -> str | None:

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from mtray.config.plain import from_dict
+from mtray.config.settings import Config
 from mtray.rundir.sinks import say
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -272,9 +274,9 @@ def duration(seconds: float) -> str:
 def picture_of(run_dir: Path) -> Picture:
     """Return the picture of a run from its files: what was written so far."""
     described = json.loads((run_dir / "config.json").read_text())
-    config, chosen = described["config"], described.get("chosen", {})
-    workers = chosen.get("workers", config["workers"])
-    picture = Picture(config["total_frames"], config.get("total_minutes"), int(workers) + 2)
+    config: Config = from_dict(described["config"])
+    workers = described.get("chosen", {}).get("workers", config.workers)
+    picture = Picture(config.frames, config.minutes, int(workers) + 2)
     for event in whole_lines(run_dir / "events.jsonl"):
         picture.tell(event["event"], event)
     for line in whole_lines(run_dir / "metrics.jsonl"):

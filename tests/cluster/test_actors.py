@@ -37,7 +37,7 @@ CONFIG = Config(
     collector=CollectorConfig(rollout_steps=8, push_timeout_seconds=0.5),
     network=NetworkConfig(actor_width=8, critic_width=8, embedding_size=2),
     replay=ReplayConfig(capacity_rows=1000),
-    learner=LearnerConfig(batch_rows=16, batches_per_call=4),
+    learner=LearnerConfig(batch_rows=16, batches_per_call=4, n_step=1),
 )
 
 

@@ -34,6 +34,7 @@ CHANGED = Config(
     on_task_failure="abort",
     seed=5,
     deterministic=True,
+    preset="frugal",
     address="auto",
     device="cuda:1",
     collector=CollectorConfig(
@@ -47,7 +48,8 @@ CHANGED = Config(
         head_layers=4, head_reads_observation=True,
     ),
     learner=LearnerConfig(
-        batch_rows=1, updates_per_step=0.1, warmup_steps=0, slack_steps=4, learning_rate=1e-5,
+        batch_rows=1, updates_per_step=0.1, least_updates_per_step=0.1, warmup_steps=0, slack_steps=4,
+        learning_rate=1e-5,
         temperature_learning_rate=1e-5, weight_decay=0.0, algorithm="td3", action_noise=0.1,
         polyak=1.0, actor_polyak=0.5, actor_period=1, atoms=2, value_limit=1 / 3, headroom=1.5, initial_temperature=2.0,
         batches_per_call=3, calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),

@@ -7,9 +7,7 @@ from mtray.errors import UsageError
 from mtray.learn.task_weights import loss_weights, rows_per_task
 
 
-@pytest.mark.parametrize(
-    ("rows", "tasks", "expected"), [(None, 1, 384), (None, 6, 64), (None, 50, 16), (30, 7, 4), (3, 7, 1)]
-)
+@pytest.mark.parametrize(("rows", "tasks", "expected"), [(384, 1, 384), (384, 6, 64), (30, 7, 4), (3, 7, 1)])
 def test_rows_are_equal_by_default(rows, tasks, expected):
     names = [f"task{number}" for number in range(tasks)]
     assert rows_per_task(LearnerConfig(batch_rows=rows), names) == dict.fromkeys(names, expected)

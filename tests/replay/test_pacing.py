@@ -33,6 +33,24 @@ def test_fewer_than_one_update_per_step():
     assert pacing.frames_allowed(2) == 24 + 60
 
 
+def test_between_the_most_and_the_least_both_sides_are_free():
+    pacing = make_pacing(least_updates_per_step=0.5)
+    # 100 steps of every task after the warm-up.
+    assert (pacing.updates_owed(330), pacing.updates_allowed(330)) == (50, 200)
+    assert [pacing.frames_allowed(updates) for updates in (50, 200)] == [330 + 60, 1230 + 60]
+
+
+def test_the_least_is_that_of_a_fixed_ratio_unless_it_is_given():
+    assert make_pacing().least == 2.0
+    assert make_pacing().updates_owed(330) == make_pacing().updates_allowed(330) == 200
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0, 2.5])
+def test_a_least_that_is_none_or_more_than_the_most_is_refused(least):
+    with pytest.raises(UsageError, match=f"at least {least:g} updates per step and at most 2"):
+        make_pacing(least_updates_per_step=least)
+
+
 def test_without_updates_collectors_are_never_held():
     pacing = make_pacing(updates_per_step=0.0, slack_frames=0)
     assert pacing.updates_allowed(10**9) == 0
@@ -57,13 +75,15 @@ def test_negative_setting_is_refused_with_its_value(change):
 def settings_that_are_taken(draw):
     step_frames, round_frames = draw(st.integers(1, 30)), draw(st.integers(1, 200))
     updates_per_step = draw(st.one_of(st.floats(0.01, 16.0), st.sampled_from([0.1, 0.3, 1 / 3, 0.7, 1.0, 2.0, 3.0])))
-    least = round_frames + int(step_frames / updates_per_step) + 1
+    least_updates_per_step = updates_per_step * draw(st.sampled_from([1.0, 0.9, 0.1]))
+    least = round_frames + int(step_frames / least_updates_per_step) + 1
     return Pacing(
         updates_per_step=updates_per_step,
         step_frames=step_frames,
         start_frames=draw(st.integers(0, 500)),
         slack_frames=least + draw(st.integers(0, 50)),
         round_frames=round_frames,
+        least_updates_per_step=least_updates_per_step,
     )
 
 
@@ -89,7 +109,7 @@ def test_no_interleaving_stops_both_sides_or_crosses_a_line(pacing, schedule):
             updates += 1 + int(share * (behind - 1))
         steps = (frames - pacing.start_frames) / pacing.step_frames
         assert updates <= max(0.0, pacing.updates_per_step * steps) + 1e-6
-        ahead = steps - updates / pacing.updates_per_step
+        ahead = steps - updates / pacing.least
         assert ahead * pacing.step_frames <= pacing.slack_frames + 1e-6
 
 

@@ -83,6 +83,7 @@ class Learner:
         learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
         rows = rows_per_task(settings, [spec.name for spec in specs])
+        assert settings.n_step is not None
         self._draws = Draws(source, specs, rows, settings.batches_per_call, settings.calls_ahead, settings.n_step)
         self._batches: collections.deque[Batch] = collections.deque()
         self._wait_seconds = 0.0

@@ -132,9 +132,8 @@ class Elastic(Recovery):
 
     def _pace(self, spread: Spread) -> None:
         """Let collectors be ahead as far as this many need."""
-        pacing, slack = self.pacing, spread.slack_frames
-        if pacing.updates_per_step:
-            slack = max(slack, least_slack(pacing.updates_per_step, pacing.step_frames, spread.round_frames))
+        pacing = self.pacing
+        slack = max(spread.slack_frames, least_slack(pacing.least, pacing.step_frames, spread.round_frames))
         self.pacing = dataclasses.replace(pacing, round_frames=spread.round_frames, slack_frames=slack)
         self.free.unpark()
 

@@ -79,7 +79,9 @@ class Control(Elastic):
 
     def _ask_learner(self) -> None:
         calls = [call for call in self.learner.calls.values() if call.method is Method.TRAIN]
-        owed = self._updates_allowed() - self.updates - sum(call.amount for call in calls)
+        # Once all frames are there the run makes what it owes, and ends.
+        allowed = self._updates_allowed() if self.wanted > 0 else self._updates_owed()
+        owed = allowed - self.updates - sum(call.amount for call in calls)
         if owed > 0 and len(calls) < CALLS and self.learner.suspect is None:
             self._call(self.learner, Method.TRAIN, owed)
 

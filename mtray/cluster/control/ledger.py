@@ -95,6 +95,9 @@ class Ledger(Lifecycle):
     def _updates_allowed(self) -> int:
         return self.pacing.updates_allowed(self.counts.frames) if self.counts.is_warm else self.updates
 
+    def _updates_owed(self) -> int:
+        return self.pacing.updates_owed(self.counts.frames) if self.counts.is_warm else self.updates
+
     def _collect(self, actor: Actor, method: Method) -> None:
         self._call(actor, method)
         self.asked += actor.rollout_frames

@@ -190,8 +190,10 @@ class Recovery(Run):
         step = self.plan.step_frames.get(task, 0)
         if 0 < step < self.pacing.step_frames:
             # As many updates as before per step of every task that is left. Nothing owed is forgotten.
-            frames, owed = self.counts.frames, self.pacing.updates_allowed(self.counts.frames)
-            start = {"start_frames": frames, "start_updates": owed} if self.counts.is_warm else {}
+            frames = self.counts.frames
+            owed, allowed = self.pacing.updates_owed(frames), self.pacing.updates_allowed(frames)
+            start_updates = min(max(self.updates, owed), allowed)
+            start = {"start_frames": frames, "start_updates": start_updates} if self.counts.is_warm else {}
             self.pacing = dataclasses.replace(self.pacing, step_frames=self.pacing.step_frames - step, **start)
         for actor in self.collectors:
             if task in actor.tasks:

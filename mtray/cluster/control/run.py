@@ -172,7 +172,7 @@ class Run(Saving):
             self.is_ready
             and self.is_idle
             and self.counts.frames >= self.plan.total_frames
-            and self.updates >= self._updates_allowed()
+            and self.updates >= self._updates_owed()
         )
 
     def has_made(self) -> bool:

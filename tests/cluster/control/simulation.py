@@ -103,6 +103,7 @@ class Scenario:
     broken_task: str | None
     broken_at: float
     elastic: str
+    least_share: float
 
 
 def draw(generator: random.Random, extra: random.Random) -> Scenario:
@@ -153,6 +154,8 @@ def draw(generator: random.Random, extra: random.Random) -> Scenario:
         sets_aside=generator.random() < 0.7,
         broken_task=generator.choice(tasks) if generator.random() < 0.15 else None,
         broken_at=generator.uniform(0, 100),
+        # Rounds keep one ratio.
+        least_share=1.0 if lockstep else extra.choice([1.0, 1.0, 0.5, 0.01]),
     )
 
 
@@ -838,11 +841,12 @@ class World:
                 raise Broken(f"{end} where {self.aside} is set aside")
             if frames < self.scenario.total_frames:
                 raise Broken(f"finished with {frames} of {self.scenario.total_frames} frames")
-            allowed = self.control.pacing.updates_allowed(frames)
+            pacing = self.control.pacing
+            owed, allowed = pacing.updates_owed(frames), pacing.updates_allowed(frames)
             # Frames or rows that the replay lost may have been learned from before.
             is_ahead = self.updates > allowed and (self.was_ahead or self.frames_lost or self.rows_lost)
-            if self.updates != allowed and not is_ahead and self.is_warm():
-                raise Broken(f"finished with {self.updates} of {allowed} updates")
+            if not owed <= self.updates <= allowed and not is_ahead and self.is_warm():
+                raise Broken(f"finished with {self.updates} updates, where {owed} to {allowed} were to be made")
         core = [self.core(kind) for kind in ("replay", "learner")]
         fine = all(process and not process.is_hung for process in core)
         made = frames > self.begin or self.updates > self.control.plan.updates
@@ -868,13 +872,15 @@ def make_pacing(scenario: Scenario, step: int = 0) -> Pacing:
     step = step or len(dict.fromkeys(task for share in scenario.shares for task in share))
     once = sum(scenario.frames_of_a_task * len(share) for share in scenario.shares)
     round_frames = once * (CALLS + 1)
-    least = round_frames + (int(step / scenario.updates_per_step) + 1 if scenario.updates_per_step else 0)
+    ratio = scenario.updates_per_step * scenario.least_share
+    least = round_frames + (int(step / ratio) + 1 if ratio else 0)
     return Pacing(
         updates_per_step=scenario.updates_per_step,
         step_frames=step,
         start_frames=scenario.warmup * step,
         slack_frames=int(scenario.slack_rounds * least) + 1,
         round_frames=round_frames,
+        least_updates_per_step=ratio,
     )
 
 

@@ -1,0 +1,40 @@
+"""Settings that depend on what a run is to save, minutes or frames: those not given are taken from the preset."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mtray.config.learner import LearnerConfig
+from mtray.config.settings import Config
+
+# Updates per step of every task, the least and the most.
+_RATIOS = {"fast": (1 / 16, 4.0), "frugal": (4.0, 4.0)}
+# With --deterministic: rounds are equal.
+_RATIO_OF_ROUNDS = {"fast": 0.5, "frugal": 4.0}
+_N_STEP = {"fast": 3, "frugal": 1}
+_ROWS = {"fast": 256, "frugal": 384}
+_LEAST_ROWS_PER_TASK = 16
+
+
+def fill(config: Config, tasks: int) -> Config:
+    """Return the config of a run of so many tasks with its preset's values in place of settings that were not given."""
+    learner, preset = config.learner, config.preset
+    least, most = _ratios(learner, preset, is_deterministic=config.deterministic)
+    filled = dataclasses.replace(
+        learner,
+        updates_per_step=most,
+        least_updates_per_step=least,
+        n_step=learner.n_step or _N_STEP[preset],
+        batch_rows=learner.batch_rows or max(_LEAST_ROWS_PER_TASK * tasks, _ROWS[preset]),
+    )
+    return dataclasses.replace(config, learner=filled)
+
+
+def _ratios(learner: LearnerConfig, preset: str, *, is_deterministic: bool) -> tuple[float, float]:
+    least, most = learner.least_updates_per_step, learner.updates_per_step
+    if most is not None:
+        return (most if least is None else least), most
+    if is_deterministic and least is None:
+        return _RATIO_OF_ROUNDS[preset], _RATIO_OF_ROUNDS[preset]
+    least = _RATIOS[preset][0] if least is None else least
+    return least, max(least, _RATIOS[preset][1])

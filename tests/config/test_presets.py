@@ -1,0 +1,74 @@
+"""Presets: what was not given is filled, what was given stays, and one ratio that was given is kept by both sides."""
+
+import dataclasses
+
+import pytest
+
+from mtray.config.learner import LearnerConfig
+from mtray.config.presets import fill
+from mtray.config.settings import Config
+from mtray.errors import UsageError
+
+
+def ratios(preset="fast", deterministic=False, **given):
+    learner = fill(Config(preset=preset, deterministic=deterministic, learner=LearnerConfig(**given)), 2).learner
+    return learner.least_updates_per_step, learner.updates_per_step
+
+
+def test_the_frugal_preset_keeps_one_ratio_and_the_fast_one_leaves_both_sides_free():
+    assert ratios("frugal") == (4.0, 4.0)
+    assert ratios("fast") == (1 / 16, 4.0)
+
+
+@pytest.mark.parametrize("preset", ["fast", "frugal"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_ratio_that_was_given_is_the_least_and_the_most(preset, deterministic):
+    assert ratios(preset, deterministic, updates_per_step=0.3) == (0.3, 0.3)
+    assert ratios(preset, deterministic, updates_per_step=0) == (0, 0)
+
+
+def test_a_least_that_was_given_is_kept():
+    assert ratios(least_updates_per_step=0.5) == (0.5, 4.0)
+    assert ratios(least_updates_per_step=8.0) == (8.0, 8.0)
+    assert ratios(least_updates_per_step=0.5, updates_per_step=2.0) == (0.5, 2.0)
+
+
+@pytest.mark.parametrize("preset", ["fast", "frugal"])
+def test_rounds_keep_one_ratio(preset):
+    least, most = ratios(preset, deterministic=True)
+    assert least == most
+
+
+@pytest.mark.parametrize(("preset", "rows"), [("fast", 256), ("frugal", 384)])
+def test_every_task_has_at_least_16_rows(preset, rows):
+    filled = [fill(Config(preset=preset), tasks).learner.batch_rows for tasks in (1, 6, 50)]
+    assert filled == [rows, rows, 800]
+
+
+def test_what_was_given_stays():
+    config = Config(learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5))
+    assert fill(config, 4) == config
+
+
+def test_what_is_filled_has_no_gaps_left():
+    config = fill(Config(), 2)
+    assert fill(config, 2) == config
+    assert fill(dataclasses.replace(config, preset="frugal"), 2).learner == config.learner
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"least_updates_per_step": 2.0, "updates_per_step": 1.0}, "2: must be from 1e-06 to 1, the most updates"),
+        ({"least_updates_per_step": 0.0, "updates_per_step": 1.0}, "0: must be from 1e-06"),
+        ({"least_updates_per_step": 1e7}, r"1e\+07: must be from 1e-06 to 1e\+06"),
+    ],
+)
+def test_a_least_that_can_t_be_is_refused(given, message):
+    with pytest.raises(UsageError, match=f"--learner.least-updates-per-step {message}"):
+        LearnerConfig(**given)
+
+
+def test_two_ratios_with_deterministic_are_refused():
+    with pytest.raises(UsageError, match=r"--learner.least-updates-per-step 0.5: with --deterministic"):
+        Config(deterministic=True, learner=LearnerConfig(least_updates_per_step=0.5, updates_per_step=1.0))
