@@ -59,6 +59,10 @@ class Batch:
         """Split along the leading axis."""
         return [Batch(self.tasks, *parts) for parts in zip(*(tensor.unbind() for tensor in self.tensors), strict=True)]
 
+    def rows(self, begin: int, end: int) -> Batch:
+        """Return these rows of every task, as views."""
+        return Batch(self.tasks, *(tensor[:, begin:end] for tensor in self.tensors))
+
     def copy_(self, other: Batch) -> None:
         """Copy the values of a batch of the same shapes."""
         for tensor, values in zip(self.tensors, other.tensors, strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +25,34 @@ from mtray.learn.values import Categorical, Scalar, ValueKind
 from mtray.policy.layers import select_for_rows, select_tasks
 
 
+@dataclass
+class Gradient:
+    """A network's gradient over some rows of a batch: its sum over these rows, divided by all rows of the batch.
+
+    Attributes:
+        tensors: as `ParameterGroup.gradients`.
+        means: name to [n], figures of each task, summed and divided likewise.
+    """
+
+    tensors: list[Tensor]
+    means: dict[str, Tensor]
+
+    def add_(self, other: Gradient) -> None:
+        """Add the gradient over other rows of the batch."""
+        torch._foreach_add_([*self.tensors, *self.means.values()], [*other.tensors, *other.means.values()])
+
+
+def total(gradients: Sequence[Gradient]) -> Gradient:
+    """Return the first gradient, with the others added to it."""
+    for other in gradients[1:]:
+        gradients[0].add_(other)
+    return gradients[0]
+
+
 class ActorCritic(ABC):
     """Policy and critic of many tasks, and the two halves of an update, the critic's and the actor's.
+
+    Each half computes gradients, which rows of a batch can do side by side, and makes a step with their sum.
 
     Attributes:
         policy, average, critic, target, critic_group, actor_group: see `Networks`.
@@ -76,12 +103,20 @@ class ActorCritic(ABC):
         """[T], weight of the entropy bonus in units of each task's reward; zero without a bonus."""
 
     @abstractmethod
-    def _next_action(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _next_action(self, observation: Tensor, noise: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return actions [n, B, act] for normalised observations [n, B, obs], and their scaled entropy bonus [n, B]."""
 
     @abstractmethod
-    def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        """Update the actor and, in SAC, the temperatures on normalised observations [n, B, obs] of tasks ``ids``."""
+    def actor_gradient(self, observation: Tensor, noise: Tensor, ids: Tensor | None, rows: int) -> Gradient:
+        """Return the actor's gradient over normalised observations; arguments as `critic_gradient`'s."""
+
+    @abstractmethod
+    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
+        """Update the actor, then its average and, in SAC, the temperatures."""
+
+    def draw_(self, noise: Tensor) -> Tensor:
+        """Fill with standard normal numbers, and return it."""
+        return noise.normal_(generator=self.generator)
 
     def _autocast(self) -> torch.autocast:
         # Without the cache of casts: a CUDA graph must contain its own.
@@ -95,30 +130,43 @@ class ActorCritic(ABC):
             outputs = critic(observation, action, ids)
         return outputs.float()
 
-    def update_critic(self, batch: Batch, ids: Tensor | None) -> Tensor:
-        """Update the critic, then its target, on a batch of tasks ``ids``; return the normalised observations."""
+    def critic_gradient(self, batch: Batch, noise: Tensor, ids: Tensor | None, rows: int) -> tuple[Gradient, Tensor]:
+        """Return the critic's gradient over a batch, or over some of its rows, and the normalised observations.
+
+        Args:
+            batch: of tasks ``ids``.
+            noise: [n, B, act], standard normal, of the next actions.
+            ids: [n]; None for all tasks in order.
+            rows: of each task in the whole batch.
+        """
         parts = (batch.observation, batch.next_observation, batch.action, batch.reward)
         # A sum of finite float32 data overflows only for values beyond the range of any simulator.
-        sums = torch.stack([part.flatten(1).sum(-1) for part in parts]).sum(0)
-        self.failures.verify(Check.DATA, sums.sum(), sums, ids)
+        data = torch.stack([part.flatten(1).sum(-1) for part in parts]).sum(0)
         observation: Tensor = self.policy.normalise(batch.observation, ids)
         action = self.policy.from_bounds(batch.action, ids)
-        target = self._critic_target(batch, ids)
+        target = self._critic_target(batch, noise, ids)
         outputs = self._outputs(self._critic_outputs, observation, action, ids)
         loss, gradient = self._loss_of(outputs.detach(), target)
-        gradient.mul_((select_for_rows(self.loss_weight, ids) / batch.reward.numel()).unsqueeze(-1))
-        loss = loss.sum(0).mean(-1)
-        norm = self.critic_group.differentiate([outputs], [gradient])
+        gradient.mul_((select_for_rows(self.loss_weight, ids) / (len(batch.reward) * rows)).unsqueeze(-1))
+        tensors = self.critic_group.differentiate([outputs], [gradient])
+        return Gradient(tensors, {"critic_loss": loss.sum((0, 2)) / rows, "data": data}), observation
+
+    @torch.no_grad()
+    def step_critic(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
+        """Update the critic, then its target."""
+        gradient = total(gradients)
+        loss, data = gradient.means["critic_loss"], gradient.means["data"]
+        self.failures.verify(Check.DATA, data.sum(), data, ids)
+        norm = self.critic_group.take(gradient.tensors)
         self.failures.verify(Check.CRITIC, norm + loss.sum(), loss, ids)
         self._networks.step_critic()
         self._record(ids, critic_loss=loss)
-        return observation
 
     @torch.no_grad()
-    def _critic_target(self, batch: Batch, ids: Tensor | None) -> Tensor:
+    def _critic_target(self, batch: Batch, noise: Tensor, ids: Tensor | None) -> Tensor:
         """Return the target of the critic's outputs, [n, B, size]."""
         observation_tp1 = self.policy.normalise(batch.next_observation, ids)
-        action_tp1, bonus_tp1 = self._next_action(observation_tp1, ids)
+        action_tp1, bonus_tp1 = self._next_action(observation_tp1, noise, ids)
         discount = select_for_rows(self.discount, ids)
         if self.config.n_step != 1:
             discount = discount**batch.steps
@@ -141,18 +189,18 @@ class ActorCritic(ABC):
             gradient.mul_((values == value).unsqueeze(-1))
         return outputs, value, gradient
 
-    def _actor_share(self, value: Tensor, ids: Tensor | None) -> Tensor:
-        """Return the weights [n, 1] of rows [n, B] in the actor's loss."""
-        return select_for_rows(self.loss_weight * self.actor_loss_scale, ids) / value.numel()
+    def _actor_share(self, rows: int, ids: Tensor | None) -> Tensor:
+        """Return the weights [n, 1] of each row in the actor's loss, over batches of so many rows of each task."""
+        share = select_for_rows(self.loss_weight * self.actor_loss_scale, ids)
+        return share / (len(share) * rows)
 
-    def _step_actor(
-        self, outputs: Sequence[Tensor], gradients: Sequence[Tensor], loss: Tensor, value: Tensor, ids: Tensor | None
-    ) -> None:
-        """Update the actor, then its average, by the gradients of the loss [n] with respect to the outputs."""
-        norm = self.actor_group.differentiate(outputs, gradients)
+    @torch.no_grad()
+    def _step_policy(self, gradient: Gradient, ids: Tensor | None) -> None:
+        """Update the actor, then its average."""
+        loss, value = gradient.means["actor_loss"], gradient.means["value"]
+        norm = self.actor_group.take(gradient.tensors)
         self.failures.verify(Check.ACTOR, norm + loss.sum(), loss, ids)
         self._networks.step_actor()
-        value = value.mean(-1)
         self._record(ids, actor_loss=loss, value=value, return_estimate=value * select_tasks(self.reward_scale, ids))
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
 from mtray.learn import losses
-from mtray.learn.actor_critic import ActorCritic
+from mtray.learn.actor_critic import ActorCritic, Gradient, total
 from mtray.learn.execution.failures import mean_by_task
 from mtray.learn.execution.parameters import load_moments, make_adamw, step
 from mtray.policy.layers import select_for_rows, select_tasks
@@ -48,35 +48,41 @@ class SoftActorCritic(ActorCritic):
         """Return the temperatures [n, 1], divided by the reward scales."""
         return select_for_rows(self.temperature, ids) / select_for_rows(self.reward_scale, ids)
 
-    def _sample(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _sample(self, observation: Tensor, noise: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return actions [n, B, act] in (-1, 1) and their log densities [n, B]."""
         with self._autocast():
             mean, log_std = self._distribution(observation, ids)
         mean, log_std = mean.float(), log_std.float()
-        noise = torch.empty_like(mean).normal_(generator=self.generator)
         mask = select_for_rows(self.policy.action_mask, ids)
         action, log_density = self._tanh_gaussian_sample(mean, log_std, noise, mask)
         return action, log_density
 
-    def _next_action(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
-        action, log_density = self._sample(observation, ids)
+    def _next_action(self, observation: Tensor, noise: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        action, log_density = self._sample(observation, noise, ids)
         return action, -self._entropy_weight(ids) * log_density
 
-    def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        """Update the actor, then the temperatures."""
-        action, log_density = self._sample(observation, ids)
+    def actor_gradient(self, observation: Tensor, noise: Tensor, ids: Tensor | None, rows: int) -> Gradient:
+        """See `ActorCritic`."""
+        action, log_density = self._sample(observation, noise, ids)
         outputs, value, gradient = self._value(observation, action, ids)
         entropy_weight = self._entropy_weight(ids).expand_as(log_density)
-        loss = (entropy_weight * log_density.detach() - value).mean(-1)
-        share = self._actor_share(value, ids)
+        share = self._actor_share(rows, ids)
         gradients = [gradient.mul_(-share.unsqueeze(-1)), entropy_weight * share]
-        self._step_actor([outputs, log_density], gradients, loss, value, ids)
-        with torch.no_grad():
-            entropy = -log_density.mean(-1)
-            gradient = losses.temperature_gradient(
-                select_tasks(self.log_temperature, ids), entropy, select_tasks(self.target_entropy, ids)
-            )
-            gradient, _ = mean_by_task(gradient, ids, len(self.specs))
+        tensors = self.actor_group.differentiate([outputs, log_density], gradients)
+        log_density = log_density.detach()
+        sums = {"actor_loss": entropy_weight * log_density - value, "value": value, "entropy": -log_density}
+        return Gradient(tensors, {name: each.sum(-1) / rows for name, each in sums.items()})
+
+    @torch.no_grad()
+    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
+        """See `ActorCritic`."""
+        gradient_sum = total(gradients)
+        self._step_policy(gradient_sum, ids)
+        entropy = gradient_sum.means["entropy"]
+        gradient = losses.temperature_gradient(
+            select_tasks(self.log_temperature, ids), entropy, select_tasks(self.target_entropy, ids)
+        )
+        gradient, _ = mean_by_task(gradient, ids, len(self.specs))
         step(self._temperature_optimiser, [self.log_temperature], [gradient])
         self._record(ids, entropy=entropy)
 

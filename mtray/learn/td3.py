@@ -9,12 +9,13 @@ actor-critic; and critics are categorical, as in FastTD3 (Seo et al. 2025).
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtray.learn.actor_critic import ActorCritic
+from mtray.learn.actor_critic import ActorCritic, Gradient, total
 from mtray.policy.layers import select_for_rows
 
 # Limit of the noise in targets, in standard deviations: the paper clips noise of deviation 0.2 at 0.5.
@@ -40,14 +41,19 @@ class TD3(ActorCritic):
         action: Tensor = torch.tanh(outputs.float()) * select_for_rows(self.policy.action_mask, ids)
         return action
 
-    def _next_action(self, observation: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _next_action(self, observation: Tensor, noise: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor]:
         action = self._action(observation, ids)
-        noise = torch.empty_like(action).normal_(generator=self.generator).clamp_(-_NOISE_LIMIT, _NOISE_LIMIT)
+        noise = noise.clamp(-_NOISE_LIMIT, _NOISE_LIMIT)
         noise.mul_(select_for_rows(self.policy.action_mask, ids))
         return action.add_(noise, alpha=self.config.action_noise).clamp_(-1, 1), action.new_zeros(action.shape[:-1])
 
-    def update_actor(self, observation: Tensor, ids: Tensor | None) -> None:
-        """Update the actor towards actions of higher value."""
+    def actor_gradient(self, observation: Tensor, noise: Tensor, ids: Tensor | None, rows: int) -> Gradient:
+        """See `ActorCritic`; the actions have no noise."""
         outputs, value, gradient = self._value(observation, self._action(observation, ids), ids)
-        gradient.mul_(-self._actor_share(value, ids).unsqueeze(-1))
-        self._step_actor([outputs], [gradient], -value.mean(-1), value, ids)
+        gradient.mul_(-self._actor_share(rows, ids).unsqueeze(-1))
+        mean = value.sum(-1) / rows
+        return Gradient(self.actor_group.differentiate([outputs], [gradient]), {"actor_loss": -mean, "value": mean})
+
+    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
+        """See `ActorCritic`."""
+        self._step_policy(total(gradients), ids)

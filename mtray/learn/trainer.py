@@ -67,6 +67,10 @@ class Trainer:
         """
         self._runner.update(batch if isinstance(batch, Batch) else Batch.from_stack(batch, self.specs))
 
+    def set_threads(self, count: int) -> None:
+        """Compute updates on the CPU with so many threads; their number decides how sums are rounded."""
+        self._runner.set_threads(count)
+
     def check(self) -> None:
         """Raise the first deferred failure of updates, if any: see `UpdateRunner.check`."""
         self._runner.check()

@@ -57,7 +57,7 @@ def test_recorded_updates_equal_eager_updates(tasks, replay, weighted, changes):
         batches += unpack_batches(replay.sample_rows({"left": 16, "right": 48}, 4).rows, replay.specs)
     copies = [batch.observation.clone() for batch in batches]
     eager, recorded = (trained(tasks, batches, graphs=graphs, **changes) for graphs in (False, True))
-    assert recorded._runner._recorded._critic._recording is not None
+    assert recorded._runner._recorded[1]._critic[0][0]._recording is not None
     assert torch.equal(numbers(eager), numbers(recorded))
     assert eager.metrics() == recorded.metrics()
     assert all(torch.equal(batch.observation, copy) for batch, copy in zip(batches, copies, strict=True))

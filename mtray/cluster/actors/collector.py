@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
 
+# Of collectors that take what the learner leaves: a fortieth of its share of a core that both want.
+_NICENESS = 15
+
 
 class Collector:
     """A collector as an actor: see `mtray.collect.loop.ActingLoop`."""
@@ -77,6 +80,9 @@ class Collector:
             return
         self.close()
         self._host = None
+        if config.learner.least_updates_per_step != config.learner.updates_per_step:
+            # What is collected is limited by the cores alone, and those that the learner computes on are not free.
+            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         tasks, config = self._tasks, self._config
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")

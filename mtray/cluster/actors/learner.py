@@ -67,21 +67,20 @@ class Learner:
 
     def _make(self) -> Trainer:
         specs, config, source = self._arguments
-        import torch
-
         from mtray.data.batch import unpack
         from mtray.learn.trainer import Trainer
         from mtray.rundir.checkpoints import checkpoint
 
         prepare_updates()
-        # The number of threads decides how sums are rounded. More than two were not measured.
-        counts = [1] if config.deterministic or config.device != "cpu" else range(1, min(2, usable_cores()) + 1)
-        self._threads = Threads([config.learner.threads] if config.learner.threads else counts, torch.set_num_threads)
         self._checkpoint, self._unpack = checkpoint, unpack
         self._specs = specs
         self._deterministic = config.deterministic
         learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
+        # The number of threads decides how sums are rounded.
+        cores = 1 if config.deterministic or config.device != "cpu" else usable_cores()
+        counts = [settings.threads] if settings.threads else [count for count in (1, 2, 4) if count <= cores]
+        self._threads = Threads(counts, learner.set_threads)
         rows = rows_per_task(settings, [spec.name for spec in specs])
         assert settings.n_step is not None
         self._draws = Draws(source, specs, rows, settings.batches_per_call, settings.calls_ahead, settings.n_step)

@@ -90,9 +90,8 @@ class ParameterGroup:
         self.gradients: list[Tensor] = []
         self.ids: Tensor | None = None
         self.optimiser = make_adamw(self.tensors, config.learning_rate, weight_decay=config.weight_decay, skip=skip)
-        self._shared_gradient = torch.zeros_like(self.tensors[0])
 
-    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    def differentiate(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
         """Compute the parameters' gradients from the loss's gradients with respect to the outputs.
 
         Args:
@@ -100,13 +99,16 @@ class ParameterGroup:
             gradients: of the same shapes.
 
         Returns:
-            [] norm of the shared parameters' gradient, which every task contributes to.
+            A gradient for each of `tensors`.
         """
         heads = len(self.tensors) - 1
         parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
-        torch.cat([part.reshape(-1) for part in parts[:-heads]], out=self._shared_gradient)
-        self.gradients = [self._shared_gradient, *parts[-heads:]]
-        norm: Tensor = torch.linalg.vector_norm(self._shared_gradient)
+        return [torch.cat([part.reshape(-1) for part in parts[:-heads]]), *parts[-heads:]]
+
+    def take(self, gradients: list[Tensor]) -> Tensor:
+        """Take gradients for the next step; return [], the norm of the shared one, which every task contributes to."""
+        self.gradients = gradients
+        norm: Tensor = torch.linalg.vector_norm(gradients[0])
         return norm
 
     def step(self) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtray.data.batch import Batch
-from mtray.learn.actor_critic import ActorCritic
+from mtray.learn.actor_critic import ActorCritic, Gradient
 from mtray.learn.execution.tape import Tape
 
 # Calls of a function on a GPU before it is recorded.
@@ -54,38 +57,95 @@ class Recorded:
         graph.replay()
 
 
-class RecordedUpdates:
-    """Updates on batches of one shape over all tasks, each copied to the same memory so that they can be recorded."""
+class _Rows:
+    """Some of a batch's rows: their memory, and the last gradients over them."""
 
-    def __init__(self, algorithm: ActorCritic, batch: Batch, ids: Tensor | None) -> None:
-        """Allocate memory for batches like this one, of tasks ``ids`` (None: all tasks in order)."""
-        self._algorithm, self._ids = algorithm, ids
-        self._batch = Batch(batch.tasks, *(torch.empty_like(part, device=algorithm.device) for part in batch.tensors))
-        self._observation = self._batch.observation
-        self._critic_gradients: list[Tensor] = []
-        self._actor_gradients: list[Tensor] = []
-        self._critic = Recorded(self._update_critic, algorithm.generator)
-        self._actor = Recorded(self._update_actor, algorithm.generator)
+    def __init__(self, algorithm: ActorCritic, batch: Batch, noise: Tensor, ids: Tensor | None, rows: int) -> None:
+        """Keep memory of this batch's size; ``noise`` [n, B, act] is filled before each half of an update."""
+        self.batch = Batch(batch.tasks, *(torch.empty_like(part, device=algorithm.device) for part in batch.tensors))
+        self._algorithm, self._noise, self._ids, self._rows = algorithm, noise, ids, rows
+        self._observation = self.batch.observation
+        self.critic: Gradient
+        self.actor: Gradient
+
+    def differentiate_critic(self) -> None:
+        self.critic, self._observation = self._algorithm.critic_gradient(self.batch, self._noise, self._ids, self._rows)
+
+    def differentiate_actor(self) -> None:
+        # The critic comes first: this reads the observations that it wrote.
+        self.actor = self._algorithm.actor_gradient(self._observation, self._noise, self._ids, self._rows)
+
+
+class RecordedUpdates:
+    """Updates on batches of one shape over all tasks, each copied to the same memory so that they can be recorded.
+
+    Several threads share out the rows of a batch: within a kernel of this size they would mostly wait for each other.
+    """
+
+    def __init__(
+        self, algorithm: ActorCritic, batch: Batch, ids: Tensor | None, threads: int, executor: Executor | None
+    ) -> None:
+        """Allocate memory for batches like this one, of tasks ``ids`` (None: all tasks in order).
+
+        Args:
+            algorithm: whose updates to record.
+            batch: an example.
+            ids: [n] of its tasks; None for all in order.
+            threads: that compute, this one included; one on a GPU.
+            executor: runs the others; None without any.
+        """
+        self._algorithm, self._ids, self._executor = algorithm, ids, executor
+        rows = batch.reward.shape[1]
+        self._noise = torch.empty_like(batch.action, device=algorithm.device)
+        self._bounds = [rows * thread // threads for thread in range(threads + 1)]
+        self._parts = [
+            _Rows(algorithm, batch.rows(begin, end), self._noise[:, begin:end], ids, rows)
+            for begin, end in zip(self._bounds, self._bounds[1:], strict=False)
+        ]
+        self._shape = batch.tasks, batch.reward.shape
+        self._critic = self._stages([part.differentiate_critic for part in self._parts], self._step_critic)
+        self._actor = self._stages([part.differentiate_actor for part in self._parts], self._step_actor)
+
+    def _stages(
+        self, gradients: Sequence[Callable[[], None]], step: Callable[[], None]
+    ) -> list[list[Callable[[], Any]]]:
+        """Return half an update as functions to be called side by side, one list after another."""
+        generator = self._algorithm.generator
+        draw = functools.partial(self._algorithm.draw_, self._noise)
+        if len(gradients) == 1:
+
+            def half() -> None:
+                draw()
+                gradients[0]()
+                step()
+
+            return [[Recorded(half, generator)]]
+        return [[draw], [Recorded(gradient, generator) for gradient in gradients], [Recorded(step, generator)]]
 
     def fits(self, batch: Batch) -> bool:
         """Return whether a batch has the tasks and the number of rows of the allocated one."""
-        return self._batch.tasks == batch.tasks and self._batch.reward.shape == batch.reward.shape
+        return self._shape == (batch.tasks, batch.reward.shape)
 
     def update(self, batch: Batch, *, with_actor: bool) -> None:
         """Make an update on a copy of the batch."""
-        self._batch.copy_(batch)
-        # The critic comes first: the actor's recording reads the observations that the critic's writes.
-        self._critic()
+        for part, begin, end in zip(self._parts, self._bounds, self._bounds[1:], strict=False):
+            part.batch.copy_(batch.rows(begin, end))
+        for stage in self._critic + (self._actor if with_actor else []):
+            self._call(stage)
         # A replay runs no Python, and an update that was not recorded has replaced the groups' gradients.
-        self._algorithm.critic_group.gradients = self._critic_gradients
+        algorithm, first = self._algorithm, self._parts[0]
+        algorithm.critic_group.gradients = first.critic.tensors
         if with_actor:
-            self._actor()
-            self._algorithm.actor_group.gradients = self._actor_gradients
+            algorithm.actor_group.gradients = first.actor.tensors
 
-    def _update_critic(self) -> None:
-        self._observation = self._algorithm.update_critic(self._batch, self._ids)
-        self._critic_gradients = self._algorithm.critic_group.gradients
+    def _call(self, functions: Sequence[Callable[[], Any]]) -> None:
+        others = [self._executor.submit(function) for function in functions[1:]] if self._executor else []
+        functions[0]()
+        for other in others:
+            other.result()
 
-    def _update_actor(self) -> None:
-        self._algorithm.update_actor(self._observation, self._ids)
-        self._actor_gradients = self._algorithm.actor_group.gradients
+    def _step_critic(self) -> None:
+        self._algorithm.step_critic([part.critic for part in self._parts], self._ids)
+
+    def _step_actor(self) -> None:
+        self._algorithm.step_actor([part.actor for part in self._parts], self._ids)

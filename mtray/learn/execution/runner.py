@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import Tensor
 from mtray.data.batch import Batch
 from mtray.learn.actor_critic import ActorCritic
 from mtray.learn.execution.recorded import RecordedUpdates
+from mtray.learn.execution.threads import prepare_thread
+
+# Threads that share out an update, at most.
+_MOST_THREADS = 16
 
 # Updates between two checks for deferred failures, unless `UpdateRunner.check` is called before.
 _CHECK_EVERY = 200
@@ -40,7 +45,10 @@ class UpdateRunner:
         """Start before the first update."""
         self._algorithm, self._failures = algorithm, algorithm.failures
         self._names = tuple(spec.name for spec in algorithm.specs)
-        self._recorded: RecordedUpdates | None = None
+        # By number of threads.
+        self._recorded: dict[int, RecordedUpdates] = {}
+        self._threads = 1
+        self._executor: ThreadPoolExecutor | None = None
         self.updates = 0
         self.task_updates = torch.zeros(len(self._names), device=algorithm.device, dtype=torch.float64)
         if algorithm.device.type == "cuda":
@@ -72,14 +80,31 @@ class UpdateRunner:
             self.check()
 
     def _run(self, batch: Batch, ids: Tensor | None, *, with_actor: bool) -> None:
+        algorithm, rows = self._algorithm, batch.reward.shape[1]
         if self._failures.is_deferred and len(set(batch.tasks)) == len(self._names):
-            if self._recorded is None or not self._recorded.fits(batch):
-                self._recorded = RecordedUpdates(self._algorithm, batch, ids)
-            self._recorded.update(batch, with_actor=with_actor)
-        else:
-            observation = self._algorithm.update_critic(batch.to(self._algorithm.device), ids)
-            if with_actor:
-                self._algorithm.update_actor(observation, ids)
+            threads = min(self._threads, rows)
+            recorded = self._recorded.get(threads)
+            if recorded is None or not recorded.fits(batch):
+                recorded = RecordedUpdates(algorithm, batch, ids, threads, self._executor)
+                self._recorded[threads] = recorded
+            recorded.update(batch, with_actor=with_actor)
+            return
+        batch = batch.to(algorithm.device)
+        noise = torch.empty_like(batch.action)
+        gradient, observation = algorithm.critic_gradient(batch, algorithm.draw_(noise), ids, rows)
+        algorithm.step_critic([gradient], ids)
+        if with_actor:
+            gradient = algorithm.actor_gradient(observation, algorithm.draw_(noise), ids, rows)
+            algorithm.step_actor([gradient], ids)
+
+    def set_threads(self, count: int) -> None:
+        """Compute updates on the CPU with so many threads: recorded ones share out rows, others split each kernel."""
+        is_recorded = self._failures.is_deferred and self._algorithm.device.type == "cpu"
+        torch.set_num_threads(1 if is_recorded else count)
+        self._threads = count if is_recorded else 1
+        if self._threads > 1 and self._executor is None:
+            # It starts as many as there is work for.
+            self._executor = ThreadPoolExecutor(_MOST_THREADS, "update", prepare_thread)
 
     def check(self) -> None:
         """Raise the first deferred failure, if any; no update since has changed anything but the target.
@@ -98,7 +123,7 @@ class UpdateRunner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        self._recorded = None  # A recording uses the optimisers' old state.
+        self._recorded.clear()  # A recording uses the optimisers' old state.
         # A failure of the state that is replaced would stop the next updates, and be raised as theirs.
         self._failures.clear()
         self.updates = state["updates"]

@@ -4,6 +4,8 @@ Most kernels of an update of small networks take less time than the Python and a
 runs once, and every kernel is recorded with the memory that it reads and writes. A replay calls the kernels in order
 with the same memory, without creating views, autograd graphs or tensors. The results are equal bit for bit.
 
+TorchScript's interpreter makes the calls, because it needs no lock of Python's: threads can replay side by side.
+
 Only operations that torch dispatches are recorded: the function may use no other library and no compiled code. It may
 read and write tensors at fixed addresses only, and no Python number in it may change between calls.
 """
@@ -11,7 +13,8 @@ read and write tensors at fixed addresses only, and no Python number in it may c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +36,7 @@ _COPIES = {_aten._to_copy.default, _aten.clone.default}
 _EMPTY = {_aten.empty.memory_format, _aten.empty_like.default, _aten.new_empty.default, _aten.empty_strided.default}
 
 
-@dataclass
+@dataclass(eq=False)
 class _Memory:
     """Memory of one or more tensors.
 
@@ -67,6 +70,16 @@ class _View:
         return empty.set_(self.memory.storage, self.offset, self.size, self.stride)
 
 
+@dataclass(frozen=True)
+class _Copied:
+    """An operation without a variant that writes into existing memory; its results are copied there."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    into: list[Any]
+
+
 @functools.cache
 def _out_variant(function: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """Return an operation's variant that writes into existing memory (None if it has none), its inputs and outputs."""
@@ -81,13 +94,6 @@ def _out_variant(function: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     return None, (), ()
 
 
-def _copy_results(function: Callable[..., Any], args: Sequence[Any], kwargs: Any, out: Sequence[Tensor | None]) -> None:
-    """Call a function without such a variant, and copy its results."""
-    for result, target in zip(_as_list(function(*args, **kwargs)), out, strict=True):
-        if target is not None:
-            target.copy_(result)
-
-
 def _as_list(results: Any) -> list[Any]:
     return list(results) if isinstance(results, (tuple, list)) else [results]
 
@@ -97,7 +103,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[functools.partial[Any]] = []
+        self.steps: list[functools.partial[Any] | _Copied] = []
         self.memory: dict[int, _Memory] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -131,7 +137,7 @@ class _Recorder(TorchDispatchMode):
         views = _as_list(results)
         variant, inputs, outputs = _out_variant(function)
         if len(outputs) != len(views) or any(view is None for view in views):
-            self.steps.append(functools.partial(_copy_results, function, args, kwargs, views))
+            self.steps.append(_Copied(function, args, kwargs, views))
             return
         kwargs = {name: value for name, value in kwargs.items() if name in inputs}
         self.steps.append(functools.partial(variant, *args, **kwargs, **dict(zip(outputs, views, strict=True))))
@@ -179,10 +185,89 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _with_tensors(step: functools.partial[Any]) -> Callable[[], Any]:
-    args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.keywords))
-    # The C++ function of an operation, without the checks of its Python wrapper.
-    return functools.partial(getattr(step.func, "_op", step.func), *args, **kwargs)
+class _Script:
+    """A TorchScript function of one argument, the list of all tensors that its calls read and write."""
+
+    def __init__(self) -> None:
+        self._graph: Any = torch._C.Graph()
+        self._tensors: list[Tensor] = []
+        self._numbers: dict[_View, int] = {}
+        self._calls: list[tuple[Any, list[Any], list[Any]]] = []
+
+    def add(self, step: functools.partial[Any] | _Copied) -> None:
+        """Call an operation after those before."""
+        if isinstance(step, _Copied):
+            self._call(step.function, step.args, step.kwargs, step.into)
+        else:
+            self._call(step.func, step.args, step.keywords, [])
+
+    def _call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], into: list[Any]) -> None:
+        names = [argument.name for argument in function._schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        values = [given.get(argument.name, argument.default_value) for argument in function._schema.arguments]
+        for view in tree_leaves((values, into)):
+            if isinstance(view, _View) and view not in self._numbers:
+                self._numbers[view] = len(self._tensors)
+                self._tensors.append(view.tensor())
+        self._calls.append((function, values, into))
+
+    def compiled(self) -> Callable[[], Any]:
+        """Return a function that makes the calls."""
+        graph, tensors = self._graph, self._graph.addInput()
+        tensors.setType(torch._C.ListType.ofTensors())
+        self._unpacked = list(
+            self._node("prim::ListUnpack", [tensors], [torch._C.TensorType.get()] * len(self._tensors))
+        )
+        for function, values, into in self._calls:
+            schema = function._schema
+            inputs = [
+                self._value(value, argument.type) for value, argument in zip(values, schema.arguments, strict=True)
+            ]
+            results = self._node(schema.name, inputs, [result.type for result in schema.returns])
+            for result, view in zip(results, into, strict=False):
+                if view is not None:
+                    self._node("aten::copy_", [self._value(view), result, graph.insertConstant(False)], [result.type()])
+        graph.registerOutput(graph.insertConstant(None))
+        script = torch._C._create_function_from_graph("replay", graph)
+        return functools.partial(script, self._tensors)
+
+    def _node(self, kind: str, inputs: Sequence[Any], types: Sequence[Any]) -> Any:
+        node = self._graph.insertNode(self._graph.create(kind, list(inputs), len(types)))
+        outputs = list(node.outputs())
+        for output, kind_of_output in zip(outputs, types, strict=True):
+            output.setType(kind_of_output)
+        return outputs
+
+    def _value(self, value: Any, kind: Any = None) -> Any:
+        if isinstance(value, _View):
+            return self._unpacked[self._numbers[value]]
+        is_list = isinstance(value, (list, tuple))
+        if is_list and (not value or isinstance(value[0], _View)):
+            [made] = self._node("prim::ListConstruct", [self._value(item) for item in value], [kind])
+            return made
+        return self._graph.insertConstant(list(value) if is_list else value)
+
+
+def _is_scripted(step: functools.partial[Any] | _Copied) -> bool:
+    """Return whether TorchScript can make a call: it takes no generator of random numbers."""
+    return isinstance(step, _Copied) or not any(
+        isinstance(value, torch.Generator) for value in (*step.args, *step.keywords.values())
+    )
+
+
+def _compiled(steps: Sequence[functools.partial[Any] | _Copied]) -> Iterator[Callable[[], Any]]:
+    """Yield functions that make the calls one after another."""
+    for is_scripted, group in itertools.groupby(steps, _is_scripted):
+        if is_scripted:
+            script = _Script()
+            for step in group:
+                script.add(step)
+            yield script.compiled()
+        else:
+            for step in group:
+                assert isinstance(step, functools.partial)
+                args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.keywords))
+                yield functools.partial(step.func, *args, **kwargs)
 
 
 class Tape:
@@ -197,10 +282,11 @@ class Tape:
         with _Recorder() as recorder:
             function()
         recorder.allocate()
-        self._calls = [_with_tensors(step) for step in recorder.steps]
+        self._calls = list(_compiled(recorder.steps))
 
     def replay(self) -> None:
         """Run the kernels again."""
-        with torch.no_grad():
+        # As recorded, without TorchScript's own changes.
+        with torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             for call in self._calls:
                 call()

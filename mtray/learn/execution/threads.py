@@ -18,12 +18,18 @@ _TRIAL_LENGTHS_BETWEEN, _SLOWDOWN = 120, 1.5
 
 def prepare_updates() -> None:
     """Prepare this process for fast updates on the CPU."""
+    prepare_thread()
+    keep_freed_memory()
+
+
+def prepare_thread() -> None:
+    """Prepare this thread for updates that use no other."""
     import torch
 
+    torch.set_num_threads(1)
     # After some ten thousand updates, atoms far from any value have probabilities, gradients and moments below the
     # normal range of float32. Computing with such numbers can double the time of an update.
     torch.set_flush_denormal(True)
-    keep_freed_memory()
 
 
 class Threads:
