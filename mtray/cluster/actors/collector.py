@@ -80,10 +80,10 @@ class Collector:
             return
         self.close()
         self._host = None
+        tasks, config = self._tasks, self._config
         if config.learner.least_updates_per_step != config.learner.updates_per_step:
             # What is collected is limited by the cores alone, and those that the learner computes on are not free.
             os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-        tasks, config = self._tasks, self._config
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
