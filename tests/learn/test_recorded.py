@@ -30,8 +30,10 @@ def sampled_batches(replay, count=8):
     return [*batches[:5], *unpack_batches(replay.sample_rows(32, 1, ("right",)).rows, replay.specs), *batches[5:]]
 
 
-def trained(tasks, batches, device="cpu", **changes):
+def trained(tasks, batches, device="cpu", threads=None, **changes):
     learner = Trainer(specs_of(tasks), NETWORK, LearnerConfig(atoms=21, learning_rate=3e-3, **changes), device=device)
+    if threads is not None:
+        learner.set_threads(threads)
     for batch in batches:
         learner.update(batch)
     return learner
@@ -65,6 +67,52 @@ def test_recorded_updates_equal_eager_updates(tasks, replay, weighted, changes):
     eager.update(smaller)
     recorded.update(smaller)
     assert torch.equal(numbers(eager), numbers(recorded))
+
+
+@pytest.mark.parametrize("changes", [{}, {"algorithm": "td3"}, {"n_step": 2}])
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_out_an_update(tasks, replay, threads, changes):
+    """Sums are rounded differently, and the same in each run."""
+    batches = sampled_batches(replay)
+    alone, *shared = (trained(tasks, batches, graphs=True, threads=count, **changes) for count in (1, threads, threads))
+    assert len(shared[0]._runner._recorded[threads]._parts) == threads
+    torch.testing.assert_close(numbers(shared[0]), numbers(alone), rtol=1e-3, atol=1e-4)
+    assert not torch.equal(numbers(shared[0]), numbers(alone))
+    assert torch.equal(*map(numbers, shared))
+    for name, metrics in alone.metrics().items():
+        assert shared[0].metrics()[name] == pytest.approx(metrics, rel=1e-2, abs=1e-3)
+
+
+def test_no_thread_is_left_without_rows(tasks, replay):
+    learner = trained(tasks, [batch_of(replay, rows=2)], graphs=True, threads=4)
+    assert learner._runner._recorded.keys() == {2}
+
+
+def test_the_number_of_threads_may_change_between_updates(tasks, replay):
+    batches = sampled_batches(replay)
+    learner, alone = (trained(tasks, [], graphs=True) for _ in range(2))
+    for count, batch in zip((1, 2, 1, 3, 2, 2, 1, 1), batches, strict=False):
+        learner.set_threads(count)
+        learner.update(batch)
+        alone.update(batch)
+    torch.testing.assert_close(numbers(learner), numbers(alone), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_any_thread_is_raised(tasks, replay, threads, monkeypatch):
+    learner = trained(tasks, [], graphs=True, threads=threads)
+    calls = []
+
+    def fails(batch, *args):
+        calls.append(batch)
+        if len(calls) == threads:
+            raise RuntimeError("broken")
+        return gradient(batch, *args)
+
+    gradient = learner.algorithm.critic_gradient
+    monkeypatch.setattr(learner.algorithm, "critic_gradient", fails)
+    with pytest.raises(RuntimeError, match="broken"):
+        learner.update(batch_of(replay))
 
 
 def test_recorded_updates_use_new_statistics_and_states(tasks):

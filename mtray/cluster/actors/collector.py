@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
 
-# Of collectors that take what the learner leaves: a fortieth of its share of a core that both want.
-_NICENESS = 15
-
 
 class Collector:
     """A collector as an actor: see `mtray.collect.loop.ActingLoop`."""
@@ -82,8 +79,9 @@ class Collector:
         self._host = None
         tasks, config = self._tasks, self._config
         if config.learner.least_updates_per_step != config.learner.updates_per_step:
-            # What is collected is limited by the cores alone, and those that the learner computes on are not free.
-            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+            # What is collected is limited by the cores alone, and those that the learner computes on are not free. A
+            # process that is merely nice may keep a core for milliseconds from a thread of the learner that wakes up.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]

@@ -249,10 +249,26 @@ class _Script:
 
 
 def _is_scripted(step: functools.partial[Any] | _Copied) -> bool:
-    """Return whether TorchScript can make a call: it takes no generator of random numbers."""
-    return isinstance(step, _Copied) or not any(
-        isinstance(value, torch.Generator) for value in (*step.args, *step.keywords.values())
-    )
+    """Return whether TorchScript can make a call: it takes no generators and no memory formats, for example."""
+    arguments = (step.args, step.kwargs) if isinstance(step, _Copied) else (step.args, step.keywords)
+    return all(value is None or isinstance(value, (_View, bool, int, float)) for value in tree_leaves(arguments))
+
+
+def _call_of(step: functools.partial[Any] | _Copied) -> Callable[[], Any]:
+    """Return a call from Python."""
+    if isinstance(step, _Copied):
+        args, kwargs, into = tree_map_only(_View, _View.tensor, (step.args, step.kwargs, step.into))
+        return functools.partial(_copy_results, step.function, args, kwargs, into)
+    args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.keywords))
+    return functools.partial(step.func, *args, **kwargs)
+
+
+def _copy_results(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Any, into: Sequence[Tensor | None]
+) -> None:
+    for result, target in zip(_as_list(function(*args, **kwargs)), into, strict=True):
+        if target is not None:
+            target.copy_(result)
 
 
 def _compiled(steps: Sequence[functools.partial[Any] | _Copied]) -> Iterator[Callable[[], Any]]:
@@ -264,10 +280,7 @@ def _compiled(steps: Sequence[functools.partial[Any] | _Copied]) -> Iterator[Cal
                 script.add(step)
             yield script.compiled()
         else:
-            for step in group:
-                assert isinstance(step, functools.partial)
-                args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.keywords))
-                yield functools.partial(step.func, *args, **kwargs)
+            yield from map(_call_of, group)
 
 
 class Tape:
