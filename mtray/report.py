@@ -1,4 +1,7 @@
-"""Compare runs: ``python -m mtray.report runs/a runs/b`` prints a table of totals and each task's returns."""
+"""Compare runs: ``mtray report runs/a runs/b`` prints a table of totals and each task's returns.
+
+With ``--page report.html`` it draws them as well.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,29 @@ class Options:
     """Compare runs."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    """Run directories; those that differ in their seed only are drawn as one curve with its range."""
+    page: Path | None = None
+    """Write an HTML page with learning curves over minutes and frames, speed, waiting and faults there, and the figures
+    as PNG files beside it."""
 
 
 def run(options: Options) -> None:
-    """Print the table."""
+    """Print the table; draw the runs."""
     if not options.run_dirs:
         raise UsageError("name at least one run directory, for example runs/a")
-    rows = table({str(path): read_last(path) for path in options.run_dirs})
+    totals = {str(path): read_last(path) for path in options.run_dirs}
+    rows = table(totals)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if options.page is not None:
+        from mtray.rundir.page import write_page
+
+        try:
+            written = write_page(options.run_dirs, totals, options.page)
+        except OSError as error:
+            raise UsageError(f"--page {options.page} can't be written: {error.strerror or error}") from error
+        print("written: " + ", ".join(map(str, written)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

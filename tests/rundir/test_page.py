@@ -1,0 +1,76 @@
+"""The page of a report: every figure is in it, runs of other seeds are one curve, and what is missing is no error."""
+
+import base64
+import json
+import re
+
+import pytest
+
+from mtray.report import main
+from mtray.rundir.page import _grouped, _together, read_run
+
+
+def line(time, frames, **returns):
+    tasks = {task: {"return_mean": value, "episodes": 1, "frames": frames} for task, value in returns.items()}
+    waiting = {"learner": {"frames": 0.5}, "collectors": {}}
+    return {"time": time, "frames": frames, "updates": 1, "frames_per_second": 1.0, "updates_per_second": 2.0,
+            "tasks": tasks, "waiting": waiting}  # fmt: skip
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, lines, events=(), **config):
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        (run_dir / "config.json").write_text(json.dumps({"config": {"seed": 0, "run_dir": name, **config}}))
+        (run_dir / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+        (run_dir / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
+        return run_dir
+
+    return make
+
+
+def test_a_page_has_every_figure_and_what_happened(tmp_path, make_run, capsys):
+    death = {"time": 90.0, "event": "death", "part": "collector 1", "cause": "killed <9>"}
+    runs = [
+        make_run("a", [line(60.0, 10, walk=None), line(120.0, 20, walk=3.0), line(180.0, 30, walk=5.0)], [death]),
+        make_run("b", [line(60.0, 10, walk=1.0), line(120.0, 20, walk=2.0)], workers=3),
+    ]
+    page = tmp_path / "report.html"
+    assert main([*map(str, runs), "--page", str(page)]) == 0
+    text = page.read_text()
+    pictures = [base64.b64decode(found) for found in re.findall(r'src="data:image/png;base64,([^"]+)"', text)]
+    files = [path.read_bytes() for path in sorted(tmp_path.glob("report-*.png"))]
+    assert len(files) == 4
+    assert sorted(pictures) == sorted(files)
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert "<td>1.5</td>" in text
+    assert "killed &lt;9&gt;" in text
+    assert "nothing failed" in text
+    assert "http" not in text
+    assert "report-speed.png" in capsys.readouterr().out
+
+
+def test_runs_that_differ_in_their_seed_are_one_curve(make_run):
+    lines = [line(1.0, 1, walk=1.0)]
+    paths = [make_run("a", lines), make_run("b", lines, seed=1), make_run("c", lines, seed=1, workers=2)]
+    groups = _grouped(map(read_run, paths))
+    assert [[run.config["seed"] for run in group] for group in groups.values()] == [[0, 1], [1]]
+    assert next(iter(groups)) == f"{paths[0]} and 1 more"
+
+
+def test_curves_are_compared_where_all_of_them_are():
+    places, values = _together([([0.0, 2.0], [0.0, 2.0]), ([1.0, 5.0], [7.0, 7.0])])
+    assert (places[0], places[-1]) == (1.0, 2.0)
+    assert values[:, 0].tolist() == [1.0, 7.0]
+    assert values[:, -1].tolist() == [2.0, 7.0]
+
+
+def test_a_run_without_a_return_is_drawn(tmp_path, make_run):
+    assert main([str(make_run("a", [line(1.0, 1, walk=None)])), "--page", str(tmp_path / "page.html")]) == 0
+
+
+def test_a_page_that_can_t_be_written_is_named(tmp_path, make_run, capsys):
+    page = tmp_path / "nowhere" / "page.html"
+    assert main([str(make_run("a", [line(1.0, 1, walk=None)])), "--page", str(page)]) != 0
+    assert f"--page {page} can't be written: No such file or directory" in capsys.readouterr().err
