@@ -120,7 +120,7 @@ class Processes:
         if part.kind == "learner":
             gpus = {"num_gpus": 1} if config.device.startswith("cuda") else {}
             return create(Learner, self._specs, config, self._replay, **gpus)
-        return create(Collector, self._source(part), self._tasks, config, self._replay)
+        return create(Collector, self._source(part), self._tasks, config, self._replay, part.place == 0)
 
     def _source(self, part: Part) -> str:
         return f"{self._run_id}/{part.place}.{part.life}"

@@ -38,6 +38,7 @@ class Collector:
         tasks: Sequence[Task],
         config: Config,
         target: Any,
+        is_first: bool = False,
     ) -> None:
         """Take what `build` needs.
 
@@ -46,7 +47,9 @@ class Collector:
             tasks: all of the run.
             config: the run's.
             target: the replay.
+            is_first: whether it is to be built before others that share its cores.
         """
+        self._is_first = is_first
         self._tasks = tasks
         self._config = config
         limits = config.collector
@@ -78,10 +81,8 @@ class Collector:
         self.close()
         self._host = None
         tasks, config = self._tasks, self._config
-        if config.learner.least_updates_per_step != config.learner.updates_per_step:
-            # What is collected is limited by the cores alone, and those that the learner computes on are not free. A
-            # process that is merely nice may keep a core for milliseconds from a thread of the learner that wakes up.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        if not self._is_first:
+            self._take_idle_cores()
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
@@ -118,6 +119,14 @@ class Collector:
         self._pusher.clock = self._collector.clock
         self._rollout: Rollout | None = None
         self._host, self._share, self._builds = host, share, builds
+        self._take_idle_cores()
+
+    def _take_idle_cores(self) -> None:
+        """Where only the cores limit what is collected, use those that nobody else does: the learner's are not free."""
+        learner = self._config.learner
+        if learner.least_updates_per_step != learner.updates_per_step:
+            # A process that is merely nice may keep a core for milliseconds from a thread of the learner that wakes up.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
     def state(self) -> bytes | None:
         """Return what an earlier collector's `build` takes; None if a task's engine has no states."""
