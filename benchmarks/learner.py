@@ -10,6 +10,11 @@ default. All contenders use one thread and are measured in CPU time.
 
 compares the ways to execute an update on a GPU, with larger networks: updates per second of wall clock, and on stderr
 the share of that time in which the GPU computes.
+
+    python benchmarks/learner.py --threads 2 --json threads.json
+
+compares threads that share out the rows of an update with torch's own, which share each kernel, and with one thread, in
+updates per second of wall clock.
 """
 
 from __future__ import annotations
@@ -42,8 +47,16 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+# Rows of an update with --threads.
+SHARED_ROWS = (128, 256, 384)
+
+
 def build(
-    tasks: int, network: dict[str, int] | None = None, config: dict[str, Any] | None = None, device: str = "cpu"
+    tasks: int,
+    network: dict[str, int] | None = None,
+    config: dict[str, Any] | None = None,
+    device: str = "cpu",
+    batch_rows: int = ROWS,
 ) -> tuple[Any, Any]:
     """Return a learner of this number of tasks, and a batch."""
     import torch
@@ -69,7 +82,7 @@ def build(
                 time_step_seconds=0.02,
             )
         )
-    rows, obs, act = ROWS // tasks, observation_width(specs), action_width(specs)
+    rows, obs, act = batch_rows // tasks, observation_width(specs), action_width(specs)
     batch = Batch(
         tuple(spec.name for spec in specs),
         torch.randn(tasks, rows, obs),
@@ -78,7 +91,7 @@ def build(
         torch.randn(tasks, rows, obs),
         torch.ones(tasks, rows, dtype=torch.int32),
     )
-    config = {"batch_rows": ROWS, **(config or {})}
+    config = {"batch_rows": batch_rows, **(config or {})}
     learner = Trainer(specs, NetworkConfig(**(network or {})), LearnerConfig(**config), device=device)
     learner.reward_scale.fill_(10.0)
     return learner, batch
@@ -209,14 +222,65 @@ def ways(device: str, seconds: float, repeats: int) -> tuple[list[harness.Row], 
     return harness.compare(measured.rates, plain, others, unit), measured.left_out
 
 
+def measure_threads(rows: int, threads: int, seconds: float, shares_kernels: bool) -> float:
+    """Return updates per second of wall clock of two tasks, with torch's threads or with threads that share rows."""
+    import torch
+
+    from mtray.learn.execution.threads import prepare_updates
+
+    prepare_updates()
+    learner, batch = build(2, config={"graphs": not shares_kernels}, batch_rows=rows)
+    if shares_kernels:
+        torch.set_num_threads(threads)
+    else:
+        learner.set_threads(threads)
+    for _ in range(20):
+        learner.update(batch)
+    begin, made = time.perf_counter(), 0
+    while (now := time.perf_counter()) < begin + seconds:
+        learner.update(batch)
+        made += 1
+    return made / (now - begin)
+
+
+def threads(count: int, seconds: float, repeats: int, budget: float) -> tuple[list[harness.Row], dict[str, str]]:
+    """Compare threads that share rows with torch's own and with one thread."""
+    rows: list[harness.Row] = []
+    left_out: dict[str, str] = {}
+
+    def contender(*arguments: Any) -> Callable[[], float]:
+        return lambda: float(harness.in_own_processes(measure_threads, [arguments])[0])
+
+    for size in SHARED_ROWS:
+        names = (
+            f"{size} rows, {count} threads within each kernel",
+            f"{size} rows, one thread",
+            f"{size} rows, {count} threads with a part of the rows each",
+        )
+        ways = ((count, seconds, True), (1, seconds, False), (count, seconds, False))
+        contenders = {name: contender(size, *way) for name, way in zip(names, ways, strict=True)}
+        measured = harness.interleave(contenders, repeats, budget / len(SHARED_ROWS))
+        rows += harness.compare(measured.rates, names[0], list(names[1:]), "updates/s of two tasks")
+        rows += harness.compare(measured.rates, names[1], [names[2]], "updates/s of two tasks")
+        left_out |= measured.left_out
+    return rows, left_out
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = harness.make_parser(__doc__)
     parser.add_argument("--device", help="compare the ways to execute an update there, for example cuda")
+    parser.add_argument("--threads", type=int, help="compare the ways to use so many threads of the CPU")
     options = parser.parse_args()
     seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
     if options.device:
         rows, left_out = ways(options.device, seconds, repeats)
+        harness.report(rows, options.json, left_out)
+        return
+
+    budget = harness.QUICK_SECONDS if options.quick else float("inf")
+    if options.threads:
+        rows, left_out = threads(options.threads, seconds, repeats, budget)
         harness.report(rows, options.json, left_out)
         return
 
@@ -228,7 +292,6 @@ def main() -> None:
     contenders = {f"{tasks} tasks": contender(tasks, "learner") for tasks in counts}
     contenders |= {BOUND.format(tasks): contender(tasks, "bound") for tasks in counts}
     contenders |= {LOOP.format(tasks): contender(tasks, "loop") for tasks in (TASKS[0], TASKS[-1])}
-    budget = harness.QUICK_SECONDS if options.quick else float("inf")
     measured = harness.interleave(contenders, repeats, budget)
     rates = measured.rates
     unit = f"updates/s of {ROWS} rows on one core"

@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py --json learning.json --plot learning.png
 
-Runs `python -m mtray.launch` with its default settings once per seed, one after another on all cores (with
+Runs `python -m mtray.launch --preset frugal` once per seed, one after another on all cores (with
 ``--at-once 2``: two at a time, each on half of the cores), evaluates every checkpoint with the deterministic policy,
 and compares with the curves in benchmarks/reference/dmc_returns.csv at equal frames per task. Arguments after ``--``
 are passed to mtray.launch.
@@ -64,7 +64,7 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
     saved = [int(checkpoint.name.partition(".")[0]) for checkpoint in (folder / "checkpoints").glob("0*")]
     if max(saved, default=0) >= total:
         return
-    command = [sys.executable, "-m", "mtray.launch", "--total-frames", str(total)]
+    command = [sys.executable, "-m", "mtray.launch", "--preset", "frugal", "--total-frames", str(total)]
     if (folder / "checkpoints" / "latest").is_file():
         command += ["--resume", str(folder)]
     else:

@@ -12,7 +12,7 @@ _RATIOS = {"fast": (1 / 16, 4.0), "frugal": (4.0, 4.0)}
 # With --deterministic: rounds are equal.
 _RATIO_OF_ROUNDS = {"fast": 0.5, "frugal": 4.0}
 _N_STEP = {"fast": 3, "frugal": 1}
-_ROWS = {"fast": 256, "frugal": 384}
+_ROWS = {"fast": 128, "frugal": 384}
 _LEAST_ROWS_PER_TASK = 16
 
 

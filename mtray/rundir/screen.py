@@ -30,7 +30,7 @@ _TASK_SECONDS = 30.0
 _TOLD_SHARE = 0.3
 _REMEDIES = {
     ("collectors", "learner"): "collectors wait {share} of their time for the learner: a lower "
-    "--learner.updates-per-step would let them bring more",
+    "--learner.least-updates-per-step would let them bring more",
     ("collectors", "collectors"): "collectors wait {share} of their time for the slowest of them",
     ("collectors", "replay"): "collectors wait {share} of their time for the replay",
     ("learner", "frames"): "the learner waits {share} of its time for frames: a higher --learner.updates-per-step or "

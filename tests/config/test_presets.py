@@ -39,7 +39,7 @@ def test_rounds_keep_one_ratio(preset):
     assert least == most
 
 
-@pytest.mark.parametrize(("preset", "rows"), [("fast", 256), ("frugal", 384)])
+@pytest.mark.parametrize(("preset", "rows"), [("fast", 128), ("frugal", 384)])
 def test_every_task_has_at_least_16_rows(preset, rows):
     filled = [fill(Config(preset=preset), tasks).learner.batch_rows for tasks in (1, 6, 50)]
     assert filled == [rows, rows, 800]

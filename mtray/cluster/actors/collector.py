@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
 
+# Of collectors that are being built after the first.
+_NICENESS = 10
+
 
 class Collector:
     """A collector as an actor: see `mtray.collect.loop.ActingLoop`."""
@@ -81,8 +84,9 @@ class Collector:
         self.close()
         self._host = None
         tasks, config = self._tasks, self._config
-        if not self._is_first:
-            self._take_idle_cores()
+        if not self._is_first and self._takes_idle_cores:
+            # A tenth of the first one's share of a core, so that frames come early.
+            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
@@ -119,14 +123,15 @@ class Collector:
         self._pusher.clock = self._collector.clock
         self._rollout: Rollout | None = None
         self._host, self._share, self._builds = host, share, builds
-        self._take_idle_cores()
-
-    def _take_idle_cores(self) -> None:
-        """Where only the cores limit what is collected, use those that nobody else does: the learner's are not free."""
-        learner = self._config.learner
-        if learner.least_updates_per_step != learner.updates_per_step:
+        if self._takes_idle_cores:
             # A process that is merely nice may keep a core for milliseconds from a thread of the learner that wakes up.
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+    @property
+    def _takes_idle_cores(self) -> bool:
+        """Whether only the cores limit what is collected, so that it must not take those of the learner."""
+        learner = self._config.learner
+        return learner.least_updates_per_step != learner.updates_per_step
 
     def state(self) -> bytes | None:
         """Return what an earlier collector's `build` takes; None if a task's engine has no states."""
