@@ -1,6 +1,7 @@
 """Peers whose pins conflict with mtray's: each lives in a virtual environment of its own and runs as a program there.
 
-A peer's program is the module of the same folder; the last line that it prints is JSON with ``frames_per_second``.
+A peer's program is the module of the same folder. For those that only collect, the last line that it prints is JSON
+with ``frames_per_second``.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ class Peer:
         name: of its row.
         module: of its program, in this package.
         pins: what it needs besides torch and the simulator; the first is the peer itself.
+        trial: arguments of its program with which it is tried.
     """
 
     name: str
     module: str
     pins: tuple[str, ...]
+    trial: tuple[str, ...] = (f"--warmup-seconds={_TRIAL_SECONDS}", f"--seconds={_TRIAL_SECONDS}")
 
     @property
     def version(self) -> dict[str, str]:
@@ -56,7 +59,7 @@ class Peer:
         for pins in ((_TORCH,), (_TORCH, *_SIMULATOR, *self.pins)):
             install = [self._python(folder), "-m", "pip", "install", "--quiet", *pins]
             harness.run_program(install, _INSTALL_SECONDS)
-        self.measure(folder, _TRIAL_SECONDS, _TRIAL_SECONDS)
+        self.run(folder, *self.trial)
         done.write_text(wanted)
 
     def measure(self, folder: Path, warmup_seconds: float, seconds: float) -> float:
@@ -66,9 +69,18 @@ class Peer:
             RuntimeError: its program failed.
             TimeoutError: that took too long.
         """
-        window = [f"--warmup-seconds={warmup_seconds}", f"--seconds={seconds}"]
-        printed = harness.run_program([self._python(folder), "-m", f"{__package__}.{self.module}", *window])
+        printed = self.run(folder, f"--warmup-seconds={warmup_seconds}", f"--seconds={seconds}")
         return float(json.loads(printed.splitlines()[-1])["frames_per_second"])
+
+    def run(self, folder: Path, *arguments: str, timeout_seconds: float = 300.0) -> str:
+        """Run its program and return what it prints.
+
+        Raises:
+            RuntimeError: it failed.
+            TimeoutError: that took too long.
+        """
+        command = [self._python(folder), "-m", f"{__package__}.{self.module}", *arguments]
+        return harness.run_program(command, timeout_seconds)
 
     def _home(self, folder: Path) -> Path:
         return folder.absolute() / f"venv-{self.module}"
@@ -81,3 +93,5 @@ PEERS = (
     Peer("RLlib", "rllib", ("ray[rllib]==2.60.0", "gymnasium==1.2.2", "numpy==2.4.6")),
     Peer("Sample Factory", "sample_factory", ("sample-factory==2.1.1", "gymnasium==0.29.1", "numpy==1.26.4")),
 )
+
+SBX = Peer("SBX", "sbx", ("sbx-rl==0.28.0", "numpy<2.4"), trial=("--minutes=0.2",))

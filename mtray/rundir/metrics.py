@@ -54,7 +54,7 @@ class Metrics:
         self.weights_version = 0
         self.wait_seconds = 0.0
         self.waiting: Mapping[str, Mapping[str, float]] = {}
-        self.restarts = self.frames_lost = self.updates_lost = 0
+        self.restarts = self.frames_lost = self.updates_lost = self.updates_owed = 0
         self._staleness: list[int] = []
         self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = seconds_before
@@ -114,6 +114,7 @@ class Metrics:
             "restarts": self.restarts,
             "frames_lost": self.frames_lost,
             "updates_lost": self.updates_lost,
+            "updates_owed": self.updates_owed,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
         self._last = (now, frames_made, updates_made)

@@ -98,11 +98,23 @@ class Picture:
         left = []
         if self._total_minutes is not None:
             left.append(60 * self._total_minutes - self.line["time"])
-        if self._total_frames is not None and self._first is not None:
+        owed, rate = self._owed(), self.line["updates_per_second"]
+        if owed and rate:
+            left.append(owed / rate)
+        elif self._total_frames is not None and self._first is not None:
             seconds, frames = self.line["time"] - self._first[0], self.line["frames"] - self._first[1]
             if frames > 0:
                 left.append((self._total_frames - self.line["frames"]) * seconds / frames)
         return max(0.0, min(left)) if left else None
+
+    def _owed(self) -> int:
+        """Return the updates that are made after the last frame, before the run ends."""
+        line, total = self.line, self._total_frames
+        if line is None or total is None or line["frames"] < total:
+            return 0
+        # Runs of earlier versions did not write it.
+        owed: int = line.get("updates_owed", 0)
+        return owed
 
     def totals(self) -> str:
         """Return frames, rates, updates, time and time left, in one line."""
@@ -116,6 +128,7 @@ class Picture:
             f"{line['frames']:,}{of_all} frames, {line['frames_per_second']:,.0f}/s   "
             f"{line['updates']:,} updates, {line['updates_per_second']:,.0f}/s   {duration(line['time'])}"
         )
+        text += f", {self._owed():,} updates are still owed" if self._owed() else ""
         return text + (f", about {duration(left)} left" if left else "")
 
     def waits(self) -> list[str]:

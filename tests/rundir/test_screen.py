@@ -48,11 +48,21 @@ def test_time_left_is_what_frames_or_minutes_leave():
     assert only.totals().endswith("about 20 s left")
 
 
+def test_updates_that_are_owed_after_the_last_frame_are_told_with_their_time():
+    picture = Picture(1000, None)
+    picture.add(line(10.0, 500) | {"updates_owed": 70})
+    assert "owed" not in picture.totals()
+    picture.add(line(20.0, 1000) | {"updates_owed": 60})
+    assert picture.totals().endswith("20 s, 60 updates are still owed, about 20 s left")
+    picture.add(line(40.0, 1000) | {"updates_owed": 0})
+    assert "owed" not in picture.totals()
+
+
 def test_who_waits_long_is_told_with_the_remedy():
     picture = Picture(None, 1.0)
     picture.add(line(1.0, 1, {"collectors": {"learner": 0.82}, "learner": {"frames": 0.1}}))
     (text,) = picture.waits()
-    assert text.startswith("collectors wait 82 % of their time for the learner: a lower --learner.least-updates-per-step")
+    assert text.startswith("collectors wait 82 % of their time for the learner: a lower --learner.least-updates-per-")
     picture.add(line(2.0, 1, {"collectors": {}, "learner": {"frames": 0.5}}))
     (text,) = picture.waits()
     assert "--learner.updates-per-step" in text

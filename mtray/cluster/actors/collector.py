@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
 
-# Of collectors that are being built after the first.
+# Of collectors that bring as much as they can: a tenth of the learner's share of a core that both want.
 _NICENESS = 10
 
 
@@ -84,9 +84,9 @@ class Collector:
         self.close()
         self._host = None
         tasks, config = self._tasks, self._config
-        if not self._is_first and self._takes_idle_cores:
-            # A tenth of the first one's share of a core, so that frames come early.
-            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        if not self._is_first:
+            # Frames come early if the first is built before the others.
+            self._give_way()
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
@@ -123,15 +123,13 @@ class Collector:
         self._pusher.clock = self._collector.clock
         self._rollout: Rollout | None = None
         self._host, self._share, self._builds = host, share, builds
-        if self._takes_idle_cores:
-            # A process that is merely nice may keep a core for milliseconds from a thread of the learner that wakes up.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        self._give_way()
 
-    @property
-    def _takes_idle_cores(self) -> bool:
-        """Whether only the cores limit what is collected, so that it must not take those of the learner."""
+    def _give_way(self) -> None:
+        """Where only the cores limit what is collected, leave those that the learner computes on to it."""
         learner = self._config.learner
-        return learner.least_updates_per_step != learner.updates_per_step
+        if learner.least_updates_per_step != learner.updates_per_step:
+            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
     def state(self) -> bytes | None:
         """Return what an earlier collector's `build` takes; None if a task's engine has no states."""

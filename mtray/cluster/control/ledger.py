@@ -84,6 +84,11 @@ class Ledger(Lifecycle):
         return self.plan.total_frames - (self.asked - self.lost)
 
     @property
+    def updates_owed(self) -> int:
+        """Updates that the run would still make if no more frames came."""
+        return max(0, self._updates_owed() - self.updates)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is under way that could change what a checkpoint holds."""
         is_training = self.learner.suspect is not None or any(
