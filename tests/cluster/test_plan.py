@@ -72,7 +72,8 @@ class World:
             case Method.BUILD | Method.CONNECT if kind == "replay":
                 return Restored(self.counts())
             case Method.TRAIN:
-                self.updates += self.random.randint(1, call.amount)
+                least = call.amount if isinstance(self.control, Lockstep) else 1
+                self.updates += self.random.randint(least, call.amount)
                 return self.updates
             case Method.COUNT | Method.SNAPSHOT:
                 return self.counts()

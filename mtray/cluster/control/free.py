@@ -83,6 +83,7 @@ class Control(Elastic):
         allowed = self._updates_allowed() if self.wanted > 0 else self._updates_owed()
         owed = allowed - self.updates - sum(call.amount for call in calls)
         if owed > 0 and len(calls) < CALLS and self.learner.suspect is None:
+            self._updates_asked = max(self._updates_asked, allowed)
             self._call(self.learner, Method.TRAIN, owed)
 
     def _keep_state(self) -> None:

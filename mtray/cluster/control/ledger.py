@@ -61,6 +61,8 @@ class Ledger(Lifecycle):
         self._flushes: dict[int, int] = {}
         self._is_counting, self._is_stale, self._next_count = False, True, now
         self._moved = now
+        # Updates in all that the learner was asked for, at most.
+        self._updates_asked = 0
         # What collectors without a call wait for while there is something to ask for.
         self._held_by: str = COLLECTORS
 

@@ -192,7 +192,8 @@ class Recovery(Run):
             # As many updates as before per step of every task that is left. Nothing owed is forgotten.
             frames = self.counts.frames
             owed, allowed = self.pacing.updates_owed(frames), self.pacing.updates_allowed(frames)
-            start_updates = min(max(self.updates, owed), allowed)
+            # What was asked of the learner may still be made.
+            start_updates = min(max(self._updates_asked, self.updates, owed), allowed)
             start = {"start_frames": frames, "start_updates": start_updates} if self.counts.is_warm else {}
             self.pacing = dataclasses.replace(self.pacing, step_frames=self.pacing.step_frames - step, **start)
         for actor in self.collectors:

@@ -16,10 +16,10 @@ from tests.cluster.control.simulation import Broken, Saved, World, draw, play, t
 SEEDS, SLOW_SEEDS, FAULT_SEEDS = 800, 5000, 400
 
 
-def play_all(seeds, **kwargs):
+def play_all(seeds, worlds=None, **kwargs):
     for seed in seeds:
         try:
-            play(seed, **kwargs)
+            play(seed, worlds=worlds, **kwargs)
         except Exception as error:
             command = f"python -m tests.cluster.control.simulation {seed}"
             pytest.fail(f"{error}\n\n{command} tells:\n{tell(seed, **kwargs)[-8000:]}")
