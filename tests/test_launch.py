@@ -243,7 +243,9 @@ def test_host_auto_is_resolved_again_when_a_run_is_resumed(tmp_path):
     with Run("--resume", run_dir, "--total-frames", "2e3", "--host", "parallel", cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     chosen = json.loads((run_dir / "config.json").read_text())["chosen"]
-    assert chosen == {"host": "parallel", "workers": 2, "envs_per_task": 2}
+    ratios = {"updates_per_step": 0.05, "least_updates_per_step": 0.05}
+    learner = {**ratios, "n_step": 3, "batch_rows": chosen["learner"]["batch_rows"]}
+    assert chosen == {"host": "parallel", "workers": 2, "envs_per_task": 2, "learner": learner}
 
 
 @pytest.mark.cluster

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -125,31 +125,20 @@ def _make(path: Path) -> list[Path]:
 
 
 def describe(given: Config, config: Config) -> dict[str, Any]:
-    """Return what config.json holds: the settings as given, those that were chosen, versions, the git commit."""
+    """Return what config.json holds: the settings as given, those that may be chosen, versions, the git commit."""
+    chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task")}
+    filled = ("updates_per_step", "least_updates_per_step", "n_step", "batch_rows")
+    chosen["learner"] = {name: getattr(config.learner, name) for name in filled}
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return {
         "config": to_dict(given),
-        "chosen": _changes(to_dict(given), to_dict(config)),
+        "chosen": chosen,
         "versions": versions,
         "git_commit": git_commit(),
     }
-
-
-def _changes(given: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that differ from those given."""
-    changes = {}
-    for name, value in chosen.items():
-        if isinstance(value, dict):
-            value = _changes(given[name], value)
-            if not value:
-                continue
-        elif value == given[name]:
-            continue
-        changes[name] = value
-    return changes
 
 
 def git_commit() -> str | None:

@@ -107,4 +107,6 @@ def test_train_is_a_function_like_any_other(tmp_path, case):
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["config"]["host"] in ("inline", "auto")
-    assert config["chosen"] == {"host": "inline", "workers": 1, "envs_per_task": 2}
+    ratios = {"updates_per_step": 0.2, "least_updates_per_step": 0.2}
+    learner = {**ratios, "n_step": 3, "batch_rows": 128}
+    assert config["chosen"] == {"host": "inline", "workers": 1, "envs_per_task": 2, "learner": learner}
