@@ -33,8 +33,7 @@ def run(options: Options) -> None:
     """Print the table; draw the runs."""
     if not options.run_dirs:
         raise UsageError("name at least one run directory, for example runs/a")
-    totals = {str(path): read_last(path) for path in options.run_dirs}
-    rows = table(totals)
+    rows = table({str(path): read_last(path) for path in options.run_dirs})
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -42,7 +41,7 @@ def run(options: Options) -> None:
         from mtray.rundir.page import write_page
 
         try:
-            written = write_page(options.run_dirs, totals, options.page)
+            written = write_page(options.run_dirs, rows, options.page)
         except OSError as error:
             raise UsageError(f"--page {options.page} can't be written: {error.strerror or error}") from error
         print("written: " + ", ".join(map(str, written)))

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mtray.rundir.report import table
 from mtray.rundir.screen import published, whole_lines
 
 if TYPE_CHECKING:
@@ -67,12 +66,12 @@ def read_run(run_dir: Path) -> Run:
     )
 
 
-def write_page(run_dirs: Sequence[Path], totals: dict[str, dict[str, Any]], page: Path) -> list[Path]:
+def write_page(run_dirs: Sequence[Path], totals: Sequence[Sequence[str]], page: Path) -> list[Path]:
     """Write the page and its figures beside it; return their paths.
 
     Args:
         run_dirs: of the runs.
-        totals: name to figures, as `mtray.rundir.report.read_last` returns them.
+        totals: rows of text, as `mtray.rundir.report.table` returns them.
         page: the HTML file; ``<name>-returns-minutes.png`` and others are written beside it.
     """
     groups = _grouped([read_run(path) for path in run_dirs])
@@ -93,10 +92,10 @@ def write_page(run_dirs: Sequence[Path], totals: dict[str, dict[str, Any]], page
         written.append(file)
         text = base64.b64encode(picture.getvalue()).decode()
         parts.append(f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{text}">')
-    names = ", ".join(totals)
+    names = ", ".join(map(str, run_dirs))
     page.write_text(
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(names)}</title>\n'
-        f"<style>{_STYLE}</style>\n<h1>{html.escape(names)}</h1>\n{_rows(table(totals))}\n"
+        f"<style>{_STYLE}</style>\n<h1>{html.escape(names)}</h1>\n{_rows(totals)}\n"
         + "\n".join(parts)
         + f"\n<h2>What happened</h2>\n{_rows(_told(groups))}\n</html>\n"
     )

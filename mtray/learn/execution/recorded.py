@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -60,16 +61,25 @@ class Recorded:
 class _Rows:
     """Some of a batch's rows: their memory, and the last gradients over them."""
 
-    def __init__(self, algorithm: ActorCritic, batch: Batch, noise: Tensor, ids: Tensor | None, rows: int) -> None:
-        """Keep memory of this batch's size; ``noise`` [n, B, act] is filled before each half of an update."""
-        self.batch = Batch(batch.tasks, *(torch.empty_like(part, device=algorithm.device) for part in batch.tensors))
-        self._algorithm, self._noise, self._ids, self._rows = algorithm, noise, ids, rows
-        self._observation = self.batch.observation
+    def __init__(
+        self, algorithm: ActorCritic, batch: Batch, noise: Tensor, ids: Tensor | None, begin: int, end: int
+    ) -> None:
+        """Keep memory of these rows of such a batch, whose ``noise`` [n, B, act] is filled before each half."""
+        own = batch.rows(begin, end)
+        self._batch = Batch(own.tasks, *(torch.empty_like(part, device=algorithm.device) for part in own.tensors))
+        self._algorithm, self._noise, self._ids = algorithm, noise[:, begin:end], ids
+        self._begin, self._end, self._rows = begin, end, batch.reward.shape[1]
+        self._observation = self._batch.observation
         self.critic: Gradient
         self.actor: Gradient
 
+    def copy_(self, batch: Batch) -> None:
+        self._batch.copy_(batch.rows(self._begin, self._end))
+
     def differentiate_critic(self) -> None:
-        self.critic, self._observation = self._algorithm.critic_gradient(self.batch, self._noise, self._ids, self._rows)
+        self.critic, self._observation = self._algorithm.critic_gradient(
+            self._batch, self._noise, self._ids, self._rows
+        )
 
     def differentiate_actor(self) -> None:
         # The critic comes first: this reads the observations that it wrote.
@@ -97,10 +107,9 @@ class RecordedUpdates:
         self._algorithm, self._ids, self._executor = algorithm, ids, executor
         rows = batch.reward.shape[1]
         self._noise = torch.empty_like(batch.action, device=algorithm.device)
-        self._bounds = [rows * thread // threads for thread in range(threads + 1)]
+        bounds = [rows * thread // threads for thread in range(threads + 1)]
         self._parts = [
-            _Rows(algorithm, batch.rows(begin, end), self._noise[:, begin:end], ids, rows)
-            for begin, end in zip(self._bounds, self._bounds[1:], strict=False)
+            _Rows(algorithm, batch, self._noise, ids, begin, end) for begin, end in itertools.pairwise(bounds)
         ]
         self._shape = batch.tasks, batch.reward.shape
         self._critic = self._stages([part.differentiate_critic for part in self._parts], self._step_critic)
@@ -128,8 +137,8 @@ class RecordedUpdates:
 
     def update(self, batch: Batch, *, with_actor: bool) -> None:
         """Make an update on a copy of the batch."""
-        for part, begin, end in zip(self._parts, self._bounds, self._bounds[1:], strict=False):
-            part.batch.copy_(batch.rows(begin, end))
+        for part in self._parts:
+            part.copy_(batch)
         for stage in self._critic + (self._actor if with_actor else []):
             self._call(stage)
         # A replay runs no Python, and an update that was not recorded has replaced the groups' gradients.

@@ -71,13 +71,19 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Copied:
-    """An operation without a variant that writes into existing memory; its results are copied there."""
+class _Step:
+    """A call of an operation, with views in place of tensors.
+
+    Attributes:
+        function: the operation.
+        args, kwargs: its arguments.
+        into: views that its results are copied into, if it can't write there itself; none otherwise.
+    """
 
     function: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    into: list[Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    into: Sequence[Any] = ()
 
 
 @functools.cache
@@ -103,7 +109,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.steps: list[functools.partial[Any] | _Copied] = []
+        self.steps: list[_Step] = []
         self.memory: dict[int, _Memory] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,7 +125,7 @@ class _Recorder(TorchDispatchMode):
         args, kwargs = self._views((args, kwargs))
         if function._schema.is_mutable:
             assert not new, f"{function} writes into its arguments and returns new tensors too"
-            self.steps.append(functools.partial(function, *args, **kwargs))
+            self.steps.append(_Step(function, args, kwargs))
             return results
         assert len(new) == len(returned), f"{function} returns new tensors and views of its arguments"
         for tensor in new:
@@ -132,15 +138,15 @@ class _Recorder(TorchDispatchMode):
         if function in _EMPTY:
             return
         if function in _COPIES:
-            self.steps.append(functools.partial(_aten.copy_.default, results, args[0]))
+            self.steps.append(_Step(_aten.copy_.default, (results, args[0]), {}))
             return
         views = _as_list(results)
         variant, inputs, outputs = _out_variant(function)
         if len(outputs) != len(views) or any(view is None for view in views):
-            self.steps.append(_Copied(function, args, kwargs, views))
+            self.steps.append(_Step(function, args, kwargs, views))
             return
         kwargs = {name: value for name, value in kwargs.items() if name in inputs}
-        self.steps.append(functools.partial(variant, *args, **kwargs, **dict(zip(outputs, views, strict=True))))
+        self.steps.append(_Step(variant, args, {**kwargs, **dict(zip(outputs, views, strict=True))}))
 
     def _use(self, tensor: Tensor, *, is_new: bool = False) -> int:
         """Return the key of a tensor's memory, and mark it as used by the next step."""
@@ -192,24 +198,18 @@ class _Script:
         self._graph: Any = torch._C.Graph()
         self._tensors: list[Tensor] = []
         self._numbers: dict[_View, int] = {}
-        self._calls: list[tuple[Any, list[Any], list[Any]]] = []
+        self._calls: list[tuple[Any, list[Any], Sequence[Any]]] = []
 
-    def add(self, step: functools.partial[Any] | _Copied) -> None:
+    def add(self, step: _Step) -> None:
         """Call an operation after those before."""
-        if isinstance(step, _Copied):
-            self._call(step.function, step.args, step.kwargs, step.into)
-        else:
-            self._call(step.func, step.args, step.keywords, [])
-
-    def _call(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], into: list[Any]) -> None:
-        names = [argument.name for argument in function._schema.arguments]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        values = [given.get(argument.name, argument.default_value) for argument in function._schema.arguments]
-        for view in tree_leaves((values, into)):
+        arguments = step.function._schema.arguments
+        given = {**dict(zip([argument.name for argument in arguments], step.args, strict=False)), **step.kwargs}
+        values = [given.get(argument.name, argument.default_value) for argument in arguments]
+        for view in tree_leaves((values, list(step.into))):
             if isinstance(view, _View) and view not in self._numbers:
                 self._numbers[view] = len(self._tensors)
                 self._tensors.append(view.tensor())
-        self._calls.append((function, values, into))
+        self._calls.append((step.function, values, step.into))
 
     def compiled(self) -> Callable[[], Any]:
         """Return a function that makes the calls."""
@@ -248,19 +248,18 @@ class _Script:
         return self._graph.insertConstant(list(value) if is_list else value)
 
 
-def _is_scripted(step: functools.partial[Any] | _Copied) -> bool:
+def _is_scripted(step: _Step) -> bool:
     """Return whether TorchScript can make a call: it takes no generators and no memory formats, for example."""
-    arguments = (step.args, step.kwargs) if isinstance(step, _Copied) else (step.args, step.keywords)
-    return all(value is None or isinstance(value, (_View, bool, int, float)) for value in tree_leaves(arguments))
+    leaves = tree_leaves((step.args, step.kwargs))
+    return all(value is None or isinstance(value, (_View, bool, int, float)) for value in leaves)
 
 
-def _call_of(step: functools.partial[Any] | _Copied) -> Callable[[], Any]:
+def _call_of(step: _Step) -> Callable[[], Any]:
     """Return a call from Python."""
-    if isinstance(step, _Copied):
-        args, kwargs, into = tree_map_only(_View, _View.tensor, (step.args, step.kwargs, step.into))
+    args, kwargs, into = tree_map_only(_View, _View.tensor, (step.args, step.kwargs, step.into))
+    if into:
         return functools.partial(_copy_results, step.function, args, kwargs, into)
-    args, kwargs = tree_map_only(_View, _View.tensor, (step.args, step.keywords))
-    return functools.partial(step.func, *args, **kwargs)
+    return functools.partial(step.function, *args, **kwargs)
 
 
 def _copy_results(
@@ -271,7 +270,7 @@ def _copy_results(
             target.copy_(result)
 
 
-def _compiled(steps: Sequence[functools.partial[Any] | _Copied]) -> Iterator[Callable[[], Any]]:
+def _compiled(steps: Sequence[_Step]) -> Iterator[Callable[[], Any]]:
     """Yield functions that make the calls one after another."""
     for is_scripted, group in itertools.groupby(steps, _is_scripted):
         if is_scripted:
