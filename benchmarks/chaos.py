@@ -2,11 +2,11 @@
 
     python benchmarks/chaos.py --minutes 10 --json chaos.json --plot chaos.png
 
-Every 40 seconds (15 with --quick) one process is killed with SIGKILL: a collector, a simulator's, the replay's, the
-learner's, or the driver's, which ``--resume auto`` brings back. Then the run's last checkpoint is compared, row by row,
-with what the collectors printed of every push that the replay acknowledged: each must be there once. One may be missing
-if the driver was killed after it and the run went back to an earlier checkpoint. A calm run of the same settings, half
-before and half after, gives the frames per second to compare with.
+Every 40 seconds (10 with --quick) one process is killed with SIGKILL: a collector, a simulator's, the replay's, the
+learner's, the evaluator's, or the driver's, which ``--resume auto`` brings back. Then the run's last checkpoint is
+compared, row by row, with what the collectors printed of every push that the replay acknowledged: each must be there
+once. One may be missing if the driver was killed after it and the run went back to an earlier checkpoint. A calm run of
+the same settings, half before and half after, gives the frames per second to compare with.
 """
 
 from __future__ import annotations
@@ -38,10 +38,16 @@ SETTINGS = (
     *("--tasks", *ROW_SIZES, "--workers", "4", "--host", "parallel", "--envs-per-task", "4"),
     *("--learner.updates-per-step", "0.25", "--learner.warmup-steps", "500"),
     *("--run.log-seconds", "1", "--run.log-pushes", "--run.checkpoint-seconds", "30", "--total-frames", "1000000000"),
+    *("--run.evaluate-every", "0.2", "--run.evaluate-episodes", "2"),
 )
 # As they appear in a list of processes; a simulator is a child of its collector's fork server.
-ROLES = {"collector": "ray::Collector", "replay": "ray::Replay", "learner": "ray::Learner"}
-KINDS = ("collector", "replay", "learner", "simulator", "driver")
+ROLES = {
+    "collector": "ray::Collector",
+    "replay": "ray::Replay",
+    "learner": "ray::Learner",
+    "evaluator": "ray::Evaluator",
+}
+KINDS = (*ROLES, "simulator", "driver")
 # A recovery that takes longer counts as none.
 RECOVERY_SECONDS = 60.0
 MIB = 2**20
@@ -188,6 +194,9 @@ class Session:
                 rates = [line["frames_per_second"] for at, line in self.seen.lines if at > kill.seconds + 1]
                 if any(rates):
                     return
+            elif kill.kind == "evaluator":
+                if any(event["event"] == "evaluated" for at, event in list(self.events) if at > kill.seconds):
+                    return
             else:
                 after = [event for at, event in list(self.events) if at > kill.seconds]
                 told = {event["event"] for event in after if event.get("part", "").startswith(name)}
@@ -250,9 +259,9 @@ def chaos(folder: Path, seconds: float, every: float, seed: int) -> Watched:
             time.sleep(every)
             if not kinds:
                 kinds = random.sample(KINDS, len(KINDS))
-            kind = kinds.pop()
-            running.kill(kind)
-            print(f"{running.now:5.0f} s: {running.seen.kills[-1]}", file=sys.stderr)
+            running.kill(kinds.pop())
+            for kill in running.seen.kills[-1:]:
+                print(f"{running.now:5.0f} s: {kill}", file=sys.stderr)
         time.sleep(max(0.0, until - running.now))
         running.stop()
         return running.seen

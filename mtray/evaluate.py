@@ -1,4 +1,4 @@
-"""Evaluate a run's newest policy: ``python -m mtray.evaluate runs/a --episodes 10 --json eval.json``.
+"""Evaluate a run's policy: ``python -m mtray.evaluate runs/a --episodes 10 --json eval.json``.
 
 Runs in one process without Ray; each task's episodes are stepped together in a single-task environment.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -21,10 +22,12 @@ from mtray.rundir.files import to_json
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Evaluate a run's newest policy on its tasks."""
+    """Evaluate a run's policy on its tasks."""
 
     run_dir: tyro.conf.Positional[Path]
     """Run directory, or the folder of one checkpoint."""
+    checkpoint: Literal["newest", "best"] = "newest"
+    """The newest policy that was saved, or the one with the best evaluation during the run."""
     episodes: int = 10
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()
@@ -49,7 +52,7 @@ def run(options: Options) -> None:
     check_options(options.episodes, options.seed)
     if options.json is not None:
         _check_writable(options.json)
-    policy = load_policy(options.run_dir)
+    policy = load_policy(options.run_dir, options.checkpoint)
     names = read_config(run_dir_of(options.run_dir)).tasks
     # A maker's task is named after the last part of the maker's path.
     paths = {name.rpartition(":")[2]: name for name in names}

@@ -9,7 +9,10 @@ import tempfile
 import numpy as np
 import pytest
 
+from mtray.collect.evaluation import SEED, evaluate
 from mtray.rundir.checkpoints import checkpoint
+from mtray.rundir.checkpoints.policies import load_policy
+from mtray.tasks.registry import resolve_like
 from tests.processes import Run
 from tests.test_launch import PARALLEL, SMALL, frames_so_far, lines_of, rows_of, summary_of
 
@@ -84,6 +87,35 @@ def test_a_learner_that_is_killed_goes_on_from_its_last_state(tmp_path):
     assert versions == sorted(versions), "collectors take newer weights only"
     assert lines_of(run_dir)[-1]["staleness"] < 50, "and they do act with the new learner's"
     assert_whole(run_dir)
+
+
+def test_evaluations_go_on_when_the_evaluator_is_killed(tmp_path):
+    run_dir = tmp_path / "a"
+    # Every three seconds, a tenth of the time at most.
+    arguments = (*BUSY, "--run.evaluate-every", 0.05, "--run.evaluate-episodes", 2, "--total-frames", 4_000_000)
+    with Run(*arguments, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 1000)
+        run.wait_until(lambda: events_of(run_dir, "evaluated"))
+        run.named("ray::Evaluator")[0].send_signal(signal.SIGKILL)
+        run.wait_until(lambda: len(events_of(run_dir, "evaluated")) >= 2)
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    summary = summary_of(run_dir)
+    assert summary["restarts"] == 0, "the run itself has lost nothing"
+    untrained, trained = events_of(run_dir, "evaluated")[:2]
+    assert (untrained["updates"], untrained["is_best"]) == (0, False)
+    assert trained["updates"] > 0
+    assert trained["is_best"]
+    (failure,) = events_of(run_dir, "evaluation_failed")
+    assert failure["cause"] == "its process was killed or crashed"
+    best = [event for event in events_of(run_dir, "evaluated") if event["is_best"]][-1]
+    policy = load_policy(run_dir, "best")
+    for task, figures in summary["tasks"].items():
+        assert figures["return_evaluated"] is not None
+        # The same episodes with the same policy: what was kept is what was evaluated.
+        kept = evaluate(policy, resolve_like([task], policy.specs)[0], 2, seed=SEED)
+        assert kept == pytest.approx(best["returns"][task])
 
 
 def test_simulators_that_are_killed_or_hang_are_built_anew_in_the_same_collector(tmp_path):

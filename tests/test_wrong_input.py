@@ -355,7 +355,7 @@ def learned_run(tmp_path, monkeypatch, tasks, specs):
     from mtray.policy.policy import MultiTaskPolicy
 
     policy = MultiTaskPolicy(specs, NetworkConfig(actor_width=16), deterministic=True)
-    monkeypatch.setattr("mtray.rundir.checkpoints.policies.load_policy", lambda path: policy)
+    monkeypatch.setattr("mtray.rundir.checkpoints.policies.load_policy", lambda *_: policy)
     return make_run(tmp_path, tasks=tasks)
 
 

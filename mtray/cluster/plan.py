@@ -19,6 +19,11 @@ from mtray.replay.pacing import Pacing, least_slack
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.tasks.plan import Task
 
+# Frames that no run reaches.
+_NEVER = 10**15
+# Frames between two checkpoints of a run in lockstep, by default.
+_CUT_FRAMES = 100_000
+
 
 def make_pacing(config: Config, specs: Sequence[TaskSpec]) -> Pacing:
     """Return the pacing of a new run, from a config without gaps.
@@ -132,9 +137,8 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Shares, saved: 
     is_elastic = config.address is not None and not config.deterministic
     return Plan(
         places=places(config.collectors),
-        # Without a number: more than any run reaches.
-        total_frames=10**15 if config.frames is None else config.frames,
-        checkpoint_frames=run.checkpoint_frames,
+        total_frames=_NEVER if config.frames is None else config.frames,
+        checkpoint_frames=run.checkpoint_frames or (_CUT_FRAMES if config.deterministic else _NEVER),
         checkpoint_seconds=math.inf if config.deterministic else run.checkpoint_seconds,
         frames=saved.frames if saved else 0,
         updates=saved.meta["metrics"]["updates"] if saved else 0,

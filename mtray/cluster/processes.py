@@ -17,6 +17,7 @@ from typing import Any
 import ray
 
 from mtray.cluster.actors.collector import Collector
+from mtray.cluster.actors.evaluator import Evaluator
 from mtray.cluster.actors.hello import Hello
 from mtray.cluster.actors.learner import Learner
 from mtray.cluster.actors.replay import Replay
@@ -47,6 +48,7 @@ class Processes:
             resolve one that is an argument itself.
         learner_state: the newest that the learner gave, for the process that replaces it.
         restored_frames: task to the frames that the replay's newest process began with.
+        aside: tasks without which the replay's counts tell whether all are warm.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Processes:
         self._replay: Any = None
         self._rows = RowsKeeper(self._specs, config)
         self._made_weights: dict[int, Any] = {}
-        self._aside: set[str] = set()
+        self.aside: set[str] = set()
         self._jobs: queue.SimpleQueue[tuple[Call, Callable[[], Any]] | None] = queue.SimpleQueue()
         # A daemon: one that waits for a disk that hangs must not keep the driver from ending.
         threading.Thread(target=self._work, name="checkpoints", daemon=True).start()
@@ -122,12 +124,18 @@ class Processes:
             return create(Learner, self._specs, config, self._replay, **gpus)
         return create(Collector, self._source(part), self._tasks, config, self._replay, part.place == 0)
 
+    def start_evaluator(self) -> Any:
+        """Start a process beside the run, which takes none of its cores; return its actor."""
+        remote: Any = ray.remote(Evaluator)
+        options = {"num_cpus": 0} if self._placement is None else self._placement.beside()
+        return remote.options(**options).remote(self._tasks, self._config)
+
     def _source(self, part: Part) -> str:
         return f"{self._run_id}/{part.place}.{part.life}"
 
     def set_aside(self, task: str) -> None:
         """Have the replay's counts tell whether all but a task are warm."""
-        self._aside.add(task)
+        self.aside.add(task)
 
     def kill(self, part: Part) -> None:
         """End a part's process, if it is still there."""
@@ -226,7 +234,7 @@ class Processes:
     def _fill(self, replay: Any) -> Restored:
         """Make a process of the replay ready, with what the one before had, or with the newest checkpoint."""
         source, has_rows = self._rows.fill(replay, self._writer.newest)
-        counts, sources = ray.get([replay.count.remote(self._aside), replay.sources.remote()])
+        counts, sources = ray.get([replay.count.remote(self.aside), replay.sources.remote()])
         self.restored_frames = counts["frames"]
         stored = {self._part(name): frames for name, frames in sources.items() if name.startswith(f"{self._run_id}/")}
         return Restored(Counts(sum(counts["frames"].values()), counts["is_warm"]), source, stored, has_rows)
@@ -267,7 +275,7 @@ class Processes:
                 seconds = float("inf") if self._config.deterministic else self._config.learner.slice_seconds
                 return self._with_weights(call, actor.train, call.amount, seconds)
             case Method.COUNT | Method.SNAPSHOT:
-                return getattr(actor, call.method.value).remote(self._aside)
+                return getattr(actor, call.method.value).remote(self.aside)
             case Method.FENCE:
                 assert call.of is not None
                 return actor.fence.remote(self._source(call.of))

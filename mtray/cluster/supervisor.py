@@ -29,6 +29,7 @@ from mtray.cluster.control.protocol import (
     Stop,
     Tell,
 )
+from mtray.cluster.evaluations import Evaluations
 from mtray.cluster.events import EventLog
 from mtray.cluster.failures import one_line
 from mtray.cluster.plan import Shares, make_pacing, make_plan, pacing_state, resume_pacing
@@ -126,6 +127,9 @@ class Supervisor:
             self.config, self.tasks, self._shares, self._cpus_per_actor, self._writer, self._placement
         )
         self._answers = Answers(self.specs, self.run_dir, self.metrics, self._events, self.processes, self._resume)
+        self._evaluations = Evaluations(
+            self.config, self.specs, self.run_dir, self.processes, self._answers, self.metrics, self._tell
+        )
         self._next_line = time.monotonic() + self.config.run.log_seconds
         if self._resume is not None:
             self._events.tell_resume(self._resume, self._skipped, self._writer.superseded)
@@ -173,6 +177,7 @@ class Supervisor:
         now = time.monotonic()
         if tick is not None and now >= tick:
             self._perform(self.control.tick(now))
+        self._evaluations.turn()
         if now >= self._next_line:
             self._next_line = now + self.config.run.log_seconds
             self._line()
@@ -197,11 +202,14 @@ class Supervisor:
                 case SetAside():
                     self.processes.set_aside(command.task)
                 case Tell():
-                    self._events.tell(command)
-                    self._screen.tell(command.event, command.fields)
-                    self._tell_where(command.event)
+                    self._tell(command)
                 case End():
                     self._end = command
+
+    def _tell(self, told: Tell) -> None:
+        self._events.tell(told)
+        self._screen.tell(told.event, told.fields)
+        self._tell_where(told.event)
 
     def _tell_where(self, event: str) -> None:
         """On a joined cluster, say who is where once the run begins and whenever tasks were spread anew."""
@@ -251,6 +259,7 @@ class Supervisor:
         No other process is needed, so nothing of this can hang.
         """
         self._events.tell(Tell("failure", {"cause": death}))
+        self._evaluations.leave_ray()
         self._end_watch()
         try:
             self._save_alone()
@@ -284,6 +293,7 @@ class Supervisor:
             sink.close()
         self._events.close()
         self._end_watch()
+        self._evaluations.close()
         self.processes.close()
 
     def _end_watch(self) -> None:

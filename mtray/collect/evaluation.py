@@ -19,10 +19,12 @@ from mtray.tasks.restored import process_restored
 
 # Agent steps after which an episode without a time limit is cut.
 _MOST_STEPS = 10_000
+# Of the episodes, so that policies are compared in the same ones.
+SEED = 12345
 
 
 def evaluate_policy(
-    policy: MultiTaskPolicy, tasks: Sequence[str] = (), *, episodes: int = 10, seed: int = 12345
+    policy: MultiTaskPolicy, tasks: Sequence[str] = (), *, episodes: int = 10, seed: int = SEED
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a policy with the engines and action repeats that it was trained with.
 

@@ -78,12 +78,18 @@ class RunConfig:
     """Time between lines of metrics.jsonl."""
     progress: Literal["auto", "plain", "table", "none"] = "auto"
     """What the screen shows: a live table, plain lines, nothing; auto: the table on a terminal, else lines."""
-    checkpoint_frames: int = 100_000
-    """Frames between checkpoints; another one is written at the end."""
+    checkpoint_frames: int | None = None
+    """Frames between checkpoints, if they come before --run.checkpoint-seconds; with --deterministic they alone count,
+    and are 100,000 by default. Another checkpoint is written at the end."""
     checkpoint_seconds: float = 120.0
-    """Time between checkpoints, if there are fewer frames in it; with --deterministic frames alone count."""
+    """Time between checkpoints."""
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
+    evaluate_every: float | None = None
+    """Minutes between evaluations of the policy without noise, which a process of their own makes; 0 for none. By
+    default 2, and none with --deterministic. Where one takes longer than a tenth of it, they are made less often."""
+    evaluate_episodes: int = 10
+    """Episodes of each task in an evaluation."""
     log_pushes: bool = False
     """Print every acknowledged push, with checksums of its rows, into the collector's file in logs/."""
     cpus_per_actor: float | None = None
@@ -101,7 +107,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Convert and validate."""
         convert_fields(self)
-        require_at_least(self, 0, "cpus_per_actor")
+        require_at_least(self, 0, "cpus_per_actor", "evaluate_every")
+        require_at_least(self, 1, "evaluate_episodes")
         require_at_least(self, 1, "checkpoint_frames", "keep_checkpoints")
         require_above_zero(self, "log_seconds", "checkpoint_seconds", "start_timeout_seconds")
         require_above_zero(self, "call_timeout_seconds", "give_up_seconds")
@@ -182,6 +189,11 @@ class Config:
             f"--learner.least-updates-per-step {least}: with --deterministic the ratio is fixed, give "
             "--learner.updates-per-step alone",
         )
+        require(
+            not (self.deterministic and self.run.evaluate_every),
+            f"--run.evaluate-every {self.run.evaluate_every}: with --deterministic there are no evaluations during the "
+            "run, whose moments would differ from run to run; evaluate its checkpoints",
+        )
         self.learner.check_device(self.device)
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
@@ -198,6 +210,14 @@ class Config:
     def minutes(self) -> float | None:
         """Minutes after which the run ends; None if only frames end it."""
         return 60.0 if self.total_minutes is None and self.frames is None else self.total_minutes
+
+    @property
+    def evaluation_seconds(self) -> float | None:
+        """Seconds between two evaluations; None if there are none."""
+        minutes = self.run.evaluate_every
+        if minutes is None:
+            minutes = 0.0 if self.deterministic else 2.0
+        return 60 * minutes or None
 
     @property
     def collectors(self) -> int:

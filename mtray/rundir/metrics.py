@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from mtray.data.messages import Report
@@ -24,24 +24,34 @@ class TaskMetrics:
         self.frames = 0
         self.episodes = self.broken_episodes = 0
         self.recent: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
+        # Agent steps of the same episodes.
+        self.lengths: collections.deque[int] = collections.deque(maxlen=RECENT_EPISODES)
         # Of episodes in which some actions were random.
         self.random: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
+        self.evaluated: float | None = None
         self.learner: Mapping[str, float] = {}
 
     def as_dict(self) -> dict[str, Any]:
         """Frames, episodes, mean of the policy's last 20 episodes' returns, the last one; null before one has ended.
 
-        ``broken_episodes``: ended by a failure of their simulator, and not among the others.
+        ``broken_episodes``: ended by a failure of their simulator, and not among the others. ``return_evaluated``: mean
+        return without noise in the last evaluation. ``length_mean``: mean agent steps of the episodes of return_mean.
         """
         return {
             "frames": self.frames,
             "episodes": self.episodes,
             "broken_episodes": self.broken_episodes,
-            "return_mean": sum(self.recent) / len(self.recent) if self.recent else None,
+            "return_mean": _mean(self.recent),
             "return_last": self.recent[-1] if self.recent else None,
-            "return_random": sum(self.random) / len(self.random) if self.random else None,
+            "return_random": _mean(self.random),
+            "return_evaluated": self.evaluated,
+            "length_mean": _mean(self.lengths),
             **self.learner,
         }
+
+
+def _mean(values: Collection[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 class Metrics:
@@ -55,6 +65,8 @@ class Metrics:
         self.wait_seconds = 0.0
         self.waiting: Mapping[str, Mapping[str, float]] = {}
         self.restarts = self.frames_lost = self.updates_lost = self.updates_owed = 0
+        # Of the policy that was evaluated last.
+        self.evaluated_updates: int | None = None
         self._staleness: list[int] = []
         self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = seconds_before
@@ -87,7 +99,17 @@ class Metrics:
         for episode in report.episodes:
             task = self.tasks[episode.task]
             task.episodes += 1
-            (task.recent if episode.of_policy else task.random).append(episode.episode_return)
+            if episode.of_policy:
+                task.recent.append(episode.episode_return)
+                task.lengths.append(episode.steps)
+            else:
+                task.random.append(episode.episode_return)
+
+    def add_evaluation(self, updates: int, returns: Mapping[str, float]) -> None:
+        """Take each task's mean return of the policy after so many updates, without noise."""
+        self.evaluated_updates = updates
+        for name, value in returns.items():
+            self.tasks[name].evaluated = value
 
     def replay_seconds(self) -> tuple[float, float]:
         """Return the seconds since the last line that collectors waited for receipts, and the learner for batches."""
@@ -115,6 +137,7 @@ class Metrics:
             "frames_lost": self.frames_lost,
             "updates_lost": self.updates_lost,
             "updates_owed": self.updates_owed,
+            "evaluated_updates": self.evaluated_updates,
             "tasks": {name: task.as_dict() for name, task in self.tasks.items()},
         }
         self._last = (now, frames_made, updates_made)
@@ -135,14 +158,17 @@ class Metrics:
                     "broken_episodes": task.broken_episodes,
                     "recent": list(task.recent),
                     "random": list(task.random),
+                    "lengths": list(task.lengths),
+                    "evaluated": task.evaluated,
                 }
                 for name, task in self.tasks.items()
             },
+            "evaluated_updates": self.evaluated_updates,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the counts of what `state` gave; its seconds may lie before what is written already."""
-        self.updates = state["updates"]
+        self.updates, self.evaluated_updates = state["updates"], state.get("evaluated_updates")
         for name, saved in state["tasks"].items():
             task = self.tasks[name]
             task.frames, task.episodes = saved["frames"], saved["episodes"]
@@ -150,4 +176,6 @@ class Metrics:
             task.recent.extend(saved["recent"])
             # Older checkpoints have none.
             task.random.extend(saved.get("random", ()))
+            task.lengths.extend(saved.get("lengths", ()))
+            task.evaluated = saved.get("evaluated")
         self._last = (self._started, *self._made)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Points of a curve, at most.
 _POINTS = 400
 _COLUMNS = 3
+_MINUTES = "minutes"
 # Waits that are drawn: of this share of the time once.
 _LEAST_SHARE = 0.02
 # Colours that differ in print too, and by more than their hue (Okabe and Ito 2008, "Color universal design").
@@ -76,7 +77,7 @@ def write_page(run_dirs: Sequence[Path], totals: Sequence[Sequence[str]], page: 
     """
     groups = _grouped([read_run(path) for path in run_dirs])
     figures = {
-        "returns-minutes": ("Returns over time", _draw_returns(groups, "minutes", lambda line, _: line["time"] / 60)),
+        "returns-minutes": ("Returns over time", _draw_returns(groups, _MINUTES, lambda line, _: line["time"] / 60)),
         "returns-frames": (
             "Returns over frames",
             _draw_returns(groups, "frames of the task", lambda line, task: line["tasks"][task]["frames"]),
@@ -141,6 +142,25 @@ def _plot(axis: Axes, group: Sequence[Sequence[tuple[float, float]]], number: in
     axis.fill_between(places, values.min(0), values.max(0), color=_style(number)["color"], alpha=0.2, linewidth=0)
 
 
+def _evaluated(group: Sequence[Run], task: str, label: str) -> list[tuple[float, float]]:
+    """Return places and mean returns of evaluations; places are minutes, or the task's frames at that time."""
+    points = []
+    for run in group:
+        times = [line["time"] for line in run.lines]
+        frames = [line["tasks"].get(task, {}).get("frames", 0) for line in run.lines]
+        for event in run.events:
+            if event["event"] == "evaluated" and task in event["returns"] and times:
+                then = event["of_time"]
+                place = then / 60 if label == _MINUTES else float(np.interp(then, times, frames))
+                points.append((place, float(np.mean(event["returns"][task]))))
+    return points
+
+
+def _mark(axis: Axes, points: Sequence[tuple[float, float]], number: int) -> None:
+    if points:
+        axis.plot(*zip(*points, strict=True), "o", markersize=4, markerfacecolor="white", color=_style(number)["color"])
+
+
 def _axes(count: int, height: float, columns: int = _COLUMNS) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
@@ -180,6 +200,7 @@ def _draw_returns(
                 for run in group
             ]
             _plot(axis, curves, number, name)
+            _mark(axis, _evaluated(group, task, label), number)
         best = published().get(task)
         if best is not None:
             axis.axhline(best["return"], color="grey", linewidth=1, linestyle=(0, (1, 2)))
@@ -190,7 +211,7 @@ def _draw_returns(
         axis.set_xlabel(label)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
     if axes:
-        axes[0].set_ylabel("return of the last episodes")
+        axes[0].set_ylabel("return (circles: evaluated)")
     _legend(figure, axes, groups)
     return figure
 

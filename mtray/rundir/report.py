@@ -47,7 +47,7 @@ def _unread(run_dir: Path, place: Path, error: OSError) -> str:
 
 
 def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Return rows of text: a header, totals, then mean recent return and episodes of each task."""
+    """Return rows of text: a header, totals, then of each task mean recent return, episodes and evaluated return."""
     rows = [["", *runs]]
     for name in ("frames", "updates", "restarts"):
         rows.append([name, *(f"{run.get(name, 0):,}" for run in runs.values())])
@@ -60,6 +60,8 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
         for run in runs.values():
             figures = run["tasks"].get(task)
             mean = figures and figures["return_mean"]
-            cells.append("-" if mean is None else f"{mean:.1f} ({figures['episodes']} episodes)")
+            text = "-" if mean is None else f"{mean:.1f} ({figures['episodes']} episodes)"
+            evaluated = figures and figures.get("return_evaluated")
+            cells.append(text + ("" if evaluated is None else f", evaluated {evaluated:.1f}"))
         rows.append([task, *cells])
     return rows

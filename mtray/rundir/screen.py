@@ -90,6 +90,9 @@ class Picture:
             self.news = "every task has its warm-up's steps: learning begins"
         elif event == "save":
             self.news = f"saved at {fields['frames']:,} frames"
+        elif event == "evaluated":
+            of = f"the policy after {fields['updates']:,} updates" if fields["updates"] else "the untrained policy"
+            self.news = f"{of} was evaluated{': the best so far, kept' if fields['is_best'] else ''}"
 
     def seconds_left(self) -> float | None:
         """Return how long the run will take, as far as can be known."""
@@ -153,8 +156,8 @@ class Picture:
         )
         return ", ".join(f"{line[name]:,} {text}" for name, text in counts if line.get(name))
 
-    def tasks(self) -> list[tuple[str, str, str, str, str, str]]:
-        """Return a row for each task: name, frames, episodes, return, trend, published best."""
+    def tasks(self) -> list[tuple[str, str, str, str, str, str, str]]:
+        """Return a row for each task: name, frames, episodes, return, trend, evaluated return, published best."""
         rows = []
         for task, figures in (self.line or {"tasks": {}})["tasks"].items():
             best = published().get(task.rpartition("/")[2])
@@ -165,6 +168,7 @@ class Picture:
                     f"{figures['episodes']:,}",
                     _return(figures),
                     trend(self.returns.get(task, [])),
+                    "" if figures.get("return_evaluated") is None else f"{figures['return_evaluated']:,.1f}",
                     "" if best is None else f"{best['return']:,.0f}",
                 )
             )
@@ -181,6 +185,7 @@ class Picture:
         for name in ("frames", "episodes", "return"):
             table.add_column(name, justify="right")
         table.add_column("trend")
+        table.add_column("evaluated", justify="right")
         table.add_column("published", justify="right", style="dim")
         for row in self.tasks():
             table.add_row(*row)
@@ -234,8 +239,9 @@ class Screen:
             when, before = self._printed.get(task, (-_TASK_SECONDS, 0))
             if row[3] != "-" and episodes > before and line["time"] >= when + _TASK_SECONDS:
                 self._printed[task] = line["time"], episodes
-                best = f"   published {row[5]}" if row[5] else ""
-                say(f"    {task:24} return {row[3]:>14} {row[4]:{_TREND_WIDTH}}   {row[2]} episodes{best}\n")
+                evaluated = f"   evaluated {row[5]}" if row[5] else ""
+                best = f"   published {row[6]}" if row[6] else ""
+                say(f"    {task:24} return {row[3]:>14} {row[4]:{_TREND_WIDTH}}   {row[2]} episodes{evaluated}{best}\n")
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take an event."""

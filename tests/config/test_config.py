@@ -59,6 +59,7 @@ CHANGED = Config(
     run=RunConfig(
         log_seconds=0.5, checkpoint_frames=1, keep_checkpoints=1, cpus_per_actor=0.5, start_timeout_seconds=2.0,
         call_timeout_seconds=3.0, give_up_seconds=4.0, checkpoint_seconds=5.0, log_pushes=True, progress="none",
+        evaluate_every=0.0, evaluate_episodes=3,
     ),
 )  # fmt: skip
 

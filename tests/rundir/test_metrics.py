@@ -45,6 +45,8 @@ def test_line_has_the_keys_that_readers_rely_on():
             "return_mean": None,
             "return_last": None,
             "return_random": None,
+            "return_evaluated": None,
+            "length_mean": None,
         }
 
 
@@ -127,6 +129,8 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
         "return_mean": sum(range(10, 30)) / 20,
         "return_last": 29,
         "return_random": None,
+        "return_evaluated": None,
+        "length_mean": 10.0,
     }
     assert tasks["right"] == {
         "frames": 0,
@@ -135,6 +139,8 @@ def test_return_mean_is_that_of_the_last_twenty_episodes_of_the_task():
         "return_mean": -3.0,
         "return_last": -3.0,
         "return_random": None,
+        "return_evaluated": None,
+        "length_mean": 10.0,
     }
 
 
@@ -190,6 +196,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     clock.now += 50
     metrics.tasks["left"].frames, metrics.updates = 400, 30
     metrics.add_rollout(report([*episodes(*range(25)), *episodes(4.0, task="right")], 0))
+    metrics.add_evaluation(29, {"left": 5.0})
     state = json.loads(json.dumps(metrics.state()))
     before = metrics.line()
 
@@ -206,7 +213,8 @@ def test_counts_go_on_from_a_saved_state(clock):
     assert (line["frames_per_second"], line["updates_per_second"]) == (10.0, 0.5)
     assert line["tasks"]["left"] == {
         "frames": 420, "episodes": 26, "broken_episodes": 0,
-        "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0, "return_random": None
+        "return_mean": (sum(range(6, 25)) + 100) / 20, "return_last": 100.0, "return_random": None,
+        "return_evaluated": 5.0, "length_mean": 10.0
     }  # fmt: skip
     assert line["tasks"]["right"] == before["tasks"]["right"]
 

@@ -124,6 +124,15 @@ class Placement:
         strategy = NodeAffinitySchedulingStrategy(node.id, soft=True, _spill_on_unavailable=True)
         return options | {"scheduling_strategy": strategy}
 
+    def beside(self) -> dict[str, Any]:
+        """Return Ray's options for a process that takes no room: where most cores are free."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        fit = [node for node in look() if node.cpus >= 1 and not node.is_draining]
+        node = max(fit, key=lambda node: (node.free_cpus, node.cpus, node.id), default=None)
+        where = {} if node is None else {"scheduling_strategy": NodeAffinitySchedulingStrategy(node.id, soft=True)}
+        return {"num_cpus": 0, **where}
+
     def _reserve(self) -> None:
         import ray
         from ray.util import placement_group

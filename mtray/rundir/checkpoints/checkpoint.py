@@ -161,6 +161,8 @@ def read(path: Path) -> Checkpoint:
         UsageError: names a file that is missing or damaged, or the format if another version wrote it.
     """
     meta = read_meta(path)
+    if "evaluation" in meta:
+        raise UsageError(f"{path} holds a policy only, the best of its run, and no run continues from it")
     states = [path / COLLECTOR.format(place) for place, _ in enumerate(meta.get("collectors", ()))]
     rows: dict[str, list[Chunk]] = {}
     with damaged(path / META):

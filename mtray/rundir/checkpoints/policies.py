@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mtray.config import plain as config_module
 from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
+from mtray.errors import UsageError
+from mtray.rundir.checkpoints.best import best_of
 from mtray.rundir.checkpoints.checkpoint import POLICY, from_bytes, read_meta
-from mtray.rundir.checkpoints.newest import read_chosen
+from mtray.rundir.checkpoints.newest import is_checkpoint, read_chosen
 from mtray.rundir.files import META, damaged, read_checked
 
 if TYPE_CHECKING:
@@ -19,13 +21,22 @@ if TYPE_CHECKING:
 _OF_POLICY = ("algorithm", "action_noise")
 
 
-def load_policy(path: str | Path) -> MultiTaskPolicy:
-    """Return the policy of a run's newest checkpoint (or of one checkpoint's folder), acting deterministically.
+def load_policy(path: str | Path, checkpoint: Literal["newest", "best"] = "newest") -> MultiTaskPolicy:
+    """Return the policy of a run, acting deterministically.
+
+    Args:
+        path: a run directory, or the folder of one checkpoint.
+        checkpoint: of a run directory: the newest one, or the policy with the best evaluation during the run.
 
     Raises:
         UsageError: there is no whole checkpoint, a file is damaged, or another version wrote it in another format.
     """
-    return read_chosen(Path(path), _read_policy)
+    path = Path(path)
+    if checkpoint not in ("newest", "best"):
+        raise UsageError(f"checkpoint {checkpoint!r}: must be 'newest' or 'best'")
+    if checkpoint == "best" and not is_checkpoint(path):
+        return _read_policy(best_of(path))
+    return read_chosen(path, _read_policy)
 
 
 def _read_policy(folder: Path) -> MultiTaskPolicy:

@@ -1,0 +1,71 @@
+"""The evaluator as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtray.cluster.actors.hello import Hello, say_hello
+from mtray.config.settings import Config
+from mtray.errors import TaskError
+from mtray.tasks.plan import Task
+
+if TYPE_CHECKING:
+    from mtray.policy.weights import Weights
+
+# It leaves the cores that it shares to the learner, as collectors do.
+_NICENESS = 10
+
+
+class Evaluator:
+    """Plays the policy without noise: see `mtray.collect.evaluation`."""
+
+    def __init__(self, tasks: Sequence[Task], config: Config) -> None:
+        """Take what `evaluate` needs.
+
+        Args:
+            tasks: all of the run.
+            config: the run's.
+        """
+        self._tasks, self._config = tasks, config
+
+    def hello(self, logs: Path, name: str) -> Hello:
+        """Keep what this actor prints in a file of ``logs``; return where it is."""
+        return say_hello(logs, name)
+
+    def evaluate(self, policy: bytes | Weights, aside: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, str]]:
+        """Play each task's episodes; return their returns by task, and the error of each task that failed.
+
+        Args:
+            policy: what `torch.save` made of its state, or weights.
+            aside: tasks that are left out.
+        """
+        os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        # Nothing is drawn here; without this, importing dm_control looks for a display.
+        os.environ.setdefault("MUJOCO_GL", "disabled")
+        import torch
+
+        from mtray.collect.evaluation import SEED, evaluate
+        from mtray.policy import weights
+        from mtray.policy.policy import MultiTaskPolicy
+        from mtray.rundir.checkpoints.checkpoint import from_bytes
+
+        torch.set_num_threads(1)
+        config, specs = self._config, [task.spec for task in self._tasks]
+        module = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise, deterministic=True)
+        module.requires_grad_(False).eval()
+        if isinstance(policy, bytes):
+            module.load_state_dict(from_bytes(policy))
+        else:
+            weights.load(module, policy)
+        returns: dict[str, list[float]] = {}
+        failures: dict[str, str] = {}
+        for task in self._tasks:
+            if task.name not in aside:
+                try:
+                    returns[task.name] = evaluate(module, task, config.run.evaluate_episodes, seed=SEED)
+                except TaskError as error:
+                    failures[task.name] = str(error)
+        return returns, failures

@@ -1,0 +1,156 @@
+"""Evaluations during a run: what the policy reaches without noise, played by a process beside the run.
+
+Nothing of the run waits for it, and no failure of it ends the run: it is told, and the next one is tried by a new
+process. Runs in the driver; called by the supervisor at every turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mtray.cluster.answers import Answers
+from mtray.cluster.control.protocol import Tell
+from mtray.cluster.failures import failure_of
+from mtray.cluster.processes import Processes
+from mtray.config.plain import to_dict
+from mtray.config.settings import Config
+from mtray.data.specs import TaskSpec
+from mtray.rundir.checkpoints.best import BestPolicy
+from mtray.rundir.metrics import Metrics
+
+# The first is made a little after the first frame, since all processes start until then.
+_FIRST_SECONDS = 10.0
+# Share of the time that evaluations may take.
+_SHARE = 0.1
+# How long one may take, at least, before its process counts as stuck.
+_STUCK_SECONDS = 600.0
+
+
+class Evaluations:
+    """When the policy is evaluated, and what comes of it."""
+
+    def __init__(
+        self,
+        config: Config,
+        specs: Sequence[TaskSpec],
+        run_dir: Path,
+        processes: Processes,
+        answers: Answers,
+        metrics: Metrics,
+        tell: Callable[[Tell], None],
+    ) -> None:
+        """Plan the first."""
+        self._every = config.evaluation_seconds
+        self._config, self._specs, self._run_dir = config, specs, run_dir
+        self._processes, self._answers, self._metrics, self._tell = processes, answers, metrics, tell
+        self._best = BestPolicy(run_dir)
+        self._begin_frames = metrics.frames
+        # A new run's weights before its first update, which are evaluated first.
+        self._untrained: Any = None
+        self._is_new = answers.state[2] < 0
+        self._next: float | None = None
+        self._evaluator: Any = None
+        self._call: Future[Any] | None = None
+        self._asked, self._longest = 0.0, 0.0
+        # What is evaluated: its state if it was trained, the updates and frames it was made of, and the run's time.
+        self._policy: tuple[bytes | None, int, int, float] = None, 0, 0, 0.0
+        self._last_updates = -1
+
+    def turn(self) -> None:
+        """Do what is due."""
+        if self._every is None:
+            return
+        now = time.monotonic()
+        if self._is_new and self._untrained is None and self._processes.weights[1]:
+            self._untrained = self._processes.weights[1][0]
+        if self._call is not None:
+            self._look(self._call, now)
+        elif self._next is None:
+            if self._metrics.frames > self._begin_frames:
+                self._next = now + _FIRST_SECONDS
+        elif now >= self._next:
+            self._begin(now)
+
+    def _begin(self, now: float) -> None:
+        state, _, updates = self._answers.state
+        made = self._metrics.frames, self._metrics.seconds
+        policy: Any = state
+        if self._untrained is not None:
+            policy, self._policy = self._untrained, (None, 0, *made)
+            self._is_new, self._untrained = False, None
+        elif updates > self._last_updates:
+            self._policy = state, updates, *made
+        else:
+            return
+        if self._evaluator is None:
+            self._evaluator = self._processes.start_evaluator()
+            # Its file tells the cause of its death.
+            self._evaluator.hello.remote(self._run_dir / "logs", "evaluator")
+        self._asked = now
+        self._call = self._evaluator.evaluate.remote(policy, sorted(self._processes.aside)).future()
+
+    def _look(self, call: Future[Any], now: float) -> None:
+        """Take what an evaluation gave, if it has ended."""
+        assert self._every is not None
+        seconds = now - self._asked
+        limit = max(_STUCK_SECONDS, 10 * self._longest)
+        if not call.done() and seconds < limit:
+            return
+        self._call = None
+        self._next = max(self._asked + self._every, now + seconds * (1 / _SHARE - 1))
+        if not call.done():
+            self._fail(f"it did not end within {limit:.0f} s")
+            return
+        error = call.exception()
+        if error is not None:
+            self._fail(failure_of(-1, error).text)
+            return
+        self._longest = max(self._longest, seconds)
+        returns, failures = call.result()
+        self._take(returns, failures, seconds)
+
+    def _fail(self, cause: str) -> None:
+        self._tell(Tell("evaluation_failed", {"cause": cause}, f"an evaluation failed, and the run goes on: {cause}"))
+        self.close()
+
+    def _take(self, returns: Mapping[str, Sequence[float]], failures: Mapping[str, str], seconds: float) -> None:
+        state, updates, frames, then = self._policy
+        self._last_updates = updates
+        means = {task: sum(values) / len(values) for task, values in returns.items()}
+        self._metrics.add_evaluation(updates, means)
+        is_best = False
+        if state is not None and means:
+            meta = {
+                "updates": updates,
+                "frames": frames,
+                "seconds": then,
+                "config": to_dict(self._config),
+                "specs": [spec.to_dict() for spec in self._specs],
+            }
+            try:
+                is_best = self._best.offer(state, means, meta)
+            except OSError as error:
+                text = f"the best policy could not be written, the one before stays: {error.strerror or error}"
+                self._tell(Tell("save_failed", {"cause": text}, text))
+        fields = {"updates": updates, "frames": frames, "of_time": round(then, 3), "seconds": round(seconds, 1)}
+        self._tell(Tell("evaluated", {**fields, "is_best": is_best, "returns": returns}))
+        for task, text in failures.items():
+            self._tell(Tell("evaluation_failed", {"task": task, "cause": text}, f"an evaluation failed: {text}"))
+
+    def leave_ray(self) -> None:
+        """Forget the process, which ends with a Ray that has died."""
+        self._every = self._evaluator = self._call = None
+
+    def close(self) -> None:
+        """End the process."""
+        evaluator, self._evaluator, self._call = self._evaluator, None, None
+        if evaluator is not None:
+            with contextlib.suppress(Exception):
+                ray.kill(evaluator)

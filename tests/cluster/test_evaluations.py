@@ -1,0 +1,188 @@
+"""Evaluations during a run: when they are made, and what comes of them. With real processes: `tests/test_faults.py`."""
+
+import types
+from concurrent.futures import Future
+
+import pytest
+from ray.exceptions import ActorDiedError
+
+from mtray.cluster import evaluations
+from mtray.config.settings import Config, RunConfig
+from mtray.rundir.checkpoints.best import best_of
+from mtray.rundir.metrics import Metrics
+
+TASK = "cartpole-balance"
+
+
+class Remote:
+    """An actor's method: its calls end when the test says so."""
+
+    def __init__(self):
+        self.calls = []
+
+    def remote(self, *arguments):
+        future = Future()
+        self.calls.append((arguments, future))
+        return types.SimpleNamespace(future=lambda: future)
+
+
+class World:
+    """What evaluations see of a run, and a clock that the test moves."""
+
+    def __init__(self, monkeypatch, run_dir, *, every=1.0, state=(b"", b"", -1)):
+        self.now, self.told, self.started, self.killed = 100.0, [], [], []
+        monkeypatch.setattr(evaluations.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(evaluations.ray, "kill", self.killed.append)
+        self.processes = types.SimpleNamespace(weights=(0, []), aside=set(), start_evaluator=self._start)
+        self.answers = types.SimpleNamespace(state=state)
+        self.metrics = Metrics([TASK])
+        config = Config(tasks=(TASK,), run=RunConfig(evaluate_every=every))
+        self.evaluations = evaluations.Evaluations(
+            config, (), run_dir, self.processes, self.answers, self.metrics, self.told.append
+        )
+
+    def _start(self):
+        self.started.append(types.SimpleNamespace(hello=Remote(), evaluate=Remote()))
+        return self.started[-1]
+
+    def turn(self, seconds):
+        """Let time pass in turns of a second."""
+        for _ in range(round(seconds)):
+            self.now += 1.0
+            self.evaluations.turn()
+
+    @property
+    def calls(self):
+        return [call for actor in self.started for call in actor.evaluate.calls]
+
+    def end(self, value, failures=None):
+        self.calls[-1][1].set_result(({TASK: [value, value]}, failures or {}))
+
+
+@pytest.fixture
+def begun(monkeypatch, tmp_path):
+    """A new run whose learner is there and whose first frames have come."""
+    world = World(monkeypatch, tmp_path)
+    world.processes.weights = 0, ["untrained"]
+    world.metrics.tasks[TASK].frames = 10
+    return world
+
+
+def test_nothing_is_played_before_the_first_frame(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path)
+    world.turn(100)
+    assert world.started == []
+
+
+def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interval(begun, tmp_path):
+    begun.turn(12)
+    assert [arguments for arguments, _ in begun.calls] == [("untrained", [])]
+    begun.answers.state = b"one", b"", 50
+    begun.turn(2)
+    begun.end(3.0)
+    begun.turn(1)
+    assert begun.metrics.tasks[TASK].evaluated == 3.0
+    assert begun.metrics.evaluated_updates == 0
+    assert not (tmp_path / "checkpoints").exists(), "an untrained policy is not kept"
+    begun.turn(55)
+    assert len(begun.calls) == 1
+    begun.turn(10)
+    assert [arguments for arguments, _ in begun.calls][1:] == [(b"one", [])]
+    begun.end(5.0)
+    begun.turn(1)
+    assert (best_of(tmp_path) / "policy.pt").read_bytes() == b"one"
+    told = [(told.event, told.fields["updates"], told.fields["is_best"]) for told in begun.told]
+    assert told == [("evaluated", 0, False), ("evaluated", 50, True)]
+    assert len(begun.started) == 1
+
+
+def test_a_policy_that_has_not_changed_is_not_played_again(begun):
+    begun.turn(12)
+    begun.end(1.0)
+    begun.answers.state = b"one", b"", 50
+    begun.turn(70)
+    begun.end(1.0)
+    begun.turn(200)
+    assert len(begun.calls) == 2
+    begun.answers.state = b"two", b"", 60
+    begun.turn(1)
+    assert begun.calls[-1][0] == (b"two", [])
+
+
+def test_one_that_takes_long_is_made_less_often(begun):
+    begun.turn(12)
+    begun.answers.state = b"one", b"", 50
+    begun.turn(30)
+    begun.end(1.0)
+    begun.turn(1)
+    begun.turn(9 * 30 - 5)
+    assert len(begun.calls) == 1, "a tenth of the time, at most"
+    begun.turn(60)
+    assert len(begun.calls) == 2
+
+
+def test_one_that_died_is_told_and_the_next_has_a_new_process(begun):
+    begun.turn(12)
+    begun.answers.state = b"one", b"", 50
+    begun.calls[-1][1].set_exception(ActorDiedError())
+    begun.turn(70)
+    assert [told.event for told in begun.told] == ["evaluation_failed"]
+    assert len(begun.started) == 2
+    assert begun.calls[-1][0] == (b"one", [])
+
+
+def test_one_that_hangs_is_ended(begun):
+    begun.turn(12)
+    begun.turn(evaluations._STUCK_SECONDS + 5)
+    assert begun.killed == begun.started
+    assert "did not end within 600 s" in begun.told[0].fields["cause"]
+    begun.answers.state = b"one", b"", 50
+    begun.turn(10 * evaluations._STUCK_SECONDS)
+    assert len(begun.started) == 2
+
+
+def test_a_task_that_fails_is_told_and_the_others_count(begun):
+    begun.turn(12)
+    begun.end(2.0, {"other": "it broke"})
+    begun.turn(1)
+    assert begun.metrics.tasks[TASK].evaluated == 2.0
+    assert [told.fields.get("task") for told in begun.told] == [None, "other"]
+
+
+def test_tasks_that_are_set_aside_are_left_out(begun):
+    begun.processes.aside = {"b", "a"}
+    begun.turn(12)
+    assert begun.calls[0][0][1] == ["a", "b"]
+
+
+def test_a_full_disk_is_told_and_the_figures_count(begun, monkeypatch):
+    begun.turn(12)
+    begun.end(1.0)
+    begun.answers.state = b"one", b"", 50
+    begun.turn(70)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mtray.rundir.checkpoints.best.write_synced", full)
+    begun.end(2.0)
+    begun.turn(1)
+    assert begun.metrics.tasks[TASK].evaluated == 2.0
+    assert [told.event for told in begun.told[1:]] == ["save_failed", "evaluated"]
+    assert "No space left" in begun.told[1].sentence
+
+
+def test_a_resumed_run_plays_what_it_continues_from(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path, state=(b"saved", b"", 80))
+    world.processes.weights = 7, ["weights"]
+    world.metrics.tasks[TASK].frames = 10
+    world.turn(12)
+    assert [arguments for arguments, _ in world.calls] == [(b"saved", [])]
+
+
+def test_none_is_made_where_none_is_wanted(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path, every=0.0)
+    world.processes.weights = 0, ["untrained"]
+    world.metrics.tasks[TASK].frames = 10
+    world.turn(1000)
+    assert world.started == []
