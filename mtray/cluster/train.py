@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.session.checks import check_machine, cost_line
-from mtray.cluster.session.nodes import Placement
+from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_gpu
+from mtray.cluster.session.nodes import Placement, look
 from mtray.cluster.session.session import check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
 from mtray.cluster.session.travel import runtime_env
@@ -62,7 +62,9 @@ def train(config: Config) -> dict[str, Any]:
             for task in tasks:
                 check_travels(task)
             specs = [task.spec for task in tasks]
-        config = fill(given, len(tasks))
+        # On a cluster it is chosen once its nodes are known.
+        device = given.device if given.address is not None else choose_device(given, has_gpu)
+        config = fill(dataclasses.replace(given, device=device), len(tasks))
         is_auto = config.workers == "auto" and config.address is None
         _check(dataclasses.replace(config, workers=_cores_left()) if is_auto else config, specs)
         environment = {} if config.address is None else runtime_env(tasks)
@@ -196,6 +198,10 @@ def _run(
         say("starting Ray ...\n" if config.address is None else f"joining {config.address} ...\n")
         session = stack.enter_context(ray_session(config, environment))
         install_handlers()
+        if config.address is not None:
+            device = choose_device(config, lambda: any(node.gpus >= 1 for node in look()))
+            learner = fill(dataclasses.replace(given, device=device), len(tasks)).learner
+            config = dataclasses.replace(config, device=device, learner=learner)
         chosen, follows_room = config.host, config.workers == "auto"
         if follows_room:
             config = dataclasses.replace(config, workers=session.room)

@@ -155,8 +155,9 @@ class Config:
     """Run in lockstep, which is slower: the same seed gives the same data, weights and metrics."""
     address: str | None = None
     """Address of a Ray cluster ('auto' finds one); by default, or with 'local', a new local Ray."""
-    device: str = "cpu"
-    """Device of the learner: cpu, cuda, cuda:0, ..."""
+    device: str = "auto"
+    """Device of the learner: cpu, cuda, cuda:0, ... auto: a GPU if this machine, or a node of the cluster, has one; the
+    CPU with --deterministic."""
     collector: CollectorConfig = field(default_factory=CollectorConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -194,7 +195,8 @@ class Config:
             f"--run.evaluate-every {self.run.evaluate_every}: with --deterministic there are no evaluations during the "
             "run, whose moments would differ from run to run; evaluate its checkpoints",
         )
-        self.learner.check_device(self.device)
+        if self.device != "auto":
+            self.learner.check_device(self.device)
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
     def copies(self, tasks: int = 1) -> int:

@@ -142,7 +142,7 @@ def test_defaults_are_the_documented_ones():
         ("humanoid-stand", "humanoid-walk"), 2, "mujoco", "auto"
     )  # fmt: skip
     assert (config.run_dir, config.resume, config.address, config.envs_per_task) == (None, None, None, None)
-    assert (config.total_frames, config.seed, config.deterministic, config.device) == (None, 0, False, "cpu")
+    assert (config.total_frames, config.seed, config.deterministic, config.device) == (None, 0, False, "auto")
     learner = config.learner
     assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.01, 2)
     assert (learner.atoms, learner.value_limit) == (51, 10.0)

@@ -45,6 +45,11 @@ def test_every_task_has_at_least_16_rows(preset, rows):
     assert filled == [rows, rows, 800]
 
 
+def test_an_update_has_more_rows_on_a_gpu():
+    assert fill(Config(device="cuda"), 2).learner.batch_rows == 1024
+    assert fill(Config(device="auto"), 2).learner.batch_rows == fill(Config(device="cpu"), 2).learner.batch_rows
+
+
 def test_what_was_given_stays():
     config = Config(learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5))
     assert fill(config, 4) == config

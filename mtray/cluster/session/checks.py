@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
@@ -14,6 +15,8 @@ from mtray.tasks.processes import available_bytes, usable_bytes, usable_cores
 _RING_SHARE = 0.8
 # Ray's node process was seen to hold 58 files with 3 actors and 85 with 12.
 _FILES, _FILES_OF_ACTOR = 128, 8
+# What drivers of GPUs put under /dev: NVIDIA's, AMD's, and that of Linux within Windows.
+_GPU_FILES = ("nvidia[0-9]*", "kfd", "dxg")
 
 
 def check_machine(config: Config, specs: Sequence[TaskSpec]) -> None:
@@ -28,6 +31,23 @@ def check_machine(config: Config, specs: Sequence[TaskSpec]) -> None:
         _check_open_files(config)
 
 
+def choose_device(config: Config, has_gpu: Callable[[], bool]) -> str:
+    """Return the learner's device: the given one, or with ``auto`` a GPU if there is one."""
+    if config.device != "auto":
+        return config.device
+    # Not with --deterministic: the same run on another machine must give the same bits.
+    return "cuda" if not config.deterministic and has_gpu() else "cpu"
+
+
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU that torch can use; torch is imported only where there may be one."""
+    if not any(found for pattern in _GPU_FILES for found in Path("/dev").glob(pattern)):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def check_device(config: Config) -> None:
     """Raise if the learner can't compute where and how it is told to.
 
@@ -35,16 +55,16 @@ def check_device(config: Config) -> None:
         UsageError: no such device or compiler, as far as this machine can tell.
     """
     compiler = config.learner.compile
-    if config.device == "cpu" and not compiler:
+    if config.device in ("cpu", "auto") and not compiler:
         return
     import torch
 
     if compiler and compiler not in (known := torch.compiler.list_backends(exclude_tags=())):
         raise UsageError(f"--learner.compile {compiler}: no such backend; torch.compile has {', '.join(known)}")
     try:
-        device = torch.device(config.device)
+        device = torch.device("cpu" if config.device == "auto" else config.device)
     except RuntimeError as error:
-        raise UsageError(f"--device {config.device}: no such device; give cpu or cuda") from error
+        raise UsageError(f"--device {config.device}: no such device; give auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {config.device}: the learner computes on cpu or cuda")
     # Ray shows an actor the one GPU that it has given it, under the number 0.

@@ -1,5 +1,6 @@
 """What a run needs of the machine: devices, memory, open files."""
 
+import dataclasses
 import resource
 from types import SimpleNamespace
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from mtray.cluster.session import checks
-from mtray.cluster.session.checks import check_device, check_machine, ring_bytes
+from mtray.cluster.session.checks import check_device, check_machine, choose_device, ring_bytes
+from mtray.config.learner import LearnerConfig
 from mtray.config.settings import Config
 from mtray.errors import UsageError
 from tests.makers import make_spec
@@ -36,6 +38,34 @@ def test_a_gpu_of_this_machine():
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA device"):
             check_device(Config(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("config", "has_gpu", "chosen"),
+    [
+        (Config(), True, "cuda"),
+        (Config(), False, "cpu"),
+        (Config(device="cpu"), True, "cpu"),
+        (Config(device="cuda"), False, "cuda"),
+        (Config(deterministic=True), True, "cpu"),
+    ],
+)
+def test_by_default_a_gpu_is_taken_if_there_is_one(config, has_gpu, chosen):
+    assert choose_device(config, lambda: has_gpu) == chosen
+
+
+def test_a_machine_without_a_gpu_s_driver_is_not_asked_by_torch(monkeypatch):
+    monkeypatch.setattr(checks, "_GPU_FILES", ("no-such-file*",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not checks.has_gpu()
+    monkeypatch.setattr(checks, "_GPU_FILES", ("null",))
+    assert checks.has_gpu()
+
+
+def test_what_only_a_gpu_can_is_refused_once_there_is_none():
+    config = Config(learner=LearnerConfig(precision="tfloat32"))
+    with pytest.raises(UsageError, match="tfloat32 on cpu: only GPUs support it"):
+        dataclasses.replace(config, device=choose_device(config, lambda: False))
 
 
 @pytest.mark.parametrize(
