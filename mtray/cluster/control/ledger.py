@@ -126,9 +126,12 @@ class Ledger(Lifecycle):
         """Settle what was asked for before a flush: it is acknowledged by now, or lost."""
         self._cleared(actor, call)
         requested = self._flushes.pop(call.id)
-        lost = requested - acknowledged
-        self.lost += lost - actor.lost
-        actor.lost = lost
+        if call.id > actor.settled:
+            # An earlier one that is answered later knows less: a replay that has lost rows since may have told it.
+            actor.settled = call.id
+            lost = requested - acknowledged
+            self.lost += lost - actor.lost
+            actor.lost = lost
         self._is_stale = True
         if actor.requested == requested and self._is_connected(actor):
             self._unflushed.discard(actor.index)

@@ -824,6 +824,12 @@ class World:
                 lost += requested - acknowledged
             else:
                 lost += requested - control._gone.get(part, acknowledged)
+        for actor in control.collectors:
+            # Of one whose flush was answered, with nothing asked for since, all is known.
+            if actor.is_up and control.replay.is_up and actor.index not in control._unflushed:
+                acknowledged, known = self.sources[actor.part], actor.requested - actor.lost
+                if known != acknowledged:
+                    raise Broken(f"{actor.part}: {acknowledged} frames are acknowledged, control counts {known}")
         if control.lost != lost:
             raise Broken(f"control counts {control.lost} lost frames, the truth is {lost}")
         for actor in control.actors:

@@ -519,6 +519,27 @@ def test_a_flush_that_is_answered_after_later_rollouts_loses_none_of_them():
     assert script.control.asked == 40
 
 
+def test_a_request_to_connect_that_is_answered_after_a_later_one_does_not_bring_back_what_was_lost_since():
+    # Simulation, seed 26,893: the run counted frames that a second replay had lost, and hung.
+    script = with_ten_frames(total=30)
+    script.answer(Method.COLLECT)
+    script.answer(Method.COLLECT)
+    script.fail(Method.COUNT, Failure.DIED)
+    revive(script, Part("replay", 0, 1), restored(30, stored={collector(): 30}))
+    late = script.find(Method.CONNECT, collector())
+    script.fail(Method.COUNT, Failure.DIED)
+    script.wait(1)
+    revive(script, Part("replay", 0, 2), restored(10, stored={collector(): 10}))
+    newest = [call for call in script.open.values() if call.method is Method.CONNECT and call.part == collector()][-1]
+    assert newest.id > late.id
+    script.answer(Method.CONNECT, 10, call=newest)
+    assert script.control.lost == 20
+    script.event(Answered(late.id, 30))
+    assert script.control.lost == 20
+    assert script.control.wanted == 0
+    assert len([call for call in script.open.values() if call.method is Method.COLLECT]) == 2
+
+
 def test_a_count_that_comes_late_does_not_take_counts_back():
     script = Script(total=100).all_up()
     late = script.find(Method.COUNT)

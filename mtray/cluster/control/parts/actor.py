@@ -62,6 +62,7 @@ class Actor:
         has_worked: whether this process has answered a call of work.
         requested: frames asked of this process.
         lost: of these those that it is known not to have pushed.
+        settled: the latest flush that was answered.
         replay_life: the replay's process that it talks to; -1 if there was none when it was started.
         suspect: a call that may or may not have run, or None.
         retries: calls that will be made again.
@@ -87,6 +88,7 @@ class Actor:
     has_worked: bool = False
     requested: int = 0
     lost: int = 0
+    settled: int = -1
     replay_life: int = -1
     suspect: int | None = None
     retries: int = 0
