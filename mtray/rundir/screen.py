@@ -11,6 +11,7 @@ import functools
 import importlib.resources
 import itertools
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -290,16 +291,18 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def picture_of(run_dir: Path) -> Picture:
-    """Return the picture of a run from its files: what was written so far."""
+def picture_of(run_dir: Path, until: float = math.inf) -> Picture:
+    """Return the picture of a run from its files: what was written so far, or up to this second of its time."""
     described = json.loads((run_dir / "config.json").read_text())
     config: Config = from_dict(described["config"])
     workers = described.get("chosen", {}).get("workers", config.workers)
     picture = Picture(config.frames, config.minutes, int(workers) + 2)
     for event in whole_lines(run_dir / "events.jsonl"):
-        picture.tell(event["event"], event)
+        if event["time"] <= until:
+            picture.tell(event["event"], event)
     for line in whole_lines(run_dir / "metrics.jsonl"):
-        picture.add(line)
+        if line["time"] <= until:
+            picture.add(line)
     return picture
 
 
