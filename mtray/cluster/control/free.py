@@ -24,6 +24,8 @@ from mtray.replay.waiting import COLLECTORS, LEARNER
 
 # Time between two of the learner's states that are kept: what is made after the last one is lost with its process.
 KEEP_SECONDS = 20.0
+# Updates of a call, at most: where pacing changes, those of two calls that are under way may still be made.
+MOST_UPDATES = 500
 
 
 class Control(Elastic):
@@ -81,10 +83,11 @@ class Control(Elastic):
         calls = [call for call in self.learner.calls.values() if call.method is Method.TRAIN]
         # Once all frames are there the run makes what it owes, and ends.
         allowed = self._updates_allowed() if self.wanted > 0 else self._updates_owed()
-        owed = allowed - self.updates - sum(call.amount for call in calls)
-        if owed > 0 and len(calls) < CALLS and self.learner.suspect is None:
-            self._updates_asked = max(self._updates_asked, allowed)
-            self._call(self.learner, Method.TRAIN, owed)
+        asked = self.updates + sum(call.amount for call in calls)
+        amount = min(allowed - asked, MOST_UPDATES)
+        if amount > 0 and len(calls) < CALLS and self.learner.suspect is None:
+            self._updates_asked = max(self._updates_asked, asked + amount)
+            self._call(self.learner, Method.TRAIN, amount)
 
     def _keep_state(self) -> None:
         """Ask for the learner's state now and then: its next process would go on from it."""

@@ -44,6 +44,7 @@ class Script:
         checkpoint=10**9,
         checkpoint_seconds=math.inf,
         ratio=0.0,
+        least=None,
         warmup=0,
         slack=1000,
         frames=0,
@@ -54,7 +55,14 @@ class Script:
     ):
         limits = {"call_seconds": 1e6, "stuck_seconds": 1e6, **limits}
         places = [Place(task_frames={task: 10 // len(each) for task in sorted(each)}) for each in tasks]
-        pacing = Pacing(updates_per_step=ratio, step_frames=1, start_frames=warmup, slack_frames=slack, round_frames=30)
+        pacing = Pacing(
+            updates_per_step=ratio,
+            step_frames=len(set().union(*tasks)),
+            start_frames=warmup,
+            slack_frames=slack,
+            round_frames=30,
+            least_updates_per_step=least,
+        )
         plan = Plan(
             places=places,
             total_frames=total,

@@ -1,8 +1,8 @@
 """Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
 
-from mtray.cluster.control.free import KEEP_SECONDS
+from mtray.cluster.control.free import KEEP_SECONDS, MOST_UPDATES
 from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
-from mtray.cluster.control.plan import TASK_ERRORS
+from mtray.cluster.control.plan import CALLS, TASK_ERRORS
 from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Part, Restored, Stop
 from mtray.cluster.control.recovery import ROOM_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
@@ -451,6 +451,28 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     script.answer(Method.COLLECT, part=collector(0, TASK_ERRORS + 1))
     assert script.control.asked == asked + 5
     assert script.end is None
+
+
+def test_what_the_learner_could_have_made_is_not_owed_once_a_task_is_set_aside():
+    """Between two ratios far apart it could have made many thousand updates, for which collectors must not wait."""
+    script = Script(tasks=({"a", "b"},), sets_aside=True, total=10**6, ratio=4.0, least=0.01, slack=10_000).all_up()
+    script.answer(Method.COLLECT)
+    script.answer(Method.COUNT, counts(50_000))
+    script.answer(Method.TRAIN, 300)
+    assert script.control.updates_owed == 0
+    for life in range(TASK_ERRORS + 1):
+        script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="b: it melted", task="b")
+        script.answer(Method.FENCE, 0)
+        script.wait(10)
+        if life < TASK_ERRORS:
+            script.up(collector(0, life + 1))
+    assert script.aside == ["b"]
+    assert script.control.updates_owed <= CALLS * MOST_UPDATES
+    script.up(collector(0, TASK_ERRORS + 1))
+    # What two calls may still make is waited for.
+    script.answer(Method.TRAIN, 300 + MOST_UPDATES)
+    script.answer(Method.TRAIN, 300 + CALLS * MOST_UPDATES)
+    assert script.find(Method.COLLECT), "collectors go on"
 
 
 def test_a_task_that_fails_later_has_its_process_replaced_until_it_fails_too_often():
