@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -236,23 +238,29 @@ def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(
     assert_whole(run_dir)
 
 
+def head_of_a_cluster():
+    """Return an address, a folder, and the arguments of Ray that start a cluster there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A folder of its own: in the usual one Ray notes the cluster for whoever starts a Ray later.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    head = (
+        *("start", "--head", "--block", "--num-cpus=4", "--include-dashboard=false", "--node-ip-address=127.0.0.1"),
+        *(f"--temp-dir={folder}", f"--port={port}"),
+    )
+    return f"127.0.0.1:{port}", folder, head
+
+
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])
 def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_path, monkeypatch, name):
     run_dir = tmp_path / "a"
     # Whatever this user's home has of tokens.
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    # A folder of its own: in the usual one Ray notes the cluster for whoever starts a Ray later.
-    folder = tempfile.mkdtemp(prefix="ray-")
-    head = (
-        *("start", "--head", "--block", "--num-cpus=4", "--include-dashboard=false", "--node-ip-address=127.0.0.1"),
-        f"--temp-dir={folder}",
-    )
+    address, folder, head = head_of_a_cluster()
     arguments = (*BUSY, "--address", address, "--total-frames", 1_000_000, "--run-dir", run_dir)
-    with Run(*head, f"--port={address.partition(':')[2]}", cwd=tmp_path, module="ray.scripts.scripts") as cluster:
+    with Run(*head, cwd=tmp_path, module="ray.scripts.scripts") as cluster:
         cluster.wait_until(lambda: "Ray runtime started" in cluster.output)
         with Run(*arguments, cwd=tmp_path) as run:
             run.wait_until(lambda: frames_so_far(run_dir) > 3000)
@@ -267,6 +275,39 @@ def test_a_run_on_a_cluster_is_saved_by_the_driver_too_when_its_node_dies(tmp_pa
     assert saved.frames > 3000
     for task, rows in rows_of(saved).items():
         assert 2 * np.count_nonzero(rows.view(np.int32)[:, -1] & 1) == saved.replay["frames"][task]
+
+
+def test_an_address_is_tried_with_the_users_token_and_a_half_dead_cluster_is_refused_within_seconds(
+    tmp_path, monkeypatch
+):
+    # As `ray get-auth-token --generate` leaves it: a token, and no word of it in the environment.
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    address, folder, head = head_of_a_cluster()
+
+    def answer():
+        code = "import sys; from mtray.cluster.session.session import check_address; check_address(sys.argv[1])"
+        command = [sys.executable, "-c", code, address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stderr.strip().rpartition("\n")[2]
+
+    with Run(*head, cwd=tmp_path, module="ray.scripts.scripts") as cluster:
+        cluster.wait_until(lambda: "Ray runtime started" in cluster.output)
+        assert answer() == ""
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
+        assert "it asks for a token that is not this user's" in answer()
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+        named = {process.name(): process for process in cluster.alive()}
+        gcs, raylet = named["gcs_server"], named["raylet"]
+        gcs.send_signal(signal.SIGSTOP)
+        assert "no Ray head has answered within 30 seconds" in answer()
+        gcs.send_signal(signal.SIGCONT)
+        # Its parent would end the rest with it.
+        cluster.process.send_signal(signal.SIGSTOP)
+        raylet.kill()
+        assert "its head answers, but none of its nodes" in answer()
+        gcs.kill()
+        assert "Connection refused" in answer()
+    shutil.rmtree(folder)
 
 
 def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):

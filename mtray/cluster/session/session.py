@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import socket
 import subprocess
@@ -23,7 +24,33 @@ from mtray.errors import UsageError
 from mtray.tasks.processes import usable_cores
 
 _CONNECT_SECONDS = 5.0
-_HEALTH_SECONDS = 10.0
+# Python and Ray start in it.
+_PROBE_SECONDS = 30.0
+# Asks a cluster for its nodes, and whether one of them answers: `ray.init` would wait for it for minutes, deaf to
+# signals. In a process of its own, which can be ended.
+_PROBE = """
+import socket, sys
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient
+
+address = canonicalize_bootstrap_address(sys.argv[1])
+if address is None:
+    sys.exit("none runs on this machine")
+host, _, port = address.rpartition(":")
+try:
+    socket.create_connection((host, int(port)), 5).close()
+except OSError as error:
+    sys.exit(f"the last one that was started on this machine, {address}, is gone: {error}")
+nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
+for node in nodes:
+    try:
+        if node.state == 0:
+            socket.create_connection((node.node_manager_address, node.node_manager_port), 5).close()
+            sys.exit()
+    except OSError:
+        pass
+sys.exit("its head answers, but none of its nodes: start it anew")
+"""
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -84,30 +111,52 @@ class Session:
 
 
 def check_address(address: str) -> None:
-    """Raise if no Ray head answers there within seconds; Ray itself would try for minutes.
+    """Raise if no Ray answers there within seconds; Ray itself would try for minutes.
 
     Raises:
         UsageError: names the address.
     """
     if address.startswith("ray://"):
         raise UsageError(f"--address {address}: run this on a node of the cluster and give its address, or 'auto'")
-    if address in ("auto", "local"):
+    if address == "local" or _is_joined():
         return
-    host, _, port = address.rpartition(":")
     try:
-        # A port that nobody listens on is refused at once.
-        socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS).close()
-        command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+        if address != "auto":
+            # A port that nobody listens on is refused at once.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS).close()
         # Not in this folder, where a user's files might have the names of modules.
         subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=_HEALTH_SECONDS, cwd=tempfile.gettempdir()
+            [sys.executable, "-c", _PROBE, address],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_SECONDS,
+            cwd=tempfile.gettempdir(),
+            env={**os.environ, **_token_mode()},
         )
     except subprocess.TimeoutExpired as error:
-        raise _unreachable(address, f"no Ray head has answered within {_HEALTH_SECONDS:g} seconds") from error
+        raise _unreachable(address, f"no Ray head has answered within {_PROBE_SECONDS:g} seconds") from error
     except subprocess.CalledProcessError as error:
-        raise _unreachable(address, own.last_line(error.stderr)) from error
+        reason = own.last_line(error.stderr)
+        if "InvalidAuthToken" in reason:
+            reason = "it asks for a token that is not this user's: copy ~/.ray/auth_token from where it was started"
+        raise _unreachable(address, reason) from error
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address, str(error)) from error
+
+
+def _token_mode() -> dict[str, str]:
+    """Return what has Ray use the user's token, as `ray.init` and `ray start` do if there is one."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    has_token = "RAY_AUTH_TOKEN" in os.environ or path.is_file()
+    return {"RAY_AUTH_MODE": "token"} if has_token and "RAY_AUTH_MODE" not in os.environ else {}
+
+
+def _is_joined() -> bool:
+    """Return whether this process has joined a Ray; without importing Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def _unreachable(address: str, reason: str) -> UsageError:
