@@ -225,8 +225,7 @@ class Supervisor:
 
     def _line(self) -> None:
         metrics, control = self.metrics, self.control
-        metrics.restarts = control.restarts
-        metrics.frames_lost, metrics.updates_lost = control.frames_lost, control.updates_lost
+        metrics.count_faults(control.restarts, control.frames_lost, control.updates_lost)
         metrics.updates_owed = control.updates_owed
         metrics.waiting = control.take_waits(time.monotonic(), metrics.replay_seconds())
         line = self.metrics.line()

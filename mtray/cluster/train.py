@@ -26,9 +26,10 @@ from mtray.rundir.checkpoints.newest import no_checkpoint, read_chosen, read_new
 from mtray.rundir.claim import Claim
 from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
 from mtray.rundir.files import replace_file, to_json
+from mtray.rundir.metrics import Metrics
 from mtray.rundir.resume import AUTO, check_resume, resolve_saved
 from mtray.rundir.screen import Picture, Screen
-from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, say
+from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds, say
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import usable_cores
@@ -73,7 +74,7 @@ def train(config: Config) -> dict[str, Any]:
             for note in skipped:
                 _LOGGER.warning("skipped: %s", note)
             if saved is not None and config.resume == AUTO and _is_over(config, saved):
-                return _finished_before(saved)
+                return _finished_before(saved, claim.run_dir)
             with _traceback_kept(claim.run_dir):
                 return _run(config, given, tasks, claim, saved, skipped, environment)
 
@@ -105,6 +106,13 @@ def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     if config.address is not None:
         check_address(config.address)
     make_pacing(config, specs)
+    warmup = config.learner.warmup_steps * sum(spec.action_repeat for spec in specs)
+    if config.frames is not None and config.frames <= warmup:
+        _LOGGER.warning(
+            "--total-frames %d ends the run within the %d frames of --learner.warmup-steps: nothing will be learned",
+            config.frames,
+            warmup,
+        )
     names = [spec.name for spec in specs]
     loss_weights(config.learner, names)
     rows_per_task(config.learner, names)
@@ -147,15 +155,20 @@ def _is_over(config: Config, saved: checkpoint.Checkpoint) -> bool:
     return is_late or (config.frames is not None and saved.frames >= config.frames)
 
 
-def _finished_before(saved: checkpoint.Checkpoint) -> dict[str, Any]:
-    """Return the summary of a run that had nothing left to do."""
-    metrics = saved.meta["metrics"]
-    return {
-        "frames": saved.frames,
-        "updates": metrics["updates"],
-        "wall_seconds": metrics["seconds"],
-        "exit_reason": "finished",
-    }
+def _finished_before(saved: checkpoint.Checkpoint, run_dir: Path) -> dict[str, Any]:
+    """Return the summary of a run that has nothing left to do; write it where the run was killed before it did."""
+    state = saved.meta["metrics"]
+    metrics = Metrics(state["tasks"], max(state["seconds"], last_seconds(run_dir)))
+    metrics.load_state(state)
+    summary = _summary(metrics, "finished")
+    if not (run_dir / "summary.json").exists():
+        _write(run_dir / "summary.json", summary)
+    return summary
+
+
+def _summary(metrics: Metrics, reason: str) -> dict[str, Any]:
+    line = metrics.line()
+    return {key: line[key] for key in _OF_SUMMARY} | {"wall_seconds": metrics.seconds, "exit_reason": reason}
 
 
 @contextlib.contextmanager
@@ -212,7 +225,7 @@ def _run(
             chosen = choose_host(tasks, config.collectors, session.cores, config.collector.tasks_each)
         copies = config.copies(len(tasks))
         if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
-            copies = choose_copies(copies, len(tasks), config.collectors, session.cores, config.collector.tasks_each)
+            copies = choose_copies(copies, len(tasks), config.collector.tasks_each)
         config = dataclasses.replace(config, host=chosen, envs_per_task=copies)
         say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}\n")
         # Only now: a folder that stays empty can be given again.
@@ -239,11 +252,7 @@ def _run(
         )
 
         def write_summary(reason: str) -> dict[str, Any]:
-            line = supervisor.metrics.line()
-            summary = {key: line[key] for key in _OF_SUMMARY} | {
-                "wall_seconds": supervisor.metrics.seconds,
-                "exit_reason": reason,
-            }
+            summary = _summary(supervisor.metrics, reason)
             _write(run_dir / "summary.json", summary)
             return summary
 
@@ -260,7 +269,7 @@ def _run(
 def _end_line(config: Config) -> str:
     """Return when the run will end."""
     ends = [] if config.frames is None else [f"{config.frames:,} frames"]
-    ends += [] if config.minutes is None else [f"{config.minutes:g} minutes"]
+    ends += [] if config.minutes is None else [f"{config.minutes:g} minute{'' if config.minutes == 1 else 's'}"]
     return f"; until {' or '.join(ends)}"
 
 

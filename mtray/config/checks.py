@@ -22,6 +22,13 @@ def require_at_least(config: Any, limit: int, *names: str) -> None:
         require(value is None or value >= limit, f"{flag(type(config), name)} {value}: at least {limit} is needed")
 
 
+def require_at_most(config: Any, limit: float, *names: str) -> None:
+    """Raise a UsageError if one of these settings is above the limit; None is allowed."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value <= limit, f"{flag(type(config), name)} {value:g}: at most {limit:g} is possible")
+
+
 def require_above_zero(config: Any, *names: str) -> None:
     """Raise a UsageError if one of these settings is 0 or negative."""
     for name in names:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mtray.config.checks import is_positive, is_positive_integer, require, require_above_zero, require_at_least
+from mtray.config.checks import (
+    is_positive,
+    is_positive_integer,
+    require,
+    require_above_zero,
+    require_at_least,
+    require_at_most,
+)
 from mtray.config.types import convert_fields
 
 # Beyond these, one side would wait for years.
@@ -125,6 +132,7 @@ class LearnerConfig:
         require_at_least(self, 0, "updates_per_step", "warmup_steps", "slack_steps", "weight_decay")
         require_above_zero(self, "learning_rate", "temperature_learning_rate", "value_limit", "initial_temperature")
         require_above_zero(self, "action_noise", "slice_seconds")
+        require_at_most(self, 1, "learning_rate", "temperature_learning_rate", "weight_decay")
         self._check_ratios()
         for name in ("polyak", "actor_polyak"):
             share = getattr(self, name)
@@ -139,6 +147,9 @@ class LearnerConfig:
                     f"--learner.{name.replace('_', '-')} {text}: give a task and a {kind} above 0, "
                     "for example cheetah-run=2",
                 )
+            tasks = [text.rpartition("=")[0] for text in getattr(self, name)]
+            twice = [task for task in tasks if tasks.count(task) > 1]
+            require(not twice, f"--learner.{name.replace('_', '-')} gives {twice[:1]} twice: give each task once")
 
     def _check_ratios(self) -> None:
         lowest, highest = UPDATES_PER_STEP

@@ -8,7 +8,7 @@ from mtray.config.learner import LearnerConfig
 from mtray.config.settings import Config
 
 # Updates per step of every task, the least and the most.
-_RATIOS = {"fast": (1 / 16, 4.0), "frugal": (4.0, 4.0)}
+_RATIOS = {"fast": (0.25, 4.0), "frugal": (4.0, 4.0)}
 # With --deterministic: rounds are equal.
 _RATIO_OF_ROUNDS = {"fast": 0.5, "frugal": 4.0}
 _N_STEP = {"fast": 3, "frugal": 1}

@@ -126,7 +126,7 @@ class Config:
     left for the learner."""
     envs_per_task: int | None = None
     """Copies of each task per collector; by default 16 of each task over all collectors, fewer if that would be more
-    than 256 simulators, but at least 4 where each collector has a core."""
+    than 256 simulators, but at least 8 where each collector steps all tasks."""
     engine: str = "mujoco"
     """Engine of tasks that do not name one: mujoco (dm_control's suite, stepped in batches), dm_control (the same
     numbers from dm_control's own loop) or envpool."""
@@ -181,8 +181,9 @@ class Config:
         rows = 2 * self.copies() * self.collector.rollout_steps
         require(
             self.replay.capacity_rows >= rows,
-            f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies()} copies x "
-            f"{self.collector.rollout_steps} steps takes up to {rows}, so at least that many are needed",
+            f"--replay.capacity-rows {self.replay.capacity_rows}: one rollout of {self.copies()} copies "
+            f"(--envs-per-task) x {self.collector.rollout_steps} steps (--collector.rollout-steps) takes up to {rows} "
+            "rows: give fewer copies or steps, or a capacity of at least that many",
         )
         least, most = self.learner.least_updates_per_step, self.learner.updates_per_step
         require(

@@ -59,8 +59,8 @@ def own_run_dir(config: Config) -> Iterator[Claim]:
             allowed = _FILES if config.resume == AUTO else {LOCK}
             strange = [entry.name for entry in path.iterdir() if entry.name not in allowed]
             if strange:
-                hint = f"continue with --resume {path}" if config.resume is None else f"remove {min(strange)}"
-                raise UsageError(f"--run-dir {path} is in use already: choose a new folder, or {hint}")
+                hint = f", or continue with --resume {path}" if (path / "config.json").is_file() else ""
+                raise UsageError(f"--run-dir {path} holds {min(strange)} already: choose a new folder{hint}")
             yield claimed
     finally:
         for folder in made:

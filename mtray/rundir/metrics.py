@@ -65,6 +65,8 @@ class Metrics:
         self.wait_seconds = 0.0
         self.waiting: Mapping[str, Mapping[str, float]] = {}
         self.restarts = self.frames_lost = self.updates_lost = self.updates_owed = 0
+        # Those of the runs that this one continues.
+        self._faults_before = 0, 0, 0
         # Of the policy that was evaluated last.
         self.evaluated_updates: int | None = None
         self._staleness: list[int] = []
@@ -88,6 +90,11 @@ class Metrics:
     def seconds(self) -> float:
         """Wall-clock seconds, those of the runs this one continues included."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def count_faults(self, restarts: int, frames_lost: int, updates_lost: int) -> None:
+        """Take what this run's processes have come to; those of the runs that it continues are added."""
+        counts = zip(self._faults_before, (restarts, frames_lost, updates_lost), strict=True)
+        self.restarts, self.frames_lost, self.updates_lost = (before + now for before, now in counts)
 
     def add_rollout(self, report: Report) -> None:
         """Count the episodes that ended, how old the policy was, and what the collector's time went into."""
@@ -164,6 +171,7 @@ class Metrics:
                 for name, task in self.tasks.items()
             },
             "evaluated_updates": self.evaluated_updates,
+            "faults": [self.restarts, self.frames_lost, self.updates_lost],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -178,4 +186,7 @@ class Metrics:
             task.random.extend(saved.get("random", ()))
             task.lengths.extend(saved.get("lengths", ()))
             task.evaluated = saved.get("evaluated")
+        restarts, frames_lost, updates_lost = state.get("faults", (0, 0, 0))
+        self._faults_before = restarts, frames_lost, updates_lost
+        self.count_faults(0, 0, 0)
         self._last = (self._started, *self._made)

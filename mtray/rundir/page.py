@@ -177,14 +177,19 @@ def _axes(count: int, height: float, columns: int = _COLUMNS) -> tuple[Figure, l
 
 
 def _legend(figure: Figure, axes: Sequence[Axes], groups: Mapping[str, Any]) -> None:
-    labelled = next((axis for axis in axes if axis.get_legend_handles_labels()[0]), None)
-    if labelled is not None and len(groups) > 1:
-        figure.legend(*labelled.get_legend_handles_labels(), loc="outside lower center", frameon=False)
+    found: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found and len(groups) > 1:
+        figure.legend(found.values(), found.keys(), loc="outside lower center", frameon=False)
 
 
 def _draw_returns(
     groups: Mapping[str, Sequence[Run]], label: str, place: Callable[[Mapping[str, Any], str], float]
 ) -> Figure:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     tasks = dict.fromkeys(
         task for group in groups.values() for run in group for line in run.lines[-1:] for task in line["tasks"]
     )
@@ -205,11 +210,13 @@ def _draw_returns(
         if best is not None:
             axis.axhline(best["return"], color="grey", linewidth=1, linestyle=(0, (1, 2)))
             note = f"{best['agent']}, {best['frames']:,} frames"
-            axis.annotate(note, (1, best["return"]), (0, -2), xycoords=("axes fraction", "data"), fontsize="x-small",
-                          textcoords="offset points", ha="right", va="top", color="dimgrey")  # fmt: skip
+            axis.annotate(note, (1, best["return"]), (0, 2), xycoords=("axes fraction", "data"), fontsize="x-small",
+                          textcoords="offset points", ha="right", va="bottom", color="dimgrey")  # fmt: skip
         axis.set_title(task, loc="left", fontsize="medium")
         axis.set_xlabel(label)
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axes:
         axes[0].set_ylabel("return (circles: evaluated)")
     _legend(figure, axes, groups)
@@ -244,6 +251,8 @@ def _draw_waiting(groups: Mapping[str, Sequence[Run]]) -> Figure:
             minutes = [line["time"] / 60 for line in lines]
             axis.stackplot(minutes, list(shares.values()), labels=list(shares), colors=_COLOURS)
             axis.legend(fontsize="x-small", loc="upper right")
+        else:
+            axis.text(0.5, 0.5, "hardly at all", ha="center", color="dimgrey", transform=axis.transAxes)
         title = f"share of the {side}'{'s' if side == 'learner' else ''} time spent waiting for"
         axis.set_title(title + (f"\n{name}" if len(firsts) > 1 else ""), loc="left", fontsize="medium")
         axis.set_xlabel("minutes")

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mtray.errors import UsageError
+from mtray.rundir.screen import whole_lines
+
+# Characters of why a run ended, at most; all of it is in summary.json.
+_WIDTH = 60
 
 
 def read_last(run_dir: Path) -> dict[str, Any]:
@@ -46,6 +50,16 @@ def _unread(run_dir: Path, place: Path, error: OSError) -> str:
     return f"{place} can't be read: {error.strerror or error}"
 
 
+def _set_aside(run_dir: Path) -> list[str]:
+    """Return the tasks that a run was left without."""
+    events = whole_lines(run_dir / "events.jsonl")
+    return list(dict.fromkeys(event["part"] for event in events if event["event"] == "set_aside"))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4]} ..."
+
+
 def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return rows of text: a header, totals, then of each task mean recent return, episodes and evaluated return."""
     rows = [["", *runs]]
@@ -53,7 +67,10 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
         rows.append([name, *(f"{run.get(name, 0):,}" for run in runs.values())])
     seconds = [run.get("wall_seconds", run.get("time", 0.0)) for run in runs.values()]
     rows.append(["seconds", *(f"{value:,.0f}" for value in seconds)])
-    rows.append(["ended", *(str(run["exit_reason"]) for run in runs.values())])
+    rows.append(["ended", *(_shortened(str(run["exit_reason"])) for run in runs.values())])
+    aside = [_set_aside(Path(name)) for name in runs]
+    if any(aside):
+        rows.append(["set aside", *(", ".join(tasks) or "-" for tasks in aside)])
     tasks = dict.fromkeys(task for run in runs.values() for task in run["tasks"])
     for task in tasks:
         cells = []

@@ -83,7 +83,8 @@ class Saving(Ledger):
 
     def _saved(self) -> None:
         self._saving, self._broken_saves = None, 0
-        self._tell("save", frames=self.counts.frames, updates=self.updates)
+        frames, updates = self._last_saved
+        self._tell("save", frames=frames, updates=updates)
         if self._is_final:
             self._close()
         elif self._ending is not None:

@@ -6,6 +6,7 @@ import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mtray.config.checks import require
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
@@ -26,8 +27,20 @@ def check_machine(config: Config, specs: Sequence[TaskSpec]) -> None:
         UsageError: names the limit and the remedy.
     """
     check_device(config)
+    for spec in specs:
+        require(
+            spec.horizon is None or spec.action_repeat <= spec.horizon,
+            f"--collector.action-repeat {spec.action_repeat}: an episode of {spec.name} has {spec.horizon} control "
+            "steps, give no more than that",
+        )
     if config.address is None:
+        cores, threads = usable_cores(), config.learner.threads
+        require(
+            threads is None or threads <= cores,
+            f"--learner.threads {threads}: this machine has {cores} cores, give no more than that",
+        )
         _check_memory(config, specs)
+        _check_learner(config, specs)
         _check_open_files(config)
 
 
@@ -100,6 +113,27 @@ def _check_memory(config: Config, specs: Sequence[TaskSpec]) -> None:
             f"{_RING_SHARE * memory / 2**30:.1f} are for them; --replay.capacity-rows "
             f"{int(_RING_SHARE * memory / row_bytes)} would fit"
         )
+
+
+def _check_learner(config: Config, specs: Sequence[TaskSpec]) -> None:
+    """Raise if the networks and an update of them do not fit the memory, by far."""
+    network, rows, memory = config.network, config.learner.batch_rows or 0, usable_bytes()
+    parameters = activations = 0
+    for width, blocks, copies in (
+        (network.actor_width, network.actor_blocks, 1),
+        (network.critic_width, network.critic_blocks, network.critics),
+    ):
+        parameters += copies * width**2 * (2 * blocks + len(specs) * network.head_layers)
+        activations += copies * rows * width * (2 * blocks + 1)
+    # Parameters, their moving average, their gradients and the optimiser's two moments; batches that wait beside.
+    ahead = config.learner.batches_per_call * (config.learner.calls_ahead + 1)
+    needed = 4 * (5 * parameters + 2 * activations + rows * max(spec.row_size for spec in specs) * ahead)
+    require(
+        memory is None or needed <= _RING_SHARE * memory or config.device.startswith("cuda"),
+        f"--network.critic-width {network.critic_width}, --network.actor-width {network.actor_width} and "
+        f"--learner.batch-rows {rows}: the learner would take {needed / 2**30:.1f} GiB at least, and this machine has "
+        f"{(memory or 0) / 2**30:.1f}: give a smaller one",
+    )
 
 
 def _check_open_files(config: Config) -> None:

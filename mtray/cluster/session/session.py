@@ -198,8 +198,16 @@ def ray_session(config: Config, environment: Mapping[str, Any] | None = None) ->
         _check_joined(config.address)
         yield _session(config, was_up=True)
         return
+    # Of a call that fails with several values, those that nobody asks for; the failure itself is told.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     with _texts_kept_in(config.run_dir):
         if config.address is None:
+            each = config.run.cpus_per_actor
+            if each is not None and each > 1:
+                raise UsageError(
+                    f"--run.cpus-per-actor {each:g}: a Ray of the run's own has one logical CPU for each process: give "
+                    "1 or less, or a cluster's --address"
+                )
             own.start(config.collectors, _QUIET)
         else:
             _join(config.address, environment or {})
