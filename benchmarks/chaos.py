@@ -376,7 +376,7 @@ def plot(seen: Watched, quiet: float, file: Path) -> None:
     top.plot(times, [line["frames_per_second"] for _, line in seen.lines], lw=1)
     top.axhline(quiet, color="black", ls="--", lw=1, label="median of the calm run")
     bottom.plot([at / 60 for at, _ in seen.memory], [value for _, value in seen.memory], lw=1)
-    colors = dict(zip(KINDS, ("tab:orange", "tab:red", "tab:green", "tab:purple", "black"), strict=True))
+    colors = {kind: f"C{index}" for index, kind in enumerate(KINDS, 1)}
     named = set()
     for kill in seen.kills:
         for axis in (top, bottom):

@@ -42,7 +42,7 @@ def run(options: Options) -> None:
     """Evaluate, print a line per task, and write the JSON file if one is given."""
     import torch
 
-    from mtray.collect.evaluation import check_options, evaluate, summarise
+    from mtray.collect.evaluation import check_options, play, summarise
     from mtray.rundir.checkpoints.checkpoint import read_config
     from mtray.rundir.checkpoints.policies import load_policy
     from mtray.rundir.directory import run_dir_of
@@ -59,9 +59,12 @@ def run(options: Options) -> None:
     tasks = resolve_like([paths.get(name, name) for name in options.tasks or names], policy.specs)
     results = {}
     for task in tasks:
-        results[task.name] = figures = summarise(evaluate(policy, task, options.episodes, seed=options.seed))
+        results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
         mean, deviation = figures["return_mean"], figures["return_std"]
-        print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes)")
+        infos = "".join(
+            f"  {name} {figures[f'info_{name}']:.3g}" for name in task.spec.info if f"info_{name}" in figures
+        )
+        print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes){infos}")
     if options.json is not None:
         try:
             options.json.write_text(to_json(results, indent=1))

@@ -248,3 +248,32 @@ async def later(num_envs, seed):
 
 
 NOT_CALLABLE = 3
+
+
+class ReportingEnv(PointEnv):
+    """A point that reports whether it was at 1 once, and how many steps it has made."""
+
+    def __init__(self, num_envs, seed):
+        entries = {
+            "observation": Unbounded((num_envs, 2)),
+            "success": Unbounded((num_envs,), dtype=torch.bool),
+            "info": Composite({"steps": Unbounded((num_envs, 1)), "text": Unbounded((num_envs, 3))}, shape=(num_envs,)),
+        }
+        super().__init__(num_envs, seed, observation=entries)
+
+    def _report(self, data):
+        report = TensorDict(
+            {"steps": self._state[..., 1:].clone(), "text": torch.zeros(*self.batch_size, 3)}, self.batch_size
+        )
+        # At the second step only.
+        return data.set("success", self._state[..., 1] == 2).set("info", report)
+
+    def _reset(self, tensordict=None):
+        return self._report(super()._reset(tensordict))
+
+    def _step(self, tensordict):
+        return self._report(super()._step(tensordict))
+
+
+def reporting(num_envs, seed):
+    return ReportingEnv(num_envs, seed)

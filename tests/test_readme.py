@@ -10,12 +10,12 @@ from mtray import launch
 from mtray.config.settings import Config
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"^python -m mtray\.launch .*$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^mtray launch .*$", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "--resume" not in command])
 def test_launch_commands_parse(command):
-    config = launch.parse(shlex.split(command)[3:])
+    config = launch.parse(shlex.split(command)[2:])
     assert isinstance(config, Config)
 
 

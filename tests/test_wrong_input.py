@@ -142,6 +142,41 @@ def test_an_address_of_another_server_is_refused_quickly(fail, answer):
     assert time.monotonic() < begin + 60
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--learner.learning-rate 1e30", "--learner.learning-rate 1e+30: at most 1"),
+        ("--learner.threads 4096", "--learner.threads 4096: this machine has"),
+        ("--network.critic-width 100000000", "--network.critic-width 100000000"),
+        ("--learner.batch-rows 1000000000", "--learner.batch-rows 1000000000: the learner would take"),
+        ("--collector.action-repeat 5000", "--collector.action-repeat 5000: an episode of humanoid-stand has 1000"),
+        ("--run.cpus-per-actor 50", "--run.cpus-per-actor 50: a Ray of the run's own has one logical CPU"),
+        ("--learner.row-weights humanoid-stand=2 humanoid-stand=3", "gives ['humanoid-stand'] twice"),
+        ("--envs-per-task 1000000000", "--envs-per-task"),
+        ("--collector.rollout-steps 99999999", "--collector.rollout-steps"),
+        ("--run.evaluate-every -1", "--run.evaluate-every -1.0: at least 0"),
+        ("--run.evaluate-every 1 --deterministic", "with --deterministic there are no evaluations"),
+    ],
+)
+def test_what_no_machine_can_do_is_refused_before_anything_starts(fail, tmp_path, flags, words):
+    assert words in fail(*flags.split(), "--run-dir", "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_run_that_ends_within_its_warm_up_is_told(fail, monkeypatch, caplog):
+    monkeypatch.setattr(train, "_run", lambda *_: {})
+    train.train(Config(total_frames=1000, learner=LearnerConfig(warmup_steps=10_000), run_dir="made"))
+    assert "ends the run within the 40000 frames of --learner.warmup-steps: nothing will be learned" in caplog.text
+
+
+def test_a_run_directory_that_holds_something_else_is_left_alone(fail, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    error = fail("--run-dir", "mine")
+    assert "holds notes.txt already: choose a new folder\n" in error
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
 def test_a_missing_device(fail):
     assert "--device quantum" in fail("--device", "quantum")
     if not torch.cuda.is_available():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,37 @@ from mtray.engines.base import BoolArray
 from mtray.engines.states import State
 
 
+class InfoTracker:
+    """What environments report beside their rewards, over the episodes of one task's copies."""
+
+    def __init__(self, names: Sequence[str], copies: int) -> None:
+        """Track copies that stand at an episode's start."""
+        self._names = tuple(names)
+        self._is_highest = np.array(["success" in name.lower() for name in names], np.bool_)
+        self._values: FloatArray = np.full((copies, len(self._names)), -np.inf, np.float32)
+
+    def add(self, info: FloatArray, ended: BoolArray) -> dict[int, dict[str, float]]:
+        """Take a step's values [K, n]; return those of the episodes that ended with it, by copy."""
+        if not self._names:
+            return {}
+        self._values = np.where(self._is_highest, np.maximum(self._values, info), info)
+        found = {
+            copy: dict(zip(self._names, self._values[copy].tolist(), strict=True))
+            for copy in np.flatnonzero(ended).tolist()
+        }
+        self._values[ended] = -np.inf
+        return found
+
+    def state(self) -> State:
+        """Return the episodes under way."""
+        return {"info": self._values} if self._names else {}
+
+    def load_state(self, state: State) -> None:
+        """Load what `state` returned."""
+        if self._names:
+            self._values[:] = state["info"]
+
+
 class EpisodeTracker:
     """Tracks the episodes of one task's copies.
 
@@ -18,9 +51,12 @@ class EpisodeTracker:
         largest_return: largest absolute discounted return of any step of the last rollout's episodes so far.
     """
 
-    def __init__(self, task: str, copies: int, discount: float) -> None:
-        """Track copies that stand at an episode's start."""
+    def __init__(self, task: str, copies: int, discount: float, info: Sequence[str] = ()) -> None:
+        """Track copies that stand at an episode's start; ``info`` names what the environment reports beside."""
         self.task = task
+        self._info = InfoTracker(info, copies)
+        # Of each copy's episodes that ended in this rollout.
+        self._reported: list[list[dict[str, float]]] = [[] for _ in range(copies)]
         self.largest_return = 0.0
         self._discount = discount
         # Rewards further ahead hardly change a discounted return.
@@ -29,6 +65,11 @@ class EpisodeTracker:
         self._returns = np.zeros(copies)
         self._steps = np.zeros(copies, np.int64)
         self._random_steps = np.zeros(copies, np.int64)
+
+    def see(self, info: FloatArray, ended: BoolArray) -> None:
+        """Take what the environment reported with a step, and which copies' episodes it ended."""
+        for copy, reported in self._info.add(info, ended).items():
+            self._reported[copy].append(reported)
 
     def add(
         self, reward: FloatArray, done: BoolArray, is_random: BoolArray, is_broken: BoolArray | None = None
@@ -62,7 +103,9 @@ class EpisodeTracker:
         self.largest_return = max(self.largest_return, float(np.abs(discounted_returns(rewards, self._discount)).max()))
 
     def _finish(self, copy: int) -> Episode:
-        episode = Episode(self.task, float(self._returns[copy]), int(self._steps[copy]), int(self._random_steps[copy]))
+        info = self._reported[copy].pop(0) if self._reported[copy] else {}
+        counts = int(self._steps[copy]), int(self._random_steps[copy])
+        episode = Episode(self.task, float(self._returns[copy]), *counts, info)
         self._rewards[copy] = np.empty(0, np.float32)
         self._returns[copy], self._steps[copy], self._random_steps[copy] = 0.0, 0, 0
         return episode
@@ -73,6 +116,7 @@ class EpisodeTracker:
             "returns": self._returns,
             "steps": self._steps,
             "random_steps": self._random_steps,
+            **self._info.state(),
             **{f"rewards{copy}": rewards for copy, rewards in enumerate(self._rewards)},
         }
 
@@ -80,6 +124,7 @@ class EpisodeTracker:
         """Load what `state` returned."""
         self._returns[:], self._steps[:] = state["returns"], state["steps"]
         self._random_steps[:] = state["random_steps"]
+        self._info.load_state(state)
         self._rewards = [state[f"rewards{copy}"] for copy in range(len(self._rewards))]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from mtray.collect.episodes import InfoTracker
 from mtray.config.checks import require
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
@@ -41,7 +42,8 @@ def evaluate_policy(
         seed: seed of each task's first episode.
 
     Returns:
-        Task to ``return_mean``, ``return_std``, ``episodes`` and ``returns`` (a list).
+        Task to ``return_mean``, ``return_std``, ``episodes`` and ``returns`` (a list); and ``info_<name>``, the mean of
+        what the environment reported under that name at the end of its episodes (of a success: at any time).
 
     Raises:
         UsageError: a task that the policy did not learn, that is not registered, or that has changed since.
@@ -53,7 +55,7 @@ def evaluate_policy(
     # Makers may change the working directory or environment variables.
     with process_restored(), _one_thread():
         found = resolve_like(tasks or policy.names, policy.specs)
-        return {task.name: summarise(evaluate(policy, task, episodes, seed=seed)) for task in found}
+        return {task.name: summarise(*play(policy, task, episodes, seed=seed)) for task in found}
 
 
 def check_options(episodes: int, seed: int) -> None:
@@ -78,29 +80,45 @@ def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 
 
     Each is cut after 10,000 agent steps.
     """
+    return play(policy, task, episodes, seed=seed)[0]
+
+
+def play(
+    policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Play episodes as `evaluate` does; return their returns, and by name what the environment reported of each.
+
+    That is its value at an episode's last step; of a name with ``success`` in it, the highest of the episode.
+    """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True
     try:
         with torch.no_grad():
             state = env.reset()
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
+            reports, reported = InfoTracker(task.spec.info, episodes), dict[int, dict[str, float]]()
             for _ in range(_MOST_STEPS):
                 reached, state = env.step_and_maybe_reset(policy(state))
                 returns += running * reached.get(("next", "reward")).numpy()[:, 0]
-                running &= ~reached.get(("next", "done")).numpy()[:, 0]
+                done = reached.get(("next", "done")).numpy()[:, 0]
+                for copy, values in reports.add(env.info, done).items():
+                    reported.setdefault(copy, values)
+                running &= ~done
                 if not running.any():
                     break
     finally:
         policy.deterministic = deterministic
         env.close()
-    return [float(value) for value in returns]
+    infos = {name: [values[name] for values in reported.values()] for name in task.spec.info}
+    return [float(value) for value in returns], infos
 
 
-def summarise(returns: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation, number and list of returns."""
+def summarise(returns: Sequence[float], infos: Mapping[str, Sequence[float]] | None = None) -> dict[str, Any]:
+    """Return mean, standard deviation, number and list of returns, and the mean of what was reported beside."""
     return {
         "return_mean": float(np.mean(returns)),
         "return_std": float(np.std(returns)),
         "episodes": len(returns),
         "returns": list(returns),
+        **{f"info_{name}": float(np.mean(values)) for name, values in (infos or {}).items() if values},
     }

@@ -110,7 +110,11 @@ class ActingLoop:
         self._initial = random_actions(actions, 1, generators[3])
         self._was_random = np.zeros((rollout_steps, *size), np.bool_)
         self._buffers = [_Buffer(spec, slot, rollout_steps) for spec, slot in zip(host.specs, host.slots, strict=True)]
-        self._trackers = [EpisodeTracker(n, count, discounts[n]) for n, count in zip(names, copies, strict=True)]
+        self._trackers = [
+            EpisodeTracker(spec.name, count, discounts[spec.name], spec.info)
+            for spec, count in zip(host.specs, copies, strict=True)
+        ]
+        self._reports = [index for index, spec in enumerate(host.specs) if spec.info]
 
     def load(self, weights: Weights) -> None:
         """Act with these weights from the next step on."""
@@ -154,6 +158,9 @@ class ActingLoop:
             for slot, buffer, ended in zip(self.host.slots, self._buffers, self._ended, strict=True):
                 buffer.write_end(step)
                 np.logical_or(slot.terminated, slot.truncated, out=ended[: len(slot.reward)])
+            for index in self._reports:
+                slot = self.host.slots[index]
+                self._trackers[index].see(slot.info, self._ended[index, : len(slot.reward)])
             for explorer in (self._noise, self._random, self._random_episodes):
                 explorer.restart(self._ended)
             clock.lap("copy")

@@ -67,12 +67,15 @@ class Episode:
         episode_return: undiscounted return.
         steps: number of agent steps.
         random_steps: number of steps with random actions (a random episode, or before the first weights arrived).
+        info: what the environment reported, by name: its value at the last step; of a name with ``success`` in it, the
+            highest of the episode.
     """
 
     task: str
     episode_return: float
     steps: int
     random_steps: int = 0
+    info: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def of_policy(self) -> bool:

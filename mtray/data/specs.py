@@ -58,6 +58,7 @@ class TaskSpec:
         horizon: control steps after which an episode is truncated; None if never.
         time_step_seconds: simulated seconds per control step; None if unknown.
         action_repeat: control steps (frames) per agent step.
+        info: names of the numbers that the environment reports with each step beside reward and observation.
     """
 
     name: str
@@ -68,6 +69,7 @@ class TaskSpec:
     horizon: int | None
     time_step_seconds: float | None
     action_repeat: int = 1
+    info: tuple[str, ...] = ()
 
     @property
     def discount(self) -> float:
@@ -115,7 +117,7 @@ class TaskSpec:
         """Return the spec that `to_dict` wrote."""
         observation = tuple((str(entry), int(width)) for entry, width in data["observation"])
         bounds = {name: tuple(data[name]) for name in ("action_low", "action_high")}
-        return cls(**{**data, "observation": observation, **bounds})
+        return cls(**{**data, "observation": observation, "info": tuple(data.get("info", ())), **bounds})
 
 
 def observation_width(specs: Iterable[TaskSpec]) -> int:
@@ -155,7 +157,7 @@ def check_together(specs: Sequence[TaskSpec]) -> None:
 
 
 def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str) -> None:
-    """Check that the tasks' specs have not changed; the engine may differ.
+    """Check that the tasks' specs have not changed; the engine, and what is reported beside, may differ.
 
     Args:
         saved: earlier specs.
@@ -169,7 +171,7 @@ def check_specs(saved: Sequence[TaskSpec], found: Sequence[TaskSpec], when: str)
     for spec in saved:
         for field, value in asdict(spec).items() if spec.name in now else ():
             other = now[spec.name][field]
-            if field != "engine" and other != value:
+            if field not in ("engine", "info") and other != value:
                 raise UsageError(
                     f"task {spec.name!r}: {field} is {_short(other)}, but was {_short(value)} {when}: "
                     "its maker or simulator has changed; undo the change, or start a new run"

@@ -37,6 +37,7 @@ class StepArrays:
         terminated: [K] bool.
         truncated: [K] bool.
         broken: [K] bool, the step failed: it is no transition, and its episode does not count. Cleared by the caller.
+        info: [K, n] float32, what the environment reports under the n names of ``spec.info``.
     """
 
     observation: FloatArray
@@ -44,12 +45,14 @@ class StepArrays:
     terminated: BoolArray
     truncated: BoolArray
     broken: BoolArray
+    info: FloatArray
 
     @classmethod
     def empty(cls, num_envs: int, spec: TaskSpec) -> StepArrays:
         """Return new arrays, zero and false."""
         observation = np.zeros((num_envs, spec.observation_size), np.float32)
-        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((3, num_envs), np.bool_))
+        info = np.zeros((num_envs, len(spec.info)), np.float32)
+        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((3, num_envs), np.bool_), info)
 
 
 class BatchSim(ABC):

@@ -23,7 +23,7 @@ from torchrl.envs import EnvBase
 from mtray.data.specs import OBSERVATION, REWARD, UNBOUNDED, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
 from mtray.engines.torchrl_rollout import RunningEnv
-from mtray.engines.torchrl_specs import check_new, is_started, read_spec
+from mtray.engines.torchrl_specs import check_new, info_entries, is_started, read_spec
 from mtray.errors import MtrayError, TaskError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
@@ -69,6 +69,7 @@ class TorchrlSim(BatchSim):
         except TASK_FAILURES as error:
             self._fail("spec", error)
         self.spec = specs[0]
+        self._info = info_entries(first)
         for copy, spec in enumerate(specs):
             if spec != self.spec:
                 raise UsageError(f"task {self.name!r}: copy {copy} has spec {spec}, but copy 0 has {self.spec}")
@@ -169,6 +170,8 @@ class TorchrlSim(BatchSim):
             terminated, done = (_flag(result.get(key), part.size) for key in ("terminated", "done"))
             truncated = result.get("truncated", None)
             part.ended = terminated | done | (False if truncated is None else _flag(truncated, part.size))
+            for index, name in enumerate(self.spec.info):
+                out.info[copies, index] = _array(result.get(self._info[name]), part.size, torch.float32)[:, 0]
             out.terminated[copies] = terminated
             out.truncated[copies] = part.ended & ~terminated
             part.last_observation = out.observation[copies]

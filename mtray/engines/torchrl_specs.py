@@ -48,7 +48,33 @@ def read_spec(name: str, env: EnvBase) -> TaskSpec:
         action_high=high,
         horizon=None,
         time_step_seconds=None,
+        info=tuple(info_entries(env)),
     )
+
+
+def info_entries(env: EnvBase) -> dict[str, Any]:
+    """Return the entries that report on an environment, by name: numbers that nothing is learned from.
+
+    They are those of Gymnasium's ``info`` that TorchRL reads (`auto_register_info_dict`, `set_info_dict_reader`), any
+    under ``info``, and ``success``.
+    """
+    size = math.prod(env.batch_size)
+    return {
+        key if isinstance(key, str) else ".".join(key[1:]): key
+        for key, spec in env.observation_spec.items(True, True)
+        if key in _reported(env) and spec.shape.numel() == size
+    }
+
+
+def _reported(env: EnvBase) -> set[Any]:
+    """Return all entries that report on an environment, numbers or not."""
+    keys = list(env.observation_spec.keys(True, True))
+    found = {key for key in keys if key == "success" or (isinstance(key, tuple) and key[0] == "info")}
+    for part in _inner(env):
+        for reader in getattr(part, "__dict__", {}).get("_info_dict_reader", ()):
+            spec: Any = getattr(reader, "info_spec", None)
+            found |= set(() if spec is None else spec.keys(True, True)) & set(keys)
+    return found - {OBSERVATION}
 
 
 def check_new(name: str, envs: Sequence[EnvBase]) -> None:
@@ -153,7 +179,7 @@ def _observation_size(name: str, env: EnvBase) -> int:
             f"task {name!r} has no float vector under 'observation' (its observations: {_described(specs)}): "
             f"{_join(specs, rank)}"
         )
-    used = _used_keys(env)
+    used = _used_keys(env) | _reported(env)
     ignored = {key: spec for key, spec in specs.items() if key not in used}
     if ignored:
         raise UsageError(

@@ -26,6 +26,8 @@ class TaskMetrics:
         self.recent: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
         # Agent steps of the same episodes.
         self.lengths: collections.deque[int] = collections.deque(maxlen=RECENT_EPISODES)
+        # What environments reported of them, by name.
+        self.info: dict[str, collections.deque[float]] = {}
         # Of episodes in which some actions were random.
         self.random: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
         self.evaluated: float | None = None
@@ -35,7 +37,8 @@ class TaskMetrics:
         """Frames, episodes, mean of the policy's last 20 episodes' returns, the last one; null before one has ended.
 
         ``broken_episodes``: ended by a failure of their simulator, and not among the others. ``return_evaluated``: mean
-        return without noise in the last evaluation. ``length_mean``: mean agent steps of the episodes of return_mean.
+        return without noise in the last evaluation. ``length_mean``: mean agent steps of the episodes of return_mean;
+        ``info_<name>``: mean of what the environment reported of them.
         """
         return {
             "frames": self.frames,
@@ -46,6 +49,7 @@ class TaskMetrics:
             "return_random": _mean(self.random),
             "return_evaluated": self.evaluated,
             "length_mean": _mean(self.lengths),
+            **{f"info_{name}": _mean(values) for name, values in self.info.items()},
             **self.learner,
         }
 
@@ -109,6 +113,8 @@ class Metrics:
             if episode.of_policy:
                 task.recent.append(episode.episode_return)
                 task.lengths.append(episode.steps)
+                for name, value in episode.info.items():
+                    task.info.setdefault(name, collections.deque(maxlen=RECENT_EPISODES)).append(value)
             else:
                 task.random.append(episode.episode_return)
 
@@ -166,6 +172,7 @@ class Metrics:
                     "recent": list(task.recent),
                     "random": list(task.random),
                     "lengths": list(task.lengths),
+                    "info": {name: list(values) for name, values in task.info.items()},
                     "evaluated": task.evaluated,
                 }
                 for name, task in self.tasks.items()
@@ -185,6 +192,8 @@ class Metrics:
             # Older checkpoints have none.
             task.random.extend(saved.get("random", ()))
             task.lengths.extend(saved.get("lengths", ()))
+            for name, values in saved.get("info", {}).items():
+                task.info[name] = collections.deque(values, maxlen=RECENT_EPISODES)
             task.evaluated = saved.get("evaluated")
         restarts, frames_lost, updates_lost = state.get("faults", (0, 0, 0))
         self._faults_before = restarts, frames_lost, updates_lost

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mtray.cluster import train
+from mtray.rundir.checkpoints.checkpoint import Checkpoint
+from mtray.rundir.metrics import Metrics
+
 PROGRAM = """
 import logging, os, signal, sys, threading
 import mtray
@@ -110,3 +114,18 @@ def test_train_is_a_function_like_any_other(tmp_path, case):
     ratios = {"updates_per_step": 0.2, "least_updates_per_step": 0.2}
     learner = {**ratios, "n_step": 3, "batch_rows": 128}
     assert config["chosen"] == {"host": "inline", "workers": 1, "envs_per_task": 2, "learner": learner}
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_gets_its_summary(tmp_path):
+    metrics = Metrics(["a"])
+    metrics.tasks["a"].frames, metrics.updates = 10, 3
+    saved = Checkpoint(10, {"metrics": metrics.state()}, b"", b"", {})
+    (tmp_path / "metrics.jsonl").write_text('{"time": 50.0}\n')
+    summary = train._finished_before(saved, tmp_path)
+    assert (summary["frames"], summary["updates"], summary["exit_reason"]) == (10, 3, "finished")
+    assert 50 <= summary["wall_seconds"] < 51, "the time that its files know of"
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    # The one that a run wrote itself stays.
+    (tmp_path / "summary.json").write_text("{}")
+    train._finished_before(saved, tmp_path)
+    assert (tmp_path / "summary.json").read_text() == "{}"

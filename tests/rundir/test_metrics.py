@@ -183,6 +183,20 @@ def test_a_clock_gives_every_lap_to_what_it_was_spent_on(monkeypatch):
     assert clock.take() == {"copy": 1.0}
 
 
+def test_faults_are_counted_over_resumes():
+    metrics = Metrics(["left"])
+    metrics.count_faults(2, 10, 3)
+    state = json.loads(json.dumps(metrics.state()))
+    resumed = Metrics(["left"])
+    resumed.load_state(state)
+    line = resumed.line()
+    assert (line["restarts"], line["frames_lost"], line["updates_lost"]) == (2, 10, 3)
+    assert line["frames_per_second"] == 0.0, "what was lost before is not made now"
+    resumed.count_faults(1, 5, 0)
+    line = resumed.line()
+    assert (line["restarts"], line["frames_lost"], line["updates_lost"]) == (3, 15, 3)
+
+
 def test_learners_figures_stand_beside_the_tasks():
     metrics = Metrics(["left", "right"])
     metrics.tasks["left"].learner = {"critic_loss": 0.5}

@@ -34,6 +34,14 @@ def write_lines(run_dir, *lines, tail=""):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
 
 
+def test_a_long_reason_is_shortened_and_tasks_that_were_set_aside_are_named(tmp_path):
+    events = [{"time": 1.0, "event": "set_aside", "part": "left", "cause": "it melted"}]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    rows = {row[0]: row[1] for row in table({str(tmp_path): SUMMARY | {"exit_reason": "x" * 300}})}
+    assert rows["ended"] == "x" * 56 + " ..."
+    assert rows["set aside"] == "left"
+
+
 def test_run_that_ended_is_told_by_its_summary(tmp_path):
     write_lines(tmp_path, LINE)
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,9 +40,21 @@ def check_machine(config: Config, specs: Sequence[TaskSpec]) -> None:
             threads is None or threads <= cores,
             f"--learner.threads {threads}: this machine has {cores} cores, give no more than that",
         )
+        each = config.run.cpus_per_actor or 0.0
+        require(
+            each <= 1 or is_joined(),
+            f"--run.cpus-per-actor {each:g}: a Ray of the run's own has one logical CPU for each process, give 1 or "
+            "less, or a cluster's --address",
+        )
         _check_memory(config, specs)
         _check_learner(config, specs)
         _check_open_files(config)
+
+
+def is_joined() -> bool:
+    """Return whether this process has joined a Ray; without importing Ray."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def choose_device(config: Config, has_gpu: Callable[[], bool]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mtray.cluster.session import own
+from mtray.cluster.session.checks import is_joined
 from mtray.cluster.session.nodes import Node, look, room
 from mtray.config.settings import Config
 from mtray.errors import UsageError
@@ -118,7 +119,7 @@ def check_address(address: str) -> None:
     """
     if address.startswith("ray://"):
         raise UsageError(f"--address {address}: run this on a node of the cluster and give its address, or 'auto'")
-    if address == "local" or _is_joined():
+    if address == "local" or is_joined():
         return
     try:
         if address != "auto":
@@ -151,12 +152,6 @@ def _token_mode() -> dict[str, str]:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     has_token = "RAY_AUTH_TOKEN" in os.environ or path.is_file()
     return {"RAY_AUTH_MODE": "token"} if has_token and "RAY_AUTH_MODE" not in os.environ else {}
-
-
-def _is_joined() -> bool:
-    """Return whether this process has joined a Ray; without importing Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def _unreachable(address: str, reason: str) -> UsageError:
@@ -202,12 +197,6 @@ def ray_session(config: Config, environment: Mapping[str, Any] | None = None) ->
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     with _texts_kept_in(config.run_dir):
         if config.address is None:
-            each = config.run.cpus_per_actor
-            if each is not None and each > 1:
-                raise UsageError(
-                    f"--run.cpus-per-actor {each:g}: a Ray of the run's own has one logical CPU for each process: give "
-                    "1 or less, or a cluster's --address"
-                )
             own.start(config.collectors, _QUIET)
         else:
             _join(config.address, environment or {})

@@ -24,6 +24,7 @@ class Slot:
         terminated: [K] bool.
         truncated: [K] bool.
         broken: [K] bool, the step failed: it is no transition, and its episode does not count.
+        info: [K, n] float32, what the environment reports beside, under the names of its spec.
     """
 
     observation: FloatArray
@@ -33,6 +34,7 @@ class Slot:
     terminated: BoolArray
     truncated: BoolArray
     broken: BoolArray
+    info: FloatArray
 
     @classmethod
     def view(cls, memory: Any, spec: TaskSpec, copies: int) -> Slot:
@@ -43,7 +45,7 @@ class Slot:
     @cached_property
     def outcome(self) -> StepArrays:
         """The arrays that a simulator writes at the end of a step."""
-        return StepArrays(self.next_observation, self.reward, self.terminated, self.truncated, self.broken)
+        return StepArrays(self.next_observation, self.reward, self.terminated, self.truncated, self.broken, self.info)
 
 
 def slot_bytes(spec: TaskSpec, copies: int) -> int:
@@ -62,6 +64,7 @@ def _layout(spec: TaskSpec, copies: int) -> np.dtype[np.void]:
             ("terminated", np.bool_, (copies,)),
             ("truncated", np.bool_, (copies,)),
             ("broken", np.bool_, (copies,)),
+            ("info", np.float32, (copies, len(spec.info))),
         ]
     )
 
