@@ -61,9 +61,7 @@ def run(options: Options) -> None:
     for task in tasks:
         results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
         mean, deviation = figures["return_mean"], figures["return_std"]
-        infos = "".join(
-            f"  {name} {figures[f'info_{name}']:.3g}" for name in task.spec.info if f"info_{name}" in figures
-        )
+        infos = "".join(f"  {name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("info_"))
         print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes){infos}")
     if options.json is not None:
         try:

@@ -19,6 +19,7 @@ import mtray
 from mtray import evaluate, launch, report
 from mtray.cluster import train
 from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.rundir import directory
 from mtray.rundir.checkpoints import checkpoint

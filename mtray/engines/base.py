@@ -52,7 +52,8 @@ class StepArrays:
         """Return new arrays, zero and false."""
         observation = np.zeros((num_envs, spec.observation_size), np.float32)
         info = np.zeros((num_envs, len(spec.info)), np.float32)
-        return cls(observation, np.zeros(num_envs, np.float32), *np.zeros((3, num_envs), np.bool_), info)
+        terminated, truncated, broken = np.zeros((3, num_envs), np.bool_)
+        return cls(observation, np.zeros(num_envs, np.float32), terminated, truncated, broken, info)
 
 
 class BatchSim(ABC):

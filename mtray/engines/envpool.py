@@ -28,6 +28,8 @@ _LAST = 2
 # Not offered: in 1.2.5 their observations are distributed differently from dm_control's (test_envpool.py).
 _DIFFERENT = ("cartpole-two_poles", "cartpole-three_poles")
 _METAWORLD = "MetaWorld/"
+# What EnvPool reports beside rewards, and what of it are no figures.
+_INFO, _IDS = "info:", {"info:env_id", "info:players.env_id", "info:task_id"}
 _GYMNASIUM = (
     "Ant-v5",
     "HalfCheetah-v5",
@@ -94,6 +96,9 @@ def spec_of(name: str, action_repeat: int) -> TaskSpec:
         action_high=tuple(action.high.astype(np.float64).tolist()),
         horizon=int(spec.config.max_episode_steps),
         time_step_seconds=None,
+        info=tuple(
+            key.removeprefix(_INFO) for key in spec.state_array_spec if key.startswith(_INFO) and key not in _IDS
+        ),
     )
 
 
@@ -165,7 +170,9 @@ class EnvPoolSim(BatchSim):
             truncated = last & (result.discount == 1.0)
             observation, reward, terminated = result.observation, result.reward, last & ~truncated
         else:
-            observation, reward, terminated, truncated, _ = result
+            observation, reward, terminated, truncated, info = result
+            for index, name in enumerate(self.spec.info):
+                out.info[ids, index] = info[name]
             # Gymnasium allows both at once; termination takes precedence.
             truncated = truncated & ~terminated
         out.observation[ids] = self._concatenated(observation, len(ids))

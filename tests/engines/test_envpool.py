@@ -195,3 +195,16 @@ def test_tasks_that_are_not_offered_still_differ(name, monkeypatch):
     monkeypatch.setattr(envpool_engine, "_DIFFERENT", ())
     monkeypatch.setattr(envpool_engine, "task_names", envpool_engine.task_names.__wrapped__)
     assert not agree(name).all()
+
+
+def test_meta_world_reports_whether_it_succeeded():
+    sim = Task("metaworld-drawer-open", "envpool").make_sim(2, seed=0)
+    spec = sim.spec
+    assert {"success", "obj_to_target"} <= set(spec.info)
+    assert not any("id" in name.split("_") for name in spec.info)
+    out = started(sim)
+    sim.step(np.zeros((2, spec.action_size), np.float32), out)
+    values = dict(zip(spec.info, out.info.T, strict=True))
+    assert (values["success"] == 0).all()
+    assert (values["obj_to_target"] > 0).all()
+    sim.close()
