@@ -30,6 +30,7 @@ TASKS = [
 SPECS = tuple(task.spec for task in TASKS)
 SHARE = {"a": 2, "b": 2}
 CONFIG = Config(
+    device="cpu",
     tasks=("a", "b"),
     workers=1,
     envs_per_task=2,

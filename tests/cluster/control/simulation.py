@@ -824,8 +824,8 @@ class World:
                 lost += requested - acknowledged
             else:
                 lost += requested - control._gone.get(part, acknowledged)
-        for actor in control.collectors:
-            # Of one whose flush was answered, with nothing asked for since, all is known.
+        for actor in control.collectors if not self.scenario.lockstep else ():
+            # Of one whose flush was answered, with nothing asked for since, all is known. Lockstep does without.
             if actor.is_up and control.replay.is_up and actor.index not in control._unflushed:
                 acknowledged, known = self.sources[actor.part], actor.requested - actor.lost
                 if known != acknowledged:
