@@ -1,7 +1,7 @@
 """Pictures of a run: its screen after some minutes, and its policy at work as a film.
 
     python -m mtray.launch --workers 8 --run-dir runs/hour
-    python benchmarks/pictures.py runs/hour --folder docs/pictures --minutes 1 10 60
+    python docs/pictures/draw.py runs/hour --folder docs/pictures --minutes 1 10 60
 
 Writes ``screen-<minutes>.png``, what the screen showed then, and ``<run>.webp``, an animated picture of one episode of
 each task that dm_control can draw, played by the run's best policy. Drawing needs no display, but a driver of OpenGL
