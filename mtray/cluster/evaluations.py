@@ -29,8 +29,8 @@ from mtray.rundir.metrics import Metrics
 _FIRST_SECONDS = 10.0
 # Share of the time that evaluations may take.
 _SHARE = 0.1
-# How long one may take, at least, before its process counts as stuck.
-_STUCK_SECONDS = 600.0
+# How long one may take, at least and for each task, before its process counts as stuck: it has a low priority.
+_STUCK_SECONDS, _TASK_SECONDS = 600.0, 60.0
 
 
 class Evaluations:
@@ -68,8 +68,9 @@ class Evaluations:
         if self._every is None:
             return
         now = time.monotonic()
-        if self._is_new and self._untrained is None and self._processes.weights[1]:
-            self._untrained = self._processes.weights[1][0]
+        version, box = self._processes.weights
+        if self._is_new and self._untrained is None and version == 0 and box:
+            self._untrained = box[0]
         if self._call is not None:
             self._look(self._call, now)
         elif self._next is None:
@@ -100,7 +101,7 @@ class Evaluations:
         """Take what an evaluation gave, if it has ended."""
         assert self._every is not None
         seconds = now - self._asked
-        limit = max(_STUCK_SECONDS, 10 * self._longest)
+        limit = max(_STUCK_SECONDS, _TASK_SECONDS * len(self._specs), 10 * self._longest)
         if not call.done() and seconds < limit:
             return
         self._call = None
