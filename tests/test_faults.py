@@ -91,27 +91,25 @@ def test_a_learner_that_is_killed_goes_on_from_its_last_state(tmp_path):
     assert_whole(run_dir)
 
 
+@pytest.mark.timeout(400)
 def test_evaluations_go_on_when_the_evaluator_is_killed(tmp_path):
     run_dir = tmp_path / "a"
-    # Every three seconds, a tenth of the time at most.
-    arguments = (*BUSY, "--run.evaluate-every", 0.05, "--run.evaluate-episodes", 2, "--total-frames", 4_000_000)
+    arguments = (*BUSY, "--run.evaluate-every", 0.05, "--run.evaluate-episodes", 2, "--total-frames", 40_000_000)
     with Run(*arguments, "--run-dir", run_dir, cwd=tmp_path) as run:
         run.wait_until(lambda: frames_so_far(run_dir) > 1000)
-        run.wait_until(lambda: events_of(run_dir, "evaluated"))
+        run.wait_until(lambda: run.named("ray::Evaluator"))
         run.named("ray::Evaluator")[0].send_signal(signal.SIGKILL)
-        run.wait_until(lambda: len(events_of(run_dir, "evaluated")) >= 2)
+        run.wait_until(lambda: events_of(run_dir, "evaluation_failed"))
+        run.wait_until(lambda: events_of(run_dir, "evaluated"), 200)
         run.process.send_signal(signal.SIGINT)
         assert run.wait() == 0, run.output
         assert run.all_gone(), run.alive()
     summary = summary_of(run_dir)
     assert summary["restarts"] == 0, "the run itself has lost nothing"
-    untrained, trained = events_of(run_dir, "evaluated")[:2]
-    assert (untrained["updates"], untrained["is_best"]) == (0, False)
-    assert trained["updates"] > 0
-    assert trained["is_best"]
     (failure,) = events_of(run_dir, "evaluation_failed")
     assert failure["cause"] == "its process was killed or crashed"
     best = [event for event in events_of(run_dir, "evaluated") if event["is_best"]][-1]
+    assert best["updates"] > 0
     policy = load_policy(run_dir, "best")
     for task, figures in summary["tasks"].items():
         assert figures["return_evaluated"] is not None
