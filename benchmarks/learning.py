@@ -73,7 +73,7 @@ def train(folder: Path, tasks: Sequence[str], frames: int, every: int, seed: int
         command += ["--tasks", *tasks, "--seed", str(seed)]
         # By frames only: each checkpoint is evaluated.
         command += ["--run.checkpoint-frames", str(every * len(tasks)), "--run.checkpoint-seconds", "1e9"]
-        command += ["--run.keep-checkpoints", "1000"]
+        command += ["--run.keep-checkpoints", "1000", "--run.evaluate-every", "0"]
         command += ["--run-dir", str(folder), *settings]
     harness.run_program(command, _TRAINING_SECONDS)
 

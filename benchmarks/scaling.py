@@ -124,6 +124,7 @@ def running(
     folder = f"/home/{USER}/run-{time.monotonic_ns()}"
     command = (
         f"python -m mtray.launch --address auto --workers {workers} --total-frames 1000000000 --run-dir {folder} "
+        "--run.evaluate-every 0 "
         f"{' '.join(settings)} --learner.batch-rows 64 --replay.capacity-rows 500000 --replay.no-save "
         "--run.log-seconds 0.5"
     )
