@@ -325,7 +325,7 @@ def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
     shutil.rmtree(run_dir / "checkpoints")
     with Run(*arguments, "--total-frames", 1500, cwd=tmp_path) as run:
         assert run.wait() == 2, run.output
-    assert "remove notes.txt" in run.output
+    assert "holds notes.txt already: choose a new folder" in run.output
 
 
 def test_a_run_resumes_from_an_older_checkpoint_from_a_damaged_newest_one_and_into_a_fork(tmp_path):
