@@ -58,11 +58,11 @@ def info_entries(env: EnvBase) -> dict[str, Any]:
     They are those of Gymnasium's ``info`` that TorchRL reads (`auto_register_info_dict`, `set_info_dict_reader`), any
     under ``info``, and ``success``.
     """
-    size = math.prod(env.batch_size)
+    size, reported = math.prod(env.batch_size), _reported(env)
     return {
         key if isinstance(key, str) else ".".join(key[1:]): key
         for key, spec in env.observation_spec.items(True, True)
-        if key in _reported(env) and spec.shape.numel() == size
+        if key in reported and spec.shape.numel() == size
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ObjectLostError
 
-from mtray.cluster.actors.hello import Hello, say_hello
+from mtray.cluster.actors.hello import Hello, give_way, say_hello
 from mtray.cluster.actors.pushes import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from mtray.collect.loop import Rollout
     from mtray.collect.placement import Share
     from mtray.policy.weights import Weights
-
-# Of collectors that bring as much as they can: a tenth of the learner's share of a core that both want.
-_NICENESS = 10
 
 
 class Collector:
@@ -129,7 +126,7 @@ class Collector:
         """Where only the cores limit what is collected, leave those that the learner computes on to it."""
         learner = self._config.learner
         if learner.least_updates_per_step != learner.updates_per_step:
-            os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+            give_way()
 
     def state(self) -> bytes | None:
         """Return what an earlier collector's `build` takes; None if a task's engine has no states."""

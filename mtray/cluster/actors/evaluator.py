@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtray.cluster.actors.hello import Hello, say_hello
+from mtray.cluster.actors.hello import Hello, give_way, say_hello
 from mtray.config.settings import Config
 from mtray.errors import TaskError
 from mtray.tasks.plan import Task
 
 if TYPE_CHECKING:
     from mtray.policy.weights import Weights
-
-# It leaves the cores that it shares to the learner, as collectors do.
-_NICENESS = 10
 
 
 class Evaluator:
@@ -42,7 +39,7 @@ class Evaluator:
             policy: what `torch.save` made of its state, or weights.
             aside: tasks that are left out.
         """
-        os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+        give_way()
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         import torch

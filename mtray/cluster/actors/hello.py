@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import ray
 
+# Of processes that leave the cores they share to the learner: a tenth of its share of one that both want.
+_NICENESS = 10
 _PACKAGES = ("mtray", "torch", "tensordict", "mujoco", "dm_control", "numpy")
 
 
@@ -42,6 +44,11 @@ def say_hello(logs: Path, name: str) -> Hello:
     """Keep what this process prints in a file of ``logs``; return where it is."""
     node = ray.get_runtime_context().get_node_id()
     return Hello(os.getpid(), keep_output(logs, name), node, ray.util.get_node_ip_address(), versions())
+
+
+def give_way() -> None:
+    """Leave the cores that this process shares to the learner."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
 
 
 @functools.cache

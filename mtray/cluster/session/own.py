@@ -96,7 +96,7 @@ def _set_environment() -> None:
     if folder is not None:
         os.environ["TMPDIR"] = folder
     os.environ["RAY_TMPDIR"] = _private_folder(folder or _usual_folder())
-    if not _has_token():
+    if not has_token():
         # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
         # it. This one ends with the run.
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
@@ -130,7 +130,7 @@ def _private_folder(parent: str) -> str:
     return tempfile.mkdtemp(prefix="mtray-", dir=parent)
 
 
-def _has_token() -> bool:
+def has_token() -> bool:
     """Return whether the user has a token for Ray, or has chosen to have none."""
     if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return True

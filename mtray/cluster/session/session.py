@@ -149,9 +149,7 @@ def check_address(address: str) -> None:
 
 def _token_mode() -> dict[str, str]:
     """Return what has Ray use the user's token, as `ray.init` and `ray start` do if there is one."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    has_token = "RAY_AUTH_TOKEN" in os.environ or path.is_file()
-    return {"RAY_AUTH_MODE": "token"} if has_token and "RAY_AUTH_MODE" not in os.environ else {}
+    return {"RAY_AUTH_MODE": "token"} if "RAY_AUTH_MODE" not in os.environ and own.has_token() else {}
 
 
 def _unreachable(address: str, reason: str) -> UsageError:

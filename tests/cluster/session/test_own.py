@@ -82,7 +82,7 @@ def test_a_run_makes_a_token_of_its_own_and_leaves_none_in_the_home_folder(tmp_p
     """A token that stays there is asked for by every cluster that is started on this machine later."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
-    assert not own._has_token()
+    assert not own.has_token()
     with process_restored():
         own._set_environment()
         assert os.environ["RAY_AUTH_MODE"] == "token"
@@ -96,11 +96,11 @@ def test_a_users_token_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("x")
-    assert own._has_token()
+    assert own.has_token()
 
 
 @pytest.mark.parametrize("name", NAMES[2:])
 def test_a_users_own_way_of_authentication_is_kept(monkeypatch, name):
     monkeypatch.setenv("HOME", "/proc")
     monkeypatch.setenv(name, "x")
-    assert own._has_token()
+    assert own.has_token()
