@@ -60,11 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MUJOCO_GL", "disabled")
 
     def program() -> None:
-        summary = train(parse(sys.argv[1:] if arguments is None else arguments))
-        say(
-            f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
-            f"in {summary['wall_seconds']:.0f} s\n"
-        )
+        config = parse(sys.argv[1:] if arguments is None else arguments)
+        summary = train(config)
+        if config.run.progress != "none":
+            say(
+                f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
+                f"in {summary['wall_seconds']:.0f} s\n"
+            )
 
     return run_program(program)
 

@@ -11,7 +11,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from mtray.collect.evaluation import SEED, evaluate
+from mtray.collect.evaluation import SEED, play
 from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.checkpoints.policies import load_policy
 from mtray.tasks.registry import resolve_like
@@ -114,7 +114,7 @@ def test_evaluations_go_on_when_the_evaluator_is_killed(tmp_path):
     for task, figures in summary["tasks"].items():
         assert figures["return_evaluated"] is not None
         # The same episodes with the same policy: what was kept is what was evaluated.
-        kept = evaluate(policy, resolve_like([task], policy.specs)[0], 2, seed=SEED)
+        kept, _ = play(policy, resolve_like([task], policy.specs)[0], 2, seed=SEED)
         assert kept == pytest.approx(best["returns"][task])
 
 

@@ -452,6 +452,8 @@ def test_a_run_ends_after_its_minutes_and_goes_on_when_given_more(tmp_path):
         assert run.wait() == 2
     assert "error: --total-minutes 0.75: " in run.output
     assert "has taken 0.8 already, give more" in run.output
-    with Run("--resume", run_dir, "--total-frames", summary["frames"] + 500, "--total-minutes", 5, cwd=tmp_path) as run:
+    more = ("--total-frames", summary["frames"] + 500, "--total-minutes", 5, "--run.progress", "none")
+    with Run("--resume", run_dir, *more, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert summary_of(run_dir)["exit_reason"] == "finished"
+    assert run.output == ""

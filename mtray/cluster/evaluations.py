@@ -114,18 +114,17 @@ class Evaluations:
             self._fail(failure_of(-1, error).text)
             return
         self._longest = max(self._longest, seconds)
-        returns, failures = call.result()
-        self._take(returns, failures, seconds)
+        self._take(*call.result(), seconds)
 
     def _fail(self, cause: str) -> None:
         self._tell(Tell("evaluation_failed", {"cause": cause}, f"an evaluation failed, and the run goes on: {cause}"))
         self.close()
 
-    def _take(self, returns: Mapping[str, Sequence[float]], failures: Mapping[str, str], seconds: float) -> None:
+    def _take(self, found: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str], seconds: float) -> None:
         state, updates, frames, then = self._policy
         self._last_updates = updates
-        means = {task: sum(values) / len(values) for task, values in returns.items()}
-        self._metrics.add_evaluation(updates, means)
+        self._metrics.add_evaluation(updates, found)
+        means = {task: figures["return_mean"] for task, figures in found.items()}
         is_best = False
         if state is not None and means:
             meta = {
@@ -141,7 +140,8 @@ class Evaluations:
                 text = f"the best policy could not be written, the one before stays: {error.strerror or error}"
                 self._tell(Tell("save_failed", {"cause": text}, text))
         fields = {"updates": updates, "frames": frames, "of_time": round(then, 3), "seconds": round(seconds, 1)}
-        self._tell(Tell("evaluated", {**fields, "is_best": is_best, "returns": returns}))
+        fields |= {"is_best": is_best}
+        self._tell(Tell("evaluated", {**fields, "returns": {task: found[task]["returns"] for task in found}}))
         for task, text in failures.items():
             self._tell(Tell("evaluation_failed", {"task": task, "cause": text}, f"an evaluation failed: {text}"))
 

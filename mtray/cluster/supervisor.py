@@ -43,7 +43,7 @@ from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.screen import Screen
-from mtray.rundir.sinks import Sink, say
+from mtray.rundir.sinks import Sink
 from mtray.tasks.plan import Task
 
 # How often a request to stop is looked for.
@@ -219,7 +219,7 @@ class Supervisor:
         where += f"; {waiting} more wait for room" if waiting else ""
         if where != self._where:
             self._where = where
-            say(f"{where}\n")
+            self._screen.say(where)
 
     # Lines and checkpoints.
 

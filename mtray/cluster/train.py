@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
 import traceback
@@ -208,7 +209,7 @@ def _run(
         install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
         if config.workers == "auto" and config.address is None:
             config = dataclasses.replace(config, workers=_cores_left())
-        say("starting Ray ...\n" if config.address is None else f"joining {config.address} ...\n")
+        _say(config, "starting Ray ..." if config.address is None else f"joining {config.address} ...")
         session = stack.enter_context(ray_session(config, environment))
         install_handlers()
         if config.address is not None:
@@ -227,10 +228,10 @@ def _run(
         if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
             copies = choose_copies(copies, len(tasks), config.collector.tasks_each)
         config = dataclasses.replace(config, host=chosen, envs_per_task=copies)
-        say(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}\n")
+        _say(config, f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
-        seconds_before = begin(run_dir, saved)
+        seconds_before = begin(run_dir, saved, functools.partial(_say, config))
         _write(run_dir / "config.json", describe(given, config))
         placement = None
         if config.address is not None:
@@ -264,6 +265,11 @@ def _run(
                 write_summary(f"failed: {type(error).__name__}: {error}")
             raise
         return write_summary(reason)
+
+
+def _say(config: Config, line: str) -> None:
+    if config.run.progress != "none":
+        say(f"{line}\n")
 
 
 def _end_line(config: Config) -> str:

@@ -75,20 +75,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def evaluate(policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0) -> list[float]:
-    """Return the undiscounted returns of episodes of a task, with the policy acting deterministically.
-
-    Each is cut after 10,000 agent steps.
-    """
-    return play(policy, task, episodes, seed=seed)[0]
-
-
 def play(
     policy: MultiTaskPolicy, task: Task, episodes: int, *, seed: int = 0
 ) -> tuple[list[float], dict[str, list[float]]]:
-    """Play episodes as `evaluate` does; return their returns, and by name what the environment reported of each.
+    """Play episodes of a task, with the policy acting deterministically; each is cut after 10,000 agent steps.
 
-    That is its value at an episode's last step; of a name with ``success`` in it, the highest of the episode.
+    Returns:
+        Their undiscounted returns; and by name what the environment reported of each: its value at the last step, or
+        the highest of the episode where ``success`` is in the name.
     """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True

@@ -77,7 +77,7 @@ class RunConfig:
     log_seconds: float = 5.0
     """Time between lines of metrics.jsonl."""
     progress: Literal["auto", "plain", "table", "none"] = "auto"
-    """What the screen shows: a live table, plain lines, nothing; auto: the table on a terminal, else lines."""
+    """What the screen shows: a live table, lines of text, only warnings; auto: the table on a terminal, else lines."""
     checkpoint_frames: int | None = None
     """Frames between checkpoints, if they come before --run.checkpoint-seconds; with --deterministic they alone count,
     and are 100,000 by default. Another checkpoint is written at the end."""

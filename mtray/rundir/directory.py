@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from mtray.rundir.checkpoints.checkpoint import Checkpoint, remove_partial
 from mtray.rundir.checkpoints.newest import go_on_from, is_checkpoint
 from mtray.rundir.claim import LOCK, Claim, claim
 from mtray.rundir.resume import AUTO
-from mtray.rundir.sinks import cut_lines, last_seconds, say
+from mtray.rundir.sinks import cut_lines, last_seconds
 
 # What a run directory holds.
 _FILES = {
@@ -73,12 +73,13 @@ def run_dir_of(path: Path) -> Path:
     return path if (path / "config.json").exists() or not is_checkpoint(path) else path.resolve().parent.parent
 
 
-def begin(run_dir: Path, saved: Checkpoint | None) -> float:
+def begin(run_dir: Path, saved: Checkpoint | None, tell: Callable[[str], None]) -> float:
     """Make the run directory that of a run which begins now; only the owner may.
 
     Args:
         run_dir: the run's.
         saved: what the run goes on from, of this directory or another; None if it starts anew.
+        tell: takes a line that says where it goes on.
 
     Returns:
         For how many seconds the run has run already: up to its checkpoint or to the last that is written, if later.
@@ -103,7 +104,7 @@ def begin(run_dir: Path, saved: Checkpoint | None) -> float:
         raise RunError(f"{run_dir} can't be written: {error.strerror or error}") from error
     names = ", ".join(path.name for path in newer)
     fate = f"; newer ones will be removed when this run has saved ({names}): give another --run-dir to keep them"
-    say(f"resuming {saved.path}{fate if newer else ''}\n")
+    tell(f"resuming {saved.path}{fate if newer else ''}")
     then = float(saved.meta["metrics"]["seconds"])
     cut_lines(run_dir / "metrics.jsonl", then)
     return max(seconds, then)

@@ -30,7 +30,8 @@ class TaskMetrics:
         self.info: dict[str, collections.deque[float]] = {}
         # Of episodes in which some actions were random.
         self.random: collections.deque[float] = collections.deque(maxlen=RECENT_EPISODES)
-        self.evaluated: float | None = None
+        # Of the last evaluation: return_evaluated, and means of what the environment reported.
+        self.evaluated: dict[str, float] = {}
         self.learner: Mapping[str, float] = {}
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,7 +39,7 @@ class TaskMetrics:
 
         ``broken_episodes``: ended by a failure of their simulator, and not among the others. ``return_evaluated``: mean
         return without noise in the last evaluation. ``length_mean``: mean agent steps of the episodes of return_mean;
-        ``info_<name>``: mean of what the environment reported of them.
+        ``info_<name>``: mean of what the environment reported of them, ``info_<name>_evaluated`` in the evaluation.
         """
         return {
             "frames": self.frames,
@@ -47,9 +48,10 @@ class TaskMetrics:
             "return_mean": _mean(self.recent),
             "return_last": self.recent[-1] if self.recent else None,
             "return_random": _mean(self.random),
-            "return_evaluated": self.evaluated,
+            "return_evaluated": None,
             "length_mean": _mean(self.lengths),
             **{f"info_{name}": _mean(values) for name, values in self.info.items()},
+            **self.evaluated,
             **self.learner,
         }
 
@@ -118,11 +120,13 @@ class Metrics:
             else:
                 task.random.append(episode.episode_return)
 
-    def add_evaluation(self, updates: int, returns: Mapping[str, float]) -> None:
-        """Take each task's mean return of the policy after so many updates, without noise."""
+    def add_evaluation(self, updates: int, found: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take what each task's evaluation gave of the policy after so many updates."""
         self.evaluated_updates = updates
-        for name, value in returns.items():
-            self.tasks[name].evaluated = value
+        for name, figures in found.items():
+            self.tasks[name].evaluated = {"return_evaluated": figures["return_mean"]} | {
+                f"{key}_evaluated": value for key, value in figures.items() if key.startswith("info_")
+            }
 
     def replay_seconds(self) -> tuple[float, float]:
         """Return the seconds since the last line that collectors waited for receipts, and the learner for batches."""
@@ -173,7 +177,7 @@ class Metrics:
                     "random": list(task.random),
                     "lengths": list(task.lengths),
                     "info": {name: list(values) for name, values in task.info.items()},
-                    "evaluated": task.evaluated,
+                    "evaluation": task.evaluated,
                 }
                 for name, task in self.tasks.items()
             },
@@ -192,9 +196,9 @@ class Metrics:
             # Older checkpoints have none.
             task.random.extend(saved.get("random", ()))
             task.lengths.extend(saved.get("lengths", ()))
-            for name, values in saved.get("info", {}).items():
-                task.info[name] = collections.deque(values, maxlen=RECENT_EPISODES)
-            task.evaluated = saved.get("evaluated")
+            for of_info, values in saved.get("info", {}).items():
+                task.info[of_info] = collections.deque(values, maxlen=RECENT_EPISODES)
+            task.evaluated = saved.get("evaluation", {})
         restarts, frames_lost, updates_lost = state.get("faults", (0, 0, 0))
         self._faults_before = restarts, frames_lost, updates_lost
         self.count_faults(0, 0, 0)

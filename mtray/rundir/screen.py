@@ -157,11 +157,15 @@ class Picture:
         )
         return ", ".join(f"{line[name]:,} {text}" for name, text in counts if line.get(name))
 
-    def tasks(self) -> list[tuple[str, str, str, str, str, str, str]]:
-        """Return a row for each task: name, frames, episodes, return, trend, evaluated return, published best."""
+    def tasks(self) -> list[tuple[str, str, str, str, str, str, str, str]]:
+        """Return a row for each task: name, frames, episodes, return, trend, evaluated return, published best, success.
+
+        The last is the share of episodes that succeeded, where the environment reports it.
+        """
         rows = []
         for task, figures in (self.line or {"tasks": {}})["tasks"].items():
             best = published().get(task.rpartition("/")[2])
+            success = figures.get("info_success")
             rows.append(
                 (
                     task,
@@ -171,6 +175,7 @@ class Picture:
                     trend(self.returns.get(task, [])),
                     "" if figures.get("return_evaluated") is None else f"{figures['return_evaluated']:,.1f}",
                     "" if best is None else f"{best['return']:,.0f}",
+                    "" if success is None else f"{success:.2f}",
                 )
             )
         return rows
@@ -188,8 +193,11 @@ class Picture:
         table.add_column("trend")
         table.add_column("evaluated", justify="right")
         table.add_column("published", justify="right", style="dim")
-        for row in self.tasks():
-            table.add_row(*row)
+        rows = self.tasks()
+        if any(row[-1] for row in rows):
+            table.add_column("success", justify="right")
+        for row in rows:
+            table.add_row(*row[: len(table.columns)])
         below = [Text(self.totals()), *(Text(text, style="yellow") for text in self.waits())]
         if self.troubles():
             below.append(Text(self.troubles(), style="red"))
@@ -226,6 +234,11 @@ class Screen:
             )
             self._table.start()
 
+    def say(self, line: str) -> None:
+        """Print a line of text."""
+        if self._kind != "none":
+            say(f"{line}\n")
+
     def write(self, line: Mapping[str, Any]) -> None:
         """Take a line of figures."""
         self.picture.add(line)
@@ -242,7 +255,9 @@ class Screen:
                 self._printed[task] = line["time"], episodes
                 evaluated = f"   evaluated {row[5]}" if row[5] else ""
                 best = f"   published {row[6]}" if row[6] else ""
-                say(f"    {task:24} return {row[3]:>14} {row[4]:{_TREND_WIDTH}}   {row[2]} episodes{evaluated}{best}\n")
+                success = f"   success {row[7]}" if row[7] else ""
+                shown = f"{row[4]:{_TREND_WIDTH}}   {row[2]} episodes{evaluated}{best}{success}"
+                say(f"    {task:24} return {row[3]:>14} {shown}\n")
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take an event."""

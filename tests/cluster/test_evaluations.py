@@ -7,6 +7,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from mtray.cluster import evaluations
+from mtray.collect.evaluation import summarise
 from mtray.config.settings import Config, RunConfig
 from mtray.rundir.checkpoints.best import best_of
 from mtray.rundir.metrics import Metrics
@@ -55,8 +56,12 @@ class World:
     def calls(self):
         return [call for actor in self.started for call in actor.evaluate.calls]
 
-    def end(self, value, failures=None):
-        self.calls[-1][1].set_result(({TASK: [value, value]}, failures or {}))
+    def end(self, value, failures=None, infos=None):
+        self.calls[-1][1].set_result(({TASK: summarise([value, value], infos)}, failures or {}))
+
+    @property
+    def evaluated(self):
+        return self.metrics.line()["tasks"][TASK]["return_evaluated"]
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interva
     begun.turn(2)
     begun.end(3.0)
     begun.turn(1)
-    assert begun.metrics.tasks[TASK].evaluated == 3.0
+    assert begun.evaluated == 3.0
     assert begun.metrics.evaluated_updates == 0
     assert not (tmp_path / "checkpoints").exists(), "an untrained policy is not kept"
     begun.turn(55)
@@ -145,8 +150,19 @@ def test_a_task_that_fails_is_told_and_the_others_count(begun):
     begun.turn(12)
     begun.end(2.0, {"other": "it broke"})
     begun.turn(1)
-    assert begun.metrics.tasks[TASK].evaluated == 2.0
+    assert begun.evaluated == 2.0
     assert [told.fields.get("task") for told in begun.told] == [None, "other"]
+
+
+def test_what_the_environment_reports_is_a_figure(begun):
+    begun.turn(12)
+    begun.end(2.0, infos={"success": [0.0, 1.0]})
+    begun.turn(1)
+    figures = begun.metrics.line()["tasks"][TASK]
+    assert (figures["return_evaluated"], figures["info_success_evaluated"]) == (2.0, 0.5)
+    resumed = Metrics([TASK])
+    resumed.load_state(begun.metrics.state())
+    assert resumed.line()["tasks"][TASK]["info_success_evaluated"] == 0.5
 
 
 def test_tasks_that_are_set_aside_are_left_out(begun):
@@ -167,7 +183,7 @@ def test_a_full_disk_is_told_and_the_figures_count(begun, monkeypatch):
     monkeypatch.setattr("mtray.rundir.checkpoints.best.write_synced", full)
     begun.end(2.0)
     begun.turn(1)
-    assert begun.metrics.tasks[TASK].evaluated == 2.0
+    assert begun.evaluated == 2.0
     assert [told.event for told in begun.told[1:]] == ["save_failed", "evaluated"]
     assert "No space left" in begun.told[1].sentence
 

@@ -36,7 +36,7 @@ def test_the_clock_goes_on_from_the_last_that_is_written(tmp_path, saved):
     write_times(tmp_path / "events.jsonl", 1.0, 31.5)
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"time": 4')
-    assert begin(tmp_path, saved) == 31.5
+    assert begin(tmp_path, saved, print) == 31.5
     # Figures are of the checkpoint's line of descent; events tell all that happened.
     assert times_in(tmp_path / "metrics.jsonl") == [5.0, 10.0]
     assert not (tmp_path / "summary.json").exists()
@@ -46,28 +46,28 @@ def test_the_clock_goes_on_from_the_last_that_is_written(tmp_path, saved):
 def test_the_clock_goes_on_from_the_checkpoint_if_nothing_else_can_be_read(tmp_path, saved, text):
     if text is not None:
         (tmp_path / "events.jsonl").write_text(text)
-    assert begin(tmp_path, saved) == 10.0
+    assert begin(tmp_path, saved, print) == 10.0
 
 
 def test_a_fork_goes_on_from_its_checkpoints_time_and_leaves_the_run_as_it_is(tmp_path, saved, capsys):
     write_times(tmp_path / "events.jsonl", 99.0)
     (tmp_path / "fork").mkdir()
-    assert begin(tmp_path / "fork", saved) == 10.0
+    assert begin(tmp_path / "fork", saved, print) == 10.0
     assert latest(tmp_path).name == "000000000200"
-    assert capsys.readouterr().err == f"resuming {saved.path}\n"
+    assert capsys.readouterr().out == f"resuming {saved.path}\n"
 
 
 def test_a_start_over_a_start_without_a_checkpoint_keeps_its_events_and_their_clock(tmp_path):
     write_times(tmp_path / "metrics.jsonl", 5.0)
     write_times(tmp_path / "events.jsonl", 1.0, 4.0)
-    assert begin(tmp_path, None) == 5.0
+    assert begin(tmp_path, None, print) == 5.0
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
 def test_an_older_checkpoint_is_the_newest_at_once_and_the_fate_of_newer_ones_is_one_line(tmp_path, saved, capsys):
-    begin(tmp_path, saved)
+    begin(tmp_path, saved, print)
     assert latest(tmp_path) == saved.path
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert said.count("\n") == 1
     assert said.startswith(
         f"resuming {saved.path}; newer ones will be removed when this run has saved (000000000200): "
@@ -79,7 +79,7 @@ def test_a_full_disk_is_told(tmp_path, saved, monkeypatch):
         "mtray.rundir.checkpoints.newest.replace_file", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
     )
     with pytest.raises(RunError, match="full"):
-        begin(tmp_path, saved)
+        begin(tmp_path, saved, print)
 
 
 def test_a_checkpoint_without_its_meta_still_belongs_to_its_run(tmp_path, saved):

@@ -210,7 +210,7 @@ def test_counts_go_on_from_a_saved_state(clock):
     clock.now += 50
     metrics.tasks["left"].frames, metrics.updates = 400, 30
     metrics.add_rollout(report([*episodes(*range(25)), *episodes(4.0, task="right")], 0))
-    metrics.add_evaluation(29, {"left": 5.0})
+    metrics.add_evaluation(29, {"left": {"return_mean": 5.0}})
     state = json.loads(json.dumps(metrics.state()))
     before = metrics.line()
 

@@ -74,8 +74,8 @@ def test_a_task_has_its_return_trend_and_the_published_one():
     for time, mean in enumerate((None, 1.0, 5.0, 3.0)):
         picture.add(line(time, 10, **{"humanoid-walk": figures(10, 4, mean, 2.5), "mine": figures(0, 1, None, 2.5)}))
     walk, mine = picture.tasks()
-    assert walk == ("humanoid-walk", "10", "4", "3.0", "▁█▅", "", f"{published()['humanoid-walk']['return']:,.0f}")
-    assert mine == ("mine", "0", "1", "2.5 random", "", "", "")
+    assert walk == ("humanoid-walk", "10", "4", "3.0", "▁█▅", "", f"{published()['humanoid-walk']['return']:,.0f}", "")
+    assert mine == ("mine", "0", "1", "2.5 random", "", "", "", "")
     text = drawn(picture)
     assert "humanoid-walk" in text
     assert "2.5 random" in text
@@ -84,12 +84,26 @@ def test_a_task_has_its_return_trend_and_the_published_one():
 def test_an_evaluation_is_shown_beside_the_training_return():
     picture = Picture(None, 1.0)
     picture.add(line(9.0, 10, mine=figures(0, 1, None, 2.5) | {"return_evaluated": 71.25}))
-    assert picture.tasks() == [("mine", "0", "1", "2.5 random", "", "71.2", "")]
+    assert picture.tasks() == [("mine", "0", "1", "2.5 random", "", "71.2", "", "")]
     assert "71.2" in drawn(picture)
     picture.tell("evaluated", {"updates": 0, "is_best": False})
     assert picture.news == "the untrained policy was evaluated"
     picture.tell("evaluated", {"updates": 1200, "is_best": True})
     assert picture.news == "the policy after 1,200 updates was evaluated: the best so far, kept"
+
+
+def test_success_is_shown_where_an_environment_reports_it(capsys):
+    mine = figures(10, 4, 2.5)
+    shown = Screen(Picture(None, 1.0), "plain")
+    shown.write(line(9.0, 10, mine=mine, other=mine | {"info_success": 0.854}))
+    shown.close()
+    mines, others = (text for text in capsys.readouterr().err.splitlines() if text.startswith("    "))
+    assert others.endswith("success 0.85")
+    assert "success" not in mines
+    assert "0.85" in drawn(shown.picture)
+    without = Picture(None, 1.0)
+    without.add(line(9.0, 10, mine=mine))
+    assert "success" not in drawn(without)
 
 
 def test_until_there_are_figures_the_screen_says_what_is_waited_for():
@@ -175,7 +189,7 @@ def run_dir(tmp_path):
 
 def test_a_run_s_files_give_the_same_picture(run_dir):
     picture = picture_of(run_dir)
-    assert picture.tasks() == [("a", "9", "2", "4.0", "▁█", "", "")]
+    assert picture.tasks() == [("a", "9", "2", "4.0", "▁█", "", "", "")]
     assert picture.news == "1 of 5 processes are ready"
     assert "about 9 min 58 s left" in picture.totals()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtray.cluster.actors.hello import Hello, give_way, say_hello
 from mtray.config.settings import Config
@@ -32,19 +32,24 @@ class Evaluator:
         """Keep what this actor prints in a file of ``logs``; return where it is."""
         return say_hello(logs, name)
 
-    def evaluate(self, policy: bytes | Weights, aside: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, str]]:
-        """Play each task's episodes; return their returns by task, and the error of each task that failed.
+    def evaluate(
+        self, policy: bytes | Weights, aside: Sequence[str]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Play each task's episodes.
 
         Args:
             policy: what `torch.save` made of its state, or weights.
             aside: tasks that are left out.
+
+        Returns:
+            By task, what `mtray.collect.evaluation.evaluate_policy` returns; and the error of each task that failed.
         """
         give_way()
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
         import torch
 
-        from mtray.collect.evaluation import SEED, evaluate
+        from mtray.collect.evaluation import SEED, play, summarise
         from mtray.policy import weights
         from mtray.policy.policy import MultiTaskPolicy
         from mtray.rundir.checkpoints.checkpoint import from_bytes
@@ -57,12 +62,12 @@ class Evaluator:
             module.load_state_dict(from_bytes(policy))
         else:
             weights.load(module, policy)
-        returns: dict[str, list[float]] = {}
+        found: dict[str, dict[str, Any]] = {}
         failures: dict[str, str] = {}
         for task in self._tasks:
             if task.name not in aside:
                 try:
-                    returns[task.name] = evaluate(module, task, config.run.evaluate_episodes, seed=SEED)
+                    found[task.name] = summarise(*play(module, task, config.run.evaluate_episodes, seed=SEED))
                 except TaskError as error:
                     failures[task.name] = str(error)
-        return returns, failures
+        return found, failures
