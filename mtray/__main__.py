@@ -1,4 +1,4 @@
-"""The console script: ``mtray launch``, ``mtray evaluate``, ``mtray report``, ``mtray watch``."""
+"""The console script ``mtray``: its commands are the programs of this folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from importlib import metadata
 from mtray.errors import UsageError
 from mtray.program import run_program
 
+# Command to module and summary.
 _COMMANDS = {
-    "launch": "train one policy on many tasks",
-    "evaluate": "evaluate a run's newest policy",
-    "report": "compare runs",
-    "watch": "show a run that goes on",
+    "launch": ("launch", "train one policy on many tasks"),
+    "evaluate": ("evaluate", "evaluate a run's newest policy, or its best"),
+    "report": ("report", "compare runs"),
+    "watch": ("watch", "show a run that goes on"),
+    "tasks": ("listing", "list the tasks there are, or try some, your own too"),
 }
 
 
@@ -26,7 +28,8 @@ def main() -> int:
     if not sys.flags.safe_path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if arguments and arguments[0] in _COMMANDS:
-        return int(importlib.import_module(f"mtray.{arguments[0]}").main(arguments[1:]))
+        module, _ = _COMMANDS[arguments[0]]
+        return int(importlib.import_module(f"mtray.{module}").main(arguments[1:]))
     if arguments == ["--version"]:
         return run_program(lambda: print(f"mtray {metadata.version('mtray')}"))
     return run_program(lambda: _help(arguments))
@@ -41,8 +44,9 @@ def _help(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] not in ("-h", "--help"):
         given = f"there is no command {arguments[0]}" if arguments else "a command is missing"
         raise UsageError(f"{given}: choose from {', '.join(_COMMANDS)} (mtray --help says what they do)")
-    text = "usage: mtray COMMAND ...\n\n" + "\n".join(f"  {name:10}{summary}" for name, summary in _COMMANDS.items())
-    print(f"{text}\n\nmtray COMMAND --help shows a command's options, mtray --version the version.")
+    lines = [f"  {name:10}{summary}" for name, (_, summary) in _COMMANDS.items()]
+    last = "mtray COMMAND --help shows a command's options, mtray --version the version."
+    print("\n".join(["usage: mtray COMMAND ...", "", *lines, "", last]))
 
 
 if __name__ == "__main__":

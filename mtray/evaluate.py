@@ -36,10 +36,20 @@ class Options:
     """Seed of the episodes."""
     json: Path | None = None
     """File to write the returns to."""
+    film: Path | None = None
+    """File to write ten seconds of each task of dm_control's suite to, as an animated picture (.webp, .gif)."""
 
 
 def run(options: Options) -> None:
-    """Evaluate, print a line per task, and write the JSON file if one is given."""
+    """Evaluate, print a line per task, and write the files that are given."""
+    for option, path in (("--json", options.json), ("--film", options.film)):
+        if path is not None:
+            _check_writable(option, path)
+    if options.film is not None:
+        from mtray.collect.film import check_film, write_film
+
+        # Where MuJoCo can't draw as it was told to, nothing that imports it works.
+        check_film(options.film)
     import torch
 
     from mtray.collect.evaluation import check_options, play, summarise
@@ -50,8 +60,6 @@ def run(options: Options) -> None:
 
     torch.set_num_threads(1)
     check_options(options.episodes, options.seed)
-    if options.json is not None:
-        _check_writable(options.json)
     policy = load_policy(options.run_dir, options.checkpoint)
     names = read_config(run_dir_of(options.run_dir)).tasks
     # A maker's task is named after the last part of the maker's path.
@@ -68,9 +76,11 @@ def run(options: Options) -> None:
             options.json.write_text(to_json(results, indent=1))
         except OSError as error:
             raise UsageError(f"--json {options.json} can't be written: {error.strerror}") from error
+    if options.film is not None:
+        write_film(policy, [task.name for task in tasks], options.film)
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(option: str, path: Path) -> None:
     """Raise a UsageError before the episodes are run, not after."""
     existed = path.exists()
     try:
@@ -78,14 +88,19 @@ def _check_writable(path: Path) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise UsageError(f"--json {path} can't be written: {error.strerror}") from error
+        raise UsageError(f"{option} {path} can't be written: {error.strerror}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    # Nothing is rendered; without this, importing dm_control looks for a display.
-    os.environ.setdefault("MUJOCO_GL", "disabled")
-    return run_program(lambda: run(parse(Options, arguments, "python -m mtray.evaluate")))
+
+    def program() -> None:
+        options = parse(Options, arguments, "python -m mtray.evaluate")
+        # Without this, importing dm_control looks for a display.
+        os.environ.setdefault("MUJOCO_GL", "disabled" if options.film is None else "egl")
+        run(options)
+
+    return run_program(program)
 
 
 if __name__ == "__main__":

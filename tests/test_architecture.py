@@ -20,7 +20,7 @@ ORDER = (
     {"collect", "replay", "learn"},
     {"rundir"},
     {"cluster"},
-    {"__init__", "__main__", "evaluate", "launch", "program", "report", "watch"},
+    {"__init__", "__main__", "evaluate", "launch", "listing", "program", "report", "watch"},
 )
 # For users' tests.
 APART = {"testing"}

@@ -95,4 +95,5 @@ def test_a_command_that_is_not_there_is_one_line_with_those_that_are(monkeypatch
     monkeypatch.setattr("sys.argv", ["mtray", *arguments.split()])
     assert console() == 2
     error = capsys.readouterr().err
-    assert error == f"error: {message}: choose from launch, evaluate, report, watch (mtray --help says what they do)\n"
+    choice = "choose from launch, evaluate, report, watch, tasks (mtray --help says what they do)"
+    assert error == f"error: {message}: {choice}\n"

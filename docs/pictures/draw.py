@@ -15,18 +15,11 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 # Characters of a line of the screen, and the height of a letter in the picture.
 COLUMNS, LETTER = 104, 15
 MARGIN = 14
 INK, PAPER = "#dcdcdc", "#1e1e1e"
-# Of the film: of each task's part.
-PIXELS = 220
 
 
 def screen(run_dir: Path, minutes: float) -> str:
@@ -56,48 +49,6 @@ def draw_text(text: str, path: Path) -> None:
     image.save(path, optimize=True)
 
 
-def play(policy: Any, task: str, seconds: float, seed: int, camera: str) -> tuple[list[np.ndarray[Any, Any]], float]:
-    """Play an episode's beginning; return a picture of each agent step, and the seconds of simulation between two."""
-    import torch
-    from tensordict import TensorDict
-
-    from mtray.engines import dm_control
-
-    spec = next(spec for spec in policy.specs if spec.name == task)
-    env = dm_control.load(task, seed)
-    cameras = [env.physics.model.camera(index).name for index in range(env.physics.model.ncam)]
-    time_step, pictures = env.reset(), []
-    between = env.control_timestep() * spec.action_repeat
-    while len(pictures) * between < seconds and not time_step.last():
-        pictures.append(env.physics.render(PIXELS, PIXELS, camera_id=camera if camera in cameras else 0))
-        entries = [np.ravel(time_step.observation[name]) for name, _ in spec.observation]
-        observation = torch.as_tensor(np.concatenate(entries), dtype=torch.float32)
-        action = policy(TensorDict({f"observation_{task}": observation}))["action"].numpy()[: spec.action_size]
-        for _ in range(spec.action_repeat):
-            time_step = env.step(action)
-            if time_step.last():
-                break
-    return pictures, between
-
-
-def film(run_dir: Path, path: Path, seconds: float, seed: int, camera: str) -> None:
-    """Write the episodes of all tasks side by side."""
-    from PIL import Image
-
-    import mtray
-    from mtray.engines import dm_control
-
-    policy = mtray.load_policy(run_dir, "best")
-    tasks = [spec.name for spec in policy.specs if spec.name in dm_control.task_names()]
-    played = [play(policy, task, seconds, seed, camera) for task in tasks]
-    length = min(len(pictures) for pictures, _ in played)
-    frames = [
-        Image.fromarray(np.concatenate([pictures[index] for pictures, _ in played], 1)) for index in range(length)
-    ]
-    milliseconds = round(1000 * played[0][1])
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=milliseconds, loop=0, quality=50, method=6)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the pictures and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,8 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_text(screen(options.run_dir, minutes), path)
         print(path)
     if options.seconds:
+        # Before MuJoCo is imported.
+        os.environ.setdefault("MUJOCO_GL", "egl")
+        import mtray
+        from mtray.collect.film import write_film
+
         path = options.folder / f"{options.run_dir.resolve().name}.webp"
-        film(options.run_dir, path, options.seconds, options.seed, options.camera)
+        policy = mtray.load_policy(options.run_dir, "best")
+        write_film(policy, policy.names, path, seconds=options.seconds, seed=options.seed, camera=options.camera)
         print(path)
 
 

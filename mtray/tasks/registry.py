@@ -135,7 +135,11 @@ def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
     if name in sets:
         return [Task(member, engine, action_repeat=action_repeat) for member in sets[name]]
     matches = difflib.get_close_matches(name, [*names, *sets, *_REGISTERED], n=4, cutoff=0.5)
-    hint = f"did you mean {', '.join(matches)}?" if matches else f"task sets: {', '.join(sorted(sets))}"
+    hint = (
+        f"did you mean {', '.join(matches)}?"
+        if matches
+        else f"task sets: {', '.join(sorted(sets))} (mtray tasks lists all)"
+    )
     if other := _other_engine(name, engine):
         hint = f"engine {other!r} has it, add --engine {other} or write {other}/{name}"
         if other not in _installed():

@@ -1,0 +1,85 @@
+"""List the tasks there are, or try some: ``mtray tasks``, ``mtray tasks humanoid my_tasks:pendulum``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from mtray.config.command_line import parse
+from mtray.program import run_program
+from mtray.rundir.screen import published
+from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, Task
+from mtray.tasks.registry import resolve, task_sets
+
+_COLUMNS = ("task", "observation", "action", "episode", "discount", "published", "steps/s of a core")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """List the tasks that --tasks takes, or try some."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Tasks, sets and makers to try: each is built and stepped, as a run does first. Without any, an engine's tasks are
+    listed by set."""
+    engine: str = DEFAULT_ENGINE
+    """What simulates them."""
+    action_repeat: int = 2
+    """Control steps per agent step in dm_control's suite; an episode's steps are agent steps."""
+
+
+def run(options: Options) -> None:
+    """Print the sets, or a row for each task that was tried."""
+    if options.names:
+        rows = [_COLUMNS, *map(_row, resolve(options.names, options.engine, options.action_repeat))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for task, *figures in rows:
+            cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+            print("  ".join([task.ljust(widths[0]), *cells]).rstrip())
+        return
+    sets, others = task_sets(options.engine), [name for name in ENGINES if name != options.engine]
+    print(f"engine {options.engine} (others: {', '.join(others)}): --tasks takes sets, on the left, and tasks")
+    width = max(map(len, sets))
+    for name, tasks in sets.items():
+        known = {task for other, members in sets.items() if len(members) < len(tasks) for task in members}
+        text = f"{len(tasks)} tasks of these" if known.issuperset(tasks) else " ".join(tasks)
+        print(
+            textwrap.fill(
+                text,
+                shutil.get_terminal_size().columns,
+                initial_indent=f"  {name:{width}}  ",
+                subsequent_indent=" " * (width + 4),
+                break_on_hyphens=False,
+            )
+        )
+
+
+def _row(task: Task) -> tuple[str, ...]:
+    from mtray.collect.placement import step_seconds
+
+    spec, best = task.spec, published().get(task.name)
+    return (
+        task.name,
+        str(spec.observation_size),
+        str(spec.action_size),
+        "no limit" if spec.horizon is None else f"{spec.horizon // spec.action_repeat} steps",
+        f"{spec.discount:.3f}",
+        "" if best is None else f"{best['return']:,.0f}",
+        f"{1 / step_seconds(task, 0.1):,.0f}",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    # Nothing is rendered; without this, importing dm_control looks for a display.
+    os.environ.setdefault("MUJOCO_GL", "disabled")
+    return run_program(lambda: run(parse(Options, arguments, "mtray tasks")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

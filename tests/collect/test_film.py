@@ -1,0 +1,84 @@
+"""Films: drawn in a process of its own, where MuJoCo is told to draw before it is imported."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtray.collect import film
+from mtray.errors import UsageError
+from tests.makers import make_spec
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from mtray.collect.film import check_film, write_film
+
+path = Path(sys.argv[1])
+check_film(path)
+from mtray.config.learner import NetworkConfig
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks.registry import resolve
+
+tasks = resolve(["cartpole-balance", "reacher"], "dm_control", 2)
+policy = MultiTaskPolicy([task.spec for task in tasks], NetworkConfig(), deterministic=True)
+write_film(policy, [*policy.names, "own"], path, seconds=0.2)
+"""
+
+
+def draw(path, backend):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path)],
+        env={**os.environ, "MUJOCO_GL": backend},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_a_film_shows_an_episode_of_each_task(tmp_path, suffix):
+    path = tmp_path / f"film.{suffix}"
+    drawn = draw(path, "egl")
+    if "can't draw here" in drawn.stderr:
+        pytest.skip("this machine has no EGL")
+    assert drawn.returncode == 0, drawn.stderr
+    with Image.open(path) as pictures:
+        # Agent steps of cartpole take 0.02 s, those of reacher 0.04.
+        assert (pictures.size, pictures.n_frames) == ((3 * film._PIXELS, film._PIXELS), 10)
+        first = np.asarray(pictures.convert("RGB"))
+        pictures.seek(9)
+        pictures.load()
+        assert pictures.info["duration"] == 20
+        assert (np.asarray(pictures.convert("RGB")) != first).any(), "something moves"
+    parts = np.split(first, 3, axis=1)
+    assert all(part.std() > 10 for part in parts)
+    assert (parts[0] != parts[1]).any()
+
+
+def test_a_machine_that_can_not_draw_is_one_line(tmp_path):
+    drawn = draw(tmp_path / "film.webp", "disabled")
+    assert drawn.returncode == 1
+    assert "MuJoCo can't draw here with MUJOCO_GL=disabled" in drawn.stderr.splitlines()[-1]
+
+
+def test_a_format_that_is_unknown_is_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(UsageError, match=r"must end in \.webp, \.gif"):
+        film.check_film(tmp_path / "film.mp4")
+
+
+def test_tasks_that_can_not_be_drawn_are_named(tmp_path):
+    with pytest.raises(UsageError, match="no film of left"):
+        film.write_film(None, [make_spec().name], tmp_path / "film.webp")
+
+
+@pytest.mark.parametrize(("count", "shape"), [(1, (2, 2)), (3, (2, 6)), (5, (4, 8))])
+def test_pictures_stand_in_rows(count, shape):
+    pictures = [np.full((2, 2, 3), index + 1, np.uint8) for index in range(count)]
+    found = film._side_by_side(pictures)
+    assert found.shape == (*shape, 3)
+    assert found[0, 0, 0] == 1
+    assert found.sum() == 12 * count * (count + 1) / 2
