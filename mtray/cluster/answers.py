@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.actors.hello import Hello, versions
+from mtray.cluster.actors.hello import Hello
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
@@ -29,6 +29,7 @@ from mtray.cluster.processes import Processes
 from mtray.data.messages import Report
 from mtray.data.specs import TaskSpec
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
+from mtray.rundir.directory import versions
 from mtray.rundir.metrics import Metrics
 
 

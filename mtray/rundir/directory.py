@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import platform
 import shutil
@@ -130,16 +131,22 @@ def describe(given: Config, config: Config) -> dict[str, Any]:
     chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task", "device")}
     filled = ("updates_per_step", "least_updates_per_step", "n_step", "batch_rows")
     chosen["learner"] = {name: getattr(config.learner, name) for name in filled}
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "config": to_dict(given),
         "chosen": chosen,
-        "versions": versions,
+        "versions": versions(),
         "git_commit": git_commit(),
     }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def git_commit() -> str | None:

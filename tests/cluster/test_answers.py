@@ -1,8 +1,9 @@
 """What is said of a node with other versions than the driver's."""
 
-from mtray.cluster.actors.hello import Hello, versions
+from mtray.cluster.actors.hello import Hello
 from mtray.cluster.answers import differences
 from mtray.cluster.control.protocol import Part
+from mtray.rundir.directory import versions
 
 COLLECTOR = Part("collector", 2)
 
@@ -20,4 +21,4 @@ def test_versions_that_differ_are_named_in_one_line():
 
 
 def test_python_and_every_package_that_must_agree_are_compared():
-    assert versions().keys() >= {"Python", "mtray", "torch", "tensordict", "mujoco", "dm_control", "numpy"}
+    assert versions().keys() >= {"python", "mtray", "torch", "tensordict", "mujoco", "dm_control", "numpy"}

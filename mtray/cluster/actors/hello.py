@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import faulthandler
-import functools
-import importlib.metadata
 import os
-import platform
 import socket
 import sys
 from collections.abc import Mapping
@@ -17,9 +14,10 @@ from typing import NamedTuple
 
 import ray
 
+from mtray.rundir.directory import versions
+
 # Of processes that leave the cores they share to the learner: a tenth of its share of one that both want.
 _NICENESS = 10
-_PACKAGES = ("mtray", "torch", "tensordict", "mujoco", "dm_control", "numpy")
 
 
 class Hello(NamedTuple):
@@ -49,16 +47,6 @@ def say_hello(logs: Path, name: str) -> Hello:
 def give_way() -> None:
     """Leave the cores that this process shares to the learner."""
     os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that must be the same on all nodes."""
-    found = {"Python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def keep_output(folder: Path, name: str) -> str | None:
