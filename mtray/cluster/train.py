@@ -14,7 +14,7 @@ from typing import Any
 
 from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_gpu
 from mtray.cluster.session.nodes import Placement, look
-from mtray.cluster.session.session import check_address, ray_session
+from mtray.cluster.session.session import Session, check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
 from mtray.cluster.session.travel import runtime_env
 from mtray.collect.placement import choose_copies, choose_host
@@ -212,22 +212,8 @@ def _run(
         _say(config, "starting Ray ..." if config.address is None else f"joining {config.address} ...")
         session = stack.enter_context(ray_session(config, environment))
         install_handlers()
-        if config.address is not None:
-            device = choose_device(config, lambda: any(node.gpus >= 1 for node in look()))
-            learner = fill(dataclasses.replace(given, device=device), len(tasks)).learner
-            config = dataclasses.replace(config, device=device, learner=learner)
-        chosen, follows_room = config.host, config.workers == "auto"
-        if follows_room:
-            config = dataclasses.replace(config, workers=session.room)
-        if chosen == "auto" and config.address is not None:
-            # A core for each collector, which is what it takes of the cluster.
-            chosen = "inline"
-        elif chosen == "auto":
-            chosen = choose_host(tasks, config.collectors, session.cores, config.collector.tasks_each)
-        copies = config.copies(len(tasks))
-        if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
-            copies = choose_copies(copies, len(tasks), config.collector.tasks_each)
-        config = dataclasses.replace(config, host=chosen, envs_per_task=copies)
+        follows_room = config.workers == "auto"
+        config = _choose(config, given, tasks, session)
         _say(config, f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
@@ -265,6 +251,26 @@ def _run(
                 write_summary(f"failed: {type(error).__name__}: {error}")
             raise
         return write_summary(reason)
+
+
+def _choose(config: Config, given: Config, tasks: Sequence[Task], session: Session) -> Config:
+    """Return the config without gaps, now that cores and nodes are known."""
+    if config.address is not None:
+        device = choose_device(config, lambda: any(node.gpus >= 1 for node in look()))
+        learner = fill(dataclasses.replace(given, device=device), len(tasks)).learner
+        config = dataclasses.replace(config, device=device, learner=learner)
+    if config.workers == "auto":
+        config = dataclasses.replace(config, workers=session.room)
+    host = config.host
+    if host == "auto" and config.address is not None:
+        # A core for each collector, which is what it takes of the cluster.
+        host = "inline"
+    elif host == "auto":
+        host = choose_host(tasks, config.collectors, session.cores, config.collector.tasks_each)
+    copies = config.copies(len(tasks))
+    if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
+        copies = choose_copies(copies, len(tasks), config.collector.tasks_each)
+    return dataclasses.replace(config, host=host, envs_per_task=copies)
 
 
 def _say(config: Config, line: str) -> None:
