@@ -30,7 +30,7 @@ _TASK_SECONDS = 30.0
 # Waits that are told: of this share of the time, and for these reasons with a remedy.
 _TOLD_SHARE = 0.3
 _REMEDIES = {
-    ("collectors", "learner"): "collectors wait {share} of their time for the learner: a lower "
+    ("collectors", "learner"): "the learner is the slower side: collectors wait {share} of their time for it; a lower "
     "--learner.least-updates-per-step would let them bring more",
     ("collectors", "collectors"): "collectors wait {share} of their time for the slowest of them",
     ("collectors", "replay"): "collectors wait {share} of their time for the replay",

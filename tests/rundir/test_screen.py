@@ -62,7 +62,8 @@ def test_who_waits_long_is_told_with_the_remedy():
     picture = Picture(None, 1.0)
     picture.add(line(1.0, 1, {"collectors": {"learner": 0.82}, "learner": {"frames": 0.1}}))
     (text,) = picture.waits()
-    assert text.startswith("collectors wait 82 % of their time for the learner: a lower --learner.least-updates-per-")
+    assert text.startswith("the learner is the slower side: collectors wait 82 % of their time for it; a lower ")
+    assert "--learner.least-updates-per-step" in text
     picture.add(line(2.0, 1, {"collectors": {}, "learner": {"frames": 0.5}}))
     (text,) = picture.waits()
     assert "--learner.updates-per-step" in text
