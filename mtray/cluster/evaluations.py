@@ -114,7 +114,8 @@ class Evaluations:
             self._fail(failure_of(-1, error).text)
             return
         self._longest = max(self._longest, seconds)
-        self._take(*call.result(), seconds)
+        found, failures = call.result()
+        self._take(found, failures, seconds)
 
     def _fail(self, cause: str) -> None:
         self._tell(Tell("evaluation_failed", {"cause": cause}, f"an evaluation failed, and the run goes on: {cause}"))

@@ -79,7 +79,7 @@ def write_film(
         Image.fromarray(_side_by_side([pictures[index * step // between] for pictures, between in played]))
         for index in range(count)
     ]
-    options = {"quality": 50, "method": 6} if path.suffix == ".webp" else {}
+    options: dict[str, Any] = {"quality": 50, "method": 6} if path.suffix == ".webp" else {}
     try:
         frames[0].save(path, save_all=True, append_images=frames[1:], duration=step, loop=0, **options)
     except OSError as error:
@@ -96,7 +96,8 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
     spec = next(spec for spec in policy.specs if spec.name == task)
     env = dm_control.load(task, seed)
     cameras = [env.physics.model.camera(index).name for index in range(env.physics.model.ncam)]
-    time_step, pictures = env.reset(), []
+    pictures: list[Picture] = []
+    time_step = env.reset()
     between = round(1000 * env.control_timestep() * spec.action_repeat)
     while len(pictures) * between < 1000 * seconds and not time_step.last():
         pictures.append(env.physics.render(_PIXELS, _PIXELS, camera_id=camera if camera in cameras else 0))
