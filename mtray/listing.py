@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from mtray.config.checks import require
 from mtray.config.command_line import parse
 from mtray.program import run_program
 from mtray.rundir.screen import published
@@ -35,6 +36,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Print the sets, or a row for each task that was tried."""
+    require(options.action_repeat >= 1, f"--action-repeat {options.action_repeat}: at least 1 is needed")
     if options.names:
         rows = [_COLUMNS, *map(_row, resolve(options.names, options.engine, options.action_repeat))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import tyro
 
+from mtray.config.checks import require
 from mtray.config.command_line import parse
 from mtray.errors import UsageError
 from mtray.program import run_program
@@ -33,6 +34,8 @@ def run(options: Options) -> None:
     """Print the table; draw the runs."""
     if not options.run_dirs:
         raise UsageError("name at least one run directory, for example runs/a")
+    is_page = options.page is None or options.page.suffix in (".html", ".htm")
+    require(is_page, f"--page {options.page}: the name must end in .html")
     rows = table({str(path): read_last(path) for path in options.run_dirs})
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

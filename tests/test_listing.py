@@ -32,6 +32,7 @@ def test_a_task_that_is_tried_is_built_and_stepped(capsys):
     ("arguments", "text"),
     [
         (["reacher-eazy"], "did you mean reacher-easy"),
+        (["reacher", "--action-repeat", "0"], "--action-repeat 0: at least 1 is needed"),
         (["--engine", "gazebo"], "unknown engine 'gazebo'"),
         (["tests.makers:raising"], "task 'raising'"),
     ],

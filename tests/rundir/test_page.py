@@ -74,3 +74,9 @@ def test_a_page_that_can_t_be_written_is_named(tmp_path, make_run, capsys):
     page = tmp_path / "nowhere" / "page.html"
     assert main([str(make_run("a", [line(1.0, 1, walk=None)])), "--page", str(page)]) != 0
     assert f"--page {page} can't be written: No such file or directory" in capsys.readouterr().err
+
+
+def test_a_page_is_html(make_run, tmp_path, capsys):
+    assert main([str(make_run("a", [line(1.0, 1, walk=None)])), "--page", str(tmp_path / "page.pdf")]) == 2
+    assert "page.pdf: the name must end in .html" in capsys.readouterr().err
+    assert not (tmp_path / "page.pdf").exists()
