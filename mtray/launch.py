@@ -17,6 +17,7 @@ from mtray.rundir.checkpoints.checkpoint import read_config
 from mtray.rundir.directory import run_dir_of
 from mtray.rundir.files import META
 from mtray.rundir.resume import AUTO
+from mtray.rundir.screen import say_line
 from mtray.rundir.sinks import say
 
 
@@ -62,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def program() -> None:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         summary = train(config)
-        if config.run.progress != "none":
-            say(
-                f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
-                f"in {summary['wall_seconds']:.0f} s\n"
-            )
+        say_line(
+            config.run.progress,
+            f"{summary['exit_reason']}: {summary['frames']:,} frames, {summary['updates']:,} updates "
+            f"in {summary['wall_seconds']:.0f} s",
+        )
 
     return run_program(program)
 

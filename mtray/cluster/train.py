@@ -29,8 +29,8 @@ from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.resume import AUTO, check_resume, resolve_saved
-from mtray.rundir.screen import Picture, Screen
-from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds, say
+from mtray.rundir.screen import Picture, Screen, say_line
+from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import usable_cores
@@ -209,15 +209,16 @@ def _run(
         install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
         if config.workers == "auto" and config.address is None:
             config = dataclasses.replace(config, workers=_cores_left())
-        _say(config, "starting Ray ..." if config.address is None else f"joining {config.address} ...")
+        tell = functools.partial(say_line, config.run.progress)
+        tell("starting Ray ..." if config.address is None else f"joining {config.address} ...")
         session = stack.enter_context(ray_session(config, environment))
         install_handlers()
         follows_room = config.workers == "auto"
         config = _choose(config, given, tasks, session)
-        _say(config, f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}")
+        tell(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
-        seconds_before = begin(run_dir, saved, functools.partial(_say, config))
+        seconds_before = begin(run_dir, saved, tell)
         _write(run_dir / "config.json", describe(given, config))
         placement = None
         if config.address is not None:
@@ -271,11 +272,6 @@ def _choose(config: Config, given: Config, tasks: Sequence[Task], session: Sessi
     if config.envs_per_task is None and config.learner.slack_steps is None and not config.deterministic:
         copies = choose_copies(copies, len(tasks), config.collector.tasks_each)
     return dataclasses.replace(config, host=host, envs_per_task=copies)
-
-
-def _say(config: Config, line: str) -> None:
-    if config.run.progress != "none":
-        say(f"{line}\n")
 
 
 def _end_line(config: Config) -> str:

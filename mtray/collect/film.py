@@ -96,11 +96,12 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
     spec = next(spec for spec in policy.specs if spec.name == task)
     env = dm_control.load(task, seed)
     cameras = [env.physics.model.camera(index).name for index in range(env.physics.model.ncam)]
+    camera_id = camera if camera in cameras else 0
     pictures: list[Picture] = []
     time_step = env.reset()
     between = round(1000 * env.control_timestep() * spec.action_repeat)
     while len(pictures) * between < 1000 * seconds and not time_step.last():
-        pictures.append(env.physics.render(_PIXELS, _PIXELS, camera_id=camera if camera in cameras else 0))
+        pictures.append(env.physics.render(_PIXELS, _PIXELS, camera_id=camera_id))
         entries = [np.ravel(time_step.observation[name]) for name, _ in spec.observation]
         observation = torch.as_tensor(np.concatenate(entries), dtype=torch.float32)
         with torch.no_grad():

@@ -15,7 +15,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mtray.config.plain import from_dict
 from mtray.config.settings import Config
@@ -50,6 +50,30 @@ def published() -> Mapping[str, Mapping[str, Any]]:
     text = importlib.resources.files("mtray.rundir").joinpath("published.json").read_text()
     found: Mapping[str, Mapping[str, Any]] = json.loads(text)
     return found
+
+
+class Row(NamedTuple):
+    """A task's figures as text; empty where there is none.
+
+    Attributes:
+        published: the best published return.
+        success: share of the episodes that succeeded, where the environment reports it.
+    """
+
+    task: str
+    frames: str
+    episodes: str
+    return_mean: str
+    trend: str
+    evaluated: str
+    published: str
+    success: str
+
+
+def say_line(progress: str, line: str) -> None:
+    """Print a line of text, unless ``--run.progress`` is ``none``."""
+    if progress != "none":
+        say(f"{line}\n")
 
 
 class Picture:
@@ -157,17 +181,14 @@ class Picture:
         )
         return ", ".join(f"{line[name]:,} {text}" for name, text in counts if line.get(name))
 
-    def tasks(self) -> list[tuple[str, str, str, str, str, str, str, str]]:
-        """Return a row for each task: name, frames, episodes, return, trend, evaluated return, published best, success.
-
-        The last is the share of episodes that succeeded, where the environment reports it.
-        """
+    def tasks(self) -> list[Row]:
+        """Return a row for each task."""
         rows = []
         for task, figures in (self.line or {"tasks": {}})["tasks"].items():
             best = published().get(task.rpartition("/")[2])
             success = figures.get("info_success")
             rows.append(
-                (
+                Row(
                     task,
                     f"{figures['frames']:,}",
                     f"{figures['episodes']:,}",
@@ -194,7 +215,7 @@ class Picture:
         table.add_column("evaluated", justify="right")
         table.add_column("published", justify="right", style="dim")
         rows = self.tasks()
-        if any(row[-1] for row in rows):
+        if any(row.success for row in rows):
             table.add_column("success", justify="right")
         for row in rows:
             table.add_row(*row[: len(table.columns)])
@@ -236,8 +257,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """Print a line of text."""
-        if self._kind != "none":
-            say(f"{line}\n")
+        say_line(self._kind, line)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Take a line of figures."""
@@ -249,15 +269,14 @@ class Screen:
     def _say_tasks(self, line: Mapping[str, Any]) -> None:
         """Print the tasks of which episodes have ended since they were printed."""
         for row in self.picture.tasks():
-            task, episodes = row[0], line["tasks"][row[0]]["episodes"]
+            task, episodes = row.task, line["tasks"][row.task]["episodes"]
             when, before = self._printed.get(task, (-_TASK_SECONDS, 0))
-            if row[3] != "-" and episodes > before and line["time"] >= when + _TASK_SECONDS:
+            if row.return_mean != "-" and episodes > before and line["time"] >= when + _TASK_SECONDS:
                 self._printed[task] = line["time"], episodes
-                evaluated = f"   evaluated {row[5]}" if row[5] else ""
-                best = f"   published {row[6]}" if row[6] else ""
-                success = f"   success {row[7]}" if row[7] else ""
-                shown = f"{row[4]:{_TREND_WIDTH}}   {row[2]} episodes{evaluated}{best}{success}"
-                say(f"    {task:24} return {row[3]:>14} {shown}\n")
+                named = [("evaluated", row.evaluated), ("published", row.published), ("success", row.success)]
+                more = "".join(f"   {name} {text}" for name, text in named if text)
+                shown = f"{row.trend:{_TREND_WIDTH}}   {row.episodes} episodes{more}"
+                say(f"    {task:24} return {row.return_mean:>14} {shown}\n")
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take an event."""
