@@ -5,18 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import mujoco
 import numpy as np
-from dm_control import suite
-from dm_control.mujoco import Physics, wrapper
-from dm_control.rl.control import Environment, PhysicsError
 
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.engines.base import BatchSim, BoolArray, StepArrays, copy_seed
 from mtray.engines.states import State, load_random_state, nested, part, random_state
+
+with warnings.catch_warnings():
+    # dm_control looks for a display when it is imported; nothing is rendered here.
+    warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing")
+    from dm_control import suite
+    from dm_control.mujoco import Physics, wrapper
+    from dm_control.rl.control import Environment, PhysicsError
 
 NAME = "dm_control"
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -105,10 +104,7 @@ def load_engine(name: str) -> ModuleType:
     if name not in ENGINES:
         raise UsageError(f"unknown engine {name!r}: choose from {', '.join(ENGINES)}")
     try:
-        with warnings.catch_warnings():
-            # dm_control looks for a display when it is imported; nothing is rendered here.
-            warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing")
-            return importlib.import_module(ENGINES[name])
+        return importlib.import_module(ENGINES[name])
     except ImportError as error:
         remedy = f'pip install -e ".[{name}]"' if name in EXTRAS else "pip install -e ."
         raise UsageError(f"engine {name!r} can't be loaded here ({error}): {remedy}") from error

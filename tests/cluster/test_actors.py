@@ -51,23 +51,40 @@ def local_ray():
 
 @pytest.fixture
 def replay():
-    actor = ray.remote(Replay).options(num_cpus=0).remote(SPECS, CONFIG)
-    fill(actor)
+    actor = empty_replay()
     yield actor
     ray.kill(actor)
-
-
-def fill(replay):
-    """Make a replay ready, with empty rings."""
-    ray.get([replay.reserve.remote(), replay.load.remote(None)])
 
 
 @pytest.fixture
 def collector(replay):
-    actor = ray.remote(Collector).options(num_cpus=0).remote("here", TASKS, CONFIG, replay)
-    ray.get(actor.build.remote(SHARE, [1, 2, 3]))
+    actor = collector_of(replay)
     yield actor
     ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def filled():
+    """A replay that holds rollouts, which learners only read, and their collector."""
+    replay = empty_replay()
+    collector = collector_of(replay)
+    ray.get([collector.collect.remote(0, []) for _ in range(10)])
+    ray.get(collector.flush.remote())
+    yield replay, collector
+    ray.kill(collector)
+    ray.kill(replay)
+
+
+def empty_replay():
+    actor = ray.remote(Replay).options(num_cpus=0).remote(SPECS, CONFIG)
+    ray.get([actor.reserve.remote(), actor.load.remote(None)])
+    return actor
+
+
+def collector_of(replay):
+    actor = ray.remote(Collector).options(num_cpus=0).remote("here", TASKS, CONFIG, replay)
+    ray.get(actor.build.remote(SHARE, [1, 2, 3]))
+    return actor
 
 
 def policy_weights(version):
@@ -137,9 +154,8 @@ class Gate:
         return policy_weights(5)
 
 
-def test_the_learner_draws_from_the_replay_and_gives_weights_as_a_return_value(replay, collector):
-    ray.get([collector.collect.remote(0, []) for _ in range(10)])
-    ray.get(collector.flush.remote())
+def test_the_learner_draws_from_the_replay_and_gives_weights_as_a_return_value(filled):
+    replay, collector = filled
     learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, replay)
     learner.build.remote()
     figures, weights = learner.train.options(num_returns=2).remote(10, 60.0)
@@ -154,29 +170,25 @@ def test_the_learner_draws_from_the_replay_and_gives_weights_as_a_return_value(r
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-def test_a_loss_that_is_not_finite_names_its_task_and_update(replay, collector, graphs):
-    ray.get([collector.collect.remote(0, []) for _ in range(2)])
-    ray.get(collector.flush.remote())
+def test_a_loss_that_is_not_finite_names_its_task_and_update(filled, graphs):
     config = replace(CONFIG, learner=replace(CONFIG.learner, graphs=graphs))
-    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, config, replay)
+    # Both start at once.
+    learner, resumed = (ray.remote(Learner).options(num_cpus=0).remote(SPECS, config, filled[0]) for _ in range(2))
     learner.build.remote()
     figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
     assert ray.get(figures)["updates"] == 4
     state = from_bytes(ray.get(learner.state.remote())[1])
     state["critic"]["raw_embedding"][1] = float("inf")
     ray.kill(learner)
-    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, config, replay)
-    learner.build.remote(to_bytes(state))
-    figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
+    resumed.build.remote(to_bytes(state))
+    figures, _ = resumed.train.options(num_returns=2).remote(4, 60.0)
     with pytest.raises(NotFiniteError, match=r"critic's loss of b or.* at update 4"):
         ray.get(figures)
-    ray.kill(learner)
+    ray.kill(resumed)
 
 
-def test_a_slice_ends_in_time_with_at_least_one_update(replay, collector):
-    ray.get([collector.collect.remote(0, []) for _ in range(4)])
-    ray.get(collector.flush.remote())
-    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, replay)
+def test_a_slice_ends_in_time_with_at_least_one_update(filled):
+    learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, filled[0])
     learner.build.remote()
     figures, _ = learner.train.options(num_returns=2).remote(1_000_000, 0.2)
     assert 1 <= ray.get(figures, timeout=60)["made"] < 1_000_000

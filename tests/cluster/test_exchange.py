@@ -23,7 +23,14 @@ SPECS = (make_spec("left", 3, 2), make_spec("right", 1, 3))
 CONFIG = Config(tasks=("left", "right"), replay=ReplayConfig(capacity_rows=1000))
 
 
-class Far(Replay):
+class Near(Replay):
+    """A replay that begins anew for each test: a process takes seconds to start."""
+
+    def forget(self):
+        self._is_ready = False
+
+
+class Far(Near):
     """A replay on another node."""
 
     def reaches(self, address):
@@ -41,12 +48,17 @@ def local_ray():
     ray.shutdown()
 
 
-@pytest.fixture(params=["near", "far"])
-def replay(request):
-    actor = ray.remote(Replay if request.param == "near" else Far).options(num_cpus=0).remote(SPECS, CONFIG)
-    ray.get([actor.reserve.remote(), actor.load.remote(None)])
+@pytest.fixture(scope="module", params=[Near, Far], ids=["near", "far"])
+def process(request):
+    actor = ray.remote(request.param).options(num_cpus=0).remote(SPECS, CONFIG)
     yield actor
     ray.kill(actor)
+
+
+@pytest.fixture
+def replay(process):
+    ray.get([process.forget.remote(), process.reserve.remote(), process.load.remote(None)])
+    return process
 
 
 def push(pusher, fill, count=5):

@@ -17,21 +17,23 @@ import sys
 from pathlib import Path
 from mtray.collect.film import check_film, write_film
 
-path = Path(sys.argv[1])
-check_film(path)
+paths = [Path(name) for name in sys.argv[1:]]
+for path in paths:
+    check_film(path)
 from mtray.config.learner import NetworkConfig
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.registry import resolve
 
 tasks = resolve(["cartpole-balance", "reacher"], "dm_control", 2)
 policy = MultiTaskPolicy([task.spec for task in tasks], NetworkConfig(), deterministic=True)
-write_film(policy, [*policy.names, "own"], path, seconds=0.2)
+for path in paths:
+    write_film(policy, [*policy.names, "own"], path, seconds=0.2)
 """
 
 
-def draw(path, backend):
+def draw(backend, *paths):
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path)],
+        [sys.executable, "-c", SCRIPT, *map(str, paths)],
         env={**os.environ, "MUJOCO_GL": backend},
         capture_output=True,
         text=True,
@@ -39,13 +41,17 @@ def draw(path, backend):
     )
 
 
-@pytest.mark.parametrize("suffix", ["webp", "gif"])
-def test_a_film_shows_an_episode_of_each_task(tmp_path, suffix):
-    path = tmp_path / f"film.{suffix}"
-    drawn = draw(path, "egl")
+def test_a_film_shows_an_episode_of_each_task(tmp_path):
+    paths = [tmp_path / f"film.{suffix}" for suffix in ("webp", "gif")]
+    drawn = draw("egl", *paths)
     if "can't draw here" in drawn.stderr:
         pytest.skip("this machine has no EGL")
     assert drawn.returncode == 0, drawn.stderr
+    for path in paths:
+        check_pictures(path)
+
+
+def check_pictures(path):
     with Image.open(path) as pictures:
         # Agent steps of cartpole take 0.02 s, those of reacher 0.04.
         assert (pictures.size, pictures.n_frames) == ((3 * film._PIXELS, film._PIXELS), 10)
@@ -60,7 +66,7 @@ def test_a_film_shows_an_episode_of_each_task(tmp_path, suffix):
 
 
 def test_a_machine_that_can_not_draw_is_one_line(tmp_path):
-    drawn = draw(tmp_path / "film.webp", "disabled")
+    drawn = draw("disabled", tmp_path / "film.webp")
     assert drawn.returncode == 1
     assert "MuJoCo can't draw here with MUJOCO_GL=disabled" in drawn.stderr.splitlines()[-1]
 

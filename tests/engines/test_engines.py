@@ -217,13 +217,16 @@ def test_simulators_are_not_built_for_the_specs():
     assert env.observation_spec["observation"].shape == (64, 223)
 
 
-@pytest.mark.parametrize("engine", ["mujoco", "dm_control"])
-def test_models_and_the_lack_of_a_display_bring_no_warnings(engine):
-    """A model of each kind, in a process of a user's without a display."""
+def test_models_and_the_lack_of_a_display_bring_no_warnings():
+    """A model of each kind, in a process of a user's without a display and in those that it starts."""
     program = (
         "import mtray\n"
         "for name in ('cheetah-run', 'humanoid-walk', 'quadruped-walk', 'fish-swim'):\n"
-        f"    mtray.make_task_env(name, engine='{engine}', num_envs=2).reset()\n"
+        "    mtray.make_task_env(name, engine='mujoco', num_envs=2).reset()\n"
+        "    mtray.make_task_env(name, engine='dm_control', num_envs=2).reset()\n"
+        "env = mtray.make_multi_task_env(['cheetah-run', 'fish-swim'], num_envs=2, seed=0)\n"
+        "env.reset()\n"
+        "env.close()\n"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "MUJOCO_GL")}
     done = subprocess.run(
