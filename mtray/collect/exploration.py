@@ -12,6 +12,7 @@ never reaches a reward.
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 from collections.abc import Callable
 from typing import TypeAlias
@@ -106,12 +107,66 @@ def random_actions(size: tuple[int, int, int], longest: int, generator: np.rando
     return HeldNoise(size, zeta(longest, 1), lambda size: 2 * generator.random(size, np.float32) - 1, generator)
 
 
+class NoiseFactors:
+    """Factors [T, K, 1] of noise: each copy has one for an episode, between two limits, uniform in its logarithm.
+
+    Much noise finds rewards, little noise shows what the policy is worth: a range replaces the choice of one (Li, Chen,
+    Hong, Ajay, Agrawal 2023, "Parallel Q-learning": a scale per environment; FastTD3 draws it for each episode). Once
+    the policy returns more than random actions do, its own noise is enough.
+    """
+
+    def __init__(self, tasks: int, copies: int, least: float, most: float, generator: np.random.Generator) -> None:
+        """Start; the first `draw` chooses for every copy.
+
+        Args:
+            tasks: T.
+            copies: K, the copies of each task.
+            least: the lower limit, above zero.
+            most: the upper limit.
+            generator: draws the factors.
+        """
+        self._factors = np.ones((tasks, copies, 1), np.float32)
+        self._is_over = np.ones((tasks, copies), np.bool_)
+        self._limits = math.log(least), math.log(most)
+        self._generator = generator
+
+    def draw(self, is_beaten: BoolArray) -> FloatArray:
+        """Return the factors [T, K, 1] of the next step; later calls overwrite them.
+
+        Args:
+            is_beaten: [T], as of `RandomEpisodes`; new factors are 1 there.
+        """
+        if self._is_over.any():
+            drawn = np.exp(self._generator.uniform(*self._limits, self._factors.shape))
+            drawn[is_beaten] = 1.0
+            np.copyto(self._factors, drawn, where=self._is_over[..., None], casting="same_kind")
+            self._is_over[:] = False
+        return self._factors
+
+    def restart(self, ended: BoolArray) -> None:
+        """Choose again at the next step for the copies of ``ended`` [T, K]."""
+        self._is_over |= ended
+
+    def state(self) -> State:
+        """Return what the next factors depend on."""
+        generator = generator_state(self._generator)
+        return {"factors": self._factors, "is_over": self._is_over, "generator": generator}
+
+    def load_state(self, state: State) -> None:
+        """Load what `state` returned."""
+        self._factors[:], self._is_over[:] = state["factors"], state["is_over"]
+        load_generator(self._generator, state["generator"])
+
+
 class RandomEpisodes:
     """Chooses the copies whose episode has random actions.
 
     Each task runs a share of its episodes with random actions until the policy's mean return exceeds the best random
     return, both over the newest 20 episodes. While the policy's episodes all return the same (with a sparse reward,
     nothing), the share is four times as large, at most half.
+
+    Attributes:
+        is_beaten: [T], whether the policy returns more than random actions do.
     """
 
     def __init__(self, tasks: int, copies: int, share: float, generator: np.random.Generator) -> None:
@@ -126,6 +181,7 @@ class RandomEpisodes:
         self._is_random = np.zeros((tasks, copies), np.bool_)
         self._steps_left = np.zeros((tasks, copies), np.int64)
         self._shares = np.full(tasks, share)
+        self.is_beaten = np.zeros(tasks, np.bool_)
         self._share = share
         self._generator = generator
         self._random_returns, self._policy_returns = (
@@ -150,7 +206,8 @@ class RandomEpisodes:
         """Update a task's share with an episode; all its actions were the policy's, or all were random."""
         random, policy = self._random_returns[task], self._policy_returns[task]
         (policy if of_policy else random).append(episode_return)
-        if random and policy and statistics.fmean(policy) > max(random):
+        self.is_beaten[task] = bool(random and policy) and statistics.fmean(policy) > max(random)
+        if self.is_beaten[task]:
             self._shares[task] = 0.0
         elif len(policy) >= _SAME_RETURNS and min(policy) == max(policy):
             # At most half, so that the policy has episodes to improve in.
@@ -168,6 +225,7 @@ class RandomEpisodes:
             "is_random": self._is_random,
             "steps_left": self._steps_left,
             "shares": self._shares,
+            "is_beaten": self.is_beaten,
             "generator": generator_state(self._generator),
             **returns,
         }
@@ -176,6 +234,8 @@ class RandomEpisodes:
         """Load what `state` returned."""
         self._is_random[:], self._steps_left[:] = state["is_random"], state["steps_left"]
         self._shares[:] = state["shares"]
+        # Earlier versions had none.
+        self.is_beaten[:] = state.get("is_beaten", False)
         load_generator(self._generator, state["generator"])
         for index, values in enumerate([*self._random_returns, *self._policy_returns]):
             values.clear()

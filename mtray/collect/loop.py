@@ -13,7 +13,7 @@ import numpy as np
 
 from mtray.collect.clock import Clock
 from mtray.collect.episodes import EpisodeTracker
-from mtray.collect.exploration import HeldNoise, RandomEpisodes, normal_noise, random_actions
+from mtray.collect.exploration import HeldNoise, NoiseFactors, RandomEpisodes, normal_noise, random_actions
 from mtray.collect.hosts.base import Host
 from mtray.collect.hosts.slots import Slot
 from mtray.data.messages import Episode
@@ -72,6 +72,7 @@ class ActingLoop:
         rollout_steps: int,
         discounts: Mapping[str, float],
         noise_steps: int = 1,
+        noise_factors: tuple[float, float] = (1.0, 1.0),
         random_share: float = 0.0,
         random_steps: int = 64,
         seed: int = 0,
@@ -84,6 +85,7 @@ class ActingLoop:
             rollout_steps: L.
             discounts: task to the discount of `Rollout.largest_returns`.
             noise_steps: longest time that noise is held, in agent steps (see `mtray.collect.exploration`).
+            noise_factors: limits of what an episode's noise is multiplied by.
             random_share: share of episodes with random actions until the policy is better.
             random_steps: longest time that a random action is held, in agent steps.
             seed: seed of noise and random actions.
@@ -102,12 +104,13 @@ class ActingLoop:
         self._observation = np.zeros((*size, observation_width(policy.specs)), np.float32)
         self._ended = np.zeros(size, np.bool_)
         actions = (*size, self.policy.action_mask.shape[-1])
-        generators = np.random.default_rng(seed).spawn(4)
+        generators = np.random.default_rng(seed).spawn(5)
         self._noise = normal_noise(actions, noise_steps, generators[0])
         self._random = random_actions(actions, random_steps, generators[1])
         self._random_episodes = RandomEpisodes(*size, random_share, generators[2])
         # Actions before the first weights.
         self._initial = random_actions(actions, 1, generators[3])
+        self._factors = NoiseFactors(*size, *noise_factors, generators[4])
         self._was_random = np.zeros((rollout_steps, *size), np.bool_)
         self._buffers = [_Buffer(spec, slot, rollout_steps) for spec, slot in zip(host.specs, host.slots, strict=True)]
         self._trackers = [
@@ -136,12 +139,15 @@ class ActingLoop:
         for index, slot in enumerate(self.host.slots):
             slot.observation[:] = state[f"observations.{index}"]
         for name, each in self._stateful().items():
-            each.load_state(part(state, name))
+            saved = part(state, name)
+            # Earlier versions had no factors.
+            if saved or name != "factors":
+                each.load_state(saved)
 
-    def _stateful(self) -> dict[str, HeldNoise | RandomEpisodes | EpisodeTracker]:
+    def _stateful(self) -> dict[str, HeldNoise | NoiseFactors | RandomEpisodes | EpisodeTracker]:
         trackers = {f"tracker{index}": tracker for index, tracker in enumerate(self._trackers)}
-        explorers = {"noise": self._noise, "random": self._random, "initial": self._initial}
-        return {**trackers, **explorers, "random_episodes": self._random_episodes}
+        noise = {"noise": self._noise, "random": self._random, "initial": self._initial}
+        return {**trackers, **noise, "factors": self._factors, "random_episodes": self._random_episodes}
 
     def collect(self) -> Rollout:
         """Step every copy ``rollout_steps`` times; actions are random before the first weights."""
@@ -161,7 +167,7 @@ class ActingLoop:
             for index in self._reports:
                 slot = self.host.slots[index]
                 self._trackers[index].see(slot.info, self._ended[index, : len(slot.reward)])
-            for explorer in (self._noise, self._random, self._random_episodes):
+            for explorer in (self._noise, self._factors, self._random, self._random_episodes):
                 explorer.restart(self._ended)
             clock.lap("copy")
         episodes: list[Episode] = []
@@ -194,7 +200,8 @@ class ActingLoop:
         else:
             for slot, padded in zip(self.host.slots, self._observation, strict=True):
                 padded[: len(slot.observation), : slot.observation.shape[1]] = slot.observation
-            action = self._acting(self._observation, self._noise.draw())
+            factors = self._factors.draw(self._random_episodes.is_beaten)
+            action = self._acting(self._observation, self._noise.draw() * factors)
             self._was_random[step] = is_random
         if is_random.any():
             np.copyto(action, self._acting.to_bounds(self._random.draw().copy()), where=is_random[..., None])

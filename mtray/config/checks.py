@@ -26,14 +26,15 @@ def require_at_most(config: Any, limit: float, *names: str) -> None:
     """Raise a UsageError if one of these settings is above the limit; None is allowed."""
     for name in names:
         value = getattr(config, name)
-        require(value is None or value <= limit, f"{flag(type(config), name)} {value:g}: at most {limit:g} is possible")
+        if value is not None:
+            require(value <= limit, f"{flag(type(config), name)} {value:g}: at most {limit:g} is possible")
 
 
 def require_above_zero(config: Any, *names: str) -> None:
-    """Raise a UsageError if one of these settings is 0 or negative."""
+    """Raise a UsageError if one of these settings is 0 or negative; None is allowed."""
     for name in names:
         value = getattr(config, name)
-        require(value > 0, f"{flag(type(config), name)} {value}: must be above 0")
+        require(value is None or value > 0, f"{flag(type(config), name)} {value}: must be above 0")
 
 
 def is_positive(text: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mtray.config.learner import LearnerConfig
-from mtray.config.settings import Config
+from mtray.config.settings import CollectorConfig, Config
 
 # Updates per step of every task, the least and the most.
 _RATIOS = {"fast": (0.25, 4.0), "frugal": (4.0, 4.0)}
@@ -15,6 +15,8 @@ _N_STEP = {"fast": 3, "frugal": 1}
 _ROWS = {"fast": 128, "frugal": 384}
 # On a GPU an update of up to so many rows takes hardly longer than one of few.
 _ROWS_ON_GPU = {"fast": 1024, "frugal": 384}
+# Factors of exploration noise, the least and the most.
+_NOISE = {"fast": (0.5, 4.0), "frugal": (1.0, 1.0)}
 _LEAST_ROWS_PER_TASK = 16
 
 
@@ -33,7 +35,16 @@ def fill(config: Config, tasks: int) -> Config:
         n_step=learner.n_step or _N_STEP[preset],
         batch_rows=learner.batch_rows or max(_LEAST_ROWS_PER_TASK * tasks, rows[preset]),
     )
-    return dataclasses.replace(config, learner=filled)
+    least_noise, most_noise = _noise(config.collector, preset)
+    collector = dataclasses.replace(config.collector, least_noise=least_noise, most_noise=most_noise)
+    return dataclasses.replace(config, collector=collector, learner=filled)
+
+
+def _noise(collector: CollectorConfig, preset: str) -> tuple[float, float]:
+    least, most = collector.least_noise, collector.most_noise
+    if least is None:
+        least = _NOISE[preset][0] if most is None else min(_NOISE[preset][0], most)
+    return least, max(_NOISE[preset][1], least) if most is None else most
 
 
 def _ratios(learner: LearnerConfig, preset: str, *, is_deterministic: bool) -> tuple[float, float]:

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mtray.config.checks import require, require_above_zero, require_at_least
+from mtray.config.checks import require, require_above_zero, require_at_least, require_at_most
 from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.config.types import convert_fields
+
+# Noise of a hundred standard deviations is a random corner of the action's box.
+_MOST_NOISE = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,12 @@ class CollectorConfig:
     """Unacknowledged pushes to the replay while the next rollout is stepped."""
     noise_steps: int = 16
     """Largest number of agent steps that exploration noise is held; 1 for new noise at every step."""
+    least_noise: float | None = None
+    """Factor of exploration noise: each copy draws one for an episode, uniformly in its logarithm, between this and
+    --collector.most-noise, until the policy's mean return exceeds the best random return. By default as --preset
+    says."""
+    most_noise: float | None = None
+    """Largest factor of exploration noise."""
     random_episodes: float = 1 / 8
     """Share of a task's episodes with random actions, until the policy's mean return exceeds the best random return;
     four times as many, up to half, while the policy's returns are all equal. Reported returns exclude random
@@ -49,9 +58,20 @@ class CollectorConfig:
         require_at_least(self, 1, "rollout_steps", "action_repeat", "tasks_each", "pushes_in_flight")
         require_at_least(self, 1, "noise_steps", "random_steps")
         require_at_least(self, 0, "max_restarts")
-        require_above_zero(self, "push_timeout_seconds")
+        require_above_zero(self, "push_timeout_seconds", "least_noise", "most_noise")
+        require_at_most(self, _MOST_NOISE, "least_noise", "most_noise")
+        least, most = self.least_noise, self.most_noise
+        require(
+            least is None or most is None or least <= most,
+            f"--collector.least-noise {least}: at most --collector.most-noise, {most}",
+        )
         share = self.random_episodes
         require(0 <= share <= 1, f"--collector.random-episodes {share}: must be between 0 and 1")
+
+    @property
+    def noise_factors(self) -> tuple[float, float]:
+        """Limits of an episode's noise factor; 1 where no preset has filled them."""
+        return self.least_noise or 1.0, self.most_noise or 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,7 @@ def describe(given: Config, config: Config) -> dict[str, Any]:
     """Return what config.json holds: the settings as given, those that may be chosen, versions, the git commit."""
     chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task", "device")}
     filled = ("updates_per_step", "least_updates_per_step", "n_step", "batch_rows")
+    chosen["collector"] = {name: getattr(config.collector, name) for name in ("least_noise", "most_noise")}
     chosen["learner"] = {name: getattr(config.learner, name) for name in filled}
     return {
         "config": to_dict(given),

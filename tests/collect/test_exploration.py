@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mtray.collect.exploration import RandomEpisodes, normal_noise, random_actions, zeta
+from mtray.collect.exploration import NoiseFactors, RandomEpisodes, normal_noise, random_actions, zeta
+from mtray.engines import states
 
 
 def make_noise(*size, longest=16, seed=0):
@@ -54,6 +55,43 @@ def test_a_restarted_copy_gets_new_noise_and_others_keep_theirs():
     after = noise.draw()
     assert (before[:, :200] != after[:, :200]).all()
     assert (before[:, 200:] == after[:, 200:]).any()
+
+
+def test_a_copy_keeps_its_factor_until_its_episode_ends():
+    factors = NoiseFactors(2, 400, 0.5, 4.0, np.random.default_rng(0))
+    none_beaten = np.zeros(2, bool)
+    first = factors.draw(none_beaten).copy()
+    assert first.shape == (2, 400, 1)
+    assert (factors.draw(none_beaten) == first).all()
+    # Uniform in the logarithm: a third in each octave.
+    shares = np.histogram(first, [0.5, 1.0, 2.0, 4.0])[0] / first.size
+    np.testing.assert_allclose(shares, 1 / 3, rtol=0, atol=0.05)
+    ended = np.zeros((2, 400), bool)
+    ended[1, :100] = True
+    factors.restart(ended)
+    second = factors.draw(none_beaten).copy()
+    assert ((second != first)[..., 0] == ended).all()
+    # Where random actions are beaten, the next episodes have the policy's own noise.
+    factors.restart(ended)
+    third = factors.draw(np.array([False, True]))[..., 0]
+    assert (third[ended] == 1).all()
+    assert (third[~ended] == second[..., 0][~ended]).all()
+
+
+def test_equal_limits_leave_the_noise_as_it_is():
+    assert (NoiseFactors(2, 50, 1.0, 1.0, np.random.default_rng(0)).draw(np.zeros(2, bool)) == 1).all()
+
+
+def test_factors_go_on_from_a_state():
+    one, other = (NoiseFactors(1, 8, 0.1, 10.0, np.random.default_rng(seed)) for seed in (0, 1))
+    none_beaten = np.zeros(1, bool)
+    one.draw(none_beaten)
+    one.restart(np.arange(8)[None] < 3)
+    other.load_state(states.from_bytes(states.to_bytes(one.state())))
+    for _ in range(3):
+        assert (one.draw(none_beaten) == other.draw(none_beaten)).all()
+        for each in (one, other):
+            each.restart(np.arange(8)[None] % 2 == 0)
 
 
 def test_the_same_generator_gives_the_same_noise():
@@ -109,6 +147,7 @@ def test_episodes_are_random_until_the_policy_returns_more_than_the_best_of_them
     ):
         chosen.add(task, episode_return, of_policy)
         np.testing.assert_allclose(shares(), [0.5 * random, 0.5], atol=0.1)
+        assert chosen.is_beaten.tolist() == [not random, False]
     # The newest twenty count.
     for _ in range(20):
         chosen.add(0, 7.1, True)
@@ -149,6 +188,7 @@ def test_choices_go_on_from_a_state_with_the_returns_that_are_compared():
     one.draw()
     other.add(1, 50.0, False)
     other.load_state({name: array.copy() for name, array in one.state().items()})
+    assert (one.is_beaten == other.is_beaten).all()
     for chosen in (one, other):
         # Better than the random episode that was before.
         for _ in range(2):

@@ -275,10 +275,25 @@ def test_noise_is_held_within_an_episode_and_drawn_again_in_the_next(monkeypatch
     assert sum(held) > len(held) / 4
 
 
+def test_noise_is_multiplied_by_a_factor_of_each_episode(monkeypatch):
+    one, other = (make_collector(noise_steps=4, noise_factors=factors) for factors in ((1.0, 1.0), (0.5, 4.0)))
+    drawn = []
+    for collector in (one, other):
+        collector.load(snapshot(collector.policy, 1))
+        monkeypatch.setattr(collector, "_acting", lambda _, noise: drawn.append(noise.copy()) or np.zeros_like(noise))
+        collector.collect()
+    plain, multiplied = np.split(np.stack(drawn), 2)
+    factors = multiplied / plain
+    assert ((factors > 0.499) & (factors < 4.001)).all()
+    assert len(np.unique(np.round(factors[..., 0], 3))) >= 4, "two copies of two tasks, which begin new episodes"
+    # The widths of an action have one factor.
+    np.testing.assert_allclose(factors, np.broadcast_to(factors[..., :1], factors.shape), rtol=1e-5)
+
+
 def suite_loop(host, engine, seed, weights=None):
     tasks = resolve(PLAIN, engine, 2)
     policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
-    settings = {"noise_steps": 16, "random_share": 0.5, "random_steps": 16}
+    settings = {"noise_steps": 16, "noise_factors": (0.5, 4.0), "random_share": 0.5, "random_steps": 16}
     loop = ActingLoop(
         make_host(host, make_makers(tasks, 2, [seed, seed + 1])),
         policy,

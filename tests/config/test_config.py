@@ -39,7 +39,7 @@ CHANGED = Config(
     device="cuda:1",
     collector=CollectorConfig(
         rollout_steps=3, action_repeat=4, tasks_each=5, noise_steps=1, random_episodes=0.5, random_steps=7,
-        pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0,
+        pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0, least_noise=0.25, most_noise=2.5,
     ),
     replay=ReplayConfig(capacity_rows=77, save=False),
     network=NetworkConfig(
@@ -98,6 +98,7 @@ def test_plain_values_have_the_fields_names():
     assert plain["collector"] == {
         "rollout_steps": 3, "action_repeat": 4, "tasks_each": 5, "pushes_in_flight": 2, "noise_steps": 1,
         "random_episodes": 0.5, "random_steps": 7, "push_timeout_seconds": 1.5, "max_restarts": 0,
+        "least_noise": 0.25, "most_noise": 2.5,
     }  # fmt: skip
 
 
@@ -179,6 +180,9 @@ def test_every_group_of_the_config_is_tested_here():
         (None, "seed", 2**32),
         ("collector", "rollout_steps", 0),
         ("collector", "noise_steps", 0),
+        ("collector", "least_noise", 0.0),
+        ("collector", "most_noise", 0.0),
+        ("collector", "most_noise", 100.1),
         ("collector", "random_episodes", -0.01),
         ("collector", "random_episodes", 1.01),
         ("collector", "random_steps", 0),
@@ -234,6 +238,8 @@ def test_invalid_value_is_refused_with_its_flag(group, setting, value):
         lambda: CollectorConfig(
             rollout_steps=1,
             noise_steps=1,
+            least_noise=1e-3,
+            most_noise=1e-3,
             random_episodes=0,
             random_steps=1,
             pushes_in_flight=1,

@@ -6,7 +6,7 @@ import pytest
 
 from mtray.config.learner import LearnerConfig
 from mtray.config.presets import fill
-from mtray.config.settings import Config
+from mtray.config.settings import CollectorConfig, Config
 from mtray.errors import UsageError
 
 
@@ -50,8 +50,26 @@ def test_an_update_has_more_rows_on_a_gpu():
     assert fill(Config(device="auto"), 2).learner.batch_rows == fill(Config(device="cpu"), 2).learner.batch_rows
 
 
+@pytest.mark.parametrize(
+    ("given", "filled"),
+    [
+        ({}, (0.5, 4.0)),
+        ({"most_noise": 0.25}, (0.25, 0.25)),
+        ({"least_noise": 8.0}, (8.0, 8.0)),
+        ({"least_noise": 1.0, "most_noise": 2.0}, (1.0, 2.0)),
+    ],
+)
+def test_a_limit_of_noise_that_was_given_is_kept(given, filled):
+    collector = CollectorConfig(**given)
+    assert fill(Config(collector=collector), 2).collector.noise_factors == filled
+    assert fill(Config(preset="frugal"), 2).collector.noise_factors == (1.0, 1.0)
+
+
 def test_what_was_given_stays():
-    config = Config(learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5))
+    config = Config(
+        collector=CollectorConfig(least_noise=0.75, most_noise=0.75),
+        learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5),
+    )
     assert fill(config, 4) == config
 
 

@@ -111,6 +111,7 @@ class Collector:
             rollout_steps=config.collector.rollout_steps,
             discounts={spec.name: spec.discount for spec in specs},
             noise_steps=config.collector.noise_steps,
+            noise_factors=config.collector.noise_factors,
             random_share=config.collector.random_episodes,
             random_steps=config.collector.random_steps,
             seed=seeds[-1],
