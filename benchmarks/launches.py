@@ -15,6 +15,21 @@ from typing import Any
 import psutil
 
 _TIMEOUT_SECONDS = 300.0
+# Prints when done, before Ray is shut down, which takes long.
+_BARE = """
+import os
+import ray
+import mtray.cluster.supervisor
+
+class Actor:
+    def load(self):
+        import mtray.collect.hosts.make, mtray.collect.loop, mtray.engines.mujoco
+
+ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+ray.get(ray.remote(Actor).remote().load.remote())
+print(flush=True)
+os.read(0, 1)
+"""
 
 
 @contextmanager
@@ -57,6 +72,16 @@ def wait_for(condition: Callable[[], Any], process: psutil.Popen, each: Callable
         each()
         time.sleep(0.05)
     return time.monotonic()
+
+
+def bare_seconds() -> float:
+    """Return the seconds of what a start can't do without: Ray, and the imports of the driver and of one actor."""
+    begin = time.monotonic()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([sys.executable, "-c", _BARE], **pipes) as process:
+        if not process.stdout.readline():
+            raise RuntimeError("Ray alone can't be started")
+        return time.monotonic() - begin
 
 
 def start_seconds(workers: int) -> tuple[float, float]:
