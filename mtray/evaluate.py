@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,7 +24,7 @@ from mtray.rundir.files import to_json
 class Options:
     """Evaluate a run's policy on its tasks."""
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN-DIR")]
     """Run directory, or the folder of one checkpoint."""
     checkpoint: Literal["newest", "best"] = "newest"
     """The newest policy that was saved, or the one with the best evaluation during the run."""
@@ -46,7 +46,7 @@ def run(options: Options) -> None:
         if path is not None:
             _check_writable(option, path)
     if options.film is not None:
-        from mtray.collect.film import check_film, write_film
+        from mtray.collect.film import check_film, drawable, write_film
 
         # Where MuJoCo can't draw as it was told to, nothing that imports it works.
         check_film(options.film)
@@ -65,6 +65,9 @@ def run(options: Options) -> None:
     # A maker's task is named after the last part of the maker's path.
     paths = {name.rpartition(":")[2]: name for name in names}
     tasks = resolve_like([paths.get(name, name) for name in options.tasks or names], policy.specs)
+    if options.film is not None:
+        # Before the episodes, not after.
+        drawable([task.name for task in tasks])
     results = {}
     for task in tasks:
         results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
@@ -78,6 +81,7 @@ def run(options: Options) -> None:
             raise UsageError(f"--json {options.json} can't be written: {error.strerror}") from error
     if options.film is not None:
         write_film(policy, [task.name for task in tasks], options.film)
+        print(f"written: {options.film}")
 
 
 def _check_writable(option: str, path: Path) -> None:
@@ -95,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
 
     def program() -> None:
-        options = parse(Options, arguments, "python -m mtray.evaluate")
+        options = parse(Options, arguments, "mtray evaluate")
         # Without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled" if options.film is None else "egl")
         run(options)

@@ -34,7 +34,7 @@ def parse(arguments: Sequence[str]) -> Config:
             default = read_config(run_dir)
     elif resume is not None:
         default = dataclasses.replace(read_config(run_dir_of(resume)), resume=resume, run_dir=None)
-    return command_line.parse(Config, arguments, "python -m mtray.launch", default)
+    return command_line.parse(Config, arguments, "mtray launch", default)
 
 
 class _Said(logging.Handler):

@@ -69,7 +69,7 @@ def _row(task: Task) -> tuple[str, ...]:
         task.name,
         str(spec.observation_size),
         str(spec.action_size),
-        "no limit" if spec.horizon is None else f"{spec.horizon // spec.action_repeat} steps",
+        "not known" if spec.horizon is None else f"{spec.horizon // spec.action_repeat} steps",
         f"{spec.discount:.3f}",
         "" if best is None else f"{best['return']:,.0f}",
         f"{1 / step_seconds(task, 0.1):,.0f}",

@@ -52,7 +52,7 @@ def run(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    return run_program(lambda: run(parse(Options, arguments, "python -m mtray.report")))
+    return run_program(lambda: run(parse(Options, arguments, "mtray report")))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -21,9 +21,9 @@ _SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show a run that goes on."""
+    """Show a run that goes on, until it ends; where there is no terminal, once."""
 
-    run_dir: tyro.conf.Positional[Path]
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN-DIR")]
     """Run directory; on a folder that nodes share, that of a run on another machine."""
 
 
@@ -46,7 +46,10 @@ def _picture(run_dir: Path) -> Any:
     try:
         return picture_of(run_dir)
     except FileNotFoundError as error:
-        raise UsageError(f"{run_dir} is no run directory: give the folder of a run, as --run-dir named it") from error
+        raise UsageError(
+            f"{run_dir} is no run directory: give the folder of a run, as --run-dir named it (it is there when the run "
+            "has told its first line)"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{run_dir} can't be read ({type(error).__name__}: {error})") from error
 

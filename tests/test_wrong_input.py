@@ -147,6 +147,7 @@ def test_an_address_of_another_server_is_refused_quickly(fail, answer):
     ("flags", "words"),
     [
         ("--learner.learning-rate 1e30", "--learner.learning-rate 1e+30: at most 1"),
+        ("--address nohost", "--address nohost can't be reached (it has no port): give host:port"),
         ("--learner.threads 4096", "--learner.threads 4096: this machine has"),
         ("--network.critic-width 100000000", "--network.critic-width 100000000"),
         ("--learner.batch-rows 1000000000", "--learner.batch-rows 1000000000: the learner would take"),

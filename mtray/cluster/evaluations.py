@@ -141,7 +141,8 @@ class Evaluations:
                 text = f"the best policy could not be written, the one before stays: {error.strerror or error}"
                 self._tell(Tell("save_failed", {"cause": text}, text))
         fields = {"updates": updates, "frames": frames, "of_time": round(then, 3), "seconds": round(seconds, 1)}
-        fields |= {"is_best": is_best}
+        assert self._next is not None
+        fields |= {"next_in": round(self._next - time.monotonic(), 1), "is_best": is_best}
         self._tell(Tell("evaluated", {**fields, "returns": {task: found[task]["returns"] for task in found}}))
         for task, text in failures.items():
             self._tell(Tell("evaluation_failed", {"task": task, "cause": text}, f"an evaluation failed: {text}"))

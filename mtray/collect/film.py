@@ -42,6 +42,16 @@ def check_film(path: Path) -> None:
         ) from error
 
 
+def drawable(tasks: Sequence[str]) -> list[str]:
+    """Return the names of those tasks that can be drawn; raise a UsageError if there are none."""
+    from mtray.engines import dm_control
+
+    drawn = [task for task in tasks if task in dm_control.task_names()]
+    if not drawn:
+        raise UsageError(f"no film of {', '.join(tasks)}: only tasks of dm_control's suite can be drawn")
+    return drawn
+
+
 def write_film(
     policy: MultiTaskPolicy,
     tasks: Sequence[str],
@@ -55,7 +65,7 @@ def write_film(
 
     Args:
         policy: of `load_policy`; it acts deterministically.
-        tasks: names of the policy's tasks; those that are not of dm_control's suite are left out.
+        tasks: names of the policy's tasks; those that can't be drawn are left out.
         path: of the film, which `check_film` has checked.
         seconds: of simulation, at most; the film ends with the shortest episode.
         seed: of the episodes.
@@ -66,12 +76,7 @@ def write_film(
     """
     from PIL import Image
 
-    from mtray.engines import dm_control
-
-    drawn = [task for task in tasks if task in dm_control.task_names()]
-    if not drawn:
-        raise UsageError(f"no film of {', '.join(tasks)}: only tasks of dm_control's suite can be drawn")
-    played = [_play(policy, task, seconds, seed, camera) for task in drawn]
+    played = [_play(policy, task, seconds, seed, camera) for task in drawable(tasks)]
     # Tasks have steps of different lengths.
     step = min(between for _, between in played)
     count = round(min(len(pictures) * between for pictures, between in played) / step)

@@ -79,7 +79,7 @@ def _faults(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
             yield from _misfits(name, values, hint)
     for name, hint in positional.items():
         if typing.get_args(hint)[0] in places and typing.get_origin(typing.get_args(hint)[0]) is not tuple:
-            yield f"{name.removeprefix('--')} is missing: {_NEEDED[typing.get_args(hint)[0]]} is needed"
+            yield f"{name.removeprefix('--').upper()} is missing: {_NEEDED[typing.get_args(hint)[0]]} is needed"
 
 
 def _options(cls: type[Any]) -> Iterator[tuple[str, Any]]:

@@ -128,7 +128,9 @@ def task_error(task: str, call: str, error: BaseException) -> TaskError:
     if isinstance(error, TaskError):
         return error
     frames = traceback.extract_tb(error.__traceback__)
-    location = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    # A call that can't even begin, as of a maker with other parameters, fails in the caller's file.
+    is_users = bool(frames) and os.path.dirname(frames[-1].filename) != os.path.dirname(__file__)
+    location = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if is_users else ""
     text = " ".join(str(error).split())
     cause = f"called sys.exit({text})" if isinstance(error, SystemExit) else f"raised {type(error).__name__}: {text}"
     trace = "".join(traceback.format_exception(error))

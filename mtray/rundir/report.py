@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtray.errors import UsageError
-from mtray.rundir.screen import whole_lines
+from mtray.rundir.screen import evaluated_text, whole_lines
 
 # Characters of why a run ended, at most; all of it is in summary.json.
 _WIDTH = 60
@@ -78,7 +78,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
             figures = run["tasks"].get(task)
             mean = figures and figures["return_mean"]
             text = "-" if mean is None else f"{mean:.1f} ({figures['episodes']} episodes)"
-            evaluated = figures and figures.get("return_evaluated")
-            cells.append(text + ("" if evaluated is None else f", evaluated {evaluated:.1f}"))
+            evaluated = figures and evaluated_text(run, figures)
+            cells.append(text + (f", evaluated {evaluated}" if evaluated else ""))
         rows.append([task, *cells])
     return rows

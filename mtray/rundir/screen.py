@@ -118,6 +118,9 @@ class Picture:
         elif event == "evaluated":
             of = f"the policy after {fields['updates']:,} updates" if fields["updates"] else "the untrained policy"
             self.news = f"{of} was evaluated{': the best so far, kept' if fields['is_best'] else ''}"
+            # Runs of earlier versions did not write it.
+            if fields.get("next_in", 0) > 0:
+                self.news += f"; the next is due in {duration(fields['next_in'])}"
 
     def seconds_left(self) -> float | None:
         """Return how long the run will take, as far as can be known."""
@@ -194,7 +197,7 @@ class Picture:
                     f"{figures['episodes']:,}",
                     _return(figures),
                     trend(self.returns.get(task, [])),
-                    "" if figures.get("return_evaluated") is None else f"{figures['return_evaluated']:,.1f}",
+                    evaluated_text(self.line or {}, figures),
                     "" if best is None else f"{best['return']:,.0f}",
                     "" if success is None else f"{success:.2f}",
                 )
@@ -301,6 +304,14 @@ def _return(figures: Mapping[str, Any]) -> str:
     if mean is None:
         return "-" if random is None else f"{random:,.1f} random"
     return f"{mean:,.1f}"
+
+
+def evaluated_text(line: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    """Return a task's return of the last evaluation; that of a policy before its first update says so."""
+    value = figures.get("return_evaluated")
+    if value is None:
+        return ""
+    return f"{value:,.1f}" + (" untrained" if line.get("evaluated_updates") == 0 else "")
 
 
 def trend(values: Sequence[float], width: int = _TREND_WIDTH) -> str:

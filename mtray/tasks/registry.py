@@ -22,6 +22,8 @@ from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, TORCHRL, Task, load_engine
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
 
+_MAKER = "a function maker(num_envs, seed) that returns a TorchRL environment is needed"
+
 _REGISTERED: dict[str, Maker] = {}
 
 
@@ -36,7 +38,7 @@ def register_task(name: str, maker: Maker) -> None:
     if not name or set(name) & set("/: \t\n"):
         raise UsageError(f"task name {name!r}: give a name without spaces, '/' or ':'")
     if not callable(maker):
-        raise UsageError(f"the maker of task {name!r} is a {type(maker).__name__}, not a callable")
+        raise UsageError(f"the maker of task {name!r} is of type {type(maker).__name__}: {_MAKER}")
     if name in _REGISTERED and _REGISTERED[name] is not maker:
         raise UsageError(f"task {name!r} is registered already: choose another name")
     _REGISTERED[name] = maker
@@ -174,6 +176,8 @@ def _installed() -> frozenset[str]:
 
 def _import_maker(path: str) -> Maker:
     module_name, _, attribute = path.rpartition(":")
+    if not module_name or not attribute:
+        raise UsageError(f"maker {path!r} is not whole: write package.module:maker, for example my_tasks:pendulum")
     try:
         maker = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except MtrayError:
@@ -184,5 +188,5 @@ def _import_maker(path: str) -> Maker:
             "write package.module:maker, with the package installed or in the current folder"
         ) from error
     if not callable(maker):
-        raise UsageError(f"maker {path!r} is a {type(maker).__name__}, not a callable")
+        raise UsageError(f"maker {path!r} is of type {type(maker).__name__}: {_MAKER}")
     return cast("Maker", maker)

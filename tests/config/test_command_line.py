@@ -58,8 +58,8 @@ def test_values_of_every_type_are_read():
         ("a b", "b belongs to no option"),
         ("a --is-loud yes", "yes belongs to no option"),
         ("a -x", "-x belongs to no option"),
-        ("", "folder is missing: a path is needed"),
-        ("--no-is-loud --count 3", "folder is missing: a path is needed"),
+        ("", "FOLDER is missing: a path is needed"),
+        ("--no-is-loud --count 3", "FOLDER is missing: a path is needed"),
         # The first from the left.
         ("a --names b --colour blue --share few", "--colour blue: choose from red, green"),
     ],

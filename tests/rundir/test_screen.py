@@ -87,10 +87,14 @@ def test_an_evaluation_is_shown_beside_the_training_return():
     picture.add(line(9.0, 10, mine=figures(0, 1, None, 2.5) | {"return_evaluated": 71.25}))
     assert picture.tasks() == [("mine", "0", "1", "2.5 random", "", "71.2", "", "")]
     assert "71.2" in drawn(picture)
+    picture.add(line(9.5, 10, mine=figures(0, 1, None, 2.5) | {"return_evaluated": 1.5}) | {"evaluated_updates": 0})
+    assert picture.tasks()[0].evaluated == "1.5 untrained"
     picture.tell("evaluated", {"updates": 0, "is_best": False})
     assert picture.news == "the untrained policy was evaluated"
-    picture.tell("evaluated", {"updates": 1200, "is_best": True})
-    assert picture.news == "the policy after 1,200 updates was evaluated: the best so far, kept"
+    picture.tell("evaluated", {"updates": 1200, "is_best": True, "next_in": 570.3})
+    assert picture.news == (
+        "the policy after 1,200 updates was evaluated: the best so far, kept; the next is due in 9 min 30 s"
+    )
 
 
 def test_success_is_shown_where_an_environment_reports_it(capsys):

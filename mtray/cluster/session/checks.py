@@ -163,6 +163,10 @@ def _check_open_files(config: Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
+def _number(count: int, one: str, many: str | None = None) -> str:
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     """Return what the run puts on the machine, in one line."""
     cores = usable_cores()
@@ -170,7 +174,8 @@ def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     processes = config.collectors + simulators + 2
     replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
     text = (
-        f"{len(specs)} tasks x {config.copies(len(specs))} copies x {config.collectors} collectors: {processes} "
+        f"{_number(len(specs), 'task')} x {_number(config.copies(len(specs)), 'copy', 'copies')} x "
+        f"{_number(config.collectors, 'collector')}: {processes} "
         f"processes ({simulators or config.collectors} simulate), replay of up to {replay / 2**30:.1f} GiB"
     )
     if config.address is None:

@@ -125,6 +125,8 @@ def check_address(address: str) -> None:
         if address != "auto":
             # A port that nobody listens on is refused at once.
             host, _, port = address.rpartition(":")
+            if not port.isdecimal():
+                raise _unreachable(address, "it has no port")
             socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS).close()
         # Not in this folder, where a user's files might have the names of modules.
         subprocess.run(
