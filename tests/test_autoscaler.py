@@ -13,13 +13,34 @@ import pytest
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 SCRIPT = """
-import json, os, subprocess, sys, tempfile, time
+import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
 subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
 os.environ["PATH"] = os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
 import ray
+from ray.autoscaler._private import fake_multi_node
 from ray.cluster_utils import AutoscalingCluster
+
+# A file that this provider reads, and that Ray's wheel lacks: in this namespace a copy hides the folder.
+folder = Path(fake_multi_node.__file__).parent
+shutil.copytree(folder, "/tmp/fake")
+defaults = {
+    "cluster_name": "here", "max_workers": 4, "upscaling_speed": 1.0, "idle_timeout_minutes": 0.1, "docker": {},
+    # Its nodes share an address, and have no ssh.
+    "provider": {
+        "type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "auth": {"ssh_user": "nobody"}, "available_node_types": {},
+    "head_node_type": "ray.head.default", "file_mounts": {}, "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False,
+    "rsync_exclude": [], "rsync_filter": [], "initialization_commands": [], "setup_commands": [],
+    "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
+    "worker_start_ray_commands": [],
+}
+Path("/tmp/fake/example.yaml").write_text(json.dumps(defaults))
+subprocess.run(["mount", "--bind", "/tmp/fake", str(folder)], check=True)
 
 nodes = {"resources": {"CPU": 2, "object_store_memory": 2**28}, "node_config": {}, "min_workers": 0, "max_workers": 4}
 cluster = AutoscalingCluster({"CPU": 0}, {"cpu": nodes}, idle_timeout_minutes=0.1, max_workers=4)
