@@ -16,6 +16,8 @@ from typing import Any
 
 # How long a core that was promised to a collector counts as taken although Ray reports it as free.
 _REPORT_SECONDS = 10.0
+# How long what was seen of the nodes serves for collectors that are started one after the other, up to a thousand.
+_SEEN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Placement:
         self._cpus, self._needs_gpu = cpus, needs_gpu
         self._group: Any = None
         self._promised: list[tuple[float, str]] = []
+        self._seen: tuple[float, list[Node]] = -_SEEN_SECONDS, []
 
     def options(self, kind: str) -> dict[str, Any]:
         """Return Ray's options for a process: a learner, a replay or a collector."""
@@ -116,7 +119,9 @@ class Placement:
             return options | {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._group)}
         now = time.monotonic()
         self._promised = [(when, node) for when, node in self._promised if when > now - _REPORT_SECONDS]
-        node = roomiest(look(), Counter(node for _, node in self._promised), self._cpus)
+        if now >= self._seen[0] + _SEEN_SECONDS:
+            self._seen = now, look()
+        node = roomiest(self._seen[1], Counter(node for _, node in self._promised), self._cpus)
         if node is None:
             # It waits for room, which an autoscaler sees.
             return options | {"scheduling_strategy": "SPREAD"}

@@ -1,9 +1,11 @@
 """Where processes of a run are put on a cluster, and how many there is room for."""
 
+import time
 from collections import Counter
 
 import pytest
 
+from mtray.cluster.session import nodes
 from mtray.cluster.session.nodes import Node, choose_home, room, roomiest
 from mtray.cluster.session.session import _joined
 
@@ -16,7 +18,7 @@ HEAD, SMALL, LARGE, GPU = (
 
 
 @pytest.mark.parametrize(
-    ("nodes", "driver", "needs_gpu", "home"),
+    ("there", "driver", "needs_gpu", "home"),
     [
         ([HEAD, SMALL, LARGE, GPU], "head", True, "gpu"),
         ([HEAD, SMALL, LARGE, GPU], "small", False, "small"),
@@ -27,8 +29,8 @@ HEAD, SMALL, LARGE, GPU = (
         ([SMALL, Node("going", cpus=64, free_cpus=64, is_draining=True)], "going", False, "small"),
     ],
 )
-def test_learner_and_replay_share_a_node_with_a_gpu_the_drivers_or_the_freest(nodes, driver, needs_gpu, home):
-    chosen = choose_home(nodes, 1.0, driver, needs_gpu=needs_gpu)
+def test_learner_and_replay_share_a_node_with_a_gpu_the_drivers_or_the_freest(there, driver, needs_gpu, home):
+    chosen = choose_home(there, 1.0, driver, needs_gpu=needs_gpu)
     assert (chosen and chosen.id) == home
 
 
@@ -59,3 +61,19 @@ def test_room_is_what_is_free_and_what_the_run_has_already_without_nodes_that_wi
 def test_a_cluster_of_fewer_than_three_cores_has_room_for_three_processes(nodes, cpus, collectors):
     session = _joined(nodes, None)
     assert (session.cpus_per_actor, session.room) == (cpus, collectors)
+
+
+def test_a_thousand_collectors_are_placed_without_asking_for_the_nodes_each_time(monkeypatch):
+    looks = []
+
+    def look():
+        looks.append(None)
+        return [Node(id=f"{index:056x}", cpus=64, free_cpus=64) for index in range(16)]
+
+    monkeypatch.setattr(nodes, "look", look)
+    placement = nodes.Placement(1.0, needs_gpu=False)
+    begin = time.monotonic()
+    homes = Counter(placement.options("collector")["scheduling_strategy"].node_id for _ in range(1000))
+    assert len(looks) <= 1 + (time.monotonic() - begin) / nodes._SEEN_SECONDS
+    assert max(homes.values()) - min(homes.values()) <= 1, "they are spread evenly"
+    assert sum(homes.values()) == 1000
