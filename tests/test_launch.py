@@ -246,6 +246,7 @@ def test_host_auto_is_resolved_again_when_a_run_is_resumed(tmp_path):
     ratios = {"updates_per_step": 0.05, "least_updates_per_step": 0.05}
     learner = {**ratios, "n_step": 3, "batch_rows": chosen["learner"]["batch_rows"]}
     assert chosen.pop("device") in ("cpu", "cuda")
+    assert chosen.pop("collector") == {"least_noise": 0.5, "most_noise": 4.0}
     assert chosen == {"host": "parallel", "workers": 2, "envs_per_task": 2, "learner": learner}
 
 

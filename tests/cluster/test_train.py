@@ -115,6 +115,7 @@ def test_train_is_a_function_like_any_other(tmp_path, case):
     learner = {**ratios, "n_step": 3, "batch_rows": 128}
     chosen = config["chosen"]
     assert chosen.pop("device") in ("cpu", "cuda")
+    assert chosen.pop("collector") == {"least_noise": 0.5, "most_noise": 4.0}
     assert chosen == {"host": "inline", "workers": 1, "envs_per_task": 2, "learner": learner}
 
 
