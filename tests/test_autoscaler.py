@@ -48,7 +48,7 @@ cluster.start()
 ray.init("auto", log_to_driver=False)
 began, samples = time.monotonic(), []
 
-def sample(run=None):
+def sample():
     alive = sum(node["Alive"] for node in ray.nodes()) - 1
     if not samples or samples[-1][1] != alive:
         samples.append((round(time.monotonic() - began, 1), alive))
@@ -76,7 +76,7 @@ print(json.dumps({
 """
 
 
-def test_a_run_brings_nodes_and_they_go_when_it_has_ended(tmp_path):
+def test_a_run_brings_nodes_and_they_go_when_it_has_ended():
     command = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", SCRIPT]
     ended = subprocess.run([*command, "300000"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]

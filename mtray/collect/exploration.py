@@ -206,7 +206,7 @@ class RandomEpisodes:
         """Update a task's share with an episode; all its actions were the policy's, or all were random."""
         random, policy = self._random_returns[task], self._policy_returns[task]
         (policy if of_policy else random).append(episode_return)
-        self.is_beaten[task] = bool(random and policy) and statistics.fmean(policy) > max(random)
+        self._compare(task)
         if self.is_beaten[task]:
             self._shares[task] = 0.0
         elif len(policy) >= _SAME_RETURNS and min(policy) == max(policy):
@@ -225,7 +225,6 @@ class RandomEpisodes:
             "is_random": self._is_random,
             "steps_left": self._steps_left,
             "shares": self._shares,
-            "is_beaten": self.is_beaten,
             "generator": generator_state(self._generator),
             **returns,
         }
@@ -234,9 +233,13 @@ class RandomEpisodes:
         """Load what `state` returned."""
         self._is_random[:], self._steps_left[:] = state["is_random"], state["steps_left"]
         self._shares[:] = state["shares"]
-        # Earlier versions had none.
-        self.is_beaten[:] = state.get("is_beaten", False)
         load_generator(self._generator, state["generator"])
         for index, values in enumerate([*self._random_returns, *self._policy_returns]):
             values.clear()
             values.extend(state[f"returns{index}"].tolist())
+        for task in range(len(self.is_beaten)):
+            self._compare(task)
+
+    def _compare(self, task: int) -> None:
+        random, policy = self._random_returns[task], self._policy_returns[task]
+        self.is_beaten[task] = bool(random and policy) and statistics.fmean(policy) > max(random)

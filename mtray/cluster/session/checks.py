@@ -179,7 +179,7 @@ def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
         f"processes ({simulators or config.collectors} simulate), replay of up to {replay / 2**30:.1f} GiB"
     )
     if config.address is None:
-        text += f", on {cores} core{'s' if cores > 1 else ''}"
+        text += f", on {_number(cores, 'core')}"
         enough = max(1, cores // (len(specs) if simulators else 1))
         if processes > 2 * cores and enough < config.collectors:
             text += f"; more processes than cores cost memory and time: --workers {enough} would keep them busy"
