@@ -16,7 +16,10 @@ SCRIPT = """
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 
-subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
+# Not the whole of /tmp, where this environment may lie.
+os.makedirs("/tmp/ray", exist_ok=True)
+subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp/ray"], check=True)
+os.environ["TMPDIR"] = "/tmp/ray"
 os.environ["PATH"] = os.path.dirname(sys.executable) + ":" + os.environ["PATH"]
 import ray
 from ray.autoscaler._private import fake_multi_node
@@ -24,7 +27,7 @@ from ray.cluster_utils import AutoscalingCluster
 
 # A file that this provider reads, and that Ray's wheel lacks: in this namespace a copy hides the folder.
 folder = Path(fake_multi_node.__file__).parent
-shutil.copytree(folder, "/tmp/fake")
+shutil.copytree(folder, "/tmp/ray/fake")
 defaults = {
     "cluster_name": "here", "max_workers": 4, "upscaling_speed": 1.0, "idle_timeout_minutes": 0.1, "docker": {},
     # Its nodes share an address, and have no ssh.
@@ -39,8 +42,8 @@ defaults = {
     "head_setup_commands": [], "worker_setup_commands": [], "head_start_ray_commands": [],
     "worker_start_ray_commands": [],
 }
-Path("/tmp/fake/example.yaml").write_text(json.dumps(defaults))
-subprocess.run(["mount", "--bind", "/tmp/fake", str(folder)], check=True)
+Path("/tmp/ray/fake/example.yaml").write_text(json.dumps(defaults))
+subprocess.run(["mount", "--bind", "/tmp/ray/fake", str(folder)], check=True)
 
 nodes = {"resources": {"CPU": 2, "object_store_memory": 2**28}, "node_config": {}, "min_workers": 0, "max_workers": 4}
 cluster = AutoscalingCluster({"CPU": 0}, {"cpu": nodes}, idle_timeout_minutes=0.1, max_workers=4)
@@ -57,7 +60,7 @@ def sample():
 run_dir = Path(tempfile.mkdtemp()) / "run"
 events = run_dir / "events.jsonl"
 sample()
-with open("/tmp/log", "w") as log:
+with open("/tmp/ray/log", "w") as log:
     launch = subprocess.Popen(
         [sys.executable, "-m", "mtray.launch", "--address", ray.get_runtime_context().gcs_address, "--workers", "3",
          "--tasks", "cartpole-swingup", "reacher-easy", "--envs-per-task", "2", "--learner.updates-per-step", "0.02",
@@ -70,7 +73,7 @@ ended = time.monotonic()
 while sample() and time.monotonic() < ended + 120:
     time.sleep(0.5)
 print(json.dumps({
-    "code": launch.poll(), "samples": samples, "log": open("/tmp/log").read()[-3000:],
+    "code": launch.poll(), "samples": samples, "log": open("/tmp/ray/log").read()[-3000:],
     "events": [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else [],
 }))
 """
