@@ -108,7 +108,8 @@ class Run(Saving):
             return
         self._measure(actor, call, asked)
         actor.calls.pop(call.id, None)
-        actor.heard, actor.answered = self.now, max(actor.answered, call.id)
+        actor.answered = max(actor.answered, call.id)
+        self._heard(actor)
         if call.method in (Method.HELLO, Method.BUILD):
             self._answered_start(actor, call, event.value)
             return

@@ -159,6 +159,14 @@ class Lifecycle(Calls):
         seconds, kind = self.now - max(asked, actor.heard), (actor.kind, call.method)
         self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
 
+    def _heard(self, actor: Actor) -> None:
+        """Note that a process has answered; what waited for a replay that was silent has all its time again."""
+        if actor.kind == "replay" and self.now - actor.heard >= self.limits.stuck_seconds / 2:
+            for other in self.actors:
+                if other.is_up:
+                    other.heard = self.now
+        actor.heard = self.now
+
     def _overdue(self, actor: Actor) -> None:
         seconds = self.now - actor.heard
         if actor.phase is Phase.PLACING and self.limits.shares_cluster:

@@ -222,6 +222,23 @@ def test_a_call_is_stuck_once_it_takes_much_longer_than_any_of_its_kind():
     assert "it has not answered for 5" in death.fields["cause"]
 
 
+def test_collectors_are_not_blamed_for_the_time_in_which_the_replay_was_silent():
+    """A link that was cut for a while comes back to some sooner than to others."""
+    script = Script(call_seconds=300, stuck_seconds=30).all_up()
+    script.wait(1)
+    script.answer(Method.COLLECT)
+    script.answer(Method.COUNT, counts(10))
+    script.wait(1)
+    script.answer(Method.COLLECT)
+    assert script.find(Method.COUNT)
+    script.wait(25)
+    script.answer(Method.COUNT, counts(20))
+    script.wait(35)
+    assert script.killed == []
+    script.wait(10)
+    assert script.killed == [collector()]
+
+
 def test_the_first_call_of_a_kind_has_the_whole_time_of_a_call():
     script = Script(call_seconds=300, stuck_seconds=30).all_up()
     script.wait(290)
