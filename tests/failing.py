@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mtray.testing import CountingEnv
 
 # In the driver a task is built, reset and stepped once; what shall fail in a collector fails later.
@@ -46,12 +48,21 @@ class Failing(CountingEnv):
                     _ = 7 ** (10**9)
                 case "loses":
                     return super()._step(data).exclude("observation")
+                case "bad_reward":
+                    return super()._step(data).set("reward", torch.full((*self.batch_size, 1), torch.nan))
+                case "bad_observation":
+                    data = super()._step(data)
+                    data["observation"][-1] = torch.inf
+                    return data
         return super()._step(data)
 
     def _reset(self, data=None, **kwargs):
         if self.what == "reset_raises" and self.steps > 2:
             raise OSError("no licence left")
-        return super()._reset(data, **kwargs)
+        data = super()._reset(data, **kwargs)
+        if self.what == "bad_reset" and self.steps > 2:
+            data["observation"][:] = torch.nan
+        return data
 
     def close(self, *, raise_if_closed=True):
         if self.what == "close_raises":

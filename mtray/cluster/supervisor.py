@@ -173,7 +173,7 @@ class Supervisor:
         minutes = self.config.minutes
         if minutes is not None and not self._has_stopped and self.metrics.seconds >= 60 * minutes:
             self._has_stopped = True
-            self._handle(Stop(f"finished after {minutes:g} minutes"))
+            self._handle(Stop(f"finished after {minutes:g} minutes", is_due=True))
         now = time.monotonic()
         if tick is not None and now >= tick:
             self._perform(self.control.tick(now))

@@ -262,9 +262,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Somebody asks the run to save and end."""
+    """Somebody asks the run to save and end, or its time is over (``is_due``), which is a regular end."""
 
     reason: str
+    is_due: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,7 @@ class Recovery(Run):
                 else:
                     # What it has under way has the task's frames still.
                     actor.next_place = rest
-                    self._die(actor, text if actor is failed else f"{task} is set aside")
+                    self._leave(actor, f"{task} is set aside")
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         self._tell("unreached", part=actor.part.name, call=call.method.value, cause=failure.text)

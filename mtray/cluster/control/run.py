@@ -37,6 +37,7 @@ class Run(Saving):
         # Whether replay and learner were up at the same time.
         self._has_begun = False
         self.is_over = False
+        self._is_interrupted = False
         # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
         self._aside: dict[str, str] = {}
@@ -80,6 +81,7 @@ class Run(Saving):
                     self._failed(event)
             case Stop():
                 self._tell("stop", cause=event.reason)
+                self._is_interrupted |= not event.is_due
                 self._end(event.reason, "done")
             case Room():
                 self._fit(event.collectors)
@@ -220,8 +222,8 @@ class Run(Saving):
             self._tell("unsaved", f"the run ends unsaved: {failure}", cause=failure)
             if ending.outcome == "done":
                 ending = Ending(failure, "failed", self.now)
-        if self._aside and ending.reason == FINISHED:
+        if self._aside and ending.outcome == "done":
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
-            ending = Ending(f"{FINISHED} {texts}", "failed", self.now)
+            ending = Ending(f"{ending.reason} {texts}", "done" if self._is_interrupted else "failed", self.now)
         self._tell("end", cause=ending.reason)
         self._give(End(ending.reason, ending.outcome))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtray.collect.hosts.base import Host
-from mtray.collect.hosts.slots import Slot, close_sim, finish_step, slot_bytes
+from mtray.collect.hosts.slots import Slot, close_sim, finish_step, reset_copies, slot_bytes
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.engines.states import State
 from mtray.errors import MtrayError, TaskError
@@ -87,7 +87,7 @@ def _make_sim(maker: TaskMaker) -> BatchSim:
 
 def _reset(sim: BatchSim, slot: Slot) -> None:
     try:
-        sim.reset(np.ones(sim.num_envs, np.bool_), slot.observation)
+        reset_copies(sim, slot, np.ones(sim.num_envs, np.bool_))
     except TASK_FAILURES as error:
         raise _task_error(sim.spec.name, "reset", error) from error
 

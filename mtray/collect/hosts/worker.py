@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from mtray.collect.hosts.slots import Slot, close_sim, finish_step, slot_bytes
+from mtray.collect.hosts.slots import Slot, close_sim, finish_step, reset_copies, slot_bytes
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.engines.states import State
 from mtray.errors import MtrayError, RunError, TaskError
@@ -175,7 +175,7 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
                 sim.send(slot.action)
                 finish_step(sim, slot)
             else:
-                sim.reset(all_copies, slot.observation)
+                reset_copies(sim, slot, all_copies)
             os.write(commands, _DONE)
             if command == STATE:
                 connection.send(state)

@@ -1,5 +1,7 @@
 """Control by hand: what is asked for and when, and each fault that the simulation once found, as a test of its own."""
 
+import pytest
+
 from mtray.cluster.control.free import KEEP_SECONDS, MOST_UPDATES
 from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import CALLS, TASK_ERRORS
@@ -427,7 +429,6 @@ def test_an_error_of_a_task_before_its_first_rollout_is_wrong_input():
 
 
 def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_others():
-    """That it exits with 1 at its end is held by the simulation."""
     script = Script(tasks=({"a", "b"}, {"b"}), sets_aside=True, total=10**6).all_up()
     for place in (0, 1):
         script.answer(Method.COLLECT, part=collector(place))
@@ -440,7 +441,9 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
             script.up(collector(0, life + 1))
     assert script.aside == ["b"]
     deaths = [told.fields for told in script.told if told.event == "death"]
-    assert [death["cause"] for death in deaths] == ["b: it melted"] * (TASK_ERRORS + 1) + ["b is set aside"]
+    assert [death["cause"] for death in deaths] == ["b: it melted"] * TASK_ERRORS
+    left = [told.fields["cause"] for told in script.told if told.event == "left"]
+    assert left == ["b is set aside"] * 2, "neither the last failure nor a planned start is a death"
     (told,) = [told for told in script.told if told.event == "set_aside"]
     assert told.sentence == "task 'b' failed 4 times in a row and the run goes on without it: b: it melted"
     # The one that steps nothing else is not started again, the other one steps what is left.
@@ -451,6 +454,20 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     script.answer(Method.COLLECT, part=collector(0, TASK_ERRORS + 1))
     assert script.control.asked == asked + 5
     assert script.end is None
+
+
+@pytest.mark.parametrize(("is_due", "outcome"), [(True, "failed"), (False, "done")])
+def test_a_run_without_a_task_has_failed_when_its_time_is_over_but_not_when_it_is_interrupted(is_due, outcome):
+    script = Script(tasks=({"a", "b"},), sets_aside=True, total=10**6).all_up()
+    script.answer(Method.COLLECT)
+    for life in range(TASK_ERRORS + 1):
+        script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="b: it melted", task="b")
+        script.answer(Method.FENCE, 0)
+        script.wait(10)
+        script.up(collector(0, life + 1))
+    script.event(Stop("enough", is_due=is_due))
+    finish(script, 0)
+    assert (script.end.reason, script.end.outcome) == ("enough without b, which failed: b: it melted", outcome)
 
 
 def test_what_the_learner_could_have_made_is_not_owed_once_a_task_is_set_aside():

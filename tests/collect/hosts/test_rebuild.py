@@ -21,11 +21,16 @@ from mtray.testing import CountingMaker
 from tests.failing import LATER, FailingMaker
 
 SOUND = Task("sound", "torchrl", CountingMaker(truncate_after=4))
+NOT_FINITE = {
+    "bad_reward": "its step gave the reward nan",
+    "bad_observation": "its step gave the observation inf",
+    "bad_reset": "its reset gave the observation nan",
+}
 CASES = [
     *[
         (host, what)
         for host in ("inline", "parallel")
-        for what in ("step_raises", "strange", "sys_exit", "reset_raises")
+        for what in ("step_raises", "strange", "sys_exit", "reset_raises", *NOT_FINITE)
     ],
     *[("parallel", what) for what in ("os_exit", "killed", "hangs")],
 ]
@@ -59,9 +64,10 @@ def test_a_simulator_that_fails_is_built_anew_and_the_others_do_not_notice(name,
     finally:
         host.close()
         alone.close()
-    assert failed[0] == (2 if what == "reset_raises" else LATER - 1)
+    assert failed[0] == (2 if what in ("reset_raises", "bad_reset") else LATER - 1)
     assert len(failures) == len(failed) >= 2
     assert all(error.task == "mine" and "task 'mine'" in str(error) for error in failures)
+    assert NOT_FINITE.get(what, "") in str(failures[0])
     assert host.take_failures() == ()
 
 
