@@ -16,8 +16,9 @@ import tyro
 
 from mtray.config.command_line import parse
 from mtray.errors import UsageError
-from mtray.program import run_program
+from mtray.program import check_writable, run_program
 from mtray.rundir.files import to_json
+from mtray.rundir.sinks import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class Options:
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN-DIR")]
     """Run directory, or the folder of one checkpoint."""
     checkpoint: Literal["newest", "best"] = "newest"
-    """The newest policy that was saved, or the one with the best evaluation during the run."""
+    """The newest policy that was saved, or the one with the best evaluation during the run; its updates are told,
+    since after a short run few were evaluated."""
     episodes: int = 10
     """Episodes of each task."""
     tasks: tuple[str, ...] = ()
@@ -44,7 +46,7 @@ def run(options: Options) -> None:
     """Evaluate, print a line per task, and write the files that are given."""
     for option, path in (("--json", options.json), ("--film", options.film)):
         if path is not None:
-            _check_writable(option, path)
+            check_writable(option, path)
     if options.film is not None:
         from mtray.collect.film import check_film, drawable, write_film
 
@@ -56,43 +58,47 @@ def run(options: Options) -> None:
     from mtray.rundir.checkpoints.checkpoint import read_config
     from mtray.rundir.checkpoints.policies import load_policy
     from mtray.rundir.directory import run_dir_of
+    from mtray.rundir.screen import counted
     from mtray.tasks.registry import resolve_like
 
     torch.set_num_threads(1)
     check_options(options.episodes, options.seed)
     policy = load_policy(options.run_dir, options.checkpoint)
+    if options.checkpoint == "best":
+        _tell_age(options.run_dir)
     names = read_config(run_dir_of(options.run_dir)).tasks
     # A maker's task is named after the last part of the maker's path.
     paths = {name.rpartition(":")[2]: name for name in names}
     tasks = resolve_like([paths.get(name, name) for name in options.tasks or names], policy.specs)
     if options.film is not None:
         # Before the episodes, not after.
-        drawable([task.name for task in tasks])
+        drawn = drawable([task.name for task in tasks])
     results = {}
     for task in tasks:
         results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
         mean, deviation = figures["return_mean"], figures["return_std"]
         infos = "".join(f"  {name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("info_"))
-        print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({options.episodes} episodes){infos}")
+        print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({counted(options.episodes, 'episode')}){infos}")
     if options.json is not None:
         try:
             options.json.write_text(to_json(results, indent=1))
         except OSError as error:
             raise UsageError(f"--json {options.json} can't be written: {error.strerror}") from error
     if options.film is not None:
-        write_film(policy, [task.name for task in tasks], options.film)
+        say(f"drawing the film of {', '.join(drawn)} ...\n")
+        write_film(policy, drawn, options.film)
         print(f"written: {options.film}")
 
 
-def _check_writable(option: str, path: Path) -> None:
-    """Raise a UsageError before the episodes are run, not after."""
-    existed = path.exists()
-    try:
-        path.open("a").close()
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise UsageError(f"{option} {path} can't be written: {error.strerror}") from error
+def _tell_age(run_dir: Path) -> None:
+    """Say after how many updates the best policy was evaluated, since all later ones may be better."""
+    from mtray.rundir.checkpoints.best import best_of
+    from mtray.rundir.checkpoints.checkpoint import read_meta
+    from mtray.rundir.checkpoints.newest import is_checkpoint, read_chosen
+
+    if not is_checkpoint(run_dir):
+        updates, newest = read_meta(best_of(run_dir))["updates"], read_chosen(run_dir, read_meta)["metrics"]["updates"]
+        say(f"the best of the evaluated policies has {updates:,} updates; the newest checkpoint has {newest:,}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

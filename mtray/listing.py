@@ -6,19 +6,27 @@ import os
 import shutil
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tyro
 
 from mtray.config.checks import require
 from mtray.config.command_line import parse
+from mtray.data.specs import UNBOUNDED
+from mtray.errors import TaskError, UsageError
 from mtray.program import run_program
-from mtray.rundir.screen import published
+from mtray.rundir.screen import counted, published
+from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, Task
 from mtray.tasks.registry import resolve, task_sets
 
 _COLUMNS = ("task", "observation", "action", "episode", "discount", "published", "steps/s of a core")
+
+# For which a task is stepped, and for which the end of its first episode is waited for.
+_TRIAL_SECONDS, _EPISODE_SECONDS = 0.3, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +73,49 @@ def _row(task: Task) -> tuple[str, ...]:
     from mtray.collect.placement import step_seconds
 
     spec, best = task.spec, published().get(task.name)
+    # Before the speed is measured: the first error that a task makes is told.
+    episode = _try(task)
     return (
         task.name,
         str(spec.observation_size),
         str(spec.action_size),
-        "not known" if spec.horizon is None else f"{spec.horizon // spec.action_repeat} steps",
+        episode,
         f"{spec.discount:.3f}",
         "" if best is None else f"{best['return']:,.0f}",
         f"{1 / step_seconds(task, 0.1):,.0f}",
     )
+
+
+def _try(task: Task) -> str:
+    """Step a task for a while; return its episode's length, as far as it is known.
+
+    Raises:
+        UsageError: the task's own code failed, or gave a number that is not finite.
+    """
+    from mtray.collect.hosts.inline import InlineHost
+
+    spec, random = task.spec, np.random.default_rng(0)
+    low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
+    is_bounded = low > -UNBOUNDED
+    low, high = np.where(is_bounded, low, -1), np.where(is_bounded, high, 1)
+    try:
+        host = InlineHost(make_makers([task], 1, [0]))
+        try:
+            host.reset()
+            (slot,), steps, length, begin = host.slots, 0, 0, time.monotonic()
+            while time.monotonic() < begin + (_TRIAL_SECONDS if length else _EPISODE_SECONDS):
+                slot.action[:] = random.uniform(low, high)
+                host.step()
+                steps += 1
+                if not length and (slot.terminated[0] or slot.truncated[0]):
+                    length = steps
+        finally:
+            host.close()
+    except TaskError as error:
+        raise UsageError(str(error)) from error
+    if spec.horizon is not None:
+        return f"{spec.horizon // spec.action_repeat} steps"
+    return f"ended after {counted(length, 'step')}" if length else f"no end in {counted(steps, 'step')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from mtray.errors import MtrayError, UsageError
 from mtray.rundir.sinks import say
@@ -34,6 +35,17 @@ def run_program(program: Callable[[], None]) -> int:
         _drop_output()
         return _fail(f"output can't be written: {error.strerror}", 1)
     return code
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise a UsageError if the file of an option can't be written: before the work, not after."""
+    existed = path.exists()
+    try:
+        path.open("a").close()
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UsageError(f"{option} {path} can't be written: {error.strerror}") from error
 
 
 def _drop_output() -> None:

@@ -15,7 +15,7 @@ import tyro
 from mtray.config.checks import require
 from mtray.config.command_line import parse
 from mtray.errors import UsageError
-from mtray.program import run_program
+from mtray.program import check_writable, run_program
 from mtray.rundir.report import read_last, table
 
 
@@ -36,6 +36,8 @@ def run(options: Options) -> None:
         raise UsageError("name at least one run directory, for example runs/a")
     is_page = options.page is None or options.page.suffix in (".html", ".htm")
     require(is_page, f"--page {options.page}: the name must end in .html")
+    if options.page is not None:
+        check_writable("--page", options.page)
     rows = table({str(path): read_last(path) for path in options.run_dirs})
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:

@@ -109,4 +109,4 @@ class ClosingMaker:
         return Closing(num_envs, self.file)
 
 
-step_raises_maker = FailingMaker("step_raises")
+step_raises_maker, bad_reward_maker = FailingMaker("step_raises"), FailingMaker("bad_reward")

@@ -10,6 +10,7 @@ from mtray.data.rollout import pack
 from mtray.data.specs import DONE_KEYS, NEXT, TaskSpec, task_key
 from mtray.data.tensordicts import to_rollout
 from mtray.engines.base import StepArrays
+from mtray.testing import CountingMaker
 
 # -0.0, the smallest and largest denormal, infinities, NaNs with payloads of both signs (one signalling).
 AWKWARD = (0x80000000, 0x00000001, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001)
@@ -193,6 +194,9 @@ class PointEnv(EnvBase):
 
 def point(num_envs, seed):
     return PointEnv(num_envs, seed)
+
+
+endless = CountingMaker()
 
 
 def single_point(num_envs, seed):

@@ -25,7 +25,9 @@ def test_a_task_that_is_tried_is_built_and_stepped(capsys):
     easy = [cell.strip() for cell in rows[0] if cell.strip()]
     assert easy[1:6] == ["6", "2", "500 steps", "0.990", "984"]
     assert float(easy[6].replace(",", "")) > 0
-    assert "not known" in " ".join(rows[2])
+    assert "ended after 5 steps" in " ".join(rows[2])
+    assert listing.main(["tests.makers:endless"]) == 0
+    assert "no end in " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,8 @@ def test_a_task_that_is_tried_is_built_and_stepped(capsys):
         (["reacher", "--action-repeat", "0"], "--action-repeat 0: at least 1 is needed"),
         (["--engine", "gazebo"], "unknown engine 'gazebo'"),
         (["tests.makers:raising"], "task 'raising'"),
+        (["tests.failing:bad_reward_maker"], "its step gave the reward nan"),
+        (["tests"], "'tests' is no task but a module: name a maker in it, tests:maker"),
     ],
 )
 def test_what_can_not_be_tried_is_one_line(capsys, arguments, text):

@@ -42,7 +42,7 @@ from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.screen import Screen
+from mtray.rundir.screen import Screen, counted
 from mtray.rundir.sinks import Sink
 from mtray.tasks.plan import Task
 
@@ -173,7 +173,7 @@ class Supervisor:
         minutes = self.config.minutes
         if minutes is not None and not self._has_stopped and self.metrics.seconds >= 60 * minutes:
             self._has_stopped = True
-            self._handle(Stop(f"finished after {minutes:g} minutes", is_due=True))
+            self._handle(Stop(f"finished after {counted(minutes, 'minute')}", is_due=True))
         now = time.monotonic()
         if tick is not None and now >= tick:
             self._perform(self.control.tick(now))

@@ -29,7 +29,7 @@ from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.resume import AUTO, check_resume, resolve_saved
-from mtray.rundir.screen import Picture, Screen, say_line
+from mtray.rundir.screen import Picture, Screen, counted, say_line
 from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds
 from mtray.tasks.checks import check_travels
 from mtray.tasks.plan import Task
@@ -228,7 +228,7 @@ def _run(
             tasks,
             run_dir,
             _sinks(run_dir, saved),
-            Screen(Picture(config.frames, config.minutes, config.collectors + 2), config.run.progress),
+            Screen(_picture(config), config.run.progress),
             resume=saved,
             skipped=skipped,
             seconds_before=seconds_before + time.monotonic() - started,
@@ -274,10 +274,15 @@ def _choose(config: Config, given: Config, tasks: Sequence[Task], session: Sessi
     return dataclasses.replace(config, host=host, envs_per_task=copies)
 
 
+def _picture(config: Config) -> Picture:
+    copies = config.collectors * (config.envs_per_task or 0)
+    return Picture(config.frames, config.minutes, config.collectors + 2, copies)
+
+
 def _end_line(config: Config) -> str:
     """Return when the run will end."""
     ends = [] if config.frames is None else [f"{config.frames:,} frames"]
-    ends += [] if config.minutes is None else [f"{config.minutes:g} minute{'' if config.minutes == 1 else 's'}"]
+    ends += [] if config.minutes is None else [counted(config.minutes, "minute")]
     return f"; until {' or '.join(ends)}"
 
 

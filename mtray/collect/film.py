@@ -6,6 +6,7 @@ MuJoCo chooses how it draws when a simulator is first imported: MUJOCO_GL must b
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -85,8 +86,12 @@ def write_film(
         for index in range(count)
     ]
     options: dict[str, Any] = {"quality": 50, "method": 6} if path.suffix == ".webp" else {}
+    # Whole before it is written: whoever stops this leaves no part of a film.
+    film = io.BytesIO()
+    kind = path.suffix[1:]
+    frames[0].save(film, kind, save_all=True, append_images=frames[1:], duration=step, loop=0, **options)
     try:
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=step, loop=0, **options)
+        path.write_bytes(film.getvalue())
     except OSError as error:
         raise UsageError(f"--film {path} can't be written: {error.strerror or error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mtray.config.checks import require
 from mtray.config.learner import LearnerConfig
 from mtray.config.settings import CollectorConfig, Config
 
@@ -41,10 +42,17 @@ def fill(config: Config, tasks: int) -> Config:
 
 
 def _noise(collector: CollectorConfig, preset: str) -> tuple[float, float]:
-    least, most = collector.least_noise, collector.most_noise
-    if least is None:
-        least = _NOISE[preset][0] if most is None else min(_NOISE[preset][0], most)
-    return least, max(_NOISE[preset][1], least) if most is None else most
+    of_preset = _NOISE[preset]
+    least, most = (
+        usual if given is None else given
+        for given, usual in zip((collector.least_noise, collector.most_noise), of_preset, strict=True)
+    )
+    require(
+        least <= most,
+        f"--collector.least-noise {least:g} is above --collector.most-noise {most:g}, of which --preset {preset} sets "
+        f"one (they are {of_preset[0]:g} and {of_preset[1]:g}): give both",
+    )
+    return least, most
 
 
 def _ratios(learner: LearnerConfig, preset: str, *, is_deterministic: bool) -> tuple[float, float]:

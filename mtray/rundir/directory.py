@@ -120,7 +120,7 @@ def _make(path: Path) -> list[Path]:
                 folder.mkdir(exist_ok=True)
                 made.insert(0, folder)
         if not path.is_dir():
-            raise UsageError(f"--run-dir {path} can't be written: it is a file")
+            raise UsageError(f"--run-dir {path} can't be written: it is a file, choose a new folder")
     except OSError as error:
         raise UsageError(f"--run-dir {path} can't be written: {error.strerror or error}") from error
     return made

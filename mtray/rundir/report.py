@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtray.errors import UsageError
-from mtray.rundir.screen import evaluated_text, whole_lines
+from mtray.rundir.screen import counted, evaluated_text, whole_lines
 
 # Characters of why a run ended, at most; all of it is in summary.json.
 _WIDTH = 60
@@ -77,7 +77,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
         for run in runs.values():
             figures = run["tasks"].get(task)
             mean = figures and figures["return_mean"]
-            text = "-" if mean is None else f"{mean:.1f} ({figures['episodes']} episodes)"
+            text = "-" if mean is None else f"{mean:.1f} ({counted(figures['episodes'], 'episode')})"
             evaluated = figures and evaluated_text(run, figures)
             cells.append(text + (f", evaluated {evaluated}" if evaluated else ""))
         rows.append([task, *cells])

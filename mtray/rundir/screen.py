@@ -27,6 +27,8 @@ _TREND_WIDTH = 16
 _MOST_RETURNS = 512
 # A task's line is printed again after this time at the earliest, where there is no terminal.
 _TASK_SECONDS = 30.0
+# Frames; an episode that is longer is told.
+_LONG_EPISODE = 10_000
 # Waits that are told: of this share of the time, and for these reasons with a remedy.
 _TOLD_SHARE = 0.3
 _REMEDIES = {
@@ -79,19 +81,22 @@ def say_line(progress: str, line: str) -> None:
 class Picture:
     """What is shown: the newest line, each task's returns so far, and what happened last."""
 
-    def __init__(self, total_frames: int | None, total_minutes: float | None, processes: int = 0) -> None:
+    def __init__(
+        self, total_frames: int | None, total_minutes: float | None, processes: int = 0, copies: int = 0
+    ) -> None:
         """Begin with nothing.
 
         Args:
             total_frames: after which the run is finished; None if only time ends it.
             total_minutes: likewise.
             processes: those that start; 0 if unknown.
+            copies: of each task, over all collectors; 0 if unknown.
         """
         self.line: Mapping[str, Any] | None = None
         self.returns: dict[str, list[float]] = {}
         self.news = ""
         self._total_frames, self._total_minutes = total_frames, total_minutes
-        self._processes, self._up = processes, set[str]()
+        self._processes, self._copies, self._up = processes, copies, set[str]()
         self._first: tuple[float, int] | None = None
 
     def add(self, line: Mapping[str, Any]) -> None:
@@ -110,7 +115,7 @@ class Picture:
         """Take an event: what is waited for until there are figures."""
         if event == "up":
             self._up.add(str(fields["part"]))
-            self.news = f"{len(self._up)} of {self._processes} processes are ready"
+            self.news = self._ready()
         elif event == "warm":
             self.news = "every task has its warm-up's steps: learning begins"
         elif event == "save":
@@ -121,6 +126,9 @@ class Picture:
             # Runs of earlier versions did not write it.
             if fields.get("next_in", 0) > 0:
                 self.news += f"; the next is due in {duration(fields['next_in'])}"
+
+    def _ready(self) -> str:
+        return f"{len(self._up)} of {self._processes} processes are ready"
 
     def seconds_left(self) -> float | None:
         """Return how long the run will take, as far as can be known."""
@@ -160,7 +168,8 @@ class Picture:
             f"{line['updates']:,} updates, {line['updates_per_second']:,.0f}/s   {duration(line['time'])}"
         )
         text += f", {self._owed():,} updates are still owed" if self._owed() else ""
-        return text + (f", about {duration(left)} left" if left else "")
+        text += f", about {duration(left)} left" if left and left >= 0.5 else ""
+        return text + (f", {self._ready()}" if 0 < len(self._up) < self._processes else "")
 
     def waits(self) -> list[str]:
         """Return who waits for whom, and the remedy, in words; empty if nobody waits long."""
@@ -173,6 +182,15 @@ class Picture:
                 if text is not None and share >= _TOLD_SHARE:
                     found.append(text.format(share=f"{100 * share:.0f} %"))
         return found
+
+    def endless(self) -> dict[str, str]:
+        """Return, by task, that no episode has ended for long, and the remedy."""
+        return {
+            task: f"no episode of {task} has ended in {figures['frames'] // self._copies:,} frames of each copy; "
+            "returns are of whole episodes: let the environment truncate them"
+            for task, figures in (self.line or {"tasks": {}})["tasks"].items()
+            if self._copies and not figures["episodes"] and figures["frames"] >= _LONG_EPISODE * self._copies
+        }
 
     def troubles(self) -> str:
         """Return what was replaced and lost, in one line; empty if nothing was."""
@@ -222,7 +240,10 @@ class Picture:
             table.add_column("success", justify="right")
         for row in rows:
             table.add_row(*row[: len(table.columns)])
-        below = [Text(self.totals()), *(Text(text, style="yellow") for text in self.waits())]
+        below = [
+            Text(self.totals()),
+            *(Text(text, style="yellow") for text in (*self.waits(), *self.endless().values())),
+        ]
         if self.troubles():
             below.append(Text(self.troubles(), style="red"))
         if self.news and self.line is not None:
@@ -244,6 +265,7 @@ class Screen:
         self._kind = kind
         # When each task's line was printed, and its episodes then.
         self._printed: dict[str, tuple[float, int]] = {}
+        self._endless: set[str] = set()
         self._table: Any = None
         if kind == "table":
             from rich.console import Console
@@ -268,6 +290,10 @@ class Screen:
         if self._kind == "plain":
             say(f"{self.picture.totals()}\n")
             self._say_tasks(line)
+            for task, text in self.picture.endless().items():
+                if task not in self._endless:
+                    self._endless.add(task)
+                    say(f"WARNING: {text}\n")
 
     def _say_tasks(self, line: Mapping[str, Any]) -> None:
         """Print the tasks of which episodes have ended since they were printed."""
@@ -278,7 +304,7 @@ class Screen:
                 self._printed[task] = line["time"], episodes
                 named = [("evaluated", row.evaluated), ("published", row.published), ("success", row.success)]
                 more = "".join(f"   {name} {text}" for name, text in named if text)
-                shown = f"{row.trend:{_TREND_WIDTH}}   {row.episodes} episodes{more}"
+                shown = f"{row.trend:{_TREND_WIDTH}}   {row.episodes} episode{'' if episodes == 1 else 's'}{more}"
                 say(f"    {task:24} return {row.return_mean:>14} {shown}\n")
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
@@ -326,6 +352,11 @@ def trend(values: Sequence[float], width: int = _TREND_WIDTH) -> str:
     return "".join(_BARS[round((mean - low) * scale)] for mean in means)
 
 
+def counted(count: float, one: str, many: str | None = None) -> str:
+    """Return a number with its word, of which there may be one or many."""
+    return f"{count:g} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Return a time as people say it."""
     if seconds < 100:
@@ -341,7 +372,8 @@ def picture_of(run_dir: Path, until: float = math.inf) -> Picture:
     described = json.loads((run_dir / "config.json").read_text())
     config: Config = from_dict(described["config"])
     workers = described.get("chosen", {}).get("workers", config.workers)
-    picture = Picture(config.frames, config.minutes, int(workers) + 2)
+    copies = described.get("chosen", {}).get("envs_per_task") or 0
+    picture = Picture(config.frames, config.minutes, int(workers) + 2, int(workers) * copies)
     for event in whole_lines(run_dir / "events.jsonl"):
         if event["time"] <= until:
             picture.tell(event["event"], event)

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import importlib.util
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -136,7 +137,9 @@ def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
         return [Task(name, engine, action_repeat=action_repeat)]
     if name in sets:
         return [Task(member, engine, action_repeat=action_repeat) for member in sets[name]]
-    matches = difflib.get_close_matches(name, [*names, *sets, *_REGISTERED], n=4, cutoff=0.5)
+    if not slash and _is_module(name):
+        raise UnknownTaskError(f"{name!r} is no task but a module: name a maker in it, {name}:maker")
+    matches = difflib.get_close_matches(name, [*names, *sets, *_REGISTERED], n=4, cutoff=0.6)
     hint = (
         f"did you mean {', '.join(matches)}?"
         if matches
@@ -150,6 +153,12 @@ def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:
         f"unknown task {name!r} of engine {engine!r}: {hint}; write a task of your own as package.module:maker, or "
         "register it in this process with mtray.register_task"
     )
+
+
+def _is_module(name: str) -> bool:
+    with contextlib.suppress(ImportError, ValueError):
+        return name.isidentifier() and importlib.util.find_spec(name) is not None
+    return False
 
 
 def _other_engine(name: str, engine: str) -> str | None:
@@ -176,6 +185,7 @@ def _installed() -> frozenset[str]:
 
 def _import_maker(path: str) -> Maker:
     module_name, _, attribute = path.rpartition(":")
+    module_name = module_name.removesuffix(".py")
     if not module_name or not attribute:
         raise UsageError(f"maker {path!r} is not whole: write package.module:maker, for example my_tasks:pendulum")
     try:

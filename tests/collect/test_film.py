@@ -81,6 +81,17 @@ def test_tasks_that_can_not_be_drawn_are_named(tmp_path):
         film.write_film(None, [make_spec().name], tmp_path / "film.webp")
 
 
+def test_a_film_that_is_stopped_leaves_no_file(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(film, "_play", lambda *_: ([np.zeros((8, 8, 3), np.uint8)] * 2, 20))
+    monkeypatch.setattr(Image.Image, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        film.write_film(None, ["reacher-easy"], tmp_path / "film.webp")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("count", "shape"), [(1, (2, 2)), (3, (2, 6)), (5, (4, 8))])
 def test_pictures_stand_in_rows(count, shape):
     pictures = [np.full((2, 2, 3), index + 1, np.uint8) for index in range(count)]

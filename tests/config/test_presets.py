@@ -54,8 +54,8 @@ def test_an_update_has_more_rows_on_a_gpu():
     ("given", "filled"),
     [
         ({}, (0.5, 4.0)),
-        ({"most_noise": 0.25}, (0.25, 0.25)),
-        ({"least_noise": 8.0}, (8.0, 8.0)),
+        ({"most_noise": 1.0}, (0.5, 1.0)),
+        ({"least_noise": 0.1}, (0.1, 4.0)),
         ({"least_noise": 1.0, "most_noise": 2.0}, (1.0, 2.0)),
     ],
 )
@@ -63,6 +63,12 @@ def test_a_limit_of_noise_that_was_given_is_kept(given, filled):
     collector = CollectorConfig(**given)
     assert fill(Config(collector=collector), 2).collector.noise_factors == filled
     assert fill(Config(preset="frugal"), 2).collector.noise_factors == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("given", [{"most_noise": 0.25}, {"least_noise": 8.0}])
+def test_a_limit_of_noise_beyond_the_other_one_of_the_preset_is_refused(given):
+    with pytest.raises(UsageError, match=r"least-noise .* is above .*most-noise .* --preset fast .*: give both"):
+        fill(Config(collector=CollectorConfig(**given)), 2)
 
 
 def test_what_was_given_stays():

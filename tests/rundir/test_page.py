@@ -73,7 +73,9 @@ def test_a_run_without_a_return_is_drawn(tmp_path, make_run):
 def test_a_page_that_can_t_be_written_is_named(tmp_path, make_run, capsys):
     page = tmp_path / "nowhere" / "page.html"
     assert main([str(make_run("a", [line(1.0, 1, walk=None)])), "--page", str(page)]) != 0
-    assert f"--page {page} can't be written: No such file or directory" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert f"--page {page} can't be written: No such file or directory" in err
+    assert out == "", "it is found before anything is drawn"
 
 
 def test_a_page_is_html(make_run, tmp_path, capsys):

@@ -134,10 +134,25 @@ def test_without_a_terminal_totals_are_a_line_and_a_task_one_when_it_has_news(ca
         shown.write(line(float(time), time, a=figures(time, time // 50, 1.5 if time >= 50 else None), b=figures()))
     shown.close()
     lines = capsys.readouterr().err.splitlines()
-    assert [text for text in lines if "ready" in text] == [f"{count} of 3 processes are ready" for count in (1, 2)]
+    told = [text for text in lines if text.endswith("ready") and "frames" not in text]
+    assert told == [f"{count} of 3 processes are ready" for count in (1, 2)]
+    assert all(
+        text.endswith("2 of 3 processes are ready") for text in lines if "frames, " in text and "  0 s" not in text
+    )
     assert sum("frames, " in text for text in lines) == 21
     (task,) = [text for text in lines if text.startswith("    ")]
     assert task.split()[:3] == ["a", "return", "1.5"]
+
+
+@pytest.mark.parametrize(("frames", "episodes", "is_told"), [(40_000, 0, True), (39_000, 0, False), (90_000, 1, False)])
+def test_a_task_whose_episodes_do_not_end_is_told_once(capsys, frames, episodes, is_told):
+    shown = Screen(Picture(None, 10.0, copies=4), "plain")
+    for time in (5.0, 10.0):
+        shown.write(line(time, frames, a=figures(frames, episodes), b=figures(frames, 7, 1.5)))
+    told = [text for text in capsys.readouterr().err.splitlines() if text.startswith("WARNING")]
+    assert len(told) == is_told
+    assert all("no episode of a has ended in 10,000 frames of each copy" in text for text in told)
+    assert ("no episode of a" in drawn(shown.picture)) == is_told
 
 
 def test_none_shows_nothing(capsys):

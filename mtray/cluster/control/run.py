@@ -222,6 +222,9 @@ class Run(Saving):
             self._tell("unsaved", f"the run ends unsaved: {failure}", cause=failure)
             if ending.outcome == "done":
                 ending = Ending(failure, "failed", self.now)
+        if ending.outcome == "done" and not self._is_interrupted and not self.counts.frames:
+            text = "before anything was collected, since starting took all of the time: give more"
+            ending = Ending(f"{ending.reason}, {text}", "failed", self.now)
         if self._aside and ending.outcome == "done":
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
             ending = Ending(f"{ending.reason} {texts}", "done" if self._is_interrupted else "failed", self.now)

@@ -11,6 +11,7 @@ from mtray.config.checks import require
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
+from mtray.rundir.screen import counted
 from mtray.tasks.processes import available_bytes, usable_bytes, usable_cores
 
 # Rings leave this share of the memory to processes: learner and collectors take half a GiB each.
@@ -163,8 +164,8 @@ def _check_open_files(config: Config) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _number(count: int, one: str, many: str | None = None) -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.0f} MiB"
 
 
 def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
@@ -174,12 +175,12 @@ def cost_line(config: Config, specs: Sequence[TaskSpec]) -> str:
     processes = config.collectors + simulators + 2
     replay = sum(spec.row_size for spec in specs) * 4 * config.replay.capacity_rows
     text = (
-        f"{_number(len(specs), 'task')} x {_number(config.copies(len(specs)), 'copy', 'copies')} x "
-        f"{_number(config.collectors, 'collector')}: {processes} "
-        f"processes ({simulators or config.collectors} simulate), replay of up to {replay / 2**30:.1f} GiB"
+        f"{counted(len(specs), 'task')} x {counted(config.copies(len(specs)), 'copy', 'copies')} x "
+        f"{counted(config.collectors, 'collector')}: {processes} "
+        f"processes ({simulators or config.collectors} simulate), replay of up to {_size(replay)}"
     )
     if config.address is None:
-        text += f", on {_number(cores, 'core')}"
+        text += f", on {counted(cores, 'core')}"
         enough = max(1, cores // (len(specs) if simulators else 1))
         if processes > 2 * cores and enough < config.collectors:
             text += f"; more processes than cores cost memory and time: --workers {enough} would keep them busy"

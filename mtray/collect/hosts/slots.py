@@ -43,9 +43,11 @@ class Slot:
     def view(cls, memory: Any, spec: TaskSpec, copies: int) -> Slot:
         """Return the slot that lies in a buffer of `slot_bytes` bytes."""
         layout = _layout(spec, copies)
-        record, offset = np.frombuffer(memory, layout), (layout.fields or {})["next_observation"][1]
+        assert layout.names is not None
+        assert layout.fields is not None
+        record, offset = np.frombuffer(memory, layout), layout.fields["next_observation"][1]
         reached = np.frombuffer(memory, np.float32, copies * (spec.observation_size + 1), offset)
-        return cls(*(record[name][0] for name in layout.names or ()), reached)
+        return cls(**{name: record[name][0] for name in layout.names}, reached=reached)
 
     @cached_property
     def outcome(self) -> StepArrays:

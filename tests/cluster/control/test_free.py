@@ -457,6 +457,14 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
 
 
 @pytest.mark.parametrize(("is_due", "outcome"), [(True, "failed"), (False, "done")])
+def test_a_run_whose_time_is_over_before_anything_was_collected_has_failed(is_due, outcome):
+    script = Script(total=10**6)
+    script.event(Stop("enough", is_due=is_due))
+    assert script.end.outcome == outcome
+    assert ("before anything was collected" in script.end.reason) == is_due
+
+
+@pytest.mark.parametrize(("is_due", "outcome"), [(True, "failed"), (False, "done")])
 def test_a_run_without_a_task_has_failed_when_its_time_is_over_but_not_when_it_is_interrupted(is_due, outcome):
     script = Script(tasks=({"a", "b"},), sets_aside=True, total=10**6).all_up()
     script.answer(Method.COLLECT)
@@ -466,7 +474,7 @@ def test_a_run_without_a_task_has_failed_when_its_time_is_over_but_not_when_it_i
         script.wait(10)
         script.up(collector(0, life + 1))
     script.event(Stop("enough", is_due=is_due))
-    finish(script, 0)
+    finish(script, 10)
     assert (script.end.reason, script.end.outcome) == ("enough without b, which failed: b: it melted", outcome)
 
 
