@@ -9,7 +9,8 @@ from tests.processes import Run
 from tests.test_faults import BUSY, events_of
 from tests.test_launch import frames_so_far, lines_of, summary_of
 
-pytestmark = pytest.mark.cluster
+# Tests of other parts of a machine's CI may compute beside.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 # 30 s beyond ten times the longest call of its kind; calls take a second at most here, also on a busy machine.
 LIMIT_SECONDS = 30 + 10 * 1.0
@@ -52,11 +53,11 @@ def test_a_run_whose_ray_is_stuck_says_so_saves_alone_and_ends(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*BUSY, "--total-frames", 10**7, "--run-dir", run_dir, cwd=tmp_path) as run:
         # By then the learner has given a state.
-        run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 400)
+        run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 400, 300)
         (node,) = [process for process in run.alive() if process.name() == "raylet"]
         node.send_signal(signal.SIGSTOP)
-        assert run.wait(180) == 1, run.output
-        assert run.all_gone(60), run.alive()
+        assert run.wait(400) == 1, run.output
+        assert run.all_gone(120), run.alive()
     (failure,) = events_of(run_dir, "failure")
     assert failure["cause"].startswith("Ray's node process on this machine is gone or stuck")
     assert events_of(run_dir, "save")[-1]["frames"] == summary_of(run_dir)["frames"] > 600

@@ -49,6 +49,7 @@ class Actor:
         place: of a collector, what it steps.
         next_place: what it is to step instead, once its calls have ended.
         builds: how often this process was built.
+        is_excused: whether its deadline was put off since it answered, for the replay was silent.
         is_leaving: whether it is to end once its calls have ended and all it pushed is acknowledged.
         is_closed: whether nobody fills the place for now, since there is no room.
         life: processes that have filled the place before this one.
@@ -75,6 +76,7 @@ class Actor:
     place: Place = field(default_factory=Place)
     next_place: Place | None = None
     builds: int = 0
+    is_excused: bool = False
     is_leaving: bool = False
     is_closed: bool = False
     life: int = 0

@@ -87,7 +87,7 @@ class Lifecycle(Calls):
 
     def _start(self, actor: Actor) -> None:
         actor.phase, actor.since, actor.heard = Phase.PLACING, self.now, self.now
-        actor.has_worked = actor.is_told = False
+        actor.has_worked = actor.is_told = actor.is_excused = False
         actor.builds = 0
         actor.replay_life = self._replay_life()
         actor.suspect = None
@@ -160,12 +160,12 @@ class Lifecycle(Calls):
         self._longest[kind] = max(seconds, self._longest.get(kind, 0.0))
 
     def _heard(self, actor: Actor) -> None:
-        """Note that a process has answered; what waited for a replay that was silent has all its time again."""
+        """Note that a process has answered; what waited for a replay that was silent has all its time again, once."""
         if actor.kind == "replay" and self.now - actor.heard >= self.limits.stuck_seconds / 2:
             for other in self.actors:
-                if other.is_up:
-                    other.heard = self.now
-        actor.heard = self.now
+                if other.is_up and not other.is_excused:
+                    other.heard, other.is_excused = self.now, True
+        actor.heard, actor.is_excused = self.now, False
 
     def _overdue(self, actor: Actor) -> None:
         seconds = self.now - actor.heard

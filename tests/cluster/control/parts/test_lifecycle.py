@@ -233,7 +233,10 @@ def test_collectors_are_not_blamed_for_the_time_in_which_the_replay_was_silent()
     assert script.find(Method.COUNT)
     script.wait(25)
     script.answer(Method.COUNT, counts(20))
-    script.wait(35)
+    script.wait(25)
+    # Only once: a replay that is slow now and then does not hide a collector that hangs.
+    script.answer(Method.COUNT, counts(20))
+    script.wait(10)
     assert script.killed == []
     script.wait(10)
     assert script.killed == [collector()]
