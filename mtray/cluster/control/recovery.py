@@ -9,13 +9,15 @@ from mtray.cluster.control.parts.actor import Actor, Phase
 from mtray.cluster.control.parts.lifecycle import HEALTHY_SECONDS
 from mtray.cluster.control.parts.queues import FreeCollectors, Levels
 from mtray.cluster.control.plan import Plan
-from mtray.cluster.control.protocol import Call, Failed, Failure, Method, SetAside
+from mtray.cluster.control.protocol import Call, Command, Failed, Failure, Method, SetAside
 from mtray.cluster.control.run import Run
 from mtray.cluster.control.saving import FINISHED
 from mtray.replay.pacing import Pacing
 
 # Time after which a replay or learner that is to be replaced and finds no room is given a collector's, and how often.
 ROOM_SECONDS, MADE_ROOMS = 15.0, 2
+# For which other collectors wait for the first at most.
+FIRST_SECONDS = 20.0
 
 
 class Recovery(Run):
@@ -36,10 +38,31 @@ class Recovery(Run):
         # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
         self._empty: list[Actor] = []
         self._is_making_room = False
+        # Collectors that are started once the first is up.
+        self._later: list[Actor] = []
+
+    def start(self) -> list[Command]:
+        """Begin. On one machine the first collector has the cores until it is up, so that frames come early."""
+        if not self.limits.shares_cluster:
+            self._later = self.collectors[1:]
+            self._after(FIRST_SECONDS, self._start_later)
+        for actor in self.actors:
+            if actor not in self._later:
+                self._start(actor)
+        return self._take()
+
+    def _start_later(self) -> None:
+        later, self._later = self._later, []
+        for actor in later:
+            if self._ending is None:
+                self._start(actor)
+            else:
+                self._empty.append(actor)
 
     def _came_up(self, actor: Actor, value: Any) -> None:
         self._moved = self.now
         if actor.kind == "collector":
+            self._start_later()
             self._without.discard(actor.index)
             self.free.enter(actor)
         elif actor.life:

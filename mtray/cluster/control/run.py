@@ -60,7 +60,7 @@ class Run(Saving):
         """Take a collector's answer: a rollout was stepped or pushed."""
 
     def start(self) -> list[Command]:
-        """Begin: every part is started at once."""
+        """Begin: every part is started."""
         for actor in self.actors:
             self._start(actor)
         return self._take()

@@ -1,7 +1,8 @@
 """Starts, deaths, deadlines and pauses of a run's processes, on a clock that the test moves."""
 
 from mtray.cluster.control.lockstep import Lockstep
-from mtray.cluster.control.protocol import Failure, Method
+from mtray.cluster.control.protocol import Failure, Method, Stop
+from mtray.cluster.control.recovery import FIRST_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
 
@@ -16,7 +17,7 @@ def worked(script, part=None):
 
 def test_the_first_replacement_is_immediate_and_later_ones_back_off_to_a_minute():
     script = Script(tasks=({"a"}, {"a"}), give_up_seconds=10**6)
-    script.up(REPLAY, LEARNER, collector(1), collector(0))
+    script.up(REPLAY, LEARNER, collector(0), collector(1))
     worked(script, collector(1))
     for life in range(10):
         script.fail(Method.COLLECT if life == 0 else Method.HELLO, Failure.DIED, part=collector(0, life))
@@ -25,6 +26,25 @@ def test_the_first_replacement_is_immediate_and_later_ones_back_off_to_a_minute(
     # Each start fails at once; the next one waits.
     assert times[:2] == [0, 0]
     assert [round(time - 61 * (life + 1)) for life, time in enumerate(times[2:])] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_on_one_machine_the_first_collector_starts_before_the_others_but_they_do_not_wait_for_ever():
+    begun = [REPLAY, LEARNER, collector(0)]
+    alone, cluster = (Script(tasks=({"a"},) * 3, shares_cluster=shares) for shares in (False, True))
+    assert [part for _, part in alone.started] == begun
+    assert [part for _, part in cluster.started] == [*begun, collector(1), collector(2)]
+    alone.wait(FIRST_SECONDS - 1)
+    assert [part for _, part in alone.started] == begun
+    alone.wait(1)
+    assert [part for _, part in alone.started] == [*begun, collector(1), collector(2)]
+    soon = Script(tasks=({"a"},) * 3).all_up()
+    assert soon.started == [(0.0, part) for part in [*begun, collector(1), collector(2)]]
+    # One that is not yet started when the run ends never is.
+    ended = Script(tasks=({"a"},) * 2)
+    ended.up(REPLAY, LEARNER)
+    ended.event(Stop("interrupted"))
+    ended.wait(2 * FIRST_SECONDS)
+    assert [part for _, part in ended.started] == begun
 
 
 def test_a_death_is_one_sentence_that_says_why_and_what_the_run_does_now():
@@ -85,6 +105,7 @@ def test_a_part_that_can_not_be_started_for_ten_minutes_ends_the_run():
 
 def test_others_that_step_the_same_tasks_go_on_without_it_and_it_is_told_once():
     script = Script(tasks=({"a"}, {"a", "b"}), total=10**9)
+    script.wait(FIRST_SECONDS)
     script.up(REPLAY, LEARNER, collector(1))
     for life in range(30):
         script.fail(Method.HELLO, Failure.DIED, part=collector(0, life))
@@ -114,8 +135,9 @@ def test_a_learner_without_room_ends_the_run_after_ten_minutes():
 
 def test_a_process_that_does_not_come_up_on_a_ray_of_the_runs_own_is_replaced():
     script = Script(tasks=({"a"}, {"a"}), start_seconds=180.0, total=10**9)
+    script.wait(FIRST_SECONDS)
     script.up(REPLAY, LEARNER, collector(1))
-    script.wait(181)
+    script.wait(181 - FIRST_SECONDS)
     assert script.killed == [collector(0)]
     assert len(starts(script)) == 2
 
