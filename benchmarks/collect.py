@@ -36,6 +36,8 @@ PARTS = ("simulate", "policy", "copy", "push", "receipt", "idle")
 BARE = "dm_control bare"
 POOL = "EnvPool bare"
 POOL_LIGHT = "EnvPool bare, light tasks"
+# Those of the README's command are the second.
+START_WORKERS = (2, 8)
 RAY_CHEAPER = {name: f"RayCollector, {name}, a task each" for name in CHEAPER}
 
 
@@ -54,16 +56,21 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
     return found, left_out
 
 
+def start_rows(repeats: int) -> list[harness.Row]:
+    """Measure the time from the real command to the first frame, against what no start can do without."""
+    bare, found = "ray.init and imports alone", dict[str, list[float]]()
+    for _ in range(repeats):
+        found.setdefault(bare, []).append(launches.bare_seconds())
+        for workers in START_WORKERS:
+            up, after = launches.start_seconds(workers=workers)
+            for part, seconds in (("first frame", up + after), ("  until Ray is up", up), ("  from there on", after)):
+                found.setdefault(f"{part}, {workers} workers", []).append(seconds)
+    return harness.compare(found, bare, list(found), "s")
+
+
 def whole_runs(cores: int) -> list[harness.Row]:
-    """Measure the time from the real command to the first frame, and the memory of a run over the whole suite."""
-    starts, bare_name = [], "ray.init and imports alone"
-    for _ in range(3):
-        starts.append((launches.bare_seconds(), *launches.start_seconds(workers=cores)))
-    first = {"first frame": [up + after for _, up, after in starts]}
-    first[bare_name], first["  until Ray is up"], first["  from there on"] = (
-        [start[part] for start in starts] for part in (0, 1, 2)
-    )
-    rows = harness.compare(first, bare_name, list(first), "s")
+    """Measure starts, and the memory of a run over the whole suite."""
+    rows = start_rows(3)
     memory = {"memory, whole suite": [launches.suite_gib(workers=cores)], "8 GiB": [8.0]}
     return rows + harness.compare(memory, "8 GiB", ["memory, whole suite"], "GiB")
 
@@ -103,6 +110,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
     parser.add_argument("--sweep", action="store_true", help="mtray alone: collectors, copies, host, learner")
+    parser.add_argument("--starts", action="store_true", help="only the time from the command to the first frame")
     options = parser.parse_args()
     seconds = options.seconds or (3.0 if options.quick else 10.0)
     repeats = options.repeats or (2 if options.quick else 5)
@@ -117,6 +125,10 @@ def main() -> None:
 
     if options.sweep:
         sweep(window, repeats, options.json, options.plot)
+        return
+
+    if options.starts:
+        harness.report(start_rows(repeats), options.json, {})
         return
 
     # Copies share the overhead of a step: cheap simulators need more copies.

@@ -354,7 +354,8 @@ def trend(values: Sequence[float], width: int = _TREND_WIDTH) -> str:
 
 def counted(count: float, one: str, many: str | None = None) -> str:
     """Return a number with its word, of which there may be one or many."""
-    return f"{count:g} {one if count == 1 else many or one + 's'}"
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {one if count == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:
