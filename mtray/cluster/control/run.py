@@ -81,7 +81,8 @@ class Run(Saving):
                     self._failed(event)
             case Stop():
                 self._tell("stop", cause=event.reason)
-                self._is_interrupted |= not event.is_due
+                # One that comes when the run has finished, and is being saved, changes nothing.
+                self._is_interrupted |= not event.is_due and self._ending is None
                 self._end(event.reason, "done")
             case Room():
                 self._fit(event.collectors)

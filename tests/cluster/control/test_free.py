@@ -478,6 +478,28 @@ def test_a_run_without_a_task_has_failed_when_its_time_is_over_but_not_when_it_i
     assert (script.end.reason, script.end.outcome) == ("enough without b, which failed: b: it melted", outcome)
 
 
+def test_a_run_that_has_finished_without_a_task_has_failed_also_if_it_is_interrupted_while_it_saves():
+    script = Script(tasks=({"a", "b"},), sets_aside=True, total=100).all_up()
+    script.answer(Method.COLLECT)
+    for life in range(TASK_ERRORS + 1):
+        script.fail(Method.COLLECT, Failure.TASK, part=collector(0, life), text="b: it melted", task="b")
+        script.answer(Method.FENCE, 10 if life == 0 else 0)
+        script.wait(10)
+        script.up(collector(0, life + 1))
+    for _ in range(60):
+        if script.find(Method.COLLECT):
+            script.answer(Method.COLLECT)
+        if script.find(Method.FLUSH):
+            script.answer(Method.FLUSH, script.control.collectors[0].requested)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(script.control.asked - script.control.lost))
+        script.wait(0.2)
+    assert script.find(Method.STATE), "it has all its frames and is being saved"
+    script.event(Stop("interrupted"))
+    finish(script, 100)
+    assert (script.end.reason, script.end.outcome) == ("finished without b, which failed: b: it melted", "failed")
+
+
 def test_what_the_learner_could_have_made_is_not_owed_once_a_task_is_set_aside():
     """Between two ratios far apart it could have made many thousand updates, for which collectors must not wait."""
     script = Script(tasks=({"a", "b"},), sets_aside=True, total=10**6, ratio=4.0, least=0.01, slack=10_000).all_up()
