@@ -304,7 +304,7 @@ class Screen:
                 self._printed[task] = line["time"], episodes
                 named = [("evaluated", row.evaluated), ("published", row.published), ("success", row.success)]
                 more = "".join(f"   {name} {text}" for name, text in named if text)
-                shown = f"{row.trend:{_TREND_WIDTH}}   {row.episodes} episode{'' if episodes == 1 else 's'}{more}"
+                shown = f"{row.trend:{_TREND_WIDTH}}   {counted(episodes, 'episode')}{more}"
                 say(f"    {task:24} return {row.return_mean:>14} {shown}\n")
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:

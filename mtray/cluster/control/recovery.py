@@ -179,7 +179,7 @@ class Recovery(Run):
         task = failure.task or ""
         if task not in self._stepped:
             self._end(failure.text, "input")
-        elif not self._count_failure(task, failure.text, actor):
+        elif not self._count_failure(task, failure.text):
             self._die(actor, failure.text)
 
     def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
@@ -188,7 +188,7 @@ class Recovery(Run):
             self._tell("rebuilt", sentence, part=actor.part.name, task=task, cause=text)
             self._count_failure(task, text)
 
-    def _count_failure(self, task: str, text: str, failed: Actor | None = None) -> bool:
+    def _count_failure(self, task: str, text: str) -> bool:
         """Set a task aside, or end the run, if it fails too often; return whether it was set aside."""
         count, last = self._task_errors.get(task, (0, self.now))
         count = 1 if self.now - last > HEALTHY_SECONDS else count + 1
@@ -196,7 +196,7 @@ class Recovery(Run):
         if count <= self.plan.task_errors:
             return False
         if self.plan.sets_aside and self._has_other(task):
-            self._set_aside(task, failed, text, count)
+            self._set_aside(task, text, count)
             return True
         self._end(text + (f" ({count} times in a row)" if count > 1 else ""), "failed")
         return False
@@ -204,7 +204,7 @@ class Recovery(Run):
     def _has_other(self, task: str) -> bool:
         return any(actor.tasks - {task} for actor in self.collectors)
 
-    def _set_aside(self, task: str, failed: Actor | None, text: str, count: int) -> None:
+    def _set_aside(self, task: str, text: str, count: int) -> None:
         """Go on without a task: its collectors are started anew without it, the learner keeps the rows there are."""
         self._aside[task] = text
         times = f"failed {count} times in a row" if count > 1 else "failed"
