@@ -53,12 +53,16 @@ def test_a_film_shows_an_episode_of_each_task(tmp_path):
 
 def check_pictures(path):
     with Image.open(path) as pictures:
-        # Agent steps of cartpole take 0.02 s, those of reacher 0.04.
-        assert (pictures.size, pictures.n_frames) == ((3 * film._PIXELS, film._PIXELS), 10)
+        assert pictures.size == (3 * film._PIXELS, film._PIXELS)
         first = np.asarray(pictures.convert("RGB"))
-        pictures.seek(9)
-        pictures.load()
-        assert pictures.info["duration"] == 20
+        durations = []
+        for index in range(pictures.n_frames):
+            pictures.seek(index)
+            pictures.load()
+            durations.append(pictures.info["duration"])
+        # Agent steps of cartpole take 0.02 s, those of reacher 0.04. Pictures that look alike are kept as one.
+        assert sum(durations) == 200
+        assert min(durations) == 20
         assert (np.asarray(pictures.convert("RGB")) != first).any(), "something moves"
     parts = np.split(first, 3, axis=1)
     assert all(part.std() > 10 for part in parts)
