@@ -16,12 +16,15 @@ from typing import Any
 
 from mtray.cluster.control.parts.actor import Actor, Phase
 from mtray.cluster.control.plan import Plan, Spread
-from mtray.cluster.control.protocol import Method, Part, Place
+from mtray.cluster.control.protocol import Failed, Failure, Method, Part, Place
 from mtray.cluster.control.recovery import Recovery
+from mtray.cluster.control.saving import BROKEN_SAVES
 from mtray.replay.pacing import Pacing, least_slack
 
 # Time after which a collector that has no process waits for room.
 ABSENT_SECONDS = 10.0
+# For which starts may fail before others step what the collector was to step.
+UNFIT_SECONDS = 30.0
 # Time from a change to a new spread, and from one spread to the next where no task is without a collector.
 SETTLE_SECONDS, SPREAD_SECONDS = 5.0, 30.0
 # Time after which a collector without a process is waited for no longer, if there is no room for it.
@@ -36,24 +39,30 @@ class Elastic(Recovery):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
-        # Places with a process, or whose process was there a moment ago; those that the last spread was made for.
+        # Places with a process, or whose process was there a moment ago, but not those whose process always fails; those
+        # that the last spread was made for.
         self._present = {actor.index for actor in self.collectors}
         self._spread_over = frozenset(self._present)
         self._next_spread = now
         self._is_spread_planned = False
-        # Collectors that are not started, since all that they stepped is set aside.
+        # Collectors that are not started, since they have nothing to step: all of it was set aside.
         self._vacant: set[int] = set()
         # Collectors that get no more work before they step something else, or leave.
         self._held: list[Actor] = []
         # Replay and learner that will leave once the run is saved; when it is, at the latest.
         self._moving: dict[Part, Actor] = {}
-        self._is_move_saved, self._move_until = False, 0.0
+        self._is_move_saving = self._is_move_saved = False
+        self._move_until = 0.0
 
     # Who is there.
 
     def _start(self, actor: Actor) -> None:
         super()._start(actor)
-        if self.plan.spread is None or actor.kind != "collector" or actor.phase is not Phase.PLACING:
+        if self.plan.spread is None or actor.kind != "collector" or actor.is_closed:
+            return
+        if not actor.tasks:
+            self._vacate(actor)
+        if actor.phase is not Phase.PLACING:
             return
         life = actor.life
 
@@ -64,16 +73,33 @@ class Elastic(Recovery):
         self._after(ABSENT_SECONDS, check)
 
     def _placed(self, actor: Actor) -> None:
+        if actor.kind == "collector" and not self._is_unfit(actor):
+            self._set_present(actor, is_present=True)
+
+    def _recovered(self, actor: Actor) -> None:
+        super()._recovered(actor)
         if actor.kind == "collector":
             self._set_present(actor, is_present=True)
+
+    def _die(self, actor: Actor, text: str) -> None:
+        super()._die(actor, text)
+        if actor.kind == "collector" and self._is_unfit(actor):
+            self._set_present(actor, is_present=False)
+
+    def _is_unfit(self, actor: Actor) -> bool:
+        """Return whether a collector's processes have failed for some time, and none has worked since."""
+        return actor.failing_since is not None and self.now - actor.failing_since >= UNFIT_SECONDS
+
+    def _vacate(self, actor: Actor) -> None:
+        """Have a collector that has nothing to step take its part of the other tasks."""
+        self._vacant.add(actor.index)
+        self._spread_over = frozenset()
+        self._plan_spread(SETTLE_SECONDS)
 
     def _went_down(self, actor: Actor, text: str) -> bool:
         is_replaced = super()._went_down(actor, text)
         if self.plan.spread is not None and actor.kind == "collector" and not (actor.next_place or actor.place).tasks:
-            # It can step something else.
-            self._vacant.add(actor.index)
-            self._spread_over = frozenset()
-            self._plan_spread(SETTLE_SECONDS)
+            self._vacate(actor)
         return is_replaced
 
     def _resume_after_loss(self) -> None:
@@ -221,7 +247,8 @@ class Elastic(Recovery):
                 self._after(LEAVE_SECONDS, self._leaving_in_time(actor))
             elif actor.part not in self._moving:
                 if not self._moving:
-                    self._is_move_saved, self._move_until = False, self.now + LEAVE_SECONDS
+                    self._is_move_saving = self._is_move_saved = False
+                    self._move_until = self.now + LEAVE_SECONDS
                     self._after(LEAVE_SECONDS, lambda: None)
                 self._moving[actor.part] = actor
             self._tell("draining", f"{actor.part.name} leaves its node, which is drained", part=actor.part.name)
@@ -240,6 +267,16 @@ class Elastic(Recovery):
         """Whether nothing is asked for, since replay or learner will leave their node."""
         return bool(self._moving)
 
+    def _saved(self) -> None:
+        super()._saved()
+        self._is_move_saved |= self._is_move_saving
+
+    def _save_failed(self, failure: Failed) -> None:
+        is_last = failure.kind is not Failure.PEER or self._broken_saves >= BROKEN_SAVES
+        super()._save_failed(failure)
+        # A disk that is full stays so.
+        self._is_move_saved |= self._is_move_saving and is_last
+
     def _step_move(self) -> None:
         """Save, then end replay and learner on a node that is drained; they start elsewhere."""
         self._moving = {part: actor for part, actor in self._moving.items() if actor.part == part}
@@ -248,10 +285,12 @@ class Elastic(Recovery):
             return
         if self._saving is not None:
             return
+        # One that was broken off is made again.
+        self._is_move_saving = False
         if not self._is_move_saved and self.has_made():
             # Where the other of the two is not up nothing can be saved: who left now would lose what it has.
             if self.is_ready and (self.is_idle or self.now >= self._move_until):
-                self._is_move_saved = True
+                self._is_move_saving = True
                 self._save()
         else:
             moving, self._moving = self._moving, {}

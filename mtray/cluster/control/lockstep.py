@@ -113,9 +113,13 @@ class Lockstep(Run):
 
     def _end(self, reason: str, outcome: Outcome) -> None:
         super()._end(reason, outcome)
-        # A round that can't be ended is not saved: what is saved stands between two.
-        if outcome != "done" and not self.is_idle and not self.is_over:
+        if self.is_idle or self.is_over:
+            return
+        # What is saved stands between two rounds: one that can't be ended is not saved, another is waited for.
+        if outcome != "done":
             self._close()
+        elif self._saving is None:
+            self._until(self.limits.call_seconds)
 
     def _can_not_start(self, actor: Actor, text: str) -> None:
         self._end(f"{actor.part.name} could not be started: {text}", "failed")

@@ -211,7 +211,8 @@ class Run(Saving):
             self._is_final = True
             self._save()
         elif self.is_idle or overdue:
-            self._close()
+            unsaved = "a round did not end in time, so nothing was saved after the last checkpoint"
+            self._close(unsaved if self.has_made() else None)
 
     def _close(self, failure: str | None = None) -> None:
         """End the run; a failure to save counts unless something else went wrong before."""

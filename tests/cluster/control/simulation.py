@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
-from mtray.cluster.control.parts.actor import Limits
+from mtray.cluster.control.parts.actor import Limits, Phase
 from mtray.cluster.control.plan import CALLS, Plan, Spread
 from mtray.cluster.control.protocol import (
     Answered,
@@ -45,6 +45,8 @@ from mtray.replay.pacing import Pacing
 
 # No run may stand still for longer: a hung call's deadline, a start's, and the pauses between.
 STANDSTILL_SECONDS = 2500.0
+# No task may be left for longer where tasks are spread over the collectors that are there.
+STARVING_SECONDS = 150.0
 LIMITS = Limits(start_seconds=60.0, call_seconds=120.0, give_up_seconds=600.0, stop_seconds=10.0)
 
 
@@ -104,6 +106,8 @@ class Scenario:
     broken_at: float
     elastic: str
     least_share: float
+    # A place whose processes can't be built, from when until when.
+    unfit: tuple[int, float, float]
 
 
 def draw(generator: random.Random, extra: random.Random) -> Scenario:
@@ -132,6 +136,17 @@ def draw(generator: random.Random, extra: random.Random) -> Scenario:
     warmup = generator.choice([0, 1, size, size * 5, size * 30])
     shares_cluster = generator.random() < 0.5
     is_elastic = shares_cluster and not lockstep and extra.random() < 0.6
+    elastic = extra.choice(["fixed", "auto"]) if is_elastic else ""
+    room = extra.randint(2 if nodes > 1 else 3, max(3, workers)) if is_elastic else room
+    # Rounds keep one ratio.
+    least_share = 1.0 if lockstep else extra.choice([1.0, 1.0, 0.5, 0.01])
+    unfit = (-1, 0.0, 0.0)
+    if is_elastic and not calm and extra.random() < 0.3:
+        begin = extra.choice([0.0, extra.uniform(0, 100)])
+        unfit = extra.randrange(workers), begin, begin + extra.uniform(100, 2000)
+        # Long enough to see what becomes of what it stepped.
+        total *= 8
+        shares = [tuple(tasks[i::workers]) or (tasks[i % len(tasks)],) for i in range(workers)]
     return Scenario(
         shares=tuple(shares),
         frames_of_a_task=size,
@@ -143,9 +158,9 @@ def draw(generator: random.Random, extra: random.Random) -> Scenario:
         slack_rounds=generator.choice([1.0, 1.25, 4.0]),
         lockstep=lockstep,
         shares_cluster=shares_cluster,
-        elastic=extra.choice(["fixed", "auto"]) if is_elastic else "",
+        elastic=elastic,
         nodes=nodes,
-        room=extra.randint(2 if nodes > 1 else 3, max(3, workers)) if is_elastic else room,
+        room=room,
         rates=rates,
         faults_end=generator.choice([0.0, 30.0, 300.0, 1500.0]),
         stop_at=generator.uniform(0, 60) if generator.random() < 0.25 else None,
@@ -154,8 +169,8 @@ def draw(generator: random.Random, extra: random.Random) -> Scenario:
         sets_aside=generator.random() < 0.7,
         broken_task=generator.choice(tasks) if generator.random() < 0.15 else None,
         broken_at=generator.uniform(0, 100),
-        # Rounds keep one ratio.
-        least_share=1.0 if lockstep else extra.choice([1.0, 1.0, 0.5, 0.01]),
+        least_share=least_share,
+        unfit=unfit,
     )
 
 
@@ -235,6 +250,8 @@ class World:
         self.nodes = [True] * scenario.nodes
         self.link_until: dict[Part, float] = {}
         self.progressed = 0.0
+        # When every task was stepped by somebody.
+        self.fed = 0.0
         # The learner's state that the driver keeps, the newest it was given.
         self.state_updates = saved.updates
         self.snapshot = saved
@@ -553,7 +570,10 @@ class World:
             if self.happens("build_hangs"):
                 process.is_hung = True
                 return
-            if self.happens("build_raises"):
+            place, begin, end = self.scenario.unfit
+            is_unfit = process.part[:2] == ("collector", place) and begin <= self.now < end
+            self.faults["unfit"] += is_unfit
+            if is_unfit or self.happens("build_raises"):
                 self.raises(call, Failure.RAISED)
                 return
             if process.part.kind == "collector" and self.happens("task_in_build"):
@@ -832,10 +852,23 @@ class World:
                     raise Broken(f"{actor.part}: {acknowledged} frames are acknowledged, control counts {known}")
         if control.lost != lost:
             raise Broken(f"control counts {control.lost} lost frames, the truth is {lost}")
+        if self.scenario.elastic and self.now - self.fed > STARVING_SECONDS and self.starving():
+            raise Broken(f"nobody has stepped {self.starving()} since {self.fed:.0f} s")
+        if self.scenario.elastic and not self.starving():
+            self.fed = self.now
         for actor in control.actors:
             work = [call for call in actor.calls.values() if call.method in (Method.COLLECT, Method.TRAIN)]
             if len(work) > CALLS:
                 raise Broken(f"{actor.part} has {len(work)} calls under way")
+
+    def starving(self) -> set[str]:
+        """Tasks that no collector steps, or will in a moment, though there are some that work."""
+        control = self.control
+        if control._ending is not None or not any(actor.is_up for actor in control.collectors):
+            return set()
+        there = [a for a in control.collectors if a.is_up or a.phase is Phase.BUILDING and a.failing_since is None]
+        stepped = {task for actor in there for task in (actor.next_place or actor.place).tasks}
+        return set(self.tasks) - self.aside - stepped
 
     def check_end(self) -> None:
         """Laws 12 and 13, as far as control has to do with them."""

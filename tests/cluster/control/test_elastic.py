@@ -2,7 +2,14 @@
 
 import pytest
 
-from mtray.cluster.control.elastic import ABSENT_SECONDS, CLOSE_SECONDS, LEAVE_SECONDS, SETTLE_SECONDS, SPREAD_SECONDS
+from mtray.cluster.control.elastic import (
+    ABSENT_SECONDS,
+    CLOSE_SECONDS,
+    LEAVE_SECONDS,
+    SETTLE_SECONDS,
+    SPREAD_SECONDS,
+)
+from mtray.cluster.control.parts.actor import Phase
 from mtray.cluster.control.plan import TASK_ERRORS, Spread
 from mtray.cluster.control.protocol import Draining, Failed, Failure, Method, Place, Room
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
@@ -101,6 +108,87 @@ def test_a_collector_all_of_whose_tasks_are_set_aside_steps_others():
     assert script.control.collectors[0].tasks
 
 
+def work(script, seconds, but=None):
+    """Let time pass while every process, but this collector's, does at once what it is asked for."""
+    until = script.now + seconds
+    while script.now < until:
+        script.wait(1)
+        for call in list(script.open.values()):
+            actor = script.control.collectors[call.part.place] if call.part.kind == "collector" else None
+            if call.id not in script.open or (actor is not None and actor.index == but):
+                continue
+            match call.method:
+                case Method.FLUSH:
+                    script.answer(Method.FLUSH, actor.requested - actor.lost, call=call)
+                case Method.FENCE:
+                    script.answer(Method.FENCE, 0, call=call)
+                case Method.COUNT:
+                    script.answer(Method.COUNT, counts(script.control.asked - script.control.lost), call=call)
+                case Method.HELLO | Method.BUILD | Method.COLLECT:
+                    script.answer(call.method, call=call)
+
+
+def partitioned(collectors, without):
+    """One task each, of two."""
+    rest = [task for task in ("a", "b") if task not in without]
+    shares = [rest[i::collectors] or [rest[i % len(rest)]] for i in range(collectors)]
+    places = [Place(task_frames=dict.fromkeys(share, 10)) for share in shares]
+    return Spread(places=places, round_frames=30 * collectors, slack_frames=10**5)
+
+
+def test_a_collector_that_pauses_as_its_only_task_is_set_aside_steps_others():
+    tasks = [set(place.tasks) for place in partitioned(4, ()).places]
+    script = Script(tasks=tasks, spread=partitioned, total=10**6, shares_cluster=True, sets_aside=True, slack=10**5)
+    script.up(REPLAY, LEARNER, *map(collector, range(4)))
+    script.answer(Method.COLLECT, part=collector(0))
+    for life in range(TASK_ERRORS):
+        script.fail(Method.COLLECT, Failure.TASK, collector(0, life), task="a")
+        if life < TASK_ERRORS - 1:
+            script.wait(3)
+            script.up(collector(0, life + 1))
+    assert script.control.collectors[0].phase is Phase.PAUSING
+    # The last of those in a row is another collector's.
+    script.fail(Method.COLLECT, Failure.TASK, collector(2), task="a")
+    assert script.aside == ["a"]
+    work(script, 2 * SPREAD_SECONDS)
+    assert steps(script, 0, 1, 2, 3) == [{"b"}] * 4
+    assert all(actor.is_up for actor in script.control.collectors)
+
+
+def test_a_collector_that_comes_as_all_that_it_would_step_is_set_aside_steps_others():
+    script = begin(4, 0, 1, 2, 3, sets_aside=True)
+    script.answer(Method.COLLECT, part=collector(0))
+    for life in range(TASK_ERRORS + 1):
+        script.fail(Method.COLLECT, Failure.TASK, collector(0, life), task="a")
+        if life < TASK_ERRORS:
+            script.wait(3)
+            script.up(collector(0, life + 1))
+    assert script.aside == ["a"]
+    script.event(Room(5))
+    work(script, 2 * SPREAD_SECONDS)
+    assert all(actor.is_up and actor.tasks for actor in script.control.collectors)
+    assert len(script.control.collectors) == 5
+
+
+def test_others_step_what_a_collector_can_not_be_built_for():
+    script = begin(2, 0)
+    script.answer(Method.COLLECT, part=collector(0))
+    life = 0
+    while script.now < 5 * SPREAD_SECONDS:
+        if script.find(Method.HELLO, collector(1, life)):
+            script.answer(Method.HELLO, part=collector(1, life))
+            script.wait(5)
+            script.fail(Method.BUILD, Failure.RAISED, collector(1, life), "libfoo.so is missing")
+            life += 1
+        work(script, 1, but=1)
+    assert life > 5
+    assert steps(script, 0) == [set(TASKS)]
+    assert script.events().count("spread") == 1, "not anew with each process that is placed"
+    # It works at last, and takes its part.
+    work(script, 120)
+    assert sorted(map(sorted, steps(script, 0, 1))) == [["a", "c"], ["b", "d"]]
+
+
 def test_collectors_follow_the_room_there_is():
     script = begin(1, 0)
     script.event(Room(3))
@@ -140,11 +228,10 @@ def test_a_collector_that_does_not_answer_leaves_in_time():
     assert script.killed == [collector(0)]
 
 
-@pytest.mark.parametrize("drained", [{REPLAY, LEARNER}, {LEARNER}, {REPLAY}])
-def test_replay_and_learner_leave_a_drained_node_with_a_checkpoint(drained):
-    script = begin(1, 0)
+def drain(script, parts):
+    """Drain a node; what is under way ends, and a checkpoint is begun."""
     script.answer(Method.COLLECT)
-    script.event(Draining(drained))
+    script.event(Draining(parts))
     end_calls(script, collector(0))
     assert script.find(Method.COLLECT) is None, "nothing is asked for that would not be saved"
     script.answer(Method.FLUSH, value=120)
@@ -152,6 +239,12 @@ def test_replay_and_learner_leave_a_drained_node_with_a_checkpoint(drained):
         script.wait(1)
         if script.find(Method.COUNT):
             script.answer(Method.COUNT, counts(120))
+
+
+@pytest.mark.parametrize("drained", [{REPLAY, LEARNER}, {LEARNER}, {REPLAY}])
+def test_replay_and_learner_leave_a_drained_node_with_a_checkpoint(drained):
+    script = begin(1, 0)
+    drain(script, drained)
     assert script.killed == []
     script.answer(Method.STATE)
     script.answer(Method.SNAPSHOT, counts(120))
@@ -170,6 +263,33 @@ def test_replay_and_learner_leave_a_drained_node_though_the_disk_is_full():
     script.answer(Method.SNAPSHOT, counts(40))
     script.fail(Method.WRITE, Failure.RAISED)
     assert set(script.killed) == {REPLAY, LEARNER}
+
+
+def test_replay_does_not_leave_unsaved_since_the_learner_died_meanwhile():
+    script = begin(1, 0)
+    drain(script, {REPLAY})
+    script.fail(Method.STATE, Failure.DIED, LEARNER)
+    assert script.killed == [LEARNER]
+    script.answer(Method.HELLO, part=LEARNER._replace(life=1))
+    script.answer(Method.BUILD, 0, part=LEARNER._replace(life=1))
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(120))
+    assert REPLAY not in script.killed
+    script.answer(Method.WRITE)
+    assert REPLAY in script.killed
+
+
+def test_a_save_that_was_under_way_as_a_node_was_drained_is_not_enough():
+    script = begin(1, 0, checkpoint=10)
+    script.answer(Method.COLLECT)
+    script.wait(1)
+    script.answer(Method.COUNT, counts(40))
+    assert script.find(Method.STATE)
+    script.event(Draining({REPLAY}))
+    end_calls(script, collector(0))
+    for method, value in ((Method.STATE, None), (Method.SNAPSHOT, counts(40)), (Method.WRITE, None)):
+        script.answer(method, value)
+    assert REPLAY not in script.killed
 
 
 def test_a_node_on_which_something_is_missing_does_not_end_a_run_that_works_elsewhere():

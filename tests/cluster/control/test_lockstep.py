@@ -1,5 +1,7 @@
 """Checkpoints in lockstep: what is asked for, in which order, and who is cut."""
 
+import pytest
+
 from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import Failure, Method, Stop
 from tests.cluster.control.script import Script, collector, counts
@@ -60,6 +62,31 @@ def test_a_collector_that_dies_before_its_state_has_come_ends_the_run():
         script.fail(Method.STATE, Failure.DIED, text="exit code 137")
         assert script.end.outcome == "failed"
         assert "exit code 137" in script.end.reason
+
+
+@pytest.mark.parametrize("stop", [Stop("interrupted"), Stop("finished after 60 minutes", is_due=True)])
+def test_a_stop_waits_for_the_round_and_saves(stop):
+    script = Script(kind=Lockstep, ratio=1.0, total=10**6, call_seconds=300.0).all_up()
+    script.answer(Method.ACT)
+    script.answer(Method.PUSH)
+    script.answer(Method.COUNT, counts(10))
+    script.event(stop)
+    script.wait(60)
+    assert script.end is None
+    script.answer(Method.TRAIN, 10)
+    save(script)
+    assert script.end.outcome == "done"
+    assert "save" in script.events()
+
+
+def test_a_round_that_does_not_end_is_told_and_is_no_success():
+    script = Script(kind=Lockstep, ratio=1.0, total=10**6, call_seconds=300.0).all_up()
+    script.event(Stop("interrupted"))
+    script.wait(200)
+    script.answer(Method.ACT)
+    script.wait(101)
+    assert script.end.outcome == "failed"
+    assert "unsaved" in script.events()
 
 
 def test_a_collector_that_does_not_give_its_state_at_the_end_is_named():

@@ -71,6 +71,9 @@ class Lifecycle(Calls):
     def _went_down(self, actor: Actor, text: str) -> bool:
         """Settle what a process that died was asked for; whether its place is filled again."""
 
+    def _recovered(self, actor: Actor) -> None:
+        """Take that a process works whose place could not be filled before."""
+
     @abstractmethod
     def _can_not_start(self, actor: Actor, text: str) -> None:
         """Go on without a place that could not be filled for long, or end the run."""
@@ -115,7 +118,9 @@ class Lifecycle(Calls):
 
     def _worked(self, actor: Actor) -> None:
         actor.has_worked = True
-        actor.failing_since = None
+        if actor.failing_since is not None:
+            actor.failing_since = None
+            self._recovered(actor)
 
     # Deadlines.
 
@@ -250,10 +255,17 @@ class Lifecycle(Calls):
         if actor.failing_since is not None and self.now - actor.failing_since >= self.limits.give_up_seconds:
             self._can_not_start(actor, text)
         self._tell("replacement", part=actor.part.name, life=actor.life, pause_seconds=pause)
-        if pause:
-            self._after(pause, lambda: self._start(actor))
-        else:
+        if not pause:
             self._start(actor)
+            return
+        life = actor.life
+
+        def start() -> None:
+            # It may have been started meanwhile, with other tasks.
+            if actor.life == life and actor.phase is Phase.PAUSING:
+                self._start(actor)
+
+        self._after(pause, start)
 
     def _leave(self, actor: Actor, text: str) -> None:
         """End a process that is not wanted where it is, which is no death, and start the next one of its place."""
