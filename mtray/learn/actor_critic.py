@@ -63,6 +63,9 @@ class ActorCritic(ABC):
             loss, so that tasks with headroom keep their share of the gradient; set with the reward scale.
     """
 
+    # Figures that updates record.
+    _RECORDED: tuple[str, ...] = ("critic_loss", "actor_loss", "value", "return_estimate")
+
     def __init__(
         self, specs: Sequence[TaskSpec], network: NetworkConfig, config: LearnerConfig, device: str, seed: int
     ) -> None:
@@ -91,7 +94,8 @@ class ActorCritic(ABC):
         self._target_of, self._loss_of, self._value_of = map(
             self._compile, (self.value_kind.target, self.value_kind.loss, self.value_kind.value)
         )
-        self._metrics: dict[str, Tensor] = {}
+        # Written in place: every recording, of which there is one per number of threads, writes the same memory.
+        self._metrics = {name: torch.full_like(self.discount, math.nan) for name in self._RECORDED}
 
     def _compile(self, function: Any) -> Any:
         backend = self.config.compile
@@ -207,11 +211,11 @@ class ActorCritic(ABC):
     def _record(self, ids: Tensor | None, **metrics: Tensor) -> None:
         """Store metrics [n] of the tasks of a batch."""
         for name, values in metrics.items():
+            stored = self._metrics[name]
             if ids is None:
-                self._metrics[name] = values
+                stored.copy_(values)
             else:
                 means, in_batch = mean_by_task(values, ids, len(self.specs))
-                stored = self._metrics.setdefault(name, torch.full_like(self.discount, math.nan))
                 stored.copy_(torch.where(in_batch, means, stored))
 
     def metrics(self) -> dict[str, Tensor]:

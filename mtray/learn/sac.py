@@ -27,6 +27,8 @@ class SoftActorCritic(ActorCritic):
         log_temperature: [T].
     """
 
+    _RECORDED = (*ActorCritic._RECORDED, "entropy")
+
     def __init__(
         self, specs: Sequence[TaskSpec], network: NetworkConfig, config: LearnerConfig, device: str, seed: int
     ) -> None:

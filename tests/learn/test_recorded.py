@@ -95,6 +95,9 @@ def test_the_number_of_threads_may_change_between_updates(tasks, replay):
         learner.set_threads(count)
         learner.update(batch)
         alone.update(batch)
+        # Those of this update, not of the last one with another number.
+        for task, metrics in alone.metrics().items():
+            assert learner.metrics()[task] == pytest.approx(metrics, rel=1e-2, abs=1e-3)
     torch.testing.assert_close(numbers(learner), numbers(alone), rtol=1e-3, atol=1e-4)
 
 
