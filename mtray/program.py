@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import tempfile
 import traceback
@@ -23,14 +24,12 @@ def run_program(program: Callable[[], None]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    code = _run(program)
     try:
-        code = _run(program)
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader closed the pipe, as `head` does.
         _drop_output()
-        return 0
     except OSError as error:
         _drop_output()
         return _fail(f"output can't be written: {error.strerror}", 1)
@@ -48,6 +47,15 @@ def check_writable(option: str, path: Path) -> None:
         raise UsageError(f"{option} {path} can't be written: {error.strerror}") from error
 
 
+def _is_reader_gone() -> bool:
+    """Return whether stdout is a pipe that nobody reads: other pipes break, too."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    return False
+
+
 def _drop_output() -> None:
     """Discard buffered output, which would fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,9 +70,11 @@ def _run(program: Callable[[], None]) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
-    except BrokenPipeError:
-        raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_reader_gone():
+            # It has read what it wanted, as `head` does.
+            _drop_output()
+            return 0
         return _fail(f"{type(error).__name__}: {error}{_keep_traceback(error)}", 1)
     return 0
 

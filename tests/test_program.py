@@ -79,6 +79,30 @@ def test_output_to_a_full_disk_is_one_line(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+FAILING = """
+import sys
+from mtray.errors import UsageError
+from mtray.program import run_program
+
+def program():
+    print("a line")
+    raise {error}
+
+sys.exit(run_program(program))
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("UsageError('wrong')", 2), ("BrokenPipeError('a simulator')", 1)])
+def test_an_error_is_one_whether_or_not_the_output_is_read(tmp_path, error, code):
+    (tmp_path / "failing.py").write_text(FAILING.format(error=error))
+    readers = ["cat", *(["true"] if code == 2 else [])]
+    for reader in readers:
+        command = f"(sleep 0.5; $PY failing.py) | {reader}; exit ${{PIPESTATUS[0]}}"
+        # What it printed is written at its end.
+        done = shell(command, tmp_path, PYTHONUNBUFFERED="")
+        assert (done.returncode, done.stderr.count("error: ")) == (code, 1), done.stderr
+
+
 def test_the_console_script_finds_modules_of_the_current_folder(tmp_path):
     (tmp_path / "broken_here.py").write_text("def maker(num_envs, seed):\n    raise OSError('found')\n")
     script = "import sys; sys.path = [p for p in sys.path if p]; from mtray.__main__ import main; sys.exit(main())"

@@ -29,7 +29,8 @@ def test_whoever_goes_silent_is_named_and_replaced_and_frames_and_updates_go_on(
     # Many more updates are owed than the learner can make: it would go on with old rows for minutes.
     arguments = (*BUSY, "--learner.updates-per-step", 20, "--total-frames", 10**7, "--run-dir", run_dir)
     with Run(*arguments, cwd=tmp_path) as run:
-        # Deadlines are known once there was a call of each kind.
+        # One that starts has another deadline. Those of calls are known once there was one of each kind.
+        run.wait_until(lambda: len(events_of(run_dir, "up")) == 4)
         run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 20)
         for stopped in run.named(f"ray::{process}"):
             stopped.send_signal(signal.SIGSTOP)

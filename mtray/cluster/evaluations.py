@@ -7,7 +7,6 @@ process. Runs in the driver; called by the supervisor at every turn.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -58,16 +57,16 @@ class Evaluations:
         self._next: float | None = None
         self._evaluator: Any = None
         self._call: Future[Any] | None = None
-        self._asked, self._longest = 0.0, 0.0
+        self._now = self._asked = self._longest = 0.0
         # What is evaluated: its state if it was trained, the updates and frames it was made of, and the run's time.
         self._policy: tuple[bytes | None, int, int, float] = None, 0, 0, 0.0
         self._last_updates = -1
 
-    def turn(self) -> None:
-        """Do what is due."""
+    def turn(self, now: float) -> None:
+        """Do what is due at this time of the driver's."""
         if self._every is None:
             return
-        now = time.monotonic()
+        self._now = now
         version, box = self._processes.weights
         if self._is_new and self._untrained is None and version == 0 and box:
             self._untrained = box[0]
@@ -142,7 +141,7 @@ class Evaluations:
                 self._tell(Tell("save_failed", {"cause": text}, text))
         fields = {"updates": updates, "frames": frames, "of_time": round(then, 3), "seconds": round(seconds, 1)}
         assert self._next is not None
-        fields |= {"next_in": round(self._next - time.monotonic(), 1), "is_best": is_best}
+        fields |= {"next_in": round(self._next - self._now, 1), "is_best": is_best}
         self._tell(Tell("evaluated", {**fields, "returns": {task: found[task]["returns"] for task in found}}))
         for task, text in failures.items():
             self._tell(Tell("evaluation_failed", {"task": task, "cause": text}, f"an evaluation failed: {text}"))

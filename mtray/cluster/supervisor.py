@@ -34,6 +34,7 @@ from mtray.cluster.events import EventLog
 from mtray.cluster.failures import one_line
 from mtray.cluster.plan import Shares, make_pacing, make_plan, pacing_state, resume_pacing
 from mtray.cluster.processes import Processes
+from mtray.cluster.session.clock import DriverClock
 from mtray.cluster.session.nodes import Placement
 from mtray.cluster.session.watch import Watch
 from mtray.config.plain import to_dict
@@ -100,7 +101,8 @@ class Supervisor:
         plan = make_plan(config, self.specs, shares, resume)
         pacing = resume_pacing(make_pacing(config, self.specs), resume)
         kind = Lockstep if config.deterministic else Control
-        self.control = kind(plan, pacing, time.monotonic())
+        self._clock = DriverClock()
+        self.control = kind(plan, pacing, self._clock.now())
         self._asked_to_stop, self._ray_death = asked_to_stop, ray_death
         self._sinks, self._screen = [*sinks, screen], screen
         self._events = EventLog(run_dir, lambda: self.metrics.seconds)
@@ -141,6 +143,10 @@ class Supervisor:
             while self._end is None:
                 self._turn()
             self._line()
+        except BaseException as error:
+            # A second signal, or what nobody expected: whoever watches the run sees that it has ended.
+            self._events.tell(Tell("end", {"cause": one_line(error) or type(error).__name__}))
+            raise
         finally:
             self._close()
         end = self._end
@@ -152,11 +158,11 @@ class Supervisor:
 
     def _turn(self) -> None:
         """Wait for the end of a call, or for what is planned next; then do what control says."""
-        tick, now = self.control.next_tick(), time.monotonic()
-        wake = min(now + _LOOK_SECONDS, self._next_line, now + _LOOK_SECONDS if tick is None else tick)
+        tick, now = self.control.next_tick(), self._clock.now()
+        wait = min(_LOOK_SECONDS, self._next_line - time.monotonic(), _LOOK_SECONDS if tick is None else tick - now)
         ended = None
         with contextlib.suppress(queue.Empty):
-            ended = self.processes.inbox.get(timeout=max(0.0, wake - now))
+            ended = self.processes.inbox.get(timeout=max(0.0, wait))
         # First: what is done with Ray after its death may never return.
         death = self._ray_death() or self._answers.lost_node
         if death is not None:
@@ -164,7 +170,7 @@ class Supervisor:
             return
         if ended is not None:
             self._take(ended)
-            # All that has come, before time is looked at: a driver that was suspended has heard of nobody meanwhile.
+            # All that has come, before time is looked at.
             for _ in range(self.processes.inbox.qsize()):
                 self._take(self.processes.inbox.get_nowait())
         if self._asked_to_stop and not self._has_stopped:
@@ -174,19 +180,20 @@ class Supervisor:
         if minutes is not None and not self._has_stopped and self.metrics.seconds >= 60 * minutes:
             self._has_stopped = True
             self._handle(Stop(f"finished after {counted(minutes, 'minute')}", is_due=True))
-        now = time.monotonic()
+        now = self._clock.now()
         if tick is not None and now >= tick:
             self._perform(self.control.tick(now))
-        self._evaluations.turn()
-        if now >= self._next_line:
-            self._next_line = now + self.config.run.log_seconds
+        if self._end is None:
+            self._evaluations.turn(now)
+        if time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self.config.run.log_seconds
             self._line()
 
     def _take(self, ended: tuple[Call, Any] | Event) -> None:
         self._handle(self._answers.event(*ended) if isinstance(ended, tuple) else ended)
 
     def _handle(self, event: Event) -> None:
-        self._perform(self.control.handle(event, time.monotonic()))
+        self._perform(self.control.handle(event, self._clock.now()))
 
     def _perform(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -227,7 +234,7 @@ class Supervisor:
         metrics, control = self.metrics, self.control
         metrics.count_faults(control.restarts, control.frames_lost, control.updates_lost)
         metrics.updates_owed = control.updates_owed
-        metrics.waiting = control.take_waits(time.monotonic(), metrics.replay_seconds())
+        metrics.waiting = control.take_waits(self._clock.now(), metrics.replay_seconds())
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)

@@ -114,7 +114,7 @@ class RunConfig:
     """Print every acknowledged push, with checksums of its rows, into the collector's file in logs/."""
     cpus_per_actor: float | None = None
     """Logical CPUs that each actor requests from Ray; by default 1, or a third of what there is in a cluster of fewer
-    than three. Collectors that find no room wait for it."""
+    than three; above 0 with --address. Collectors that find no room wait for it."""
     start_timeout_seconds: float = 180.0
     """Timeout of an actor's first answer."""
     give_up_seconds: float = 600.0
@@ -187,6 +187,11 @@ class Config:
     def __post_init__(self) -> None:
         """Convert and validate."""
         convert_fields(self)
+        require(
+            self.address in (None, "local") or self.run.cpus_per_actor != 0,
+            f"--run.cpus-per-actor 0 with --address {self.address}: on a cluster room is counted in CPUs; give more "
+            "than 0, for example 0.1",
+        )
         if self.address == "local":
             # As if none were given: it takes the place of the address that a resumed run had.
             object.__setattr__(self, "address", None)

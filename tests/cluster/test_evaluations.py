@@ -32,7 +32,6 @@ class World:
 
     def __init__(self, monkeypatch, run_dir, *, every=1.0, state=(b"", b"", -1)):
         self.now, self.told, self.started, self.killed = 100.0, [], [], []
-        monkeypatch.setattr(evaluations.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(evaluations.ray, "kill", self.killed.append)
         self.processes = types.SimpleNamespace(weights=(0, []), aside=set(), start_evaluator=self._start)
         self.answers = types.SimpleNamespace(state=state)
@@ -50,7 +49,7 @@ class World:
         """Let time pass in turns of a second."""
         for _ in range(round(seconds)):
             self.now += 1.0
-            self.evaluations.turn()
+            self.evaluations.turn(self.now)
 
     @property
     def calls(self):

@@ -426,7 +426,15 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
 
 def test_config_of_a_run_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"config": to_dict(CONFIG), "versions": {}}))
-    assert read_config(tmp_path) == CONFIG
+    assert read_config(tmp_path) == dataclasses.replace(CONFIG, run_dir=tmp_path)
+
+
+def test_the_config_of_a_run_that_was_moved_has_its_new_place(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, run_dir=tmp_path / "before")
+    (tmp_path / "after").mkdir()
+    (tmp_path / "after" / "config.json").write_text(json.dumps({"config": to_dict(config), "versions": {}}))
+    monkeypatch.chdir(tmp_path)
+    assert read_config("after").run_dir == tmp_path / "after"
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "{}", "[]", '{"config": {"workers": "three"}}'])

@@ -39,8 +39,8 @@ class Elastic(Recovery):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
-        # Places with a process, or whose process was there a moment ago, but not those where every one fails; those that
-        # the last spread was made for.
+        # Places with a process, or whose process was there a moment ago, but not those where every one fails. And those
+        # that the last spread was made for.
         self._present = {actor.index for actor in self.collectors}
         self._spread_over = frozenset(self._present)
         self._next_spread = now

@@ -10,6 +10,7 @@ torch is imported only where needed: the driver writes bytes that actors made, a
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -246,4 +247,5 @@ def read_config(run_dir: str | Path) -> Config:
             f"{run_dir} is no run directory of this version ({path}: {error}): use the version of mtray that made it, "
             "restore the file from a backup, or start a new run"
         ) from error
-    return config
+    # It may have been moved, or copied from another machine.
+    return dataclasses.replace(config, run_dir=Path(run_dir).absolute())

@@ -866,7 +866,7 @@ class World:
         control = self.control
         if control._ending is not None or not any(actor.is_up for actor in control.collectors):
             return set()
-        there = [a for a in control.collectors if a.is_up or a.phase is Phase.BUILDING and a.failing_since is None]
+        there = [a for a in control.collectors if a.is_up or (a.phase is Phase.BUILDING and a.failing_since is None)]
         stepped = {task for actor in there for task in (actor.next_place or actor.place).tasks}
         return set(self.tasks) - self.aside - stepped
 
