@@ -29,9 +29,9 @@ def test_whoever_goes_silent_is_named_and_replaced_and_frames_and_updates_go_on(
     # Many more updates are owed than the learner can make: it would go on with old rows for minutes.
     arguments = (*BUSY, "--learner.updates-per-step", 20, "--total-frames", 10**7, "--run-dir", run_dir)
     with Run(*arguments, cwd=tmp_path) as run:
-        # One that starts has another deadline. Those of calls are known once there was one of each kind.
-        run.wait_until(lambda: len(events_of(run_dir, "up")) == 4)
+        # Deadlines are known once there was a call of each kind; who starts has another.
         run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 20)
+        run.wait_until(lambda: len(events_of(run_dir, "up")) == 4)
         for stopped in run.named(f"ray::{process}"):
             stopped.send_signal(signal.SIGSTOP)
         stopped_at, before = time.monotonic(), last_line(run_dir)
@@ -48,6 +48,24 @@ def test_whoever_goes_silent_is_named_and_replaced_and_frames_and_updates_go_on(
     # What the learner made in all is owed for what the replay has.
     for line in lines_of(run_dir):
         assert line["updates"] <= 20 * max(0, line["frames"] - 400) / 4 + 1
+
+
+def test_a_run_that_is_suspended_goes_on_with_all_its_processes(tmp_path):
+    """As by Ctrl-Z and `fg`: only the command stands still, and hears of nobody."""
+    run_dir = tmp_path / "a"
+    with Run(*BUSY, "--total-frames", 10**7, "--run-dir", run_dir, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 20)
+        run.wait_until(lambda: len(events_of(run_dir, "up")) == 4)
+        run.process.send_signal(signal.SIGSTOP)
+        time.sleep(LIMIT_SECONDS + 30)
+        run.process.send_signal(signal.SIGCONT)
+        before = last_line(run_dir)
+        run.wait_until(lambda: last_line(run_dir)["frames"] > before["frames"] + 600, 300)
+        run.wait_until(lambda: last_line(run_dir)["updates"] > before["updates"] + 300, 300)
+        run.interrupt()
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    assert events_of(run_dir, "death") == []
 
 
 def test_a_run_whose_ray_is_stuck_says_so_saves_alone_and_ends(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import secrets
 import shutil
@@ -30,6 +31,8 @@ _FOLDER_BYTES = 16 * 2**20
 _lifelines: list[int] = []
 _timers: list[threading.Timer] = []
 _SHUTDOWN_SECONDS = 20.0
+
+_LOGGER = logging.getLogger("mtray")
 # Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
 
@@ -52,12 +55,18 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
     options = store_options(workers)
     # What `_LOOPBACK` says to Ray's processes; here Ray may have been imported before.
     with signals_kept_from_ray(), replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
-        try:
-            # Ray's CPUs are logical: as many as actors, so that none waits for ever.
-            ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **quiet)
-        except Exception as error:
-            ray.shutdown()
-            raise RunError(f"Ray could not be started here: {last_line(error)}") from error
+        for is_last in (False, True):
+            try:
+                # Ray's CPUs are logical: as many as actors, so that none waits for ever.
+                ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **quiet)
+                return
+            except Exception as error:
+                ray.shutdown()
+                end_processes()
+                # Ray waits half a minute for its processes, which on a machine with much to do is not always enough.
+                if is_last or "timed out" not in str(error):
+                    raise RunError(f"Ray could not be started here: {last_line(error)}") from error
+                _LOGGER.warning("Ray is started once more: %s", last_line(error))
 
 
 def limit_shutdown() -> None:

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from mtray.cluster.session import own
-from mtray.errors import UsageError
+from mtray.errors import RunError, UsageError
 from mtray.tasks.restored import process_restored
 
 NAMES = ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -104,3 +104,25 @@ def test_a_users_own_way_of_authentication_is_kept(monkeypatch, name):
     monkeypatch.setenv("HOME", "/proc")
     monkeypatch.setenv(name, "x")
     assert own.has_token()
+
+
+@pytest.mark.parametrize(
+    ("errors", "starts"),
+    [(["it timed out"], 2), (["it timed out"] * 2, None), (["no such option"], None), ([], 1)],
+)
+def test_ray_is_started_once_more_if_its_processes_were_slow(monkeypatch, errors, starts):
+    calls = []
+
+    def init(**_):
+        calls.append(0)
+        if len(calls) <= len(errors):
+            raise RuntimeError(errors[len(calls) - 1])
+
+    monkeypatch.setattr("ray.init", init)
+    with process_restored():
+        if starts is None:
+            with pytest.raises(RunError, match=errors[-1]):
+                own.start(1, {})
+        else:
+            own.start(1, {})
+    assert len(calls) == (starts or len(errors))
