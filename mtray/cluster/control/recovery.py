@@ -108,6 +108,9 @@ class Recovery(Run):
         """Go on with a run that had made everything and has lost some of it."""
         if self._ending is not None and self._ending.reason == FINISHED:
             self._ending, self._is_final = None, False
+            if self._stop is not None:
+                # What is left is not made again.
+                self._follow(self._stop)
         if self._ending is None:
             self._fill_empty()
 

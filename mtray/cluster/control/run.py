@@ -38,6 +38,8 @@ class Run(Saving):
         self._has_begun = False
         self.is_over = False
         self._is_interrupted = False
+        # The first request to end the run.
+        self._stop: Stop | None = None
         # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
         self._aside: dict[str, str] = {}
@@ -81,9 +83,8 @@ class Run(Saving):
                     self._failed(event)
             case Stop():
                 self._tell("stop", cause=event.reason)
-                # One that comes when the run has finished, and is being saved, changes nothing.
-                self._is_interrupted |= not event.is_due and self._ending is None
-                self._end(event.reason, "done")
+                self._stop = self._stop or event
+                self._follow(self._stop)
             case Room():
                 self._fit(event.collectors)
             case Draining():
@@ -159,6 +160,11 @@ class Run(Saving):
                 if self._saving is Method.SNAPSHOT:
                     self._last_saved = event.value.frames, self._kept_updates
                     self._save_step(Method.WRITE, None)
+
+    def _follow(self, stop: Stop) -> None:
+        """End as asked; where the run has finished, and is being saved, that changes nothing."""
+        self._is_interrupted |= not stop.is_due and self._ending is None
+        self._end(stop.reason, "done")
 
     def _end(self, reason: str, outcome: Outcome) -> None:
         """Ask for nothing more; save once what is under way has ended, then end. The first failure counts."""

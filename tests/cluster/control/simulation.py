@@ -141,11 +141,11 @@ def draw(generator: random.Random, extra: random.Random) -> Scenario:
     # Rounds keep one ratio.
     least_share = 1.0 if lockstep else extra.choice([1.0, 1.0, 0.5, 0.01])
     unfit = (-1, 0.0, 0.0)
-    if is_elastic and not calm and extra.random() < 0.3:
+    if is_elastic and not calm and extra.random() < 0.2:
         begin = extra.choice([0.0, extra.uniform(0, 100)])
         unfit = extra.randrange(workers), begin, begin + extra.uniform(100, 2000)
         # Long enough to see what becomes of what it stepped.
-        total *= 8
+        total *= 3
         shares = [tuple(tasks[i::workers]) or (tasks[i % len(tasks)],) for i in range(workers)]
     return Scenario(
         shares=tuple(shares),

@@ -353,6 +353,20 @@ def test_a_run_that_had_finished_goes_on_where_the_last_save_meets_a_replay_that
     assert (script.end.reason, script.end.outcome) == ("finished", "done")
 
 
+def test_a_stop_that_came_as_a_finished_run_was_saved_is_not_forgotten_if_the_replay_loses_frames():
+    script = Script(total=20).all_up()
+    collect_all(script, 2)
+    settle(script, 20)
+    script.answer(Method.STATE)
+    script.event(Stop("interrupted"))
+    script.fail(Method.SNAPSHOT, Failure.DIED)
+    revive(script, Part("replay", 0, 1), restored(10, source="checkpoint", stored={collector(): 10}))
+    script.answer(Method.CONNECT, 10, part=collector())
+    assert script.find(Method.COLLECT) is None
+    finish(script, 10)
+    assert (script.end.reason, script.end.outcome) == ("interrupted", "done")
+
+
 def test_a_stop_waits_a_while_for_a_replay_that_is_being_replaced():
     script = with_ten_frames()
     script.fail(Method.COUNT, Failure.DIED)

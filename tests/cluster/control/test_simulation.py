@@ -51,7 +51,7 @@ def test_every_law_holds_in_whole_runs_which_meet_every_fault():
         "placed", "up", "warm", "death", "replacement", "unreached", "waiting", "stop", "save",
         "save_failed", "unsaved", "restored", "set_aside", "spread", "draining", "left",
     }  # fmt: skip
-    assert methods.keys() == set(simulation.FAULTS)
+    assert methods.keys() == {*simulation.FAULTS, "unfit"}
     assert sum(len(world.control.collectors) > 2 for world in worlds) > 100
     assert sum(world.begin > 0 for world in worlds) > 200
 
