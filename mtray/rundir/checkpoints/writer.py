@@ -4,8 +4,8 @@ A folder is filled under a temporary name, flushed to disk and renamed; ``latest
 it. A task's rows lie in chunks that are never changed: a new checkpoint holds the chunks of the one before as hard
 links, or copies where the file system has none, and writes only rows that are newer. A chunk whose rows were all
 overwritten is left out, and its file ends with the last checkpoint that holds it. So every folder is complete by
-itself, and no copy of the rings is ever made. Where files of the checkpoint before are gone, the ring's rows are written
-again.
+itself, and no copy of the rings is ever made. Where files of the checkpoint before are gone, the ring's rows are
+written again.
 """
 
 from __future__ import annotations
