@@ -121,30 +121,39 @@ class Evaluations:
         self.close()
 
     def _take(self, found: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str], seconds: float) -> None:
-        state, updates, frames, then = self._policy
+        _, updates, frames, then = self._policy
         self._last_updates = updates
         self._metrics.add_evaluation(updates, found)
         means = {task: figures["return_mean"] for task, figures in found.items()}
         is_best = False
-        if state is not None and means:
-            meta = {
-                "updates": updates,
-                "frames": frames,
-                "seconds": then,
-                "config": to_dict(self._config),
-                "specs": [spec.to_dict() for spec in self._specs],
-            }
-            try:
-                is_best = self._best.offer(state, means, meta)
-            except OSError as error:
-                text = f"the best policy could not be written, the one before stays: {error.strerror or error}"
-                self._tell(Tell("save_failed", {"cause": text}, text))
+        try:
+            is_best = self._keep_best(means)
+        except OSError as error:
+            text = f"the best policy could not be written, the one before stays: {error.strerror or error}"
+            self._tell(Tell("save_failed", {"cause": text}, text))
         fields = {"updates": updates, "frames": frames, "of_time": round(then, 3), "seconds": round(seconds, 1)}
         assert self._next is not None
         fields |= {"next_in": round(self._next - self._now, 1), "is_best": is_best}
         self._tell(Tell("evaluated", {**fields, "returns": {task: found[task]["returns"] for task in found}}))
         for task, text in failures.items():
             self._tell(Tell("evaluation_failed", {"task": task, "cause": text}, f"an evaluation failed: {text}"))
+
+    def _keep_best(self, means: Mapping[str, float]) -> bool:
+        """Keep the policy that was evaluated if it is the best; return whether it is."""
+        state, updates, frames, seconds = self._policy
+        missing = {spec.name for spec in self._specs} - means.keys() - set(self._processes.aside)
+        if state is None or missing or not means:
+            # Policies are compared over all tasks: with one whose evaluation failed, none is kept. Nor without updates.
+            self._best.widen(means)
+            return False
+        meta = {
+            "updates": updates,
+            "frames": frames,
+            "seconds": seconds,
+            "config": to_dict(self._config),
+            "specs": [spec.to_dict() for spec in self._specs],
+        }
+        return self._best.offer(state, means, meta)
 
     def leave_ray(self) -> None:
         """Forget the process, which ends with a Ray that has died."""

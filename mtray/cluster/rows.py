@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from mtray.cluster.failures import one_line
 from mtray.config.settings import Config
 from mtray.data.specs import FloatArray, TaskSpec
-from mtray.errors import RunError, UnreachableError
+from mtray.errors import RunError, UnreachableError, UsageError
 from mtray.replay.buffer import ReplayBuffer
 from mtray.replay.memory import RingMemory
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
@@ -34,23 +34,29 @@ class RowsKeeper:
         self._specs = tuple(specs)
         self._config = config
         self._memory: RingMemory | None = None
+        self._was_filled = False
 
     def fill(self, replay: Any, saved: Checkpoint | None) -> tuple[str, bool]:
         """Make a new process of the replay ready, with what the one before had, or with a checkpoint.
 
+        A checkpoint whose files of rows are gone since the run began gives its counts only; its rows are forgotten.
+
         Returns:
             Source of the rows, and whether there are any, as `Restored` has them.
+
+        Raises:
+            UsageError: the checkpoint that the run begins with can't be read.
         """
         source, has_rows = "memory", True
         if not self._takes_over(replay):
             self._memory = None
             source = "nothing" if saved is None else "checkpoint"
             if not ray.get(replay.reserve.remote()):
-                has_rows = saved is None or bool(saved.rows)
-                self._put(replay, saved)
+                has_rows = saved is None or self._put(replay, saved)
                 ray.get(replay.load.remote(saved.replay if saved else None))
         with contextlib.suppress(OSError):
             self._memory = self._memory or RingMemory.attach(ray.get(replay.memory.remote()))
+        self._was_filled = True
         return source, has_rows
 
     def _takes_over(self, replay: Any) -> bool:
@@ -88,12 +94,23 @@ class RowsKeeper:
 
         return fetch
 
-    def _put(self, replay: Any, saved: Checkpoint | None) -> None:
-        for task, chunks in saved.rows.items() if saved else ():
+    def _put(self, replay: Any, saved: Checkpoint) -> bool:
+        """Put a checkpoint's rows into an empty replay; return whether there are any."""
+        for task, chunks in saved.rows.items():
             for chunk in chunks:
-                rows = chunk.load()
+                try:
+                    rows = chunk.load()
+                except UsageError as error:
+                    if not self._was_filled:
+                        raise
+                    _LOGGER.warning("the replay begins without rows: %s", one_line(error))
+                    # The next rows have the numbers of these: no later checkpoint may hold both.
+                    saved.rows = {}
+                    ray.get(replay.reserve.remote())
+                    return False
                 for first, last in self._pieces(task, chunk.begin, chunk.end):
                     ray.get(replay.write_rows.remote(task, first, rows[first - chunk.begin : last - chunk.begin]))
+        return bool(saved.rows)
 
     def _pieces(self, task: str, begin: int, end: int) -> list[tuple[int, int]]:
         spec = next(spec for spec in self._specs if spec.name == task)

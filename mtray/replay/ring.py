@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, holds_transition, row_flags
+from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, TRANSITION, holds_transition, row_flags
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import SchemaError
 
@@ -117,6 +117,8 @@ class Ring:
         """
         if not self.written:
             self.first = begin
+        elif begin > self.written:
+            self._skip_to(begin)
         dropped = max(0, len(rows) - len(self.rows))
         begin, rows = begin + dropped, rows[dropped:]
         # What lay at these places is older than the ring reaches back.
@@ -126,6 +128,17 @@ class Ring:
         self._memory[-1] = self._memory[0]
         self.written = begin + len(rows)
         self.transitions = int(np.count_nonzero(self._is_transition))
+
+    def _skip_to(self, begin: int) -> None:
+        """Clear the places of rows that were lost, from those held to before number ``begin``."""
+        capacity = len(self.rows)
+        # The newest row may be within a push: its next observation is lost. Its own observation ends the row before.
+        newest = (self.written - 1) % capacity
+        self._is_transition[newest] = False
+        row_flags(self.rows)[newest] &= ~TRANSITION
+        places = np.arange(max(self.written, begin - capacity), begin) % capacity
+        self._is_transition[places] = False
+        self.rows[places] = 0
 
     def sample(self, out: FloatArray, generator: np.random.Generator, steps: int = 1) -> float:
         """Draw transitions uniformly, with replacement, each with its next observation.

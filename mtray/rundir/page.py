@@ -142,16 +142,30 @@ def _plot(axis: Axes, group: Sequence[Sequence[tuple[float, float]]], number: in
     axis.fill_between(places, values.min(0), values.max(0), color=_style(number)["color"], alpha=0.2, linewidth=0)
 
 
+def _evaluations(run: Run) -> list[Mapping[str, Any]]:
+    """Return a run's evaluations, without those of policies that a resume from an older checkpoint has left."""
+    found: list[Mapping[str, Any]] = []
+    for event in run.events:
+        if event["event"] == "resume":
+            found = [each for each in found if each["frames"] <= event["frames"]]
+        elif event["event"] == "evaluated":
+            found.append(event)
+    return found
+
+
 def _evaluated(group: Sequence[Run], task: str, label: str) -> list[tuple[float, float]]:
-    """Return places and mean returns of evaluations; places are minutes, or the task's frames at that time."""
+    """Return places and mean returns of evaluations; places are minutes, or the task's frames in the policy."""
     points = []
     for run in group:
-        times = [line["time"] for line in run.lines]
-        frames = [line["tasks"].get(task, {}).get("frames", 0) for line in run.lines]
-        for event in run.events:
-            if event["event"] == "evaluated" and task in event["returns"] and times:
-                then = event["of_time"]
-                place = then / 60 if label == _MINUTES else float(np.interp(then, times, frames))
+        if not run.lines:
+            continue
+        # Events count the frames of all tasks. Counts go back where a replay was lost, and interpolation needs order.
+        counts = [(line["frames"], line["tasks"].get(task, {}).get("frames", 0)) for line in run.lines]
+        totals, frames = np.maximum.accumulate(counts).T
+        for event in _evaluations(run):
+            if task in event["returns"]:
+                minutes = event["of_time"] / 60
+                place = minutes if label == _MINUTES else float(np.interp(event["frames"], totals, frames))
                 points.append((place, float(np.mean(event["returns"][task]))))
     return points
 

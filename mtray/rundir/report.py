@@ -51,9 +51,14 @@ def _unread(run_dir: Path, place: Path, error: OSError) -> str:
 
 
 def _set_aside(run_dir: Path) -> list[str]:
-    """Return the tasks that a run was left without."""
-    events = whole_lines(run_dir / "events.jsonl")
-    return list(dict.fromkeys(event["part"] for event in events if event["event"] == "set_aside"))
+    """Return the tasks that a run was left without; a resume tries every task again."""
+    aside: dict[str, None] = {}
+    for event in whole_lines(run_dir / "events.jsonl"):
+        if event["event"] == "resume":
+            aside.clear()
+        elif event["event"] == "set_aside":
+            aside[event["part"]] = None
+    return list(aside)
 
 
 def _shortened(text: str) -> str:

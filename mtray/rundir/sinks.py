@@ -159,6 +159,7 @@ class TensorBoard(_Appended):
         Args:
             folder: of the event files.
             begin_frames: where a resumed run goes on; TensorBoard shows nothing of earlier files that lies after it.
+                None for a new run.
         """
         super().__init__(folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}")
         self._begin_frames = begin_frames
@@ -187,9 +188,10 @@ class TensorBoard(_Appended):
         begin = []
         if self._is_new:
             begin.append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if self._is_new and self._begin_frames is not None:
+            # A new run's too: TensorBoard's Python reader takes no notice of the first start that it reads.
+            step = 0 if self._begin_frames is None else self._begin_frames + 1
             start = SessionLog(status=SessionLog.START)
-            begin.append(Event(wall_time=time.time(), step=self._begin_frames + 1, session_log=start))
+            begin.append(Event(wall_time=time.time(), step=step, session_log=start))
         self.append(b"".join(map(_record, [*begin, event])))
         self._is_new = False
 

@@ -1,5 +1,6 @@
 """Evaluations during a run: when they are made, and what comes of them. With real processes: `tests/test_faults.py`."""
 
+import json
 import types
 from concurrent.futures import Future
 
@@ -9,10 +10,12 @@ from ray.exceptions import ActorDiedError
 from mtray.cluster import evaluations
 from mtray.collect.evaluation import summarise
 from mtray.config.settings import Config, RunConfig
+from mtray.errors import UsageError
 from mtray.rundir.checkpoints.best import best_of
 from mtray.rundir.metrics import Metrics
+from tests.makers import make_spec
 
-TASK = "cartpole-balance"
+TASK, OTHER = "cartpole-balance", "other"
 
 
 class Remote:
@@ -33,12 +36,13 @@ class World:
     def __init__(self, monkeypatch, run_dir, *, every=1.0, state=(b"", b"", -1)):
         self.now, self.told, self.started, self.killed = 100.0, [], [], []
         monkeypatch.setattr(evaluations.ray, "kill", self.killed.append)
-        self.processes = types.SimpleNamespace(weights=(0, []), aside=set(), start_evaluator=self._start)
+        self.processes = types.SimpleNamespace(weights=(0, [OTHER]), aside={OTHER}, start_evaluator=self._start)
         self.answers = types.SimpleNamespace(state=state)
         self.metrics = Metrics([TASK])
         config = Config(tasks=(TASK,), run=RunConfig(evaluate_every=every))
+        specs = [make_spec(TASK), make_spec(OTHER)]
         self.evaluations = evaluations.Evaluations(
-            config, (), run_dir, self.processes, self.answers, self.metrics, self.told.append
+            config, specs, run_dir, self.processes, self.answers, self.metrics, self.told.append
         )
 
     def _start(self):
@@ -80,18 +84,20 @@ def test_nothing_is_played_before_the_first_frame(monkeypatch, tmp_path):
 
 def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interval(begun, tmp_path):
     begun.turn(12)
-    assert [arguments for arguments, _ in begun.calls] == [("untrained", [])]
+    assert [arguments for arguments, _ in begun.calls] == [("untrained", [OTHER])]
     begun.answers.state = b"one", b"", 50
     begun.turn(2)
     begun.end(3.0)
     begun.turn(1)
     assert begun.evaluated == 3.0
     assert begun.metrics.evaluated_updates == 0
-    assert not (tmp_path / "checkpoints").exists(), "an untrained policy is not kept"
+    assert json.loads((tmp_path / "checkpoints" / "ranges.json").read_text()) == {TASK: [3.0, 3.0]}
+    with pytest.raises(UsageError, match="has no best policy yet"):
+        best_of(tmp_path)
     begun.turn(55)
     assert len(begun.calls) == 1
     begun.turn(10)
-    assert [arguments for arguments, _ in begun.calls][1:] == [(b"one", [])]
+    assert [arguments for arguments, _ in begun.calls][1:] == [(b"one", [OTHER])]
     begun.end(5.0)
     begun.turn(1)
     assert (best_of(tmp_path) / "policy.pt").read_bytes() == b"one"
@@ -110,7 +116,7 @@ def test_a_policy_that_has_not_changed_is_not_played_again(begun):
     assert len(begun.calls) == 2
     begun.answers.state = b"two", b"", 60
     begun.turn(1)
-    assert begun.calls[-1][0] == (b"two", [])
+    assert begun.calls[-1][0] == (b"two", [OTHER])
 
 
 def test_one_that_takes_long_is_made_less_often(begun):
@@ -132,7 +138,7 @@ def test_one_that_died_is_told_and_the_next_has_a_new_process(begun):
     begun.turn(70)
     assert [told.event for told in begun.told] == ["evaluation_failed"]
     assert len(begun.started) == 2
-    assert begun.calls[-1][0] == (b"one", [])
+    assert begun.calls[-1][0] == (b"one", [OTHER])
 
 
 def test_one_that_hangs_is_ended(begun):
@@ -151,6 +157,25 @@ def test_a_task_that_fails_is_told_and_the_others_count(begun):
     begun.turn(1)
     assert begun.evaluated == 2.0
     assert [told.fields.get("task") for told in begun.told] == [None, "other"]
+
+
+def test_a_policy_that_was_not_evaluated_in_every_task_is_not_kept(begun, tmp_path):
+    begun.processes.aside.clear()
+    begun.turn(12)
+    begun.end(1.0)
+    begun.answers.state = b"one", b"", 50
+    begun.turn(70)
+    begun.end(2.0, {OTHER: "it broke"})
+    begun.turn(1)
+    assert begun.told[-2].fields["is_best"] is False
+    # Once it is set aside, nothing is missing.
+    begun.processes.aside.add(OTHER)
+    begun.answers.state = b"two", b"", 60
+    begun.turn(200)
+    begun.end(2.0)
+    begun.turn(1)
+    assert begun.told[-1].fields["is_best"] is True
+    assert (best_of(tmp_path) / "policy.pt").read_bytes() == b"two"
 
 
 def test_what_the_environment_reports_is_a_figure(begun):
@@ -192,7 +217,7 @@ def test_a_resumed_run_plays_what_it_continues_from(monkeypatch, tmp_path):
     world.processes.weights = 7, ["weights"]
     world.metrics.tasks[TASK].frames = 10
     world.turn(12)
-    assert [arguments for arguments, _ in world.calls] == [(b"saved", [])]
+    assert [arguments for arguments, _ in world.calls] == [(b"saved", [OTHER])]
 
 
 def test_none_is_made_where_none_is_wanted(monkeypatch, tmp_path):

@@ -690,6 +690,29 @@ def test_a_smaller_ring_keeps_the_newest_rows():
     assert {len(loaded.rows(task)) for task in NAMES} == {20}
 
 
+@pytest.mark.parametrize("lost", [1, 13, 30, 70])
+@pytest.mark.parametrize("end", [50, 57], ids=["after a push", "within a push"])
+def test_rows_after_a_gap_make_no_transitions_that_never_were(end, lost):
+    spec, push_rows = BY_NAME["left"], 10
+    numbers = np.arange(200)
+    rows = np.zeros((200, spec.row_size), np.float32)
+    rows[:, 0] = numbers
+    row_flags(rows)[:] = np.where(numbers % push_rows == push_rows - 1, 0, TRANSITION)
+    replay = make_replay(capacity=40)
+    replay.write_rows("left", 0, rows[:end])
+    replay.write_rows("left", end + lost, rows[end + lost : end + lost + 23])
+    sampled = replay.sample_rows(2000, 1, ("left",)).rows["left"][0]
+    before, after = sampled[:, 0], sampled[:, spec.row_size]
+    assert (after == before + 1).all()
+    # All that are held are drawn, also by the process that takes the memory over.
+    held = np.concatenate([numbers[:end], numbers[end + lost : end + lost + 23]])
+    held = held[(held >= end + lost + 23 - 40) & (held % push_rows != push_rows - 1) & (held != end - 1)]
+    held = held[held != end + lost + 22]
+    assert np.unique(before).tolist() == held.tolist()
+    flags = row_flags(replay.rows("left"))
+    assert np.count_nonzero(flags & TRANSITION) == replay.stats()["left"]["transitions"]
+
+
 def test_loaded_replay_knows_the_pushes_it_has_acknowledged():
     replay = make_replay()
     push = push_of(0, "one", left=rollout_of("left"))

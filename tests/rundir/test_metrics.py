@@ -1,5 +1,6 @@
 """Metrics: the figures of a line, what they count over, and that they go on after a resume."""
 
+import importlib
 import json
 import math
 import os
@@ -263,6 +264,27 @@ def test_tensorboard_has_every_number_over_frames(tmp_path):
     assert "right/return_mean" not in tags
     [event] = events.Scalars("left/return_mean")
     assert (event.step, event.value) == (42, 1.5)
+
+
+@pytest.mark.parametrize("reader", ["event_accumulator", "plugin_event_accumulator"])
+def test_tensorboard_shows_a_resumed_run_without_what_it_left(tmp_path, monkeypatch, reader):
+    accumulators = importlib.import_module(f"tensorboard.backend.event_processing.{reader}")
+    for second, begin_frames, frames, shown in (
+        (1, None, (100, 200, 300), [100, 200, 300]),
+        (2, 100, (150, 250), [100, 150, 250]),
+        (3, 150, (180, 190), [100, 150, 180, 190]),
+    ):
+        # Event files are read in the order of their names.
+        monkeypatch.setattr("time.time", lambda second=second: float(second))
+        board = TensorBoard(tmp_path, begin_frames)
+        for step in frames:
+            board.write({"frames": step, "tasks": {"left": {"return_mean": float(second)}}})
+        board.close()
+        monkeypatch.undo()
+        events = accumulators.EventAccumulator(str(tmp_path))
+        events.Reload()
+        found = events.Tensors if reader.startswith("plugin") else events.Scalars
+        assert [event.step for event in found("left/return_mean")] == shown
 
 
 def test_json_lines_go_on_after_the_last_whole_one(tmp_path):

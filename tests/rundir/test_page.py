@@ -7,7 +7,7 @@ import re
 import pytest
 
 from mtray.report import main
-from mtray.rundir.page import _grouped, _together, read_run
+from mtray.rundir.page import _MINUTES, _evaluated, _grouped, _together, read_run
 
 
 def line(time, frames, **returns):
@@ -64,6 +64,27 @@ def test_curves_are_compared_where_all_of_them_are():
     assert (places[0], places[-1]) == (1.0, 2.0)
     assert values[:, 0].tolist() == [1.0, 7.0]
     assert values[:, -1].tolist() == [2.0, 7.0]
+
+
+def test_evaluations_that_a_resume_has_left_are_not_drawn_and_the_others_at_their_frames(make_run):
+    def evaluated(time, frames, value):
+        event = {"time": time + 5, "event": "evaluated", "of_time": time, "frames": frames}
+        return {**event, "returns": {"walk": [value - 1, value + 1]}}
+
+    # As a resume of the checkpoint of 300 frames leaves the lines; `line` counts as many frames for the task.
+    lines = [line(time, time, walk=1.0) for time in (100.0, 200.0, 300.0)]
+    lines += [line(time, time - 600, walk=1.0) for time in (950.0, 1000.0, 1100.0)]
+    before = [evaluated(time, time, time) for time in (200.0, 300.0, 600.0, 900.0)]
+    resume = {"time": 900.0, "event": "resume", "checkpoint": "x", "frames": 300}
+    events = [*before, resume, evaluated(1000.0, 400, 42.0)]
+    run = read_run(make_run("a", lines, events))
+    assert _evaluated([run], "walk", "frames of the task") == [(200.0, 200.0), (300.0, 300.0), (400.0, 42.0)]
+    minutes = [place for place, _ in _evaluated([run], "walk", _MINUTES)]
+    assert minutes == [200 / 60, 300 / 60, 1000 / 60]
+    # Of two tasks each has a share of the frames.
+    halved = [{**each, "frames": 2 * each["frames"]} for each in lines]
+    run = read_run(make_run("b", halved, [evaluated(150.0, 300, 7.0)]))
+    assert _evaluated([run], "walk", "frames of the task") == [(150.0, 7.0)]
 
 
 def test_a_run_without_a_return_is_drawn(tmp_path, make_run):

@@ -42,6 +42,17 @@ def test_a_long_reason_is_shortened_and_tasks_that_were_set_aside_are_named(tmp_
     assert rows["set aside"] == "left"
 
 
+def test_a_task_that_was_set_aside_before_a_resume_is_not_named(tmp_path):
+    events = [
+        {"time": 1.0, "event": "set_aside", "part": "left", "cause": "it melted"},
+        {"time": 2.0, "event": "resume", "checkpoint": "x", "frames": 10},
+        {"time": 3.0, "event": "set_aside", "part": "right", "cause": "it melted"},
+    ]
+    for count, named in ((2, None), (3, "right")):
+        (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events[:count]))
+        assert dict(row[:2] for row in table({str(tmp_path): SUMMARY})).get("set aside") == named
+
+
 def test_run_that_ended_is_told_by_its_summary(tmp_path):
     write_lines(tmp_path, LINE)
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))

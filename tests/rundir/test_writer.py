@@ -1,6 +1,7 @@
 """Rows in checkpoints: each is written once, every checkpoint is whole by itself, overwritten rows end with it."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +117,26 @@ def test_a_resumed_run_links_what_was_saved_before(tmp_path):
         path = save(CheckpointWriter(run_dir, 2, {"a": ROW_BYTES}, read(latest(tmp_path))), ring, 2)
         assert numbers(path) == list(range(510))
         assert ring.fetched == ([(500, 510)] if run_dir == tmp_path else [])
+
+
+@pytest.mark.parametrize("chunk_rows", [100, 10**6])
+def test_rows_whose_files_are_gone_are_written_again_as_far_as_the_ring_holds_them(tmp_path, monkeypatch, chunk_rows):
+    monkeypatch.setattr(writer_module, "CHUNK_BYTES", chunk_rows * ROW_BYTES)
+    ring = Ring(600)
+    ring.written = 500
+    parent = save(CheckpointWriter(tmp_path, 2, {"a": ROW_BYTES}), ring, 1)
+    (tmp_path / "fork").mkdir()
+    fork = CheckpointWriter(tmp_path / "fork", 2, {"a": ROW_BYTES}, read(parent))
+    # The parent run has saved twice since.
+    shutil.rmtree(parent)
+    for frames, written in ((2, 510), (3, 700)):
+        ring.written = written
+        path = save(fork, ring, frames)
+        # Overwritten rows of a chunk stay while others of it are held.
+        assert numbers(path)[-600:] == list(range(ring.start, written))[-600:]
+    for chunk in read(path).rows["a"][:1]:
+        chunk.path.unlink()
+    assert numbers(save(fork, ring, 4)) == list(range(100, 700))
 
 
 def test_a_write_that_failed_is_made_again_whole(tmp_path, monkeypatch):

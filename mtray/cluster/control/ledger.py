@@ -199,7 +199,11 @@ class Ledger(Lifecycle):
         self.frames_lost += lost
         sentence = f"the replay is back from {restored.source}: {lost:,} frames are lost and collected again"
         cause = f"{lost} frames lost"
-        self._tell("restored", sentence if lost else "", part="the replay", source=restored.source, cause=cause)
+        if not restored.has_rows:
+            sentence += "; it has no rows, so that the warm-up is repeated"
+            cause += ", without rows"
+        is_loss = lost > 0 or not restored.has_rows
+        self._tell("restored", sentence if is_loss else "", part="the replay", source=restored.source, cause=cause)
         for part in self._fencing:
             self._call(self.replay, Method.FENCE, of=part)
         for actor in (self.learner, *self.collectors):

@@ -1,11 +1,14 @@
 """The best policy of a run so far, by its evaluations, kept beside the newest checkpoints.
 
-`BEST` names its folder, which holds the policy and what it was evaluated with, but nothing that a run continues from.
+`BEST` names its folder, which holds the policy and its evaluation, but nothing that a run continues from. `RANGES`
+holds the lowest and the highest return of each task over all evaluations of the run, so that a resume knows them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -14,16 +17,20 @@ from typing import Any
 
 from mtray.errors import UsageError
 from mtray.rundir.checkpoints.checkpoint import FORMAT, POLICY, read_meta
-from mtray.rundir.files import META, replace_file, sync_folder, to_json, write_synced
+from mtray.rundir.files import META, replace_file, sync_folder, write_synced
 
-BEST = "best"
+BEST, RANGES = "best", "ranges.json"
+# Least range of a task's returns, as a share of the largest: differences of a task that was solved before its first
+# evaluation are noise.
+_LEAST_RANGE = 0.05
 
 
 class BestPolicy:
     """Keeps the policy whose returns are higher than those of the one before, over all tasks.
 
-    Returns of different tasks are compared by their range: a policy is better if its returns exceed those of the best,
-    each divided by the difference of the highest and the lowest return of that task, on average over tasks.
+    A policy is better if the sum over tasks of (its return - the best's return) / range is positive. A task's range is
+    the difference of the highest and the lowest return of all evaluations so far, but at least `_LEAST_RANGE` of the
+    largest absolute return.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -34,48 +41,74 @@ class BestPolicy:
         with contextlib.suppress(UsageError, KeyError, TypeError, ValueError):
             evaluation = read_meta(best_of(run_dir))["evaluation"]
             self._returns = {task: float(value) for task, value in evaluation["returns"].items()}
-            self._ranges = {task: (float(low), float(high)) for task, (low, high) in evaluation["ranges"].items()}
+        with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
+            ranges = json.loads((run_dir / "checkpoints" / RANGES).read_bytes())
+            self._ranges = {task: (float(low), float(high)) for task, (low, high) in ranges.items()}
+        self._include(self._returns)
+
+    def widen(self, returns: Mapping[str, float]) -> None:
+        """Count returns for the ranges only: those of a policy that must not be kept, as before the first update.
+
+        Raises:
+            OSError: the ranges can't be written; they count until the run ends.
+        """
+        before = dict(self._ranges)
+        self._include(returns)
+        if self._ranges != before:
+            replace_file(self._folder() / RANGES, json.dumps(self._ranges))
 
     def offer(self, policy: bytes, returns: Mapping[str, float], meta: Mapping[str, Any]) -> bool:
         """Keep a policy if it is the best; return whether it is.
 
         Args:
             policy: what `torch.save` made of its state.
-            returns: task to mean return.
+            returns: task to mean return, of every task but those that are set aside. A policy with a return that is
+                not finite is never kept.
             meta: plain values to keep with it: ``updates``, ``frames``, ``config`` and ``specs``.
 
         Raises:
             OSError: it can't be written; the one before stays.
         """
-        for task, value in returns.items():
-            low, high = self._ranges.get(task, (value, value))
-            self._ranges[task] = min(low, value), max(high, value)
-        if self._returns and self._gain(returns) <= 0:
+        self.widen(returns)
+        if not all(map(math.isfinite, returns.values())) or (self._returns and self._gain(returns) <= 0):
             return False
         self._write(policy, returns, meta)
         self._returns = dict(returns)
         return True
 
+    def _include(self, returns: Mapping[str, float]) -> None:
+        for task, value in returns.items():
+            if math.isfinite(value):
+                low, high = self._ranges.get(task, (value, value))
+                self._ranges[task] = min(low, value), max(high, value)
+
     def _gain(self, returns: Mapping[str, float]) -> float:
         gain = 0.0
-        for task in returns.keys() & self._returns.keys():
+        for task, value in returns.items():
             low, high = self._ranges[task]
-            gain += (returns[task] - self._returns[task]) / (high - low) if high > low else 0.0
+            # The best was not evaluated in a task that was set aside then.
+            more = value - self._returns.get(task, low)
+            gain += more / max(high - low, _LEAST_RANGE * max(-low, high)) if more else 0.0
         return gain
 
-    def _write(self, policy: bytes, returns: Mapping[str, float], meta: Mapping[str, Any]) -> None:
+    def _folder(self) -> Path:
         folder = self._run_dir / "checkpoints"
         # Not its parents: a run directory that was deleted is not made again.
         folder.mkdir(exist_ok=True)
+        return folder
+
+    def _write(self, policy: bytes, returns: Mapping[str, float], meta: Mapping[str, Any]) -> None:
+        folder = self._folder()
         name = f"{BEST}-{meta['updates']:012d}"
         partial = folder / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        evaluation = {"returns": dict(returns), "ranges": self._ranges}
+        evaluation = {"returns": dict(returns)}
         whole = {**meta, "evaluation": evaluation, "format": FORMAT, "rows": {}, "crc32": {POLICY: zlib.crc32(policy)}}
         try:
             partial.mkdir()
             write_synced(partial / POLICY, policy)
-            write_synced(partial / META, to_json(whole, indent=1).encode())
+            # With infinities, which standard JSON lacks: bounds of actions may be infinite.
+            write_synced(partial / META, json.dumps(whole, indent=1).encode())
             sync_folder(partial)
             # One of as many updates: of a run that was resumed from before it.
             shutil.rmtree(folder / name, ignore_errors=True)

@@ -4,7 +4,8 @@ A folder is filled under a temporary name, flushed to disk and renamed; ``latest
 it. A task's rows lie in chunks that are never changed: a new checkpoint holds the chunks of the one before as hard
 links, or copies where the file system has none, and writes only rows that are newer. A chunk whose rows were all
 overwritten is left out, and its file ends with the last checkpoint that holds it. So every folder is complete by
-itself, and no copy of the rings is ever made.
+itself, and no copy of the rings is ever made. Where files of the checkpoint before are gone, the ring's rows are
+written again.
 """
 
 from __future__ import annotations
@@ -145,6 +146,9 @@ def _kept(held: list[Chunk], start: int, written: int, row_bytes: int) -> Iterat
     """Yield the chunks that a checkpoint takes over, then the rows that it writes as new ones."""
     most = max(1, CHUNK_BYTES // row_bytes)
     held = [chunk for chunk in held if chunk.end > start]
+    # The run that this one forked from removes its old checkpoints, and so may users.
+    if not all(chunk.path.is_file() for chunk in held):
+        held = []
     begin = held[-1].end if held else start
     # Small chunks are written again as part of a larger one, as a binary counter carries.
     while held and held[-1].end - held[-1].begin <= written - begin and written - held[-1].begin <= most:

@@ -299,6 +299,15 @@ def test_frames_that_a_replay_could_not_restore_are_asked_for_again():
     assert script.find(Method.COLLECT)
 
 
+def test_a_replay_that_comes_back_without_rows_is_told_also_if_no_frame_is_lost():
+    script = with_ten_frames()
+    script.fail(Method.COUNT, Failure.DIED)
+    revive(script, Part("replay", 0, 1), restored(10, source="checkpoint", has_rows=False, warm=False))
+    (told,) = [told for told in script.told if told.event == "restored"]
+    assert told.fields["cause"] == "0 frames lost, without rows"
+    assert "it has no rows, so that the warm-up is repeated" in told.sentence
+
+
 def test_frames_of_a_collector_that_is_gone_are_lost_with_the_replay():
     script = with_ten_frames()
     script.fail(Method.COLLECT, Failure.DIED, part=collector())

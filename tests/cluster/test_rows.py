@@ -1,0 +1,95 @@
+"""Rows of a replaced replay: from the newest checkpoint, or none where its files are gone; without Ray."""
+
+import shutil
+import types
+
+import numpy as np
+import pytest
+
+from mtray.cluster import rows as rows_module
+from mtray.cluster.actors.replay import Replay
+from mtray.cluster.rows import RowsKeeper
+from mtray.config.settings import Config, ReplayConfig
+from mtray.data.messages import Push
+from mtray.data.rows import TRANSITION, row_flags
+from mtray.errors import UsageError
+from mtray.rundir.checkpoints.checkpoint import Checkpoint, read
+from mtray.rundir.checkpoints.writer import CheckpointWriter
+from tests.makers import make_spec
+
+SPECS = (make_spec("left"), make_spec("right"))
+CONFIG = Config(tasks=("left", "right"), replay=ReplayConfig(capacity_rows=1000))
+ROW_BYTES = {spec.name: 4 * spec.row_size for spec in SPECS}
+
+
+class Remote:
+    """A replay whose methods are called as an actor's; its memory is out of the driver's reach."""
+
+    def __init__(self):
+        self.replay = Replay(SPECS, CONFIG)
+        self.memory = types.SimpleNamespace(remote=self._unreachable)
+
+    def __getattr__(self, name):
+        return types.SimpleNamespace(remote=getattr(self.replay, name))
+
+    def _unreachable(self):
+        raise OSError("on another node")
+
+
+def push(replay, number, steps=16):
+    rows = {spec.name: np.zeros((steps + 1, spec.row_size), np.float32) for spec in SPECS}
+    for of in rows.values():
+        row_flags(of)[:-1] = TRANSITION
+    replay.insert.remote(Push(source="one", number=number, rows=rows))
+
+
+def transitions(replay):
+    return {task: figures["transitions"] for task, figures in replay.replay._replay.stats().items()}
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch):
+    """A run's writer, its keeper of rows and its first replay, which has saved 160 steps of each task."""
+    monkeypatch.setattr(rows_module, "ray", types.SimpleNamespace(get=lambda answer: answer))
+    keeper, replay, writer = RowsKeeper(SPECS, CONFIG), Remote(), CheckpointWriter(tmp_path, 2, ROW_BYTES)
+    assert keeper.fill(replay, None) == ("nothing", True)
+    for number in range(10):
+        push(replay, number)
+    save(writer, keeper, replay)
+    return writer, keeper, replay
+
+
+def save(writer, keeper, replay):
+    state = replay.snapshot.remote()[1]
+    saved = Checkpoint(sum(state["frames"].values()), {"specs": []}, b"", b"", state)
+    return writer.write(saved, keeper.reader(replay))
+
+
+def test_a_replaced_replay_has_the_newest_checkpoints_rows(begun):
+    writer, keeper, _ = begun
+    replay = Remote()
+    assert keeper.fill(replay, writer.newest) == ("checkpoint", True)
+    assert transitions(replay) == {"left": 160, "right": 160}
+
+
+def test_a_replaced_replay_whose_rows_files_are_gone_has_counts_only_and_what_follows_is_saved(begun):
+    writer, keeper, _ = begun
+    # The rows of the other task are there, and are put back before it is found.
+    writer.newest.rows["right"][0].path.unlink()
+    replay = Remote()
+    assert keeper.fill(replay, writer.newest) == ("checkpoint", False)
+    assert transitions(replay) == {"left": 0, "right": 0}
+    assert replay.count.remote()["frames"] == {"left": 160, "right": 160}
+    push(replay, 11)
+    saved = read(save(writer, keeper, replay))
+    assert {task: [(chunk.begin, chunk.end) for chunk in of] for task, of in saved.rows.items()} == {
+        "left": [(0, 17)],
+        "right": [(0, 17)],
+    }
+
+
+def test_a_run_does_not_begin_with_a_checkpoint_whose_rows_are_gone(begun):
+    writer, _, _ = begun
+    shutil.rmtree(writer.newest.path)
+    with pytest.raises(UsageError, match=r"can't be read \(No such file"):
+        RowsKeeper(SPECS, CONFIG).fill(Remote(), writer.newest)
