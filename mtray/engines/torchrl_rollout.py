@@ -46,6 +46,8 @@ class RunningEnv:
         spec = self.env.full_action_spec[ACTION]
         return spec.shape, spec.dtype
 
+    # Without, an environment with parameters of its own, as a learned model's, records a graph that grows with each step.
+    @torch.no_grad()
     def reset(self, mask: BoolArray) -> TensorDictBase:
         """Start episodes where ``mask`` is true, the first time in all copies; return the new root."""
         if self.root is None:
@@ -56,6 +58,7 @@ class RunningEnv:
             self.root = cast(TensorDictBase, self.env.reset(self.root.set("_reset", flag), select_reset_only=True))
         return self.root
 
+    @torch.no_grad()
     def step(self, action: FloatArray) -> TensorDictBase:
         """Step with ``action`` [size, act_t] and return the step's ``next`` entries."""
         assert self.root is not None, "reset first"

@@ -189,6 +189,34 @@ def test_truncated_without_done_ends_an_episode():
     assert out.truncated.all()
 
 
+class Modelled(CountingEnv):
+    """Its state is computed with a parameter."""
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs, truncate_after=3)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def _reset(self, data=None, **kwargs):
+        self._steps = self._steps.detach()
+        return super()._reset(data, **kwargs)
+
+    def _step(self, data):
+        self._steps = self._steps * self.weight
+        return super()._step(data)
+
+
+def test_an_environment_with_parameters_records_no_graph():
+    sim = Task("mine", "torchrl", lambda n, seed: Modelled(n)).make_sim(2)
+    out = started(sim)
+    sim.step(np.zeros((2, 1), np.float32), out)
+    sim.reset(np.array([True, False]), out.observation)
+    sim.step(np.zeros((2, 1), np.float32), out)
+    (part,) = sim._parts
+    assert not part.env._steps.requires_grad
+    assert not any(value.requires_grad for value in part.root.values(True, True))
+    assert torch.is_grad_enabled()
+
+
 # Refused specs and data
 
 
