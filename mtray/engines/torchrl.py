@@ -20,7 +20,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mtray.data.specs import OBSERVATION, REWARD, UNBOUNDED, FloatArray
+from mtray.data.specs import OBSERVATION, REWARD, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
 from mtray.engines.torchrl_rollout import RunningEnv
 from mtray.engines.torchrl_specs import check_new, info_entries, is_started, read_spec
@@ -106,8 +106,8 @@ class TorchrlSim(BatchSim):
             UsageError: the data does not match the specs, or is not finite as float32.
         """
         out = StepArrays.empty(self.num_envs, self.spec)
-        bounds = zip(self.spec.action_low, self.spec.action_high, strict=True)
-        middle = np.array([0.0 if low <= -UNBOUNDED else (low + high) / 2 for low, high in bounds], np.float32)
+        low, high = self.spec.action_range
+        middle = (low + high) / 2
         with np.errstate(over="ignore"):
             self.reset(np.ones(self.num_envs, np.bool_), out.observation)
             self._check_finite("reset", out)
