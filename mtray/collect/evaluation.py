@@ -15,6 +15,7 @@ from mtray.config.checks import require
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
+from mtray.tasks.generators import generators_seeded
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
 from mtray.tasks.restored import process_restored
@@ -91,7 +92,8 @@ def play(
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True
     try:
-        with torch.no_grad():
+        # Seeded too, so that the episodes are the same; restored, since the process may be the user's.
+        with torch.no_grad(), generators_seeded(task, seed):
             state = env.reset()
             check_finite(task.name, "reset", "observation", state.get(task.spec.key).numpy())
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)

@@ -46,7 +46,7 @@ class RunningEnv:
         spec = self.env.full_action_spec[ACTION]
         return spec.shape, spec.dtype
 
-    # Without, an environment with parameters of its own, as a learned model's, records a graph that grows with each step.
+    # Otherwise an environment with parameters, such as a learned model, records a graph that grows with each step.
     @torch.no_grad()
     def reset(self, mask: BoolArray) -> TensorDictBase:
         """Start episodes where ``mask`` is true, the first time in all copies; return the new root."""

@@ -1,7 +1,9 @@
 """Evaluation in Python."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from mtray.tasks import registry
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv, CountingMaker
 from tests.failing import FailingMaker
-from tests.makers import point
+from tests.makers import Drawing, point
 
 COUNT = CountingMaker(truncate_after=4)
 
@@ -106,6 +108,28 @@ def test_a_number_that_is_not_finite_is_an_error_as_in_training(what, message):
     with pytest.raises(TaskError, match=f"task 'mine': {message}") as caught:
         play(policy, task, 2)
     assert caught.value.task == "mine"
+
+
+class StartIsReward(Drawing):
+    def _step(self, data):
+        return super()._step(data).set("reward", self._start.sum(-1, keepdim=True))
+
+
+def test_episodes_are_the_same_and_the_processs_generators_go_on():
+    task = Task("mine", "torchrl", lambda num_envs, seed: StartIsReward(num_envs))
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    expected = torch.rand(()).item(), np.random.rand(), random.random()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    first, _ = play(policy, task, 2, seed=1)
+    assert (torch.rand(()).item(), np.random.rand(), random.random()) == expected
+    again, other = play(policy, task, 2, seed=1)[0], play(policy, task, 2, seed=2)[0]
+    assert first == again
+    assert len({*first, *other}) == 4
 
 
 def test_a_task_that_raises_is_named():
