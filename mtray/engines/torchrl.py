@@ -22,8 +22,9 @@ from torchrl.envs import EnvBase
 
 from mtray.data.specs import OBSERVATION, REWARD, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
+from mtray.engines.torchrl_inner import check_new, is_started
 from mtray.engines.torchrl_rollout import RunningEnv
-from mtray.engines.torchrl_specs import check_new, info_entries, is_started, read_spec
+from mtray.engines.torchrl_specs import info_entries, read_spec
 from mtray.errors import MtrayError, TaskError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
