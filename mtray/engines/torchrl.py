@@ -33,7 +33,8 @@ Maker = Callable[[int, int], EnvBase]
 class TorchrlSim(BatchSim):
     """K copies of a user's task.
 
-    An episode ends where ``done``, ``terminated`` or ``truncated`` is true; it is truncated unless it terminated.
+    An episode ends where ``done``, ``terminated`` or ``truncated`` is true; it is truncated unless it terminated. Where
+    an environment gives ``done`` alone, TorchRL sets ``terminated`` to the same.
     """
 
     def __init__(self, name: str, maker: Maker, num_envs: int, seed: int) -> None:

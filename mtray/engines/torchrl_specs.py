@@ -22,15 +22,21 @@ NAME = "torchrl"
 # Entries of InitTracker, TrajCounter and Timer, which are no observations. StepCounter's and RewardSum's are states.
 _BOOKKEEPING = ("is_init", "traj_count", "time_step", "time_policy", "time_reset")
 
+# Classes of TorchRL and Gymnasium that normalise with running statistics; Gymnasium may not be installed.
+_NORMALISING = {"VecNorm", "VecNormV2", "NormalizeObservation", "NormalizeReward"}
+
 
 def read_spec(name: str, env: EnvBase) -> TaskSpec:
     """Return the environment's `TaskSpec`.
 
     Raises:
-        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself.
+        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself, or has running
+            statistics.
     """
     _check_no_autoreset(name, env)
+    _check_no_running_statistics(name, env)
     _check_reward(name, env)
+    _check_ends(name, env)
     size = _observation_size(name, env)
     low, high = _action_bounds(name, env)
     return TaskSpec(
@@ -83,6 +89,29 @@ def _check_no_autoreset(name: str, env: EnvBase) -> None:
                 "episode: return one unbatched environment (the maker is called once per copy), or a Gymnasium vector "
                 "environment made with autoreset_mode=AutoresetMode.DISABLED"
             )
+
+
+def _check_no_running_statistics(name: str, env: EnvBase) -> None:
+    for part in inner(env):
+        kind, bases = type(part).__name__, {base.__name__ for base in type(part).__mro__}
+        if not bases & _NORMALISING:
+            continue
+        is_frozen = getattr(part, "frozen", False) or not getattr(part, "_update_running_mean", True)
+        if not is_frozen:
+            raise UsageError(
+                f"task {name!r}: {kind} has running statistics, which differ between copies and are lost in evaluation "
+                f"and after a resume; mtray normalises observations and scales rewards itself: drop {kind}"
+            )
+
+
+def _check_ends(name: str, env: EnvBase) -> None:
+    specs = dict(env.full_done_spec.items(True, True))
+    wrong = {key: spec for key, spec in specs.items() if spec.shape.numel() != math.prod(env.batch_size)}
+    if not {"done", "terminated"} <= set(specs) or wrong:
+        raise UsageError(
+            f"task {name!r} ends its episodes with {_described(wrong or specs)}: its full_done_spec must have 'done', "
+            f"'terminated' and, if it truncates, 'truncated', each of shape {(*env.batch_size, 1)}"
+        )
 
 
 def _check_reward(name: str, env: EnvBase) -> None:

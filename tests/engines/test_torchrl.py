@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import (
     CatFrames,
     CatTensors,
@@ -31,6 +31,7 @@ from torchrl.envs import (
     Timer,
     TransformedEnv,
     UnsqueezeTransform,
+    VecNorm,
     VecNormV2,
 )
 
@@ -88,7 +89,6 @@ MAKERS = {
     "pool": transformed(
         lambda: TimeMaxPool(["observation"], ["most"], T=2), lambda: RenameTransform(["most"], ["observation"])
     ),
-    "norm": transformed(lambda: VecNormV2(["observation"], ["observation"])),
     "scaled": transformed(lambda: RewardScaling(1.0, 2.0), lambda: ObservationNorm(0.5, 2.0, ["observation"])),
     "skip": transformed(lambda: FrameSkipTransform(2), lambda: StepCounter(3)),
     "noop": single(lambda: NoopResetEnv(noops=2)),
@@ -215,6 +215,32 @@ def test_an_environment_with_parameters_records_no_graph():
     assert not part.env._steps.requires_grad
     assert not any(value.requires_grad for value in part.root.values(True, True))
     assert torch.is_grad_enabled()
+
+
+class EndsWith(CountingEnv):
+    """Declares and gives only some of the flags that end an episode."""
+
+    def __init__(self, num_envs, *keys, width=1):
+        super().__init__(num_envs, truncate_after=1)
+        self.keys = keys
+        flags = {key: Binary(width, (num_envs, width), dtype=torch.bool) for key in keys}
+        self.full_done_spec = Composite(flags, shape=[num_envs])
+
+    def _reset(self, data=None, **kwargs):
+        return super()._reset(data, **kwargs).select("observation", *self.keys)
+
+    def _step(self, data):
+        return super()._step(data).select("observation", "reward", *self.keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "ends"), [(("done",), "terminated"), (("done", "terminated"), "truncated"), (("terminated",), None)]
+)
+def test_done_alone_terminates_and_without_terminated_truncates(keys, ends):
+    sim = Task("mine", "torchrl", lambda n, seed: EndsWith(n, *keys)).make_sim(2)
+    out = started(sim)
+    sim.step(np.zeros((2, 1), np.float32), out)
+    assert [key for key in ("terminated", "truncated") if getattr(out, key).all()] == ([ends] if ends else [])
 
 
 # Refused specs and data
@@ -380,6 +406,12 @@ def test_half_floats_are_kept_exactly():
     assert started(sim).observation[0, 0] == np.float32(np.float16(0.1))
 
 
+def test_flags_that_can_not_be_read_are_refused():
+    message = refused(lambda n, seed: EndsWith(n, "truncated"))
+    assert "'truncated' of shape (2, 1) torch.bool: its full_done_spec must have 'done', 'terminated'" in message
+    assert "'done' of shape (2, 3)" in refused(lambda n, seed: EndsWith(n, "done", width=3))
+
+
 def test_a_spec_that_raises_is_named():
     message = refused(lambda num_envs, seed: TransformedEnv(PointEnv(num_envs, seed), ExcludeTransform("nothing")))
     assert "task 'mine': its spec raised KeyError: " in message
@@ -459,6 +491,50 @@ def test_environments_that_reset_themselves_are_refused(maker):
     message = refused(maker)
     assert "resets itself" in message
     assert "one unbatched environment" in message
+
+
+# Running normalisation
+
+
+def normalised(kind, **settings):
+    wrapper = getattr(gym.wrappers, kind)
+
+    def maker(num_envs, seed):
+        env = wrapper(gym.make("Pendulum-v1"))
+        for name, value in settings.items():
+            setattr(env, name, value)
+        return TransformedEnv(GymWrapper(gym.wrappers.ClipReward(env, -10, 0)), DoubleToFloat())
+
+    return maker
+
+
+def vec_norm(kind):
+    def maker(num_envs, seed):
+        norm = kind(["observation"], ["observation"])
+        return TransformedEnv(PointEnv(num_envs, seed), Compose(StepCounter(4), norm))
+
+    return maker
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("maker", "kind"),
+    [
+        (vec_norm(VecNormV2), "VecNormV2"),
+        (vec_norm(VecNorm), "VecNorm"),
+        (normalised("NormalizeObservation"), "NormalizeObservation"),
+        (normalised("NormalizeReward"), "NormalizeReward"),
+    ],
+)
+def test_running_normalisation_is_refused(maker, kind):
+    message = refused(maker)
+    assert f"task 'mine': {kind} has running statistics" in message
+    assert "mtray normalises observations and scales rewards itself: drop " in message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frozen_normalisation_is_accepted():
+    assert Task("mine", "torchrl", normalised("NormalizeReward", update_running_mean=False)).spec
 
 
 def test_a_vector_environment_that_does_not_reset_itself_is_accepted():
