@@ -30,7 +30,7 @@ def read_spec(name: str, env: EnvBase) -> TaskSpec:
     """Return the environment's `TaskSpec`.
 
     Raises:
-        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself, or has running
+        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself or has running
             statistics.
     """
     _check_no_autoreset(name, env)

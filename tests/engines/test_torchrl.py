@@ -39,7 +39,7 @@ from mtray.engines.base import copy_seed
 from mtray.errors import UsageError
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv
-from tests.makers import PointEnv, observing, started, vector
+from tests.makers import PointEnv, drawing, observing, started, vector
 
 COPIES, STEPS = 3, 40
 
@@ -491,6 +491,143 @@ def test_environments_that_reset_themselves_are_refused(maker):
     message = refused(maker)
     assert "resets itself" in message
     assert "one unbatched environment" in message
+
+
+# Resets of some copies
+
+
+class Naive(PointEnv):
+    """Its reset restarts every copy."""
+
+    def _reset(self, tensordict=None):
+        return super()._reset()
+
+
+class NaiveGlobal(Naive):
+    """Draws its starts from torch's generator of the process."""
+
+    def _reset(self, tensordict=None):
+        self._generator = None
+        return super()._reset()
+
+
+class NaiveCounting(CountingEnv):
+    def _reset(self, data=None, **kwargs):
+        return super()._reset()
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [Naive, NaiveGlobal, lambda n, seed: NaiveCounting(n), lambda n, seed: TransformedEnv(Naive(n, seed), RewardSum())],
+)
+def test_an_environment_that_restarts_all_copies_is_refused(maker):
+    message = refused(maker)
+    assert "its reset of one copy restarts the others" in message
+    assert "return one unbatched environment" in message
+
+
+class Constant(CountingEnv):
+    def _state(self):
+        return {**super()._state(), "observation": torch.ones(*self.batch_size, 2)}
+
+
+class Bandit(PointEnv):
+    """Each observation is a new draw."""
+
+    def _step(self, tensordict):
+        data = super()._step(tensordict)
+        return data.set("observation", torch.rand(data["observation"].shape, generator=self._generator))
+
+
+class Noisy(PointEnv):
+    """Its steps are random."""
+
+    def _step(self, tensordict):
+        self._state = self._state + torch.randn(self._state.shape, generator=self._generator)
+        return super()._step(tensordict)
+
+
+class Unseeded(PointEnv):
+    """Its starts don't follow set_seed."""
+
+    generator = torch.Generator()
+
+    def _set_seed(self, seed):
+        self._generator = self.generator
+
+
+class Alternating(PointEnv):
+    """All that is observed of an episode is its goal, one of two in turn."""
+
+    turn = 0
+
+    def _reset(self, tensordict=None):
+        mask = None if tensordict is None else tensordict.get("_reset")
+        if mask is None or mask.all():
+            self.turn = 1 - self.turn
+        goal = torch.full_like(self._state, self.turn)
+        self._goal = goal if mask is None else torch.where(mask, goal, self._goal)
+        return super()._reset(tensordict).set("observation", self._goal.clone())
+
+    def _step(self, tensordict):
+        return super()._step(tensordict).set("observation", self._goal.clone())
+
+
+class Stateless(PointEnv):
+    """Keeps its state in the TensorDict, into which TorchRL writes only the copies that are reset."""
+
+    def __init__(self, num_envs, seed):
+        size = (num_envs, 1)
+        super().__init__(num_envs, seed, observation={"observation": vector(2)(num_envs), "count": Unbounded(size)})
+        self.state_spec = Composite(count=Unbounded(size), shape=[num_envs])
+
+    def _reset(self, tensordict=None):
+        return super()._reset().set("observation", torch.zeros(*self.batch_size, 2)).set("count", self._state[:, 1:])
+
+    def _step(self, tensordict):
+        count = tensordict["count"] + 1
+        return super()._step(tensordict).set("observation", count.expand(-1, 2).clone()).set("count", count)
+
+
+class SetSeedFails(PointEnv):
+    made = False
+
+    def _set_seed(self, seed):
+        if self.made:
+            raise NotImplementedError("this simulator can't be seeded")
+        self.made = True
+        super()._set_seed(seed)
+
+
+class ResetsAllAtOnce(CountingEnv):
+    def _reset(self, data=None, **kwargs):
+        assert data is None or data["_reset"].all(), "its copies end together"
+        return super()._reset()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "maker",
+    [
+        *(MAKERS[name] for name in ("plain", "several", "skip", "serial", "stateless")),
+        *(Bandit, Noisy, Unseeded, Alternating, Stateless, SetSeedFails),
+        lambda n, seed: vectors(gym.vector.AutoresetMode.DISABLED)(n, seed),
+        lambda n, seed: Constant(n),
+        lambda n, seed: ResetsAllAtOnce(n),
+        lambda n, seed: CountingEnv(n, truncate_after=1),
+        lambda n, seed: CountingEnv(n, truncate_after=2),
+    ],
+)
+def test_environments_that_may_reset_some_copies_are_accepted(maker):
+    assert Task("mine", "torchrl", maker).spec
+
+
+def test_the_draws_of_the_users_process_go_on_when_a_task_is_tried():
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    assert Task("mine", "torchrl", drawing).spec
+    assert torch.rand(()) == expected
 
 
 # Running normalisation
