@@ -116,7 +116,7 @@ def restarts_all_copies(sim: BatchSim, action: FloatArray, start: FloatArray, ou
 def _restart(
     sim: BatchSim, action: FloatArray, out: StepArrays, steps: int, mask: BoolArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Start, step, reset ``mask``, step; return the observations [steps + 1, K, obs_t] before the reset and the last."""
+    """Start, step, reset ``mask``, step; return the observations before the reset [steps + 1, K, obs_t] and after."""
     start_seeded(sim, out)
     before = [out.observation.copy()]
     for _ in range(steps):
