@@ -15,7 +15,6 @@ import tyro
 
 from mtray.config.checks import require
 from mtray.config.command_line import parse
-from mtray.data.specs import UNBOUNDED
 from mtray.errors import TaskError, UsageError
 from mtray.program import run_program
 from mtray.rundir.screen import counted, published
@@ -95,16 +94,13 @@ def _try(task: Task) -> str:
     from mtray.collect.hosts.inline import InlineHost
 
     spec, random = task.spec, np.random.default_rng(0)
-    low, high = np.array(spec.action_low, np.float32), np.array(spec.action_high, np.float32)
-    is_bounded = low > -UNBOUNDED
-    low, high = np.where(is_bounded, low, -1), np.where(is_bounded, high, 1)
     try:
         host = InlineHost(make_makers([task], 1, [0]))
         try:
             host.reset()
             (slot,), steps, length, begin = host.slots, 0, 0, time.monotonic()
             while time.monotonic() < begin + (_TRIAL_SECONDS if length else _EPISODE_SECONDS):
-                slot.action[:] = random.uniform(low, high)
+                slot.action[:] = random.uniform(*spec.action_range)
                 host.step()
                 steps += 1
                 if not length and (slot.terminated[0] or slot.truncated[0]):

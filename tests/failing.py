@@ -11,7 +11,7 @@ import torch
 
 from mtray.testing import CountingEnv
 
-# In the driver a task is built, reset and stepped once; what shall fail in a collector fails later.
+# In the driver a task is built, reset and stepped up to four times; what shall fail in a collector fails later.
 LATER = 5
 
 

@@ -1,5 +1,7 @@
 """Specs, random transitions with special floats, and users' makers (`tests.makers:point`) for tests."""
 
+import random
+
 import numpy as np
 import torch
 from tensordict import TensorDict
@@ -10,7 +12,7 @@ from mtray.data.rollout import pack
 from mtray.data.specs import DONE_KEYS, NEXT, TaskSpec, task_key
 from mtray.data.tensordicts import to_rollout
 from mtray.engines.base import StepArrays
-from mtray.testing import CountingMaker
+from mtray.testing import CountingEnv, CountingMaker
 
 # -0.0, the smallest and largest denormal, infinities, NaNs with payloads of both signs (one signalling).
 AWKWARD = (0x80000000, 0x00000001, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001)
@@ -252,6 +254,27 @@ async def later(num_envs, seed):
 
 
 NOT_CALLABLE = 3
+
+
+class Drawing(CountingEnv):
+    """Starts where the process's generators say: those of torch, numpy and random."""
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs, truncate_after=3, observation_size=3)
+        self._start = torch.zeros(num_envs, 3)
+
+    def _state(self):
+        return {**super()._state(), "observation": self._start.clone()}
+
+    def _reset(self, data=None, **kwargs):
+        mask = slice(None) if data is None or "_reset" not in data else data["_reset"][:, 0]
+        draws = [(torch.rand(()).item(), np.random.rand(), random.random()) for _ in range(self.batch_size[0])]
+        self._start[mask] = torch.tensor(draws)[mask]
+        return super()._reset(data, **kwargs)
+
+
+def drawing(num_envs, seed):
+    return Drawing(num_envs)
 
 
 class ReportingEnv(PointEnv):

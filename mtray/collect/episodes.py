@@ -99,8 +99,12 @@ class EpisodeTracker:
         self._returns[copy] += reward.sum(dtype=np.float64)
         self._steps[copy] += len(reward)
         self._random_steps[copy] += np.count_nonzero(is_random)
-        rewards = self._rewards[copy] = np.concatenate([self._rewards[copy], reward])[-self._horizon :]
-        self.largest_return = max(self.largest_return, float(np.abs(discounted_returns(rewards, self._discount)).max()))
+        # In pieces, so that a long rollout's early rewards count and `discounted_returns` stays exact.
+        for begin in range(0, len(reward), self._horizon):
+            rewards = np.concatenate([self._rewards[copy], reward[begin : begin + self._horizon]])
+            largest = float(np.abs(discounted_returns(rewards, self._discount)).max())
+            self.largest_return = max(self.largest_return, largest)
+            self._rewards[copy] = rewards[-self._horizon :]
 
     def _finish(self, copy: int) -> Episode:
         info = self._reported[copy].pop(0) if self._reported[copy] else {}

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from mtray.collect.episodes import InfoTracker
+from mtray.collect.hosts.slots import check_finite
 from mtray.config.checks import require
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
+from mtray.tasks.generators import generators_seeded
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
 from mtray.tasks.restored import process_restored
@@ -83,17 +85,26 @@ def play(
     Returns:
         Their undiscounted returns; and by name what the environment reported of each: its value at the last step, or
         the highest of the episode where ``success`` is in the name.
+
+    Raises:
+        TaskError: the task's own code raised, or gave a number that is not finite.
     """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     deterministic, policy.deterministic = policy.deterministic, True
     try:
-        with torch.no_grad():
+        # Seeded too, so that the episodes are the same; restored, since the process may be the user's.
+        with torch.no_grad(), generators_seeded(task, seed):
             state = env.reset()
+            check_finite(task.name, "reset", "observation", state.get(task.spec.key).numpy())
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
             reports, reported = InfoTracker(task.spec.info, episodes), dict[int, dict[str, float]]()
             for _ in range(_MOST_STEPS):
                 reached, state = env.step_and_maybe_reset(policy(state))
-                returns += running * reached.get(("next", "reward")).numpy()[:, 0]
+                reward = reached.get(("next", "reward")).numpy()
+                # What copies give after their episode counts for nothing: it may be no number.
+                check_finite(task.name, "step", "reward", reward[running])
+                check_finite(task.name, "step", "observation", reached.get(("next", task.spec.key)).numpy()[running])
+                returns += np.where(running, reward[:, 0], 0)
                 done = reached.get(("next", "done")).numpy()[:, 0]
                 for copy, values in reports.add(env.info, done).items():
                     reported.setdefault(copy, values)

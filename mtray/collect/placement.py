@@ -97,10 +97,11 @@ def step_seconds(task: Task, seconds: float = 0.01) -> float:
     try:
         out = StepArrays.empty(sim.num_envs, sim.spec)
         random, size = np.random.default_rng(0), (sim.num_envs, sim.spec.action_size)
+        low, high = sim.spec.action_range
         sim.reset(np.ones(sim.num_envs, np.bool_), out.observation)
 
         def step() -> None:
-            sim.step(random.uniform(-1, 1, size).astype(np.float32), out)
+            sim.step(random.uniform(low, high, size).astype(np.float32), out)
             ended = out.terminated | out.truncated
             if ended.any():
                 sim.reset(ended, out.observation)

@@ -99,6 +99,13 @@ class TaskSpec:
         return len(self.action_low)
 
     @property
+    def action_range(self) -> tuple[FloatArray, FloatArray]:
+        """Lowest and highest action [act_t] to draw: the bounds, or -1 and 1 where an entry has none."""
+        low, high = np.array((self.action_low, self.action_high), np.float32)
+        has_none = (low <= -UNBOUNDED) & (high >= UNBOUNDED)
+        return np.where(has_none, np.float32(-1), low), np.where(has_none, np.float32(1), high)
+
+    @property
     def row_size(self) -> int:
         """float32 words in a stored row: observation, action, reward, flags."""
         return self.observation_size + self.action_size + 2

@@ -2,7 +2,8 @@
 
 A maker is a callable ``maker(num_envs, seed)`` that returns a new TorchRL environment of batch size ``[num_envs]``, or
 ``[]``: then it is called once per copy, each time with another seed. The environment has one float observation vector
-under ``observation`` and one float action vector under ``action``.
+under ``observation`` and one float action vector under ``action``. The ``_reset`` of a batched one restarts only the
+copies where the entry ``_reset`` [num_envs, 1] bool of its TensorDict is true; without the entry, all.
 
 `mtray.engines.torchrl_specs` checks the specs; `mtray.engines.torchrl_rollout` steps the environments.
 """
@@ -20,10 +21,11 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 
-from mtray.data.specs import OBSERVATION, REWARD, UNBOUNDED, FloatArray
+from mtray.data.specs import OBSERVATION, REWARD, FloatArray
 from mtray.engines.base import LOGGER, TASK_FAILURES, BatchSim, BoolArray, StepArrays, copy_seed, task_error
-from mtray.engines.torchrl_rollout import RunningEnv
-from mtray.engines.torchrl_specs import check_new, info_entries, is_started, read_spec
+from mtray.engines.torchrl_inner import check_new, is_started
+from mtray.engines.torchrl_rollout import RunningEnv, restarts_all_copies, start_seeded
+from mtray.engines.torchrl_specs import info_entries, read_spec
 from mtray.errors import MtrayError, TaskError, UsageError
 
 Maker = Callable[[int, int], EnvBase]
@@ -32,7 +34,8 @@ Maker = Callable[[int, int], EnvBase]
 class TorchrlSim(BatchSim):
     """K copies of a user's task.
 
-    An episode ends where ``done``, ``terminated`` or ``truncated`` is true; it is truncated unless it terminated.
+    An episode ends where ``done``, ``terminated`` or ``truncated`` is true; it is truncated unless it terminated. Where
+    an environment gives ``done`` alone, TorchRL sets ``terminated`` to the same.
     """
 
     def __init__(self, name: str, maker: Maker, num_envs: int, seed: int) -> None:
@@ -99,20 +102,29 @@ class TorchrlSim(BatchSim):
         )
 
     def probe(self) -> None:
-        """Reset and step once, to find errors before a run starts.
+        """Reset and step a few times, to find errors before a run starts.
 
         Raises:
             TaskError: the environment raised.
-            UsageError: the data does not match the specs, or is not finite as float32.
+            UsageError: the data does not match the specs, or is not finite as float32; or a reset of one copy restarts
+                the others.
         """
         out = StepArrays.empty(self.num_envs, self.spec)
-        bounds = zip(self.spec.action_low, self.spec.action_high, strict=True)
-        middle = np.array([0.0 if low <= -UNBOUNDED else (low + high) / 2 for low, high in bounds], np.float32)
-        with np.errstate(over="ignore"):
-            self.reset(np.ones(self.num_envs, np.bool_), out.observation)
+        low, high = self.spec.action_range
+        # Not the middle: environments that are at rest there would not move.
+        action = np.tile(low + (high - low) * np.float32(0.75), (self.num_envs, 1))
+        with np.errstate(over="ignore"), torch.random.fork_rng(()):
+            start_seeded(self, out)
             self._check_finite("reset", out)
-            self.step(np.tile(middle, (self.num_envs, 1)), out)
+            start = out.observation.copy()
+            self.step(action, out)
             self._check_finite("step", out)
+            if len(self._parts) == 1 and self.num_envs == 2 and restarts_all_copies(self, action, start, out):
+                raise UsageError(
+                    f"task {self.name!r}: its reset of one copy restarts the others: `_reset` must restart only the "
+                    "copies where the entry '_reset' of its TensorDict is true; or return one unbatched environment "
+                    "(the maker is called once per copy)"
+                )
 
     def _check_finite(self, call: str, out: StepArrays) -> None:
         for key, values in ((OBSERVATION, out.observation), (REWARD, out.reward)):

@@ -2,10 +2,13 @@
 
 Each step starts from the TensorDict of the step before, so that entries of transforms and of stateless environments
 persist. Enters: actions as numpy arrays. Leaves: the environment's TensorDicts.
+
+`restarts_all_copies` finds batched environments whose reset of some copies restarts the others too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import cast
 
@@ -15,7 +18,8 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from mtray.data.specs import ACTION, NEXT, FloatArray
-from mtray.engines.base import BoolArray
+from mtray.engines.base import BatchSim, BoolArray, StepArrays
+from mtray.errors import MtrayError
 
 
 class RunningEnv:
@@ -46,6 +50,8 @@ class RunningEnv:
         spec = self.env.full_action_spec[ACTION]
         return spec.shape, spec.dtype
 
+    # Otherwise an environment with parameters, such as a learned model, records a graph that grows with each step.
+    @torch.no_grad()
     def reset(self, mask: BoolArray) -> TensorDictBase:
         """Start episodes where ``mask`` is true, the first time in all copies; return the new root."""
         if self.root is None:
@@ -56,6 +62,7 @@ class RunningEnv:
             self.root = cast(TensorDictBase, self.env.reset(self.root.set("_reset", flag), select_reset_only=True))
         return self.root
 
+    @torch.no_grad()
     def step(self, action: FloatArray) -> TensorDictBase:
         """Step with ``action`` [size, act_t] and return the step's ``next`` entries."""
         assert self.root is not None, "reset first"
@@ -68,3 +75,53 @@ class RunningEnv:
             stepped, root = env._post_step_mdp_hooks(stepped, root)
         self.root = root
         return cast(TensorDictBase, stepped.get(NEXT))
+
+
+def start_seeded(sim: BatchSim, out: StepArrays) -> None:
+    """Start all copies, with the same draws at each call as far as they come from torch or follow `set_seed`."""
+    torch.default_generator.manual_seed(0)
+    with contextlib.suppress(MtrayError):
+        sim.seed(0)
+    sim.reset(np.ones(sim.num_envs, np.bool_), out.observation)
+
+
+def restarts_all_copies(sim: BatchSim, action: FloatArray, start: FloatArray, out: StepArrays) -> bool:
+    """Return whether an environment certainly restarts its second copy when only the first is reset.
+
+    It does if the second copy then goes on as after a reset of both, and not as without a reset, though starts and
+    steps are the same each time. False where they are not, where an episode ends too soon, and after an error.
+
+    Args:
+        sim: two copies after `start_seeded` and one step.
+        action: [2, act_t], taken in all steps.
+        start: [2, obs_t], what they started with.
+        out: the result of the step; overwritten.
+    """
+    if (out.terminated | out.truncated).any():
+        return False
+    before = np.stack([start, out.observation])
+    try:
+        sim.step(action, out)
+        without = out.observation.copy()
+        found, partial = _restart(sim, action, out, 1, np.array([True, False]))
+        if not np.array_equal(found, before) or np.array_equal(partial[1], without[1]):
+            return False
+        whole, at_once = (_restart(sim, action, out, steps, np.ones(2, np.bool_))[1] for steps in (1, 0))
+    except MtrayError:
+        return False
+    # Equal only if steps draw no random numbers, since those of ``whole`` come after one step more.
+    return np.array_equal(whole, at_once) and np.array_equal(partial[1], whole[1])
+
+
+def _restart(
+    sim: BatchSim, action: FloatArray, out: StepArrays, steps: int, mask: BoolArray
+) -> tuple[FloatArray, FloatArray]:
+    """Start, step, reset ``mask``, step; return the observations before the reset [steps + 1, K, obs_t] and after."""
+    start_seeded(sim, out)
+    before = [out.observation.copy()]
+    for _ in range(steps):
+        sim.step(action, out)
+        before.append(out.observation.copy())
+    sim.reset(mask, out.observation)
+    sim.step(action, out)
+    return np.stack(before), out.observation.copy()

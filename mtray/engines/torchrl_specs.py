@@ -7,37 +7,36 @@ shape and dtype, and a remedy.
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torchrl.envs import EnvBase
-from torchrl.envs.batched_envs import BatchedEnvBase
 from torchrl.envs.transforms import AutoResetTransform, Transform, VecGymEnvTransform
 
 from mtray.data.specs import ACTION, OBSERVATION, REWARD, UNBOUNDED, TaskSpec
+from mtray.engines.torchrl_inner import inner
 from mtray.errors import UsageError
 
 NAME = "torchrl"
 
-# Attributes in which wrappers of TorchRL, Gymnasium and dm_control keep the wrapped object.
-_WRAPPED = ("base_env", "_env", "env", "_transform", "transforms", "_envs", "envs")
 # Entries of InitTracker, TrajCounter and Timer, which are no observations. StepCounter's and RewardSum's are states.
 _BOOKKEEPING = ("is_init", "traj_count", "time_step", "time_policy", "time_reset")
 
-# All environments that makers returned in this process, by id, to refuse one that is returned again.
-_returned: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+# Classes of TorchRL and Gymnasium that normalise with running statistics; Gymnasium may not be installed.
+_NORMALISING = {"VecNorm", "VecNormV2", "NormalizeObservation", "NormalizeReward"}
 
 
 def read_spec(name: str, env: EnvBase) -> TaskSpec:
     """Return the environment's `TaskSpec`.
 
     Raises:
-        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself.
+        UsageError: mtray can't learn from an entry, or would ignore it; or the environment resets itself or has running
+            statistics.
     """
     _check_no_autoreset(name, env)
+    _check_no_running_statistics(name, env)
     _check_reward(name, env)
+    _check_ends(name, env)
     size = _observation_size(name, env)
     low, high = _action_bounds(name, env)
     return TaskSpec(
@@ -70,76 +69,15 @@ def _reported(env: EnvBase) -> set[Any]:
     """Return all entries that report on an environment, numbers or not."""
     keys = list(env.observation_spec.keys(True, True))
     found = {key for key in keys if key == "success" or (isinstance(key, tuple) and key[0] == "info")}
-    for part in _inner(env):
+    for part in inner(env):
         for reader in getattr(part, "__dict__", {}).get("_info_dict_reader", ()):
             spec: Any = getattr(reader, "info_spec", None)
             found |= set(() if spec is None else spec.keys(True, True)) & set(keys)
     return found - {OBSERVATION}
 
 
-def check_new(name: str, envs: Sequence[EnvBase]) -> None:
-    """Check that a maker built new environments.
-
-    Raises:
-        UsageError: two of these environments, or one of them and an earlier one, are or wrap the same object.
-    """
-    found = list(_environments(envs))
-    groups = [envs, *(members for env in envs for members in _vectorised(env))]
-    if any(_returned.get(id(env)) is env for env in found) or any(map(_overlap, groups)):
-        raise UsageError(
-            f"the maker of task {name!r} returned the same environment twice: it must build a new one at each call"
-        )
-    _returned.update({id(env): env for env in found if hasattr(type(env), "__weakref__")})
-
-
-def is_started(env: EnvBase) -> bool:
-    """Return whether an environment can be closed; TorchRL's batched ones can't be before their first reset."""
-    return not any(isinstance(part, BatchedEnvBase) and part.__dict__["is_closed"] for part in _inner(env))
-
-
-def _inner(env: Any) -> Iterator[Any]:
-    """Yield an object and all objects that it wraps, directly or not."""
-    seen: set[int] = set()
-    waiting = [env]
-    while waiting:
-        current = waiting.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        # Not getattr: attribute access can make TorchRL's batched environments start their processes.
-        fields = getattr(current, "__dict__", {})
-        fields = {**fields, **(fields.get("_modules") or {})}
-        for value in (fields.get(key) for key in _WRAPPED):
-            parts: Iterable[Any] = value if isinstance(value, list | tuple | torch.nn.ModuleList) else [value]
-            waiting += [part for part in parts if part is not None]
-
-
-def _environments(envs: Iterable[Any]) -> Iterator[Any]:
-    """Yield these environments and all that they wrap."""
-    for env in envs:
-        for part in _inner(env):
-            if hasattr(type(part), "step") and hasattr(type(part), "reset"):
-                yield part
-
-
-def _vectorised(env: Any) -> Iterator[Sequence[Any]]:
-    """Yield the members of each vectorised environment in ``env``."""
-    for part in _inner(env):
-        for key in ("_envs", "envs"):
-            members = getattr(part, "__dict__", {}).get(key)
-            if isinstance(members, list | tuple):
-                yield members
-
-
-def _overlap(envs: Sequence[Any]) -> bool:
-    """Return whether two of these environments are or wrap the same one."""
-    ids = [id(part) for env in envs for part in _environments([env])]
-    return len(ids) > len(set(ids))
-
-
 def _check_no_autoreset(name: str, env: EnvBase) -> None:
-    for part in _inner(env):
+    for part in inner(env):
         resets_itself = (
             isinstance(part, AutoResetTransform | VecGymEnvTransform)
             or "autoreset" in type(part).__name__.lower()
@@ -151,6 +89,29 @@ def _check_no_autoreset(name: str, env: EnvBase) -> None:
                 "episode: return one unbatched environment (the maker is called once per copy), or a Gymnasium vector "
                 "environment made with autoreset_mode=AutoresetMode.DISABLED"
             )
+
+
+def _check_no_running_statistics(name: str, env: EnvBase) -> None:
+    for part in inner(env):
+        kind, bases = type(part).__name__, {base.__name__ for base in type(part).__mro__}
+        if not bases & _NORMALISING:
+            continue
+        is_frozen = getattr(part, "frozen", False) or not getattr(part, "_update_running_mean", True)
+        if not is_frozen:
+            raise UsageError(
+                f"task {name!r}: {kind} has running statistics, which differ between copies and are lost in evaluation "
+                f"and after a resume; mtray normalises observations and scales rewards itself: drop {kind}"
+            )
+
+
+def _check_ends(name: str, env: EnvBase) -> None:
+    specs = dict(env.full_done_spec.items(True, True))
+    wrong = {key: spec for key, spec in specs.items() if spec.shape.numel() != math.prod(env.batch_size)}
+    if not {"done", "terminated"} <= set(specs) or wrong:
+        raise UsageError(
+            f"task {name!r} ends its episodes with {_described(wrong or specs)}: its full_done_spec must have 'done', "
+            f"'terminated' and, if it truncates, 'truncated', each of shape {(*env.batch_size, 1)}"
+        )
 
 
 def _check_reward(name: str, env: EnvBase) -> None:
@@ -192,7 +153,7 @@ def _observation_size(name: str, env: EnvBase) -> int:
 def _used_keys(env: EnvBase) -> set[Any]:
     """Return the entries that are learned from, are state, or that a transform computes another entry from."""
     keys = {OBSERVATION, *_BOOKKEEPING, *env.state_spec.keys(True, True)}
-    for part in _inner(env):
+    for part in inner(env):
         if isinstance(part, Transform):
             keys |= set(part.in_keys or ()) - set(part.out_keys or ())
     return keys

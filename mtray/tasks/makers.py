@@ -5,11 +5,13 @@ Only the call imports torch and TorchRL.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mtray.data.specs import check_together, observation_width
+from mtray.tasks.generators import seed_generators
 from mtray.tasks.plan import Task
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ class TaskMaker:
         """Build the environment; the first reset builds the simulators."""
         from mtray.tasks.env import TaskEnv
 
+        # In a process that `MultiTaskEnv` started; the user's own is left alone.
+        if multiprocessing.parent_process() is not None:
+            seed_generators(self.task, self.seed)
         return TaskEnv(self.task, num_envs=self.num_envs, seed=self.seed, observation_width=self.observation_width)
 
 

@@ -78,7 +78,7 @@ class Task:
     def spec(self) -> TaskSpec:
         """The task's spec, read at the first access and pickled with the task.
 
-        A user's environment is built, reset and stepped once, to find errors early.
+        A user's environment is built, reset and stepped a few times, to find errors early.
 
         Raises:
             UsageError: the user's maker or environment raised, or can't be used.

@@ -1,16 +1,22 @@
 """Evaluation in Python."""
 
+import math
+import random
+
+import numpy as np
 import pytest
+import torch
 
 import mtray
+from mtray.collect.evaluation import play
 from mtray.config.learner import NetworkConfig
 from mtray.errors import TaskError, UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks import registry
 from mtray.tasks.plan import Task
-from mtray.testing import CountingMaker
+from mtray.testing import CountingEnv, CountingMaker
 from tests.failing import FailingMaker
-from tests.makers import point
+from tests.makers import Drawing, point
 
 COUNT = CountingMaker(truncate_after=4)
 
@@ -57,6 +63,73 @@ def test_other_tasks_and_no_episodes_are_refused(policy):
         mtray.evaluate_policy(policy, ["walker-walk"])
     with pytest.raises(UsageError, match="episodes 0: at least 1"):
         mtray.evaluate_policy(policy, episodes=0)
+
+
+class Glitch(CountingEnv):
+    """Copy 0 ends after 2 steps; from step 3 on its reward is NaN."""
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs)
+        self._limits[1] = torch.tensor([[2.0], *[[5.0]] * (num_envs - 1)])
+        self.count = 0
+
+    def _step(self, data):
+        self.count += 1
+        data = super()._step(data)
+        data["reward"] = torch.ones_like(data["reward"])
+        if self.count > 2:
+            data["reward"][0] = math.nan
+        return data
+
+
+def test_what_a_copy_gives_after_its_episode_does_not_count():
+    task = Task("mine", "torchrl", lambda num_envs, seed: Glitch(num_envs))
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
+    returns, _ = play(policy, task, 3)
+    assert returns == [2, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("bad_reward", "its step gave the reward nan: an environment must give finite numbers"),
+        ("bad_observation", r"its step gave the observation inf \(entry 0\)"),
+    ],
+)
+def test_a_number_that_is_not_finite_is_an_error_as_in_training(what, message):
+    class Longer(FailingMaker):
+        def __call__(self, num_envs, seed):
+            env = super().__call__(num_envs, seed)
+            env._limits[1] = 9
+            return env
+
+    task = Task("mine", "torchrl", Longer(what))
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
+    with pytest.raises(TaskError, match=f"task 'mine': {message}") as caught:
+        play(policy, task, 2)
+    assert caught.value.task == "mine"
+
+
+class StartIsReward(Drawing):
+    def _step(self, data):
+        return super()._step(data).set("reward", self._start.sum(-1, keepdim=True))
+
+
+def test_episodes_are_the_same_and_the_processs_generators_go_on():
+    task = Task("mine", "torchrl", lambda num_envs, seed: StartIsReward(num_envs))
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    expected = torch.rand(()).item(), np.random.rand(), random.random()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    first, _ = play(policy, task, 2, seed=1)
+    assert (torch.rand(()).item(), np.random.rand(), random.random()) == expected
+    again, other = play(policy, task, 2, seed=1)[0], play(policy, task, 2, seed=2)[0]
+    assert first == again
+    assert len({*first, *other}) == 4
 
 
 def test_a_task_that_raises_is_named():

@@ -88,6 +88,19 @@ def test_the_largest_return_is_that_of_any_step_of_a_rollouts_episodes():
         assert rollout.largest_returns[name] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("steps", [1, 100, 500, 1000])
+def test_the_largest_return_does_not_depend_on_the_length_of_rollouts(steps):
+    tracker, rewards, largest = EpisodeTracker("a", 1, 0.95), np.zeros((1, 1000), np.float32), 0.0
+    rewards[0, :50] = 1
+    done = np.zeros((1, 1000), bool)
+    done[0, -1] = True
+    for begin in range(0, 1000, steps):
+        part = slice(begin, begin + steps)
+        tracker.add(rewards[:, part], done[:, part], np.zeros((1, steps), bool))
+        largest = max(largest, tracker.largest_return)
+    assert largest == pytest.approx((1 - 0.95**50) / 0.05)
+
+
 def test_a_tracker_goes_on_from_a_state_within_an_episode():
     done, is_random = np.zeros((1, 3), bool), np.zeros((1, 3), bool)
     whole, first, second = (EpisodeTracker("a", 1, 0.9) for _ in range(3))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torchrl.data import Bounded
 
 from mtray.cluster.plan import Shares
 from mtray.cluster.session.session import cpus_per_actor
@@ -13,6 +14,7 @@ from mtray.collect.placement import choose_host, partition, replicate, step_seco
 from mtray.config.settings import CollectorConfig, Config
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
+from tests.makers import PointEnv
 
 
 def cost_of(share, costs):
@@ -43,6 +45,18 @@ def test_every_copy_is_placed_once_and_no_collector_is_empty(costs, copies, data
         total.update(share)
     assert len(shares) == collectors
     assert total == dict.fromkeys(names, copies)
+
+
+class Strict(PointEnv):
+    def _step(self, tensordict):
+        if not self.action_spec.is_in(tensordict["action"]):
+            raise ValueError(f"throttle {tensordict['action'].tolist()} is outside [0, 1]")
+        return super()._step(tensordict)
+
+
+def test_a_cost_is_measured_with_actions_within_their_bounds():
+    task = Task("mine", "torchrl", lambda n, seed: Strict(n, seed, action=Bounded(0.0, 1.0, (n, 1))))
+    assert step_seconds(task, 0) > 0
 
 
 @given(COSTS, st.integers(4, 20), st.integers(1, 4))

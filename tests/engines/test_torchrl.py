@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import (
     CatFrames,
     CatTensors,
@@ -31,6 +31,7 @@ from torchrl.envs import (
     Timer,
     TransformedEnv,
     UnsqueezeTransform,
+    VecNorm,
     VecNormV2,
 )
 
@@ -38,7 +39,7 @@ from mtray.engines.base import copy_seed
 from mtray.errors import UsageError
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv
-from tests.makers import PointEnv, observing, started, vector
+from tests.makers import PointEnv, drawing, observing, started, vector
 
 COPIES, STEPS = 3, 40
 
@@ -88,7 +89,6 @@ MAKERS = {
     "pool": transformed(
         lambda: TimeMaxPool(["observation"], ["most"], T=2), lambda: RenameTransform(["most"], ["observation"])
     ),
-    "norm": transformed(lambda: VecNormV2(["observation"], ["observation"])),
     "scaled": transformed(lambda: RewardScaling(1.0, 2.0), lambda: ObservationNorm(0.5, 2.0, ["observation"])),
     "skip": transformed(lambda: FrameSkipTransform(2), lambda: StepCounter(3)),
     "noop": single(lambda: NoopResetEnv(noops=2)),
@@ -187,6 +187,60 @@ def test_truncated_without_done_ends_an_episode():
     out = started(sim)
     sim.step(np.zeros((2, 1), np.float32), out)
     assert out.truncated.all()
+
+
+class Modelled(CountingEnv):
+    """Its state is computed with a parameter."""
+
+    def __init__(self, num_envs):
+        super().__init__(num_envs, truncate_after=3)
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def _reset(self, data=None, **kwargs):
+        self._steps = self._steps.detach()
+        return super()._reset(data, **kwargs)
+
+    def _step(self, data):
+        self._steps = self._steps * self.weight
+        return super()._step(data)
+
+
+def test_an_environment_with_parameters_records_no_graph():
+    sim = Task("mine", "torchrl", lambda n, seed: Modelled(n)).make_sim(2)
+    out = started(sim)
+    sim.step(np.zeros((2, 1), np.float32), out)
+    sim.reset(np.array([True, False]), out.observation)
+    sim.step(np.zeros((2, 1), np.float32), out)
+    (part,) = sim._parts
+    assert not part.env._steps.requires_grad
+    assert not any(value.requires_grad for value in part.root.values(True, True))
+    assert torch.is_grad_enabled()
+
+
+class EndsWith(CountingEnv):
+    """Declares and gives only some of the flags that end an episode."""
+
+    def __init__(self, num_envs, *keys, width=1):
+        super().__init__(num_envs, truncate_after=1)
+        self.keys = keys
+        flags = {key: Binary(width, (num_envs, width), dtype=torch.bool) for key in keys}
+        self.full_done_spec = Composite(flags, shape=[num_envs])
+
+    def _reset(self, data=None, **kwargs):
+        return super()._reset(data, **kwargs).select("observation", *self.keys)
+
+    def _step(self, data):
+        return super()._step(data).select("observation", "reward", *self.keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "ends"), [(("done",), "terminated"), (("done", "terminated"), "truncated"), (("terminated",), None)]
+)
+def test_done_alone_terminates_and_without_terminated_truncates(keys, ends):
+    sim = Task("mine", "torchrl", lambda n, seed: EndsWith(n, *keys)).make_sim(2)
+    out = started(sim)
+    sim.step(np.zeros((2, 1), np.float32), out)
+    assert [key for key in ("terminated", "truncated") if getattr(out, key).all()] == ([ends] if ends else [])
 
 
 # Refused specs and data
@@ -352,6 +406,12 @@ def test_half_floats_are_kept_exactly():
     assert started(sim).observation[0, 0] == np.float32(np.float16(0.1))
 
 
+def test_flags_that_can_not_be_read_are_refused():
+    message = refused(lambda n, seed: EndsWith(n, "truncated"))
+    assert "'truncated' of shape (2, 1) torch.bool: its full_done_spec must have 'done', 'terminated'" in message
+    assert "'done' of shape (2, 3)" in refused(lambda n, seed: EndsWith(n, "done", width=3))
+
+
 def test_a_spec_that_raises_is_named():
     message = refused(lambda num_envs, seed: TransformedEnv(PointEnv(num_envs, seed), ExcludeTransform("nothing")))
     assert "task 'mine': its spec raised KeyError: " in message
@@ -431,6 +491,187 @@ def test_environments_that_reset_themselves_are_refused(maker):
     message = refused(maker)
     assert "resets itself" in message
     assert "one unbatched environment" in message
+
+
+# Resets of some copies
+
+
+class Naive(PointEnv):
+    """Its reset restarts every copy."""
+
+    def _reset(self, tensordict=None):
+        return super()._reset()
+
+
+class NaiveGlobal(Naive):
+    """Draws its starts from torch's generator of the process."""
+
+    def _reset(self, tensordict=None):
+        self._generator = None
+        return super()._reset()
+
+
+class NaiveCounting(CountingEnv):
+    def _reset(self, data=None, **kwargs):
+        return super()._reset()
+
+
+@pytest.mark.parametrize(
+    "maker",
+    [Naive, NaiveGlobal, lambda n, seed: NaiveCounting(n), lambda n, seed: TransformedEnv(Naive(n, seed), RewardSum())],
+)
+def test_an_environment_that_restarts_all_copies_is_refused(maker):
+    message = refused(maker)
+    assert "its reset of one copy restarts the others" in message
+    assert "return one unbatched environment" in message
+
+
+class Constant(CountingEnv):
+    def _state(self):
+        return {**super()._state(), "observation": torch.ones(*self.batch_size, 2)}
+
+
+class Bandit(PointEnv):
+    """Each observation is a new draw."""
+
+    def _step(self, tensordict):
+        data = super()._step(tensordict)
+        return data.set("observation", torch.rand(data["observation"].shape, generator=self._generator))
+
+
+class Noisy(PointEnv):
+    """Its steps are random."""
+
+    def _step(self, tensordict):
+        self._state = self._state + torch.randn(self._state.shape, generator=self._generator)
+        return super()._step(tensordict)
+
+
+class Unseeded(PointEnv):
+    """Its starts don't follow set_seed."""
+
+    generator = torch.Generator()
+
+    def _set_seed(self, seed):
+        self._generator = self.generator
+
+
+class Alternating(PointEnv):
+    """All that is observed of an episode is its goal, one of two in turn."""
+
+    turn = 0
+
+    def _reset(self, tensordict=None):
+        mask = None if tensordict is None else tensordict.get("_reset")
+        if mask is None or mask.all():
+            self.turn = 1 - self.turn
+        goal = torch.full_like(self._state, self.turn)
+        self._goal = goal if mask is None else torch.where(mask, goal, self._goal)
+        return super()._reset(tensordict).set("observation", self._goal.clone())
+
+    def _step(self, tensordict):
+        return super()._step(tensordict).set("observation", self._goal.clone())
+
+
+class Stateless(PointEnv):
+    """Keeps its state in the TensorDict, into which TorchRL writes only the copies that are reset."""
+
+    def __init__(self, num_envs, seed):
+        size = (num_envs, 1)
+        super().__init__(num_envs, seed, observation={"observation": vector(2)(num_envs), "count": Unbounded(size)})
+        self.state_spec = Composite(count=Unbounded(size), shape=[num_envs])
+
+    def _reset(self, tensordict=None):
+        return super()._reset().set("observation", torch.zeros(*self.batch_size, 2)).set("count", self._state[:, 1:])
+
+    def _step(self, tensordict):
+        count = tensordict["count"] + 1
+        return super()._step(tensordict).set("observation", count.expand(-1, 2).clone()).set("count", count)
+
+
+class SetSeedFails(PointEnv):
+    made = False
+
+    def _set_seed(self, seed):
+        if self.made:
+            raise NotImplementedError("this simulator can't be seeded")
+        self.made = True
+        super()._set_seed(seed)
+
+
+class ResetsAllAtOnce(CountingEnv):
+    def _reset(self, data=None, **kwargs):
+        assert data is None or data["_reset"].all(), "its copies end together"
+        return super()._reset()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "maker",
+    [
+        *(MAKERS[name] for name in ("plain", "several", "skip", "serial", "stateless")),
+        *(Bandit, Noisy, Unseeded, Alternating, Stateless, SetSeedFails),
+        lambda n, seed: vectors(gym.vector.AutoresetMode.DISABLED)(n, seed),
+        lambda n, seed: Constant(n),
+        lambda n, seed: ResetsAllAtOnce(n),
+        lambda n, seed: CountingEnv(n, truncate_after=1),
+        lambda n, seed: CountingEnv(n, truncate_after=2),
+    ],
+)
+def test_environments_that_may_reset_some_copies_are_accepted(maker):
+    assert Task("mine", "torchrl", maker).spec
+
+
+def test_the_draws_of_the_users_process_go_on_when_a_task_is_tried():
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    assert Task("mine", "torchrl", drawing).spec
+    assert torch.rand(()) == expected
+
+
+# Running normalisation
+
+
+def normalised(kind, **settings):
+    wrapper = getattr(gym.wrappers, kind)
+
+    def maker(num_envs, seed):
+        env = wrapper(gym.make("Pendulum-v1"))
+        for name, value in settings.items():
+            setattr(env, name, value)
+        return TransformedEnv(GymWrapper(gym.wrappers.ClipReward(env, -10, 0)), DoubleToFloat())
+
+    return maker
+
+
+def vec_norm(kind):
+    def maker(num_envs, seed):
+        norm = kind(["observation"], ["observation"])
+        return TransformedEnv(PointEnv(num_envs, seed), Compose(StepCounter(4), norm))
+
+    return maker
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("maker", "kind"),
+    [
+        (vec_norm(VecNormV2), "VecNormV2"),
+        (vec_norm(VecNorm), "VecNorm"),
+        (normalised("NormalizeObservation"), "NormalizeObservation"),
+        (normalised("NormalizeReward"), "NormalizeReward"),
+    ],
+)
+def test_running_normalisation_is_refused(maker, kind):
+    message = refused(maker)
+    assert f"task 'mine': {kind} has running statistics" in message
+    assert "mtray normalises observations and scales rewards itself: drop " in message
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_frozen_normalisation_is_accepted():
+    assert Task("mine", "torchrl", normalised("NormalizeReward", update_running_mean=False)).spec
 
 
 def test_a_vector_environment_that_does_not_reset_itself_is_accepted():

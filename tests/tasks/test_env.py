@@ -15,7 +15,7 @@ from mtray.tasks.parallel import make_multi_task_env
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
 from mtray.testing import CountingEnv, CountingMaker
-from tests.makers import point
+from tests.makers import Drawing, drawing, point
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +132,17 @@ def test_several_tasks_like_a_policy():
         assert len(set(seeds)) == 2
     finally:
         env.close()
+
+
+def test_several_tasks_draw_numbers_of_their_own_from_their_processs_generators():
+    registry._REGISTERED.update({"a": drawing, "b": lambda num_envs, seed: Drawing(num_envs)})
+    env = make_multi_task_env(["a", "b"], num_envs=2, seed=4)
+    try:
+        data = env.reset()
+        starts = [*data[0]["observation_a"].flatten().tolist(), *data[1]["observation_b"].flatten().tolist()]
+    finally:
+        env.close()
+    assert len(set(starts)) == 12
 
 
 def test_a_common_observation_that_is_too_narrow_is_refused():

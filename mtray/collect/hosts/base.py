@@ -1,7 +1,7 @@
 """Hosts: the simulators of several tasks, stepped together without a TensorDict in the loop.
 
 ``parallel`` keeps a process per task, ``inline`` steps all tasks in the collector's process. For the same seeds both
-give the same data, bit for bit.
+give the same data, bit for bit; except several tasks that draw from the process's generators, which share them inline.
 
 A task whose simulator fails in a step can be built anew, beside the others: the step is then marked as broken, and
 every copy of the task stands at the start of an episode.

@@ -11,6 +11,7 @@ from mtray.collect.hosts.slots import Slot, close_sim, finish_step, reset_copies
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.engines.states import State
 from mtray.errors import MtrayError, TaskError
+from mtray.tasks.generators import seed_generators
 from mtray.tasks.makers import TaskMaker
 
 
@@ -82,6 +83,8 @@ class InlineHost(Host):
 
 
 def _make_sim(maker: TaskMaker) -> BatchSim:
+    # The process is a collector's. Its tasks share the generators, and go on from the seed of the one built last.
+    seed_generators(maker.task, maker.seed)
     return maker.task.make_sim(maker.num_envs or 1, maker.seed)
 
 

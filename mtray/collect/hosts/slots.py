@@ -87,8 +87,8 @@ def finish_step(sim: BatchSim, slot: Slot) -> None:
     # One look at both: it takes 1 us of a step's 100 or more.
     if not np.isfinite(slot.reached).all():
         whole = ~slot.broken
-        _check_finite(sim, "step", "reward", slot.reward[whole, None])
-        _check_finite(sim, "step", "observation", slot.next_observation[whole])
+        check_finite(sim.spec.name, "step", "reward", slot.reward[whole, None])
+        check_finite(sim.spec.name, "step", "observation", slot.next_observation[whole])
     slot.observation[:] = slot.next_observation
     ended = slot.terminated | slot.truncated
     if ended.any():
@@ -102,18 +102,18 @@ def reset_copies(sim: BatchSim, slot: Slot, which: BoolArray) -> None:
         TaskError: a number that the task gave is not finite.
     """
     sim.reset(which, slot.observation)
-    _check_finite(sim, "reset", "observation", slot.observation[which])
+    check_finite(sim.spec.name, "reset", "observation", slot.observation[which])
 
 
-def _check_finite(sim: BatchSim, call: str, what: str, values: FloatArray) -> None:
-    """Raise an error that names the first of these numbers [n, m] that is not finite."""
+def check_finite(task: str, call: str, what: str, values: FloatArray) -> None:
+    """Raise a TaskError that names the first of these numbers [n, m] that is not finite."""
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         at = f" (entry {bad[0, 1]})" if values.shape[1] > 1 else ""
         raise TaskError(
-            f"task {sim.spec.name!r}: its {call} gave the {what} {values[tuple(bad[0])]}{at}: "
+            f"task {task!r}: its {call} gave the {what} {values[tuple(bad[0])]}{at}: "
             "an environment must give finite numbers, within the range of float32",
-            sim.spec.name,
+            task,
         )
 
 

@@ -23,6 +23,7 @@ from mtray.collect.hosts.slots import Slot, close_sim, finish_step, reset_copies
 from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.engines.states import State
 from mtray.errors import MtrayError, RunError, TaskError
+from mtray.tasks.generators import seed_generators
 from mtray.tasks.processes import die_with, hidden_main
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
             import torch
 
             torch.set_num_threads(1)
+        seed_generators(task, seed)
         sim = task.make_sim(copies, seed)
         slot = Slot.view(memory, task.spec, copies)
         all_copies = np.ones(copies, np.bool_)

@@ -157,6 +157,21 @@ def test_makers_of_every_kind_are_pickled_and_both_hosts_agree(maker):
         host.close()
 
 
+@pytest.mark.parametrize("name", HOSTS)
+def test_draws_from_the_processs_generators_follow_the_seed(name):
+    task, found = Task("mine", "torchrl", makers.drawing), []
+    for seed in (1, 2, 1):
+        host = make_host(name, make_makers([task], 2, [seed]))
+        starts = [host.slots[0].observation.copy()]
+        run(host, 3)
+        found.append(np.concatenate([*starts, host.slots[0].observation]))
+        host.close()
+    first, second, again = found
+    np.testing.assert_array_equal(first, again)
+    drawn = np.concatenate([first, second])
+    assert len(np.unique(drawn)) == drawn.size
+
+
 def processes(num_envs, seed):
     return ParallelEnv(num_envs, functools.partial(makers.PointEnv, 1, 0, batched=False))
 

@@ -19,6 +19,7 @@ from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
 from mtray.testing import CountingMaker
 from tests.failing import LATER, FailingMaker
+from tests.makers import Drawing, drawing
 
 SOUND = Task("sound", "torchrl", CountingMaker(truncate_after=4))
 NOT_FINITE = {
@@ -104,6 +105,22 @@ def test_a_new_simulator_has_seeds_of_its_own():
     assert len(set(made)) == 4
     # Nor is a new one's stream that of another copy of the one before.
     assert not {copy_seed(seed, copy) for seed in made for copy in range(1, 9)} & set(made)
+
+
+@pytest.mark.parametrize("name", ["inline", "parallel"])
+def test_a_new_simulator_draws_other_numbers_from_the_processs_generators(name):
+    class Fails(Drawing):
+        def _step(self, data):
+            raise ValueError("the arm hit the table")
+
+    task = Task("mine", "torchrl", lambda num_envs, seed: Fails(num_envs))
+    task.__dict__["spec"] = Task("mine", "torchrl", drawing).spec
+    host, starts = host_of(name, task), []
+    for _ in range(3):
+        starts.append(host.slots[0].observation.copy())
+        host.step()
+    host.close()
+    assert len(np.unique(starts)) == np.size(starts)
 
 
 def test_a_slow_step_does_not_count_as_a_hang(monkeypatch):
