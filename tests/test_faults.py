@@ -320,6 +320,7 @@ def test_resume_auto_starts_where_an_earlier_start_left_no_checkpoint(tmp_path):
         assert run.wait() == 0, run.output
     assert summary_of(run_dir)["exit_reason"] == "finished"
     assert lines_of(run_dir)[0]["frames"] < 1500
+    assert len(events_of(run_dir, "start")) == 2
     assert_one_clock(run_dir)
     (run_dir / "notes.txt").touch()
     shutil.rmtree(run_dir / "checkpoints")

@@ -133,7 +133,9 @@ class Supervisor:
             self.config, self.specs, self.run_dir, self.processes, self._answers, self.metrics, self._tell
         )
         self._next_line = time.monotonic() + self.config.run.log_seconds
-        if self._resume is not None:
+        if self._resume is None:
+            self._events.tell(Tell("start", {}))
+        else:
             self._events.tell_resume(self._resume, self._skipped, self._writer.superseded)
         try:
             self._perform(self.control.start())

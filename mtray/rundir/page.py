@@ -143,10 +143,15 @@ def _plot(axis: Axes, group: Sequence[Sequence[tuple[float, float]]], number: in
 
 
 def _evaluations(run: Run) -> list[Mapping[str, Any]]:
-    """Return a run's evaluations, without those of policies that a resume from an older checkpoint has left."""
+    """Return a run's evaluations, without those of policies that a resume from an older checkpoint has left.
+
+    Nor those of a start that left no checkpoint, in whose folder the run began.
+    """
     found: list[Mapping[str, Any]] = []
     for event in run.events:
-        if event["event"] == "resume":
+        if event["event"] == "start":
+            found.clear()
+        elif event["event"] == "resume":
             found = [each for each in found if each["frames"] <= event["frames"]]
         elif event["event"] == "evaluated":
             found.append(event)

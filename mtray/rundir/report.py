@@ -51,10 +51,10 @@ def _unread(run_dir: Path, place: Path, error: OSError) -> str:
 
 
 def _set_aside(run_dir: Path) -> list[str]:
-    """Return the tasks that a run was left without; a resume tries every task again."""
+    """Return the tasks that a run was left without; each start and resume tries every task again."""
     aside: dict[str, None] = {}
     for event in whole_lines(run_dir / "events.jsonl"):
-        if event["event"] == "resume":
+        if event["event"] in ("start", "resume"):
             aside.clear()
         elif event["event"] == "set_aside":
             aside[event["part"]] = None

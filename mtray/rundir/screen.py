@@ -113,7 +113,9 @@ class Picture:
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take an event: what is waited for until there are figures."""
-        if event == "up":
+        if event in ("start", "resume"):
+            self._up.clear()
+        elif event == "up":
             self._up.add(str(fields["part"]))
             self.news = self._ready()
         elif event == "warm":

@@ -81,6 +81,9 @@ def test_evaluations_that_a_resume_has_left_are_not_drawn_and_the_others_at_thei
     assert _evaluated([run], "walk", "frames of the task") == [(200.0, 200.0), (300.0, 300.0), (400.0, 42.0)]
     minutes = [place for place, _ in _evaluated([run], "walk", _MINUTES)]
     assert minutes == [200 / 60, 300 / 60, 1000 / 60]
+    # A start in the folder of one that left no checkpoint.
+    run = read_run(make_run("c", lines, [*before, {"time": 950.0, "event": "start"}, events[-1]]))
+    assert _evaluated([run], "walk", "frames of the task") == [(400.0, 42.0)]
     # Of two tasks each has a share of the frames.
     halved = [{**each, "frames": 2 * each["frames"]} for each in lines]
     run = read_run(make_run("b", halved, [evaluated(150.0, 300, 7.0)]))

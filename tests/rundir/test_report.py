@@ -42,10 +42,11 @@ def test_a_long_reason_is_shortened_and_tasks_that_were_set_aside_are_named(tmp_
     assert rows["set aside"] == "left"
 
 
-def test_a_task_that_was_set_aside_before_a_resume_is_not_named(tmp_path):
+@pytest.mark.parametrize("begins", ["start", "resume"])
+def test_a_task_that_was_set_aside_before_a_resume_is_not_named(tmp_path, begins):
     events = [
         {"time": 1.0, "event": "set_aside", "part": "left", "cause": "it melted"},
-        {"time": 2.0, "event": "resume", "checkpoint": "x", "frames": 10},
+        {"time": 2.0, "event": begins},
         {"time": 3.0, "event": "set_aside", "part": "right", "cause": "it melted"},
     ]
     for count, named in ((2, None), (3, "right")):

@@ -212,6 +212,11 @@ def test_a_run_s_files_give_the_same_picture(run_dir):
     assert picture.tasks() == [("a", "9", "2", "4.0", "▁█", "", "", "")]
     assert picture.news == "1 of 5 processes are ready"
     assert "about 9 min 58 s left" in picture.totals()
+    # Processes of a start before are gone.
+    for begins in ("start", "resume"):
+        with (run_dir / "events.jsonl").open("a") as file:
+            file.write('{"time": 0.2, "event": "%s"}\n{"time": 0.3, "event": "up", "part": "the learner"}\n' % begins)
+        assert picture_of(run_dir).news == "1 of 5 processes are ready"
 
 
 def test_watch_prints_the_picture_once_where_there_is_no_terminal(run_dir, capsys):
