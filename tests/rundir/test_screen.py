@@ -215,7 +215,8 @@ def test_a_run_s_files_give_the_same_picture(run_dir):
     # Processes of a start before are gone.
     for begins in ("start", "resume"):
         with (run_dir / "events.jsonl").open("a") as file:
-            file.write('{"time": 0.2, "event": "%s"}\n{"time": 0.3, "event": "up", "part": "the learner"}\n' % begins)
+            for event in ({"event": begins}, {"event": "up", "part": "the learner"}):
+                file.write(json.dumps({"time": 0.2, **event}) + "\n")
         assert picture_of(run_dir).news == "1 of 5 processes are ready"
 
 
