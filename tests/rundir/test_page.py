@@ -3,11 +3,18 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from mtray.report import main
-from mtray.rundir.page import _MINUTES, _evaluated, _grouped, _together, read_run
+from mtray.rundir.page import _FAULTS, _MINUTES, _evaluated, _grouped, _together, _told, read_run
+
+ROOT = Path(__file__).parents[2]
+# Events that are no faults.
+ORDINARY = {
+    "placed", "up", "waiting", "spread", "left", "warm", "start", "resume", "save", "evaluated", "end", "stop",
+}  # fmt: skip
 
 
 def line(time, frames, **returns):
@@ -49,6 +56,34 @@ def test_a_page_has_every_figure_and_what_happened(tmp_path, make_run, capsys):
     assert "nothing failed" in text
     assert "http" not in text
     assert "report-speed.png" in capsys.readouterr().out
+
+
+def test_every_event_is_documented_and_is_a_fault_or_ordinary():
+    code = "".join(path.read_text() for path in (ROOT / "mtray" / "cluster").rglob("*.py"))
+    written = set(re.findall(r'\b(?:_tell|Tell)\(\s*"(\w+)"', code))
+    _, _, rows = (ROOT / "docs" / "metrics.md").read_text().partition("| `event` |")
+    documented = {name for names in re.findall(r"^\| (`.*?) \|", rows, re.MULTILINE) for name in names.split("`")[1::2]}
+    assert documented == written
+    assert written == _FAULTS | ORDINARY
+    assert not _FAULTS & ORDINARY
+
+
+def test_faults_are_listed_with_part_and_task_and_without_those_of_an_earlier_start(make_run):
+    def event(name, **fields):
+        return {"time": 60.0, "event": name, **fields}
+
+    before = [event("start"), event("death", part="collector 0", cause="killed")]
+    run = read_run(make_run("a", [], [*before, event("start"), event("up", part="collector 0")]))
+    assert [row[2] for row in _told({"a": [run]})[1:]] == ["nothing failed"]
+    after = [
+        event("rebuilt", part="collector 1", task="walk", cause="it melted"),
+        event("unsaved", cause="the disk is full"),
+    ]
+    run = read_run(make_run("b", [], [*before, event("start"), *after]))
+    assert [row[2:] for row in _told({"b": [run]})[1:]] == [
+        ["rebuilt", "collector 1, walk", "it melted"],
+        ["unsaved", "", "the disk is full"],
+    ]
 
 
 def test_runs_that_differ_in_their_seed_are_one_curve(make_run):
