@@ -127,6 +127,8 @@ def _thinned(curve: Sequence[tuple[float, float]]) -> Curve:
 
 def _together(curves: Sequence[Curve]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return places that all curves reach, [n], and each curve's values there, [curves, n]."""
+    # Frames go back where a replay was lost, and interpolation needs order.
+    curves = [(np.maximum.accumulate(x), y) for x, y in curves]
     begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     places = np.linspace(begin, max(begin, end), _POINTS)
     return places, np.stack([np.interp(places, x, y) for x, y in curves])

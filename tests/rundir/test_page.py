@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtray.report import main
@@ -99,6 +100,21 @@ def test_curves_are_compared_where_all_of_them_are():
     assert (places[0], places[-1]) == (1.0, 2.0)
     assert values[:, 0].tolist() == [1.0, 7.0]
     assert values[:, -1].tolist() == [2.0, 7.0]
+
+
+def test_a_curve_whose_frames_went_back_is_compared_in_order():
+    # A replay that was lost after 90 frames came back with 10; returns rise all the time.
+    frames = np.array([*range(91), *range(10, 101)], np.float64)
+    lost = (frames, np.arange(len(frames), dtype=np.float64))
+    places, values = _together([(np.array([0.0, 100.0]), np.zeros(2)), lost])
+    assert (places[0], places[-1]) == (0.0, 100.0)
+    before = places < 90
+    assert values[1][before] == pytest.approx(places[before])
+    assert (np.diff(values[1]) >= 0).all()
+    assert values[1][-1] == lost[1][-1]
+    # It ends at the most frames, also if it ends before it has them again.
+    places, _ = _together([lost, (frames[:120], lost[1][:120])])
+    assert places[-1] == 90.0
 
 
 def test_evaluations_that_a_resume_has_left_are_not_drawn_and_the_others_at_their_frames(make_run):
