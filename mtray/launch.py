@@ -46,12 +46,16 @@ class _Said(logging.Handler):
 
 
 def _option(arguments: Sequence[str], name: str) -> Path | None:
-    for index, argument in enumerate(arguments):
-        if argument.startswith(f"{name}="):
-            return Path(argument.partition("=")[2])
-        if argument == name and index + 1 < len(arguments) and not arguments[index + 1].startswith("--"):
-            return Path(arguments[index + 1])
-    return None
+    """Return an option's path, by tyro's rules: ``_`` may stand for ``-``, and the last occurrence counts."""
+    text = None
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option, has_value, value = argument.partition("=")
+        if option.startswith("--") and option.replace("_", "-") == name:
+            text = value if has_value else following
+    # "None" is tyro's word for no value. An option without a value is refused by tyro.
+    if text is None or text == "None" or text.startswith("--"):
+        return None
+    return Path(os.path.expanduser(text))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,10 @@ import pytest
 import torch
 
 import mtray
+from mtray.launch import parse
 from mtray.rundir.checkpoints import checkpoint
+from mtray.rundir.directory import describe
+from mtray.rundir.files import META
 from tests.processes import Run
 
 # Light and short: two real tasks of different widths.
@@ -107,6 +110,33 @@ def test_a_run_from_command_to_evaluation(tmp_path):
         assert figures["episodes"] == len(figures["returns"]) == 2
         assert figures["return_mean"] == pytest.approx(np.mean(figures["returns"]))
         assert figures["return_std"] == pytest.approx(np.std(figures["returns"]))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--resume auto --run-dir ~/a_b",
+        "--resume auto --run_dir ~/a_b",
+        "--run_dir=~/a_b --resume=auto",
+        "--run-dir ~/other --run_dir=~/a_b --resume ~/other --resume auto",
+        "--resume ~/a_b",
+        "--resume=~/a_b",
+        "--resume ~/other --resume ~/a_b",
+        "--resume auto --resume=~/a_b --run-dir ~/new",
+    ],
+)
+def test_a_resume_has_the_saved_settings_however_its_options_are_written(tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, workers in (("a_b", 7), ("other", 5)):
+        config = mtray.Config(workers=workers)
+        (tmp_path / name / "checkpoints" / "x").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "x" / META).touch()
+        (tmp_path / name / "config.json").write_text(json.dumps(describe(config, config)))
+    assert parse(command.split()).workers == 7
+
+
+def test_resume_none_is_a_new_run():
+    assert parse(["--resume", "None"]) == mtray.Config()
 
 
 @pytest.mark.cluster

@@ -33,8 +33,11 @@ _LEAST_SHARE = 0.02
 # Colours that differ in print too, and by more than their hue (Okabe and Ito 2008, "Color universal design").
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
-# Events that are told on the page.
-_TOLD = {"death", "replacement", "restored", "unreached", "failure", "save_failed", "set_aside", "warning", "draining"}
+# Events of faults, which are listed on the page. A run without them has "nothing failed".
+_FAULTS = {
+    "death", "draining", "evaluation_failed", "failure", "rebuilt", "replacement", "restored", "save_failed",
+    "set_aside", "skipped", "unreached", "unsaved", "without",
+}  # fmt: skip
 _MOST_EVENTS = 40
 # Settings in which runs of one curve may differ.
 _OWN = {"seed", "run_dir", "resume"}
@@ -124,6 +127,8 @@ def _thinned(curve: Sequence[tuple[float, float]]) -> Curve:
 
 def _together(curves: Sequence[Curve]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return places that all curves reach, [n], and each curve's values there, [curves, n]."""
+    # Frames go back where a replay was lost, and interpolation needs order.
+    curves = [(np.maximum.accumulate(x), y) for x, y in curves]
     begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     places = np.linspace(begin, max(begin, end), _POINTS)
     return places, np.stack([np.interp(places, x, y) for x, y in curves])
@@ -142,16 +147,17 @@ def _plot(axis: Axes, group: Sequence[Sequence[tuple[float, float]]], number: in
     axis.fill_between(places, values.min(0), values.max(0), color=_style(number)["color"], alpha=0.2, linewidth=0)
 
 
-def _evaluations(run: Run) -> list[Mapping[str, Any]]:
-    """Return a run's evaluations, without those of policies that a resume from an older checkpoint has left.
+def _since_start(run: Run) -> list[Mapping[str, Any]]:
+    """Return a run's events, without those of an earlier start in its folder that left no checkpoint."""
+    starts = [index for index, event in enumerate(run.events) if event["event"] == "start"]
+    return list(run.events[starts[-1] if starts else 0 :])
 
-    Nor those of a start that left no checkpoint, in whose folder the run began.
-    """
+
+def _evaluations(run: Run) -> list[Mapping[str, Any]]:
+    """Return a run's evaluations, without those of policies that a resume from an older checkpoint has left."""
     found: list[Mapping[str, Any]] = []
-    for event in run.events:
-        if event["event"] == "start":
-            found.clear()
-        elif event["event"] == "resume":
+    for event in _since_start(run):
+        if event["event"] == "resume":
             found = [each for each in found if each["frames"] <= event["frames"]]
         elif event["event"] == "evaluated":
             found.append(event)
@@ -283,7 +289,7 @@ def _told(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
     rows = [["minute", "run", "event", "of", "cause"]]
     for group in groups.values():
         for run in group:
-            told = [event for event in run.events if event["event"] in _TOLD]
+            told = [event for event in _since_start(run) if event["event"] in _FAULTS]
             if len(told) > _MOST_EVENTS:
                 rows.append(["", run.name, f"{len(told) - _MOST_EVENTS} earlier ones", "", ""])
             rows += [
@@ -291,7 +297,7 @@ def _told(groups: Mapping[str, Sequence[Run]]) -> list[list[str]]:
                     f"{event['time'] / 60:.1f}",
                     run.name,
                     event["event"],
-                    str(event.get("part", "")),
+                    ", ".join(str(event[name]) for name in ("part", "task") if name in event),
                     str(event.get("cause", "")),
                 ]
                 for event in told[-_MOST_EVENTS:]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtray.errors import UsageError
+from mtray.rundir.metrics import RECENT_EPISODES
 from mtray.rundir.screen import counted, evaluated_text, whole_lines
 
 # Characters of why a run ended, at most; all of it is in summary.json.
@@ -65,6 +66,13 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4]} ..."
 
 
+def _averaged(episodes: int) -> str:
+    """Return which episodes a mean return is of."""
+    # "Up to": episodes with random actions count here, but are not averaged.
+    newest = f"up to {RECENT_EPISODES} newest of " if episodes > RECENT_EPISODES else ""
+    return newest + counted(episodes, "episode")
+
+
 def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Return rows of text: a header, totals, then of each task mean recent return, episodes and evaluated return."""
     rows = [["", *runs]]
@@ -82,7 +90,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
         for run in runs.values():
             figures = run["tasks"].get(task)
             mean = figures and figures["return_mean"]
-            text = "-" if mean is None else f"{mean:.1f} ({counted(figures['episodes'], 'episode')})"
+            text = "-" if mean is None else f"{mean:.1f} ({_averaged(figures['episodes'])})"
             evaluated = figures and evaluated_text(run, figures)
             cells.append(text + (f", evaluated {evaluated}" if evaluated else ""))
         rows.append([task, *cells])

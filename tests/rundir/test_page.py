@@ -3,11 +3,19 @@
 import base64
 import json
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtray.report import main
-from mtray.rundir.page import _MINUTES, _evaluated, _grouped, _together, read_run
+from mtray.rundir.page import _FAULTS, _MINUTES, _evaluated, _grouped, _together, _told, read_run
+
+ROOT = Path(__file__).parents[2]
+# Events that are no faults.
+ORDINARY = {
+    "placed", "up", "waiting", "spread", "left", "warm", "start", "resume", "save", "evaluated", "end", "stop",
+}  # fmt: skip
 
 
 def line(time, frames, **returns):
@@ -51,6 +59,34 @@ def test_a_page_has_every_figure_and_what_happened(tmp_path, make_run, capsys):
     assert "report-speed.png" in capsys.readouterr().out
 
 
+def test_every_event_is_documented_and_is_a_fault_or_ordinary():
+    code = "".join(path.read_text() for path in (ROOT / "mtray" / "cluster").rglob("*.py"))
+    written = set(re.findall(r'\b(?:_tell|Tell)\(\s*"(\w+)"', code))
+    _, _, rows = (ROOT / "docs" / "metrics.md").read_text().partition("| `event` |")
+    documented = {name for names in re.findall(r"^\| (`.*?) \|", rows, re.MULTILINE) for name in names.split("`")[1::2]}
+    assert documented == written
+    assert written == _FAULTS | ORDINARY
+    assert not _FAULTS & ORDINARY
+
+
+def test_faults_are_listed_with_part_and_task_and_without_those_of_an_earlier_start(make_run):
+    def event(name, **fields):
+        return {"time": 60.0, "event": name, **fields}
+
+    before = [event("start"), event("death", part="collector 0", cause="killed")]
+    run = read_run(make_run("a", [], [*before, event("start"), event("up", part="collector 0")]))
+    assert [row[2] for row in _told({"a": [run]})[1:]] == ["nothing failed"]
+    after = [
+        event("rebuilt", part="collector 1", task="walk", cause="it melted"),
+        event("unsaved", cause="the disk is full"),
+    ]
+    run = read_run(make_run("b", [], [*before, event("start"), *after]))
+    assert [row[2:] for row in _told({"b": [run]})[1:]] == [
+        ["rebuilt", "collector 1, walk", "it melted"],
+        ["unsaved", "", "the disk is full"],
+    ]
+
+
 def test_runs_that_differ_in_their_seed_are_one_curve(make_run):
     lines = [line(1.0, 1, walk=1.0)]
     paths = [make_run("a", lines), make_run("b", lines, seed=1), make_run("c", lines, seed=1, workers=2)]
@@ -64,6 +100,21 @@ def test_curves_are_compared_where_all_of_them_are():
     assert (places[0], places[-1]) == (1.0, 2.0)
     assert values[:, 0].tolist() == [1.0, 7.0]
     assert values[:, -1].tolist() == [2.0, 7.0]
+
+
+def test_a_curve_whose_frames_went_back_is_compared_in_order():
+    # A replay that was lost after 90 frames came back with 10; returns rise all the time.
+    frames = np.array([*range(91), *range(10, 101)], np.float64)
+    lost = (frames, np.arange(len(frames), dtype=np.float64))
+    places, values = _together([(np.array([0.0, 100.0]), np.zeros(2)), lost])
+    assert (places[0], places[-1]) == (0.0, 100.0)
+    before = places < 90
+    assert values[1][before] == pytest.approx(places[before])
+    assert (np.diff(values[1]) >= 0).all()
+    assert values[1][-1] == lost[1][-1]
+    # It ends at the most frames, also if it ends before it has them again.
+    places, _ = _together([lost, (frames[:120], lost[1][:120])])
+    assert places[-1] == 90.0
 
 
 def test_evaluations_that_a_resume_has_left_are_not_drawn_and_the_others_at_their_frames(make_run):

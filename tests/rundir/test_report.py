@@ -122,6 +122,19 @@ def test_table_sets_runs_side_by_side():
     ]
 
 
+@pytest.mark.parametrize(
+    ("episodes", "cell"),
+    [
+        (1, "512.2 (1 episode)"),
+        (20, "512.2 (20 episodes)"),
+        (1032, "512.2 (up to 20 newest of 1,032 episodes)"),
+    ],
+)
+def test_a_mean_return_says_which_episodes_it_is_of(episodes, cell):
+    figures = {**SUMMARY["tasks"]["left"], "episodes": episodes}
+    assert table({"a": {**SUMMARY, "tasks": {"left": figures}}})[-1] == ["left", cell]
+
+
 def test_tasks_of_every_run_have_a_row_in_the_order_met():
     runs = {
         name: {**LINE, "exit_reason": "finished", "tasks": {task: LINE["tasks"]["left"] for task in tasks}}
