@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -25,8 +26,9 @@ def main() -> int:
     """Run a command; return its exit code."""
     arguments = sys.argv[1:]
     # As `python -m` does; for a console script Python puts the script's folder there instead.
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    with contextlib.suppress(FileNotFoundError):  # It was deleted: the command says so.
+        if not sys.flags.safe_path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
     if arguments and arguments[0] in _COMMANDS:
         module, _ = _COMMANDS[arguments[0]]
         return int(importlib.import_module(f"mtray.{module}").main(arguments[1:]))

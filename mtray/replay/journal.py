@@ -20,7 +20,8 @@ from mtray.errors import RunError
 
 _FRAME = struct.Struct("<IIB")
 _DONE_AT = _FRAME.size - 1
-# Bytes of records after which a state is written and the other file begun.
+# Bytes of records after which a state is written and the other file begun; more where the state itself is long, so that
+# writing it stays a small part.
 _FILE_BYTES = 2**22
 
 
@@ -31,7 +32,7 @@ class Journal:
         """Begin an empty journal, or take over the files of another process; `begin` then starts anew."""
         self._files = list(files or (MemoryFile.new(), MemoryFile.new()))
         self._generation = 0
-        self._end = self._last = 0
+        self._end = self._last = self._state_bytes = 0
 
     @classmethod
     def attach(cls, addresses: Sequence[Address]) -> Journal:
@@ -50,7 +51,7 @@ class Journal:
     @property
     def is_long(self) -> bool:
         """Whether it is time to `begin` again."""
-        return self._end > _FILE_BYTES
+        return self._end - self._state_bytes > max(_FILE_BYTES, 2 * self._state_bytes)
 
     def begin(self, state: bytes) -> None:
         """Write a whole state; what was written before it counts no more."""
@@ -59,6 +60,7 @@ class Journal:
         os.ftruncate(file.descriptor, 0)
         self._end = 0
         self._write(file, struct.pack("<Q", self._generation) + state, done=True)
+        self._state_bytes = self._end
 
     def add(self, record: bytes) -> None:
         """Write a record of a change that is about to be made."""

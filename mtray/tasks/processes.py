@@ -32,6 +32,12 @@ def start_fork_server(modules: Sequence[str]) -> None:
     forkserver.ensure_running()
 
 
+def fork_server() -> list[int]:
+    """Return the id of the fork server's process; none if it does not run."""
+    process: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    return [] if process is None else [process]
+
+
 @contextlib.contextmanager
 def hidden_main() -> Iterator[None]:
     """Hide the main module from processes that the block starts.

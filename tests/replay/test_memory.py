@@ -101,6 +101,20 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
+@pytest.mark.parametrize("state_bytes", [100, 5000])
+def test_a_state_is_not_written_again_with_every_record_however_long_it_is(monkeypatch, state_bytes):
+    monkeypatch.setattr("mtray.replay.journal._FILE_BYTES", 1000)
+    journal = Journal()
+    begun = 0
+    for _ in range(2000):
+        if not begun or journal.is_long:
+            journal.begin(bytes(state_bytes))
+            begun += 1
+        journal.add(bytes(20))
+        journal.done()
+    assert 2 <= begun <= 1 + 2000 * 40 / max(1000, 2 * state_bytes)
+
+
 @pytest.mark.parametrize("pushes", [3, 8, 30])
 @pytest.mark.parametrize("at", ["before the rows", "between two tasks", "after the rows"])
 def test_a_push_that_was_being_stored_is_not_there_and_only_what_it_overwrote_is_lost(monkeypatch, pushes, at):

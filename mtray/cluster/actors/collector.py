@@ -20,7 +20,7 @@ from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
 from mtray.engines import states
 from mtray.tasks.plan import Task
-from mtray.tasks.processes import engine_modules, start_fork_server
+from mtray.tasks.processes import engine_modules, fork_server, start_fork_server
 
 if TYPE_CHECKING:
     from mtray.collect.hosts.base import Host
@@ -127,7 +127,9 @@ class Collector:
         """Where only the cores limit what is collected, leave those that the learner computes on to it."""
         learner = self._config.learner
         if learner.least_updates_per_step != learner.updates_per_step:
-            give_way()
+            # Those of the first began before; simulators that are built anew come from the fork server.
+            simulators = [] if self._host is None else [*self._host.processes, *fork_server()]
+            give_way(simulators)
 
     def state(self) -> bytes | None:
         """Return what an earlier collector's `build` takes; None if a task's engine has no states."""

@@ -8,7 +8,7 @@ import faulthandler
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,9 +44,12 @@ def say_hello(logs: Path, name: str) -> Hello:
     return Hello(os.getpid(), keep_output(logs, name), node, ray.util.get_node_ip_address(), versions())
 
 
-def give_way() -> None:
-    """Leave the cores that this process shares to the learner."""
-    os.setpriority(os.PRIO_PROCESS, 0, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+def give_way(processes: Iterable[int] = ()) -> None:
+    """Leave the cores that this process and others of its run share to the learner."""
+    for process in (0, *processes):
+        # One that has ended meanwhile is replaced.
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, process, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, process)))
 
 
 def keep_output(folder: Path, name: str) -> str | None:

@@ -33,8 +33,9 @@ class Recovery(Run):
         self.free = FreeCollectors(Levels() if _differ(plan) else None)
         # Places that could not be filled for long.
         self._without: set[int] = set()
-        # Each task's failures in a row, and when the last one was.
-        self._task_errors: dict[str, tuple[int, float]] = {}
+        # Failures in a row of each task in each collector, and when the last one was: a machine that stands still for a
+        # while has every collector's simulator fail at once.
+        self._task_errors: dict[tuple[str, int], tuple[int, float]] = {}
         # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
         self._empty: list[Actor] = []
         self._is_making_room = False
@@ -182,20 +183,21 @@ class Recovery(Run):
         task = failure.task or ""
         if task not in self._stepped:
             self._end(failure.text, "input")
-        elif not self._count_failure(task, failure.text):
+        elif not self._count_failure(actor, task, failure.text):
             self._die(actor, failure.text)
 
     def _rebuilt(self, actor: Actor, task: str, text: str) -> None:
         if task not in self._aside:
             sentence = f"{actor.part.name} built a simulator of {task!r} anew and goes on: {text}"
             self._tell("rebuilt", sentence, part=actor.part.name, task=task, cause=text)
-            self._count_failure(task, text)
+            self._count_failure(actor, task, text)
 
-    def _count_failure(self, task: str, text: str) -> bool:
+    def _count_failure(self, actor: Actor, task: str, text: str) -> bool:
         """Set a task aside, or end the run, if it fails too often; return whether it was set aside."""
-        count, last = self._task_errors.get(task, (0, self.now))
+        place = task, actor.index
+        count, last = self._task_errors.get(place, (0, self.now))
         count = 1 if self.now - last > HEALTHY_SECONDS else count + 1
-        self._task_errors[task] = count, self.now
+        self._task_errors[place] = count, self.now
         if count <= self.plan.task_errors:
             return False
         if self.plan.sets_aside and self._has_other(task):

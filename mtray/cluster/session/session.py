@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ if address is None:
     sys.exit("none runs on this machine")
 host, _, port = address.rpartition(":")
 try:
-    socket.create_connection((host, int(port)), 5).close()
+    socket.create_connection((host.strip("[]"), int(port)), 5).close()
 except OSError as error:
     sys.exit(f"the last one that was started on this machine, {address}, is gone: {error}")
 nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
@@ -127,15 +126,15 @@ def check_address(address: str) -> None:
             host, _, port = address.rpartition(":")
             if not port.isdecimal():
                 raise _unreachable(address, "it has no port")
-            socket.create_connection((host or "localhost", int(port)), timeout=_CONNECT_SECONDS).close()
-        # Not in this folder, where a user's files might have the names of modules.
+            # An address of IPv6 stands in brackets.
+            socket.create_connection((host.strip("[]") or "localhost", int(port)), timeout=_CONNECT_SECONDS).close()
+        # -P: files of the current folder might have the names of modules.
         subprocess.run(
-            [sys.executable, "-c", _PROBE, address],
+            [sys.executable, "-P", "-c", _PROBE, address],
             check=True,
             capture_output=True,
             text=True,
             timeout=_PROBE_SECONDS,
-            cwd=tempfile.gettempdir(),
             env={**os.environ, **_token_mode()},
         )
     except subprocess.TimeoutExpired as error:

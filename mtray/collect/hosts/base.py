@@ -60,6 +60,11 @@ class Host(ABC):
     def _rebuild(self, index: int) -> None:
         """End a task's simulator and build another, every copy at an episode's start."""
 
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the simulators' own processes; none where tasks are stepped in this one."""
+        return []
+
     @abstractmethod
     def reset(self) -> None:
         """Start an episode in every copy."""

@@ -141,14 +141,15 @@ def test_a_collector_that_pauses_as_its_only_task_is_set_aside_steps_others():
     script = Script(tasks=tasks, spread=partitioned, total=10**6, shares_cluster=True, sets_aside=True, slack=10**5)
     script.up(REPLAY, LEARNER, *map(collector, range(4)))
     script.answer(Method.COLLECT, part=collector(0))
-    for life in range(TASK_ERRORS):
-        script.fail(Method.COLLECT, Failure.TASK, collector(0, life), task="a")
-        if life < TASK_ERRORS - 1:
-            script.wait(3)
-            script.up(collector(0, life + 1))
+    # Collector 0 fails too, and pauses before its next start.
+    for place, lives in ((2, TASK_ERRORS), (0, 1)):
+        for life in range(lives):
+            script.fail(Method.COLLECT, Failure.TASK, collector(place, life), task="a")
+            script.wait(5)
+            script.up(collector(place, life + 1))
+    script.fail(Method.COLLECT, Failure.TASK, collector(0, 1), task="a")
     assert script.control.collectors[0].phase is Phase.PAUSING
-    # The last of those in a row is another collector's.
-    script.fail(Method.COLLECT, Failure.TASK, collector(2), task="a")
+    script.fail(Method.COLLECT, Failure.TASK, collector(2, TASK_ERRORS), task="a")
     assert script.aside == ["a"]
     work(script, 2 * SPREAD_SECONDS)
     assert steps(script, 0, 1, 2, 3) == [{"b"}] * 4

@@ -5,7 +5,7 @@ import pytest
 from mtray.cluster.control.free import KEEP_SECONDS, MOST_UPDATES
 from mtray.cluster.control.parts.lifecycle import RETRY_SECONDS
 from mtray.cluster.control.plan import CALLS, TASK_ERRORS
-from mtray.cluster.control.protocol import Answered, Failed, Failure, Method, Part, Restored, Stop
+from mtray.cluster.control.protocol import Answered, Collected, Failed, Failure, Method, Part, Restored, Stop
 from mtray.cluster.control.recovery import ROOM_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
@@ -521,6 +521,19 @@ def test_a_run_that_has_finished_without_a_task_has_failed_also_if_it_is_interru
     script.event(Stop("interrupted"))
     finish(script, 100)
     assert (script.end.reason, script.end.outcome) == ("finished without b, which failed: b: it melted", "failed")
+
+
+def test_collectors_that_fail_at_the_same_moment_do_not_fail_in_a_row():
+    """A machine that stands still for a while: every simulator seems to hang."""
+    script = Script(tasks=({"a", "b"},) * 8, total=10**6, sets_aside=True).all_up()
+    for index in range(8):
+        script.answer(Method.COLLECT, part=collector(index))
+    for index in range(8):
+        failures = (("a", "the process that steps it hangs"), ("b", "the process that steps it hangs"))
+        script.answer(Method.COLLECT, Collected(10, failures), part=collector(index))
+    assert script.aside == []
+    assert script.end is None
+    assert script.events().count("rebuilt") == 16
 
 
 def test_what_the_learner_could_have_made_is_not_owed_once_a_task_is_set_aside():
