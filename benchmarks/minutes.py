@@ -155,6 +155,7 @@ def plot(goals: Mapping[str, float], curves: Mapping[str, Curves], file: Path) -
         axis.set_title(task, loc="left", fontsize="medium")
         axis.set_xlabel("minutes")
         axis.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("return", fontsize="medium")
     handles = {
         text: handle for axis in figure.axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
