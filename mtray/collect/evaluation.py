@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mtray.collect.episodes import InfoTracker
 from mtray.collect.hosts.slots import check_finite
@@ -90,10 +91,10 @@ def play(
         TaskError: the task's own code raised, or gave a number that is not finite.
     """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
-    deterministic, policy.deterministic = policy.deterministic, True
     try:
-        # Seeded too, so that the episodes are the same; restored, since the process may be the user's.
-        with torch.no_grad(), generators_seeded(task, seed):
+        # Set here, since the caller's exploration type would otherwise decide. Seeded too, so that the episodes are the
+        # same; restored, since the process may be the user's.
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), generators_seeded(task, seed):
             state = env.reset()
             check_finite(task.name, "reset", "observation", state.get(task.spec.key).numpy())
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
@@ -112,7 +113,6 @@ def play(
                 if not running.any():
                     break
     finally:
-        policy.deterministic = deterministic
         env.close()
     infos = {name: [values[name] for values in reported.values()] for name in task.spec.info}
     return [float(value) for value in returns], infos

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import mtray
 from mtray.collect.evaluation import play
@@ -40,6 +41,17 @@ def test_tasks_that_were_registered_are_evaluated(policy):
     assert max(found["count"]["returns"]) <= 4
     assert found["count"]["return_std"] == 0
     assert not policy.deterministic
+
+
+def test_the_callers_exploration_type_adds_no_noise(policy):
+    mtray.register_task("count", COUNT)
+
+    def returns():
+        return mtray.evaluate_policy(policy, ["count"], episodes=2)["count"]["returns"]
+
+    expected = returns()
+    with set_exploration_type(ExplorationType.RANDOM):
+        assert returns() == expected
 
 
 def test_a_task_registered_in_another_process_has_a_remedy(policy):
