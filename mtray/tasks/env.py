@@ -124,13 +124,17 @@ class TaskEnv(EnvBase):
         return TensorDict(fields, self.batch_size)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """Step, then reset the copies whose episode ended; faster than torchrl's generic implementation."""
+        """Step, then reset the copies whose episode ended; faster than torchrl's generic implementation.
+
+        As there, root entries that a policy carries from step to step are kept (a partial reset sets them to zero in
+        the copies that it resets), and so is what a policy wrote under ``next``.
+        """
         result = self._step(tensordict)
+        if (preset := tensordict.get(NEXT, None)) is not None:
+            result.update(preset.exclude(*result.keys()))
         tensordict.set(NEXT, result)
-        done = result.get("done")
-        if done.any():
-            return tensordict, self._reset(TensorDict({"_reset": done}, self.batch_size))
-        return tensordict, result.exclude(REWARD)
+        following = self._step_mdp(tensordict)
+        return tensordict, self.maybe_reset(following) if result.get("done").any() else following
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the simulators."""

@@ -10,7 +10,7 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from torchrl.envs import ParallelEnv
 
-from mtray.data.specs import NEXT, REWARD
+from mtray.data.specs import DONE_KEYS, NEXT, OBSERVATION, REWARD
 from mtray.engines.base import copy_seed
 from mtray.errors import RunError, TaskError
 from mtray.tasks.env import PolicyLike, tasks_like
@@ -93,10 +93,18 @@ class MultiTaskEnv(ParallelEnv):
 
 
 def _advance(data: TensorDictBase) -> TensorDictBase:
-    """Return the next step's start from a step's result, task by task."""
+    """Return the next step's start from a step's result, task by task; other root entries are kept, as torchrl does."""
     if isinstance(data, LazyStackedTensorDict):
         return LazyStackedTensorDict.lazy_stack([_advance(part) for part in data.tensordicts], data.stack_dim)
-    return data.get(NEXT).exclude(REWARD)
+    reached = data.get(NEXT)
+    keys = set(reached.keys())
+    state_keys = {key for key in keys if key in DONE_KEYS or key.startswith(OBSERVATION)}
+    following: TensorDictBase = reached.exclude(*(keys - state_keys))
+    for key, value in data.items():
+        if key not in state_keys and key not in (NEXT, REWARD, "_reset"):
+            # A policy may write into a nested entry in place.
+            following.set(key, value.copy() if isinstance(value, TensorDictBase) else value)
+    return following
 
 
 def make_multi_task_env(
