@@ -75,6 +75,17 @@ def test_other_tasks_and_no_episodes_are_refused(policy):
         mtray.evaluate_policy(policy, ["walker-walk"])
     with pytest.raises(UsageError, match="episodes 0: at least 1"):
         mtray.evaluate_policy(policy, episodes=0)
+    for episodes in (1.0, "3", True):
+        with pytest.raises(UsageError, match=f"episodes {episodes!r}: at least 1 is needed, a whole number"):
+            mtray.evaluate_policy(policy, episodes=episodes)
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(UsageError, match=rf"seed {seed}: must be a whole number between 0 and 2\*\*32 - 1"):
+            mtray.evaluate_policy(policy, seed=seed)
+
+
+def test_a_single_task_needs_no_list(policy):
+    mtray.register_task("count", COUNT)
+    assert list(mtray.evaluate_policy(policy, "count", episodes=np.int64(1))) == ["count"]
 
 
 class Glitch(CountingEnv):

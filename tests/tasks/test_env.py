@@ -200,3 +200,20 @@ def test_entries_that_a_policy_carries_are_kept_over_several_tasks():
         assert rollout[0]["observation_count"][0, :, 0].tolist() == [0, 1, 2]
     finally:
         env.close()
+
+
+@pytest.mark.parametrize("make", [make_task_env, make_multi_task_env])
+def test_copies_and_seeds_out_of_range_are_refused(make):
+    for copies in (0, -1, 2.0, True):
+        with pytest.raises(UsageError, match=f"num_envs {copies}: at least 1 is needed, a whole number"):
+            make("count", num_envs=copies)
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(UsageError, match=rf"seed {seed}: must be a whole number between 0 and 2\*\*32 - 1"):
+            make("count", seed=seed)
+
+
+def test_a_single_name_needs_no_list():
+    policy = policy_of(Task("count", "torchrl", CountingMaker(truncate_after=4)))
+    for like in (None, policy):
+        env = make_multi_task_env("count", like=like)
+        assert [maker.task.name for maker in env.makers] == ["count"]
