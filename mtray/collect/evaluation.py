@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mtray.collect.episodes import InfoTracker
 from mtray.collect.hosts.slots import check_finite
-from mtray.config.checks import require
+from mtray.config.checks import require_count, require_seed
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
@@ -27,7 +28,7 @@ SEED = 12345
 
 
 def evaluate_policy(
-    policy: MultiTaskPolicy, tasks: Sequence[str] = (), *, episodes: int = 10, seed: int = SEED
+    policy: MultiTaskPolicy, tasks: str | Sequence[str] = (), *, episodes: int = 10, seed: int = SEED
 ) -> dict[str, dict[str, Any]]:
     """Evaluate a policy with the engines and action repeats that it was trained with.
 
@@ -39,7 +40,8 @@ def evaluate_policy(
 
     Args:
         policy: a policy of `load_policy`; it acts deterministically during the evaluation.
-        tasks: names of tasks or paths of makers (``package.module:maker``); by default all of the policy's tasks.
+        tasks: names of tasks or paths of makers (``package.module:maker``); a single name needs no list; by
+            default all of the policy's tasks.
         episodes: episodes of each task, stepped together; each is cut after 10,000 agent steps.
         seed: seed of each task's first episode.
 
@@ -48,7 +50,8 @@ def evaluate_policy(
         what the environment reported under that name at the end of its episodes (of a success: at any time).
 
     Raises:
-        UsageError: a task that the policy did not learn, that is not registered, or that has changed since.
+        UsageError: episodes or seed is out of range, or a task was not learned by the policy, is not registered or has
+            changed since.
         TaskError: a task's own code raised.
     """
     if not isinstance(policy, MultiTaskPolicy):
@@ -62,8 +65,8 @@ def evaluate_policy(
 
 def check_options(episodes: int, seed: int) -> None:
     """Raise a UsageError if the number of episodes or the seed is out of range."""
-    require(episodes >= 1, f"--episodes {episodes}: at least 1 is needed")
-    require(0 <= seed < 2**32, f"--seed {seed}: must be between 0 and 2**32 - 1")
+    require_count("--episodes", episodes)
+    require_seed("--seed", seed)
 
 
 @contextlib.contextmanager
@@ -90,10 +93,10 @@ def play(
         TaskError: the task's own code raised, or gave a number that is not finite.
     """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
-    deterministic, policy.deterministic = policy.deterministic, True
     try:
-        # Seeded too, so that the episodes are the same; restored, since the process may be the user's.
-        with torch.no_grad(), generators_seeded(task, seed):
+        # Set here, since the caller's exploration type would otherwise decide. Seeded too, so that the episodes are the
+        # same; restored, since the process may be the user's.
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC), generators_seeded(task, seed):
             state = env.reset()
             check_finite(task.name, "reset", "observation", state.get(task.spec.key).numpy())
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
@@ -112,7 +115,6 @@ def play(
                 if not running.any():
                     break
     finally:
-        policy.deterministic = deterministic
         env.close()
     infos = {name: [values[name] for values in reported.values()] for name in task.spec.info}
     return [float(value) for value in returns], infos

@@ -65,7 +65,7 @@ def write_film(
     """Write the beginning of an episode of each task, side by side, as an animated picture.
 
     Args:
-        policy: of `load_policy`; it acts deterministically.
+        policy: of `load_policy`; it acts deterministically in the film.
         tasks: names of the policy's tasks; those that can't be drawn are left out.
         path: of the film, which `check_film` has checked.
         seconds: of simulation, at most; the film ends with the shortest episode.
@@ -100,6 +100,7 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
     """Return a picture of each agent step, and the milliseconds of simulation between two."""
     import torch
     from tensordict import TensorDict
+    from torchrl.envs.utils import ExplorationType, set_exploration_type
 
     from mtray.engines import dm_control
 
@@ -114,7 +115,7 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
         pictures.append(env.physics.render(_PIXELS, _PIXELS, camera_id=camera_id))
         entries = [np.ravel(time_step.observation[name]) for name, _ in spec.observation]
         observation = torch.as_tensor(np.concatenate(entries), dtype=torch.float32)
-        with torch.no_grad():
+        with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             action = policy(TensorDict({spec.key: observation}))["action"].numpy()[: spec.action_size]
         for _ in range(spec.action_repeat):
             time_step = env.step(action)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from mtray.config.types import flag
@@ -13,6 +14,22 @@ def require(condition: bool, message: str) -> None:
     """Raise a UsageError with this message unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raise a UsageError unless the value is a whole number of at least 1."""
+    require(_is_whole(value) and value >= 1, f"{name} {value!r}: at least 1 is needed, a whole number")
+
+
+def require_seed(name: str, value: Any) -> None:
+    """Raise a UsageError unless the value is a whole number that numpy takes as a seed."""
+    is_seed = _is_whole(value) and 0 <= value < 2**32
+    require(is_seed, f"{name} {value!r}: must be a whole number between 0 and 2**32 - 1")
+
+
+def _is_whole(value: Any) -> bool:
+    # numpy's integers are no subclass of int.
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def require_at_least(config: Any, limit: int, *names: str) -> None:

@@ -12,7 +12,7 @@ import difflib
 import io
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +23,8 @@ from mtray.config.types import flag
 from mtray.errors import UsageError
 
 _Options = TypeVar("_Options")
+# Words after an option without a value, to whether it is meant to be on.
+_SWITCHED = {"true": True, "false": False}
 _NEEDED = {int: "a whole number", float: "a number", Path: "a path", str: "text", bool: "True or False"}
 
 
@@ -67,10 +69,17 @@ def _faults(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
                 places.pop(0)
             continue
         name, has_value, value = token.replace("_", "-", token.partition("=")[0].count("_")).partition("=")
-        hint = options.get(name, bool if options.get(name.replace("--no-", "--", 1)) is bool else None)
-        if hint is None:
+        switches = _switches(name, options)
+        hint = bool if name in switches else options.get(name)
+        if switches and name not in switches:
+            yield f"there is no option {name}: write {switches[1]}"
+        elif hint is None:
             yield _unknown(name, [other for other in options if other not in positional])
         values = [value] if has_value else []
+        if name in switches and has_value:
+            yield _switched(name, value, switches)
+        elif name in switches and not places and rest and rest[0].lower() in _SWITCHED:
+            yield _switched(name, rest[0], switches)
         while not has_value and hint is not bool and rest and not rest[0].startswith("--"):
             values.append(rest.pop(0))
             if typing.get_origin(hint) is not tuple:
@@ -80,6 +89,23 @@ def _faults(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
     for name, hint in positional.items():
         if typing.get_args(hint)[0] in places and typing.get_origin(typing.get_args(hint)[0]) is not tuple:
             yield f"{name.removeprefix('--').upper()} is missing: {_NEEDED[typing.get_args(hint)[0]]} is needed"
+
+
+def _switches(name: str, options: Mapping[str, Any]) -> list[str]:
+    """Return the two spellings, on and off, of the option without a value that a name means; none if it means none."""
+    for option in (name, name.replace("no-", "", 1)):
+        if options.get(option) is bool:
+            group, dot, last = option.removeprefix("--").rpartition(".")
+            return [option, f"--{group}{dot}no-{last}"]
+    return []
+
+
+def _switched(name: str, value: str, switches: Sequence[str]) -> str:
+    """Return what to write in place of an option that takes no value and was given one."""
+    on, off = switches
+    is_on = _SWITCHED.get(value.lower())
+    remedy = f"{on} or {off}" if is_on is None else on if is_on == (name == on) else off
+    return f"{name} {value}: it takes no value, write {remedy}"
 
 
 def _options(cls: type[Any]) -> Iterator[tuple[str, Any]]:

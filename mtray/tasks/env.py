@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from mtray.config.checks import require_count, require_seed
 from mtray.config.settings import CollectorConfig
 from mtray.data.specs import ACTION, DONE_KEYS, NEXT, OBSERVATION, REWARD, FloatArray, TaskSpec
 from mtray.engines.base import BatchSim, BoolArray, StepArrays
@@ -124,13 +125,17 @@ class TaskEnv(EnvBase):
         return TensorDict(fields, self.batch_size)
 
     def step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """Step, then reset the copies whose episode ended; faster than torchrl's generic implementation."""
+        """Step, then reset the copies whose episode ended; faster than torchrl's generic implementation.
+
+        As there, root entries that a policy carries from step to step are kept (a partial reset sets them to zero in
+        the copies that it resets), and so is what a policy wrote under ``next``.
+        """
         result = self._step(tensordict)
+        if (preset := tensordict.get(NEXT, None)) is not None:
+            result.update(preset.exclude(*result.keys()))
         tensordict.set(NEXT, result)
-        done = result.get("done")
-        if done.any():
-            return tensordict, self._reset(TensorDict({"_reset": done}, self.batch_size))
-        return tensordict, result.exclude(REWARD)
+        following = self._step_mdp(tensordict)
+        return tensordict, self.maybe_reset(following) if result.get("done").any() else following
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the simulators."""
@@ -169,16 +174,28 @@ def make_task_env(
         like: a policy of this task, from `mtray.load_policy`.
 
     Raises:
-        UsageError: the name is unknown or a set of tasks, or the task differs from what the policy learned.
+        UsageError: num_envs or seed is out of range, the name is unknown or a set of tasks, or the task differs from
+            what the policy learned.
     """
+    check_copies(num_envs, seed)
     tasks = tasks_like([name], engine, action_repeat, like)
     if len(tasks) != 1:
         raise UsageError(f"{name!r} names {len(tasks)} tasks ({', '.join(t.name for t in tasks)}): choose one of them")
     return TaskEnv(tasks[0], num_envs=num_envs, seed=seed, observation_width=observation_width)
 
 
+def check_copies(num_envs: int | None, seed: int) -> None:
+    """Raise a UsageError if the number of copies or the seed is out of range."""
+    if num_envs is not None:
+        require_count("num_envs", num_envs)
+    require_seed("seed", seed)
+
+
 def tasks_like(
-    names: Sequence[str], engine: str | None = None, action_repeat: int | None = None, like: PolicyLike | None = None
+    names: str | Sequence[str],
+    engine: str | None = None,
+    action_repeat: int | None = None,
+    like: PolicyLike | None = None,
 ) -> tuple[Task, ...]:
     """Return the tasks of these names; engines and action repeats are by default those of the policy ``like``.
 

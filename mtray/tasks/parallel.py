@@ -10,10 +10,10 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from torchrl.envs import ParallelEnv
 
-from mtray.data.specs import NEXT, REWARD
+from mtray.data.specs import DONE_KEYS, NEXT, OBSERVATION, REWARD
 from mtray.engines.base import copy_seed
 from mtray.errors import RunError, TaskError
-from mtray.tasks.env import PolicyLike, tasks_like
+from mtray.tasks.env import PolicyLike, check_copies, tasks_like
 from mtray.tasks.makers import TaskMaker, make_makers
 from mtray.tasks.processes import engine_modules, hidden_main, start_fork_server
 
@@ -93,14 +93,22 @@ class MultiTaskEnv(ParallelEnv):
 
 
 def _advance(data: TensorDictBase) -> TensorDictBase:
-    """Return the next step's start from a step's result, task by task."""
+    """Return the next step's start from a step's result, task by task; other root entries are kept, as torchrl does."""
     if isinstance(data, LazyStackedTensorDict):
         return LazyStackedTensorDict.lazy_stack([_advance(part) for part in data.tensordicts], data.stack_dim)
-    return data.get(NEXT).exclude(REWARD)
+    reached = data.get(NEXT)
+    keys = set(reached.keys())
+    state_keys = {key for key in keys if key in DONE_KEYS or key.startswith(OBSERVATION)}
+    following: TensorDictBase = reached.exclude(*(keys - state_keys))
+    for key, value in data.items():
+        if key not in state_keys and key not in (NEXT, REWARD, "_reset"):
+            # A policy may write into a nested entry in place.
+            following.set(key, value.copy() if isinstance(value, TensorDictBase) else value)
+    return following
 
 
 def make_multi_task_env(
-    names: Sequence[str],
+    names: str | Sequence[str],
     *,
     num_envs: int | None = None,
     seed: int = 0,
@@ -117,7 +125,7 @@ def make_multi_task_env(
         env.close()
 
     Args:
-        names: tasks and task sets, as after ``--tasks``.
+        names: tasks and task sets, as after ``--tasks``; a single name needs no list.
         num_envs: copies of each task; None for unbatched environments.
         seed: seed of the first task; the other tasks' seeds are derived from it.
         engine: see `make_task_env`.
@@ -125,8 +133,10 @@ def make_multi_task_env(
         like: see `make_task_env`.
 
     Raises:
-        UsageError: an unknown name, tasks that one run can't have, or a task that differs from what the policy learned.
+        UsageError: num_envs or seed is out of range, an unknown name, tasks that one run can't have, or a task that
+            differs from what the policy learned.
     """
+    check_copies(num_envs, seed)
     tasks = tasks_like(names, engine, action_repeat, like)
     seeds = [copy_seed(seed, index) for index in range(len(tasks))]
     return MultiTaskEnv(make_makers(tasks, num_envs, seeds))

@@ -55,13 +55,14 @@ def task_sets(engine: str = DEFAULT_ENGINE) -> dict[str, tuple[str, ...]]:
     return cast("dict[str, tuple[str, ...]]", load_engine(engine).task_sets())
 
 
-def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: int = 1) -> tuple[Task, ...]:
+def resolve(names: str | Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: int = 1) -> tuple[Task, ...]:
     """Return the tasks that these names denote, in order, each once; ``action_repeat`` is for engines' tasks.
 
     Raises:
         UnknownTaskError: a name is no task and no set; the message lists close matches.
         UsageError: no name, an unknown engine, or a maker that can't be imported.
     """
+    names = _as_list(names)
     if not names:
         raise UsageError("no task given: name at least one, for example --tasks humanoid")
     tasks: list[Task] = []
@@ -72,7 +73,7 @@ def resolve(names: Sequence[str], engine: str = DEFAULT_ENGINE, action_repeat: i
 
 
 def resolve_like(
-    names: Sequence[str], specs: Sequence[TaskSpec], engine: str | None = None, action_repeat: int | None = None
+    names: str | Sequence[str], specs: Sequence[TaskSpec], engine: str | None = None, action_repeat: int | None = None
 ) -> tuple[Task, ...]:
     """Return the tasks of these names with the engines and action repeats that a policy was trained with.
 
@@ -89,7 +90,7 @@ def resolve_like(
     learned = {spec.name: spec for spec in specs}
     default = next((spec.engine for spec in specs if spec.engine != TORCHRL), DEFAULT_ENGINE)
     tasks: list[Task] = []
-    for name in names:
+    for name in _as_list(names):
         trained_engine = learned[name].engine if name in learned else default
         if trained_engine == TORCHRL and name not in _REGISTERED:
             raise UsageError(
@@ -117,6 +118,11 @@ def check_repeat(tasks: Sequence[Task], action_repeat: int | None) -> None:
     for task in tasks:
         if action_repeat not in (None, task.spec.action_repeat):
             raise UsageError(f"task {task.name!r} sets its action repeat itself: omit {action_repeat=}")
+
+
+def _as_list(names: str | Sequence[str]) -> Sequence[str]:
+    # A text is a sequence too: of its letters.
+    return [names] if isinstance(names, str) else names
 
 
 def _resolve_one(name: str, engine: str, action_repeat: int) -> list[Task]:

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import mtray
 from mtray.collect.evaluation import play
@@ -42,6 +43,17 @@ def test_tasks_that_were_registered_are_evaluated(policy):
     assert not policy.deterministic
 
 
+def test_the_callers_exploration_type_adds_no_noise(policy):
+    mtray.register_task("count", COUNT)
+
+    def returns():
+        return mtray.evaluate_policy(policy, ["count"], episodes=2)["count"]["returns"]
+
+    expected = returns()
+    with set_exploration_type(ExplorationType.RANDOM):
+        assert returns() == expected
+
+
 def test_a_task_registered_in_another_process_has_a_remedy(policy):
     with pytest.raises(UsageError, match=r"'count' was made by a maker.*mtray\.evaluate_policy.*mtray\.register_task"):
         mtray.evaluate_policy(policy)
@@ -63,6 +75,17 @@ def test_other_tasks_and_no_episodes_are_refused(policy):
         mtray.evaluate_policy(policy, ["walker-walk"])
     with pytest.raises(UsageError, match="episodes 0: at least 1"):
         mtray.evaluate_policy(policy, episodes=0)
+    for episodes in (1.0, "3", True):
+        with pytest.raises(UsageError, match=f"episodes {episodes!r}: at least 1 is needed, a whole number"):
+            mtray.evaluate_policy(policy, episodes=episodes)
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(UsageError, match=rf"seed {seed}: must be a whole number between 0 and 2\*\*32 - 1"):
+            mtray.evaluate_policy(policy, seed=seed)
+
+
+def test_a_single_task_needs_no_list(policy):
+    mtray.register_task("count", COUNT)
+    assert list(mtray.evaluate_policy(policy, "count", episodes=np.int64(1))) == ["count"]
 
 
 class Glitch(CountingEnv):

@@ -7,9 +7,14 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from mtray.collect import film
+from mtray.config.learner import NetworkConfig
+from mtray.engines import dm_control
 from mtray.errors import UsageError
+from mtray.policy.policy import MultiTaskPolicy
+from mtray.tasks.plan import Task
 from tests.makers import make_spec
 
 SCRIPT = """
@@ -67,6 +72,21 @@ def check_pictures(path):
     parts = np.split(first, 3, axis=1)
     assert all(part.std() > 10 for part in parts)
     assert (parts[0] != parts[1]).any()
+
+
+def test_the_callers_exploration_type_adds_no_noise(monkeypatch):
+    policy = MultiTaskPolicy([Task("cartpole-balance", "dm_control").spec], NetworkConfig(actor_width=16))
+    # The state stands for the picture: not every machine can draw.
+    physics = type(dm_control.load("cartpole-balance").physics)
+    monkeypatch.setattr(physics, "render", lambda physics, *_, **__: physics.get_state())
+
+    def states(exploration_type):
+        with set_exploration_type(exploration_type):
+            return np.array(film._play(policy, "cartpole-balance", 0.1, 1, "side")[0])
+
+    expected = states(ExplorationType.DETERMINISTIC)
+    assert (states(ExplorationType.RANDOM) == expected).all()
+    assert (states(None) == expected).all()
 
 
 def test_a_machine_that_can_not_draw_is_one_line(tmp_path):

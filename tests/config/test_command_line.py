@@ -68,6 +68,26 @@ def test_what_is_refused_is_told_with_what_is_allowed(arguments, message):
     assert refusal(arguments.split()) == message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--deterministic=True", "--deterministic True: it takes no value, write --deterministic"),
+        ("--deterministic=False", "--deterministic False: it takes no value, write --no-deterministic"),
+        ("--deterministic False", "--deterministic False: it takes no value, write --no-deterministic"),
+        ("--deterministic=", "--deterministic : it takes no value, write --deterministic or --no-deterministic"),
+        ("--no-deterministic=True", "--no-deterministic True: it takes no value, write --no-deterministic"),
+        ("--no-deterministic false", "--no-deterministic false: it takes no value, write --deterministic"),
+        ("--replay.save False", "--replay.save False: it takes no value, write --replay.no-save"),
+        ("--replay.no-save=1", "--replay.no-save 1: it takes no value, write --replay.save or --replay.no-save"),
+        ("--no-replay.save", "there is no option --no-replay.save: write --replay.no-save"),
+        ("--no-replay.save=True", "there is no option --no-replay.save: write --replay.no-save"),
+        ("--deterministic --replay.no-save few", "few belongs to no option"),
+    ],
+)
+def test_an_option_without_a_value_has_its_other_spelling_as_remedy(arguments, message):
+    assert refusal(arguments.split(), Config) == message
+
+
 def test_an_option_of_a_group_is_found_without_its_group():
     found = refusal(["--keep-checkpoints", "3"], Config)
     assert found == "there is no option --keep-checkpoints: did you mean --run.keep-checkpoints?"

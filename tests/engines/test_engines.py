@@ -195,8 +195,6 @@ def test_step_and_maybe_reset_equals_torchrls_implementation():
         expected, theirs = EnvBase.step_and_maybe_reset(generic, theirs)
         assert set(stepped["next"].keys()) == set(expected["next"].keys())
         assert (stepped["next"] == expected["next"]).all()
-        # torchrl keeps the last action after a reset.
-        theirs = theirs.exclude("action")
         assert set(ours.keys()) == set(theirs.keys())
         assert (ours == theirs).all()
     assert not ours["done"].any()

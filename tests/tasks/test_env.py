@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict import LazyStackedTensorDict
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torchrl.envs import EnvBase
 
 import mtray
 from mtray.config.learner import NetworkConfig
@@ -148,3 +150,70 @@ def test_several_tasks_draw_numbers_of_their_own_from_their_processs_generators(
 def test_a_common_observation_that_is_too_narrow_is_refused():
     with pytest.raises(UsageError, match="'count' has 2 observation entries, more than the common"):
         TaskEnv(Task("count", "torchrl", CountingMaker()), observation_width=1)
+
+
+class CallCounter(TensorDictModuleBase):
+    """Acts, counts its calls in the root, and writes an entry under ``next``."""
+
+    in_keys = ("observation",)
+    out_keys = ("action",)
+
+    def forward(self, data):
+        for part in data.tensordicts if isinstance(data, LazyStackedTensorDict) else [data]:
+            part["calls"] = part.get("calls", torch.zeros(*part.batch_size, 1)) + 1
+            part["next", "calls_after"] = part["calls"] * 10
+            part["action"] = torch.zeros(*part.batch_size, 1)
+        return data
+
+
+class EndsOneByOne(CountingEnv):
+    """Copy 0 ends after 2 steps, copy 1 after 3."""
+
+    def __init__(self, num_envs, seed=0):
+        super().__init__(num_envs)
+        self._limits[1] = torch.tensor([[2.0], [3.0]])
+
+
+def test_entries_that_a_policy_carries_are_kept_as_by_torchrl():
+    registry._REGISTERED["uneven"] = EndsOneByOne
+    lean, generic = (make_task_env("uneven", num_envs=2) for _ in range(2))
+    ours, theirs = lean.reset(), generic.reset()
+    policy, calls = CallCounter(), []
+    for _ in range(7):
+        stepped, ours = lean.step_and_maybe_reset(policy(ours))
+        expected, theirs = EnvBase.step_and_maybe_reset(generic, policy(theirs))
+        for got, wanted in ((stepped, expected), (ours, theirs)):
+            assert set(got.keys(True, True)) == set(wanted.keys(True, True))
+            assert (got == wanted).all()
+        calls.append(stepped["calls"][:, 0].tolist())
+    # torchrl sets them to zero in the copies of a partial reset, and keeps them if all copies are reset.
+    assert calls == [[1, 1], [2, 2], [1, 3], [2, 1], [1, 2], [2, 3], [3, 4]]
+
+
+def test_entries_that_a_policy_carries_are_kept_over_several_tasks():
+    env = make_multi_task_env(["count", "point"], num_envs=2)
+    try:
+        rollout = env.rollout(3, CallCounter(), return_contiguous=False)
+        for part in rollout[0], rollout[1]:
+            assert part["calls"][0, :, 0].tolist() == [1, 2, 3]
+            assert part["next", "calls_after"][0, :, 0].tolist() == [10, 20, 30]
+        assert rollout[0]["observation_count"][0, :, 0].tolist() == [0, 1, 2]
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("make", [make_task_env, make_multi_task_env])
+def test_copies_and_seeds_out_of_range_are_refused(make):
+    for copies in (0, -1, 2.0, True):
+        with pytest.raises(UsageError, match=f"num_envs {copies}: at least 1 is needed, a whole number"):
+            make("count", num_envs=copies)
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(UsageError, match=rf"seed {seed}: must be a whole number between 0 and 2\*\*32 - 1"):
+            make("count", seed=seed)
+
+
+def test_a_single_name_needs_no_list():
+    policy = policy_of(Task("count", "torchrl", CountingMaker(truncate_after=4)))
+    for like in (None, policy):
+        env = make_multi_task_env("count", like=like)
+        assert [maker.task.name for maker in env.makers] == ["count"]
