@@ -14,6 +14,7 @@ import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +32,9 @@ _FOLDER_BYTES = 16 * 2**20
 _lifelines: list[int] = []
 _timers: list[threading.Timer] = []
 _SHUTDOWN_SECONDS = 20.0
+# Folders of Ray's logs that are kept, so that the cause of a death can be read; the most that are removed at once; and for
+# how long nothing was written to those.
+_KEPT_SESSIONS, _REMOVED_SESSIONS, _OLD_SECONDS = 10, 20, 24 * 3600.0
 
 _LOGGER = logging.getLogger("mtray")
 # Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
@@ -52,6 +56,7 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
     from ray._private import ray_constants
 
     _set_environment()
+    _remove_old_sessions(Path(os.environ["RAY_TMPDIR"]) / "ray")
     options = store_options(workers)
     # What `_LOOPBACK` says to Ray's processes; here Ray may have been imported before.
     with signals_kept_from_ray(), replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
@@ -102,8 +107,9 @@ def _set_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ[_LOOPBACK[0]] = _LOOPBACK[1]
     folder = _temporary_folder()
-    if folder is not None:
-        os.environ["TMPDIR"] = folder
+    # The sockets of simulators lie there, where Ray's may lie elsewhere.
+    if folder is not None or len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_FOLDER:
+        os.environ["TMPDIR"] = folder or _usual_folder()
     os.environ["RAY_TMPDIR"] = _private_folder(folder or _usual_folder())
     if not has_token():
         # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
@@ -137,6 +143,18 @@ def _private_folder(parent: str) -> str:
         return str(folder)
     # Somebody else has taken the name.
     return tempfile.mkdtemp(prefix="mtray-", dir=parent)
+
+
+def _remove_old_sessions(folder: Path) -> None:
+    """Remove what Ray left of earlier runs, which it never does, but of the newest ones."""
+    # Their names begin with the date. A few at each start, which shall not take long.
+    for session in sorted(folder.glob("session_2*"))[:-_KEPT_SESSIONS][:_REMOVED_SESSIONS]:
+        process = session.name.rpartition("_")[2]
+        # A run in another container may share the folder, but not the ids of processes; its Ray writes all the time.
+        with contextlib.suppress(OSError, ValueError):
+            written = max(path.stat().st_mtime for path in (session / "logs").iterdir())
+            if not Path("/proc", process).exists() and time.time() - written > _OLD_SECONDS:
+                shutil.rmtree(session, ignore_errors=True)
 
 
 def has_token() -> bool:

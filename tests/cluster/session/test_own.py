@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 
 import pytest
 
@@ -126,3 +127,30 @@ def test_ray_is_started_once_more_if_its_processes_were_slow(monkeypatch, errors
         else:
             own.start(1, {})
     assert len(calls) == (starts or len(errors))
+
+
+def test_what_ray_left_of_old_runs_is_removed_but_of_the_newest_and_of_those_that_go_on(tmp_path):
+    def leave(day, process, hours):
+        session = tmp_path / f"session_2026-01-{day:02d}_00-00-00_000000_{process}"
+        (session / "logs").mkdir(parents=True)
+        log = session / "logs" / "raylet.out"
+        log.write_text("it worked")
+        then = time.time() - 3600 * hours
+        os.utime(log, (then, then))
+        return session
+
+    # No process has the last id.
+    lives, writes, old = leave(1, os.getpid(), 99), leave(2, 2**22 + 1, 1), leave(3, 2**22 + 1, 99)
+    newest = [leave(10 + day, 2**22 + 1, 99) for day in range(own._KEPT_SESSIONS)]
+    own._remove_old_sessions(tmp_path)
+    assert not old.exists()
+    assert all(session.exists() for session in (lives, writes, *newest))
+    own._remove_old_sessions(tmp_path / "nowhere")
+
+
+def test_a_long_folder_for_simulators_is_replaced_where_ray_has_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 90)))
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with process_restored():
+        own._set_environment()
+        assert os.environ["TMPDIR"] == "/tmp"
