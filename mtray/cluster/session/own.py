@@ -32,8 +32,8 @@ _FOLDER_BYTES = 16 * 2**20
 _lifelines: list[int] = []
 _timers: list[threading.Timer] = []
 _SHUTDOWN_SECONDS = 20.0
-# Folders of Ray's logs that are kept, so that the cause of a death can be read; the most that are removed at once; and for
-# how long nothing was written to those.
+# Folders of Ray's logs that are kept, so that the cause of a death can be read; the most that are removed at once; and
+# for how long nothing was written to those.
 _KEPT_SESSIONS, _REMOVED_SESSIONS, _OLD_SECONDS = 10, 20, 24 * 3600.0
 
 _LOGGER = logging.getLogger("mtray")
