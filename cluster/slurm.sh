@@ -24,6 +24,14 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 # Seconds until the other machines are free when the head has ended.
 export RAY_gcs_rpc_server_reconnect_timeout_s=20
 
+# Slurm sends SIGTERM to every process of a job that is to end. Only the run takes notice, which saves and ends, and Ray
+# with it: `symmetric-run` would kill it, and Ray's processes would end before it has saved.
+mask='import os, signal, sys
+signal.pthread_sigmask(getattr(signal, sys.argv[1]), [signal.SIGTERM, signal.SIGINT])
+os.execvp(sys.argv[2], sys.argv[2:])'
+
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" -- \
+srun python -c "$mask" SIG_BLOCK \
+    ray symmetric-run --address "$head:6379" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus "$SLURM_CPUS_ON_NODE" -- \
+    python -c "$mask" SIG_UNBLOCK \
     python -m mtray.launch --address auto --run-dir "runs/$SLURM_JOB_ID" --resume auto "$@"

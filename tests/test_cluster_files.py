@@ -131,7 +131,8 @@ exit $code
 
 
 @pytest.mark.cluster
-def test_slurm_runs_on_all_machines_and_resumes(tmp_path):
+@pytest.mark.timeout(900)
+def test_slurm_runs_on_all_machines_resumes_and_saves_when_it_is_preempted(tmp_path):
     addresses = ("10.77.0.11", "10.77.0.12", "10.77.0.13")
     with network() as made:
         machines = [Machine(made, f"node{address[-1]}", address, (str(ROOT),)) for address in addresses]
@@ -166,5 +167,26 @@ def test_slurm_runs_on_all_machines_and_resumes(tmp_path):
         assert events.count("end") == 2
         frames = [json.loads(line)["frames"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         assert frames == sorted(frames)
+        # A job that is preempted: every process on every machine gets SIGTERM, and the run saves.
+        with subprocess.Popen(
+            [CLUSTER / "slurm.sh", *light, "--total-frames", "100000000"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as job:
+            for line in job.stdout:
+                if int((re.search(r"([\d,]+)/100,000,000", line) or ("", "0"))[1].replace(",", "")) > frames[-1]:
+                    break
+            for machine in machines:
+                end = ["bash", "-c", "kill -TERM -1"]
+                subprocess.run(["nsenter", f"--target={machine.pid}", "--all", "--root", "--", *end], check=False)
+            rest = job.stdout.read()
+            assert job.wait(120) == 0, rest
+        assert "interrupted: " in rest, rest
+        events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+        assert events[-1]["event"] == "end"
+        assert [event["frames"] for event in events if event["event"] == "save"][-1] > frames[-1]
+        assert [event for event in events if event["event"] == "death"] == []
         for machine in machines:
             assert [line for line in machine.commands() if "ray" in line] == []
