@@ -43,8 +43,11 @@ class Recovery(Run):
         self._later: list[Actor] = []
 
     def start(self) -> list[Command]:
-        """Begin. On one machine the first collector has the cores until it is up, so that frames come early."""
-        if not self.limits.shares_cluster:
+        """Begin. On one machine the first collector has the cores until it is up, so that frames come early.
+
+        Where collectors step different tasks all begin at once: those of the first alone would be ahead.
+        """
+        if not self.limits.shares_cluster and not _differ(self.plan):
             self._later = self.collectors[1:]
             self._after(FIRST_SECONDS, self._start_later)
         for actor in self.actors:

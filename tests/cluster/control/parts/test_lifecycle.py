@@ -28,6 +28,11 @@ def test_the_first_replacement_is_immediate_and_later_ones_back_off_to_a_minute(
     assert [round(time - 61 * (life + 1)) for life, time in enumerate(times[2:])] == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
 
+def test_collectors_of_different_tasks_start_at_once_also_on_one_machine():
+    script = Script(tasks=({"a"}, {"b"}), total=10**6)
+    assert [part.place for _, part in script.started if part.kind == "collector"] == [0, 1]
+
+
 def test_on_one_machine_the_first_collector_starts_before_the_others_but_they_do_not_wait_for_ever():
     begun = [REPLAY, LEARNER, collector(0)]
     alone, cluster = (Script(tasks=({"a"},) * 3, shares_cluster=shares) for shares in (False, True))
