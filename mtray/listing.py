@@ -98,9 +98,10 @@ def _try(task: Task) -> str:
         host = InlineHost(make_makers([task], 1, [0]))
         try:
             host.reset()
+            low, high = spec.action_range
             (slot,), steps, length, begin = host.slots, 0, 0, time.monotonic()
             while time.monotonic() < begin + (_TRIAL_SECONDS if length else _EPISODE_SECONDS):
-                slot.action[:] = random.uniform(*spec.action_range)
+                slot.action[:] = random.uniform(low, high)
                 host.step()
                 steps += 1
                 if not length and (slot.terminated[0] or slot.truncated[0]):

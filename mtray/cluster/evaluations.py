@@ -57,7 +57,7 @@ class Evaluations:
         self._next: float | None = None
         self._evaluator: Any = None
         self._call: Future[Any] | None = None
-        self._now = self._asked = self._longest = 0.0
+        self._asked, self._longest = 0.0, 0.0
         # What is evaluated: its state if it was trained, the updates and frames it was made of, and the run's time.
         self._policy: tuple[bytes | None, int, int, float] = None, 0, 0, 0.0
         self._last_updates = -1
@@ -66,7 +66,6 @@ class Evaluations:
         """Do what is due at this time of the driver's."""
         if self._every is None:
             return
-        self._now = now
         version, box = self._processes.weights
         if self._is_new and self._untrained is None and version == 0 and box:
             self._untrained = box[0]
@@ -114,13 +113,13 @@ class Evaluations:
             return
         self._longest = max(self._longest, seconds)
         found, failures = call.result()
-        self._take(found, failures, seconds)
+        self._take(found, failures, now)
 
     def _fail(self, cause: str) -> None:
         self._tell(Tell("evaluation_failed", {"cause": cause}, f"an evaluation failed, and the run goes on: {cause}"))
         self.close()
 
-    def _take(self, found: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str], seconds: float) -> None:
+    def _take(self, found: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str], now: float) -> None:
         _, updates, frames, then = self._policy
         self._last_updates = updates
         self._metrics.add_evaluation(updates, found)
@@ -131,9 +130,15 @@ class Evaluations:
         except OSError as error:
             text = f"the best policy could not be written, the one before stays: {error.strerror or error}"
             self._tell(Tell("save_failed", {"cause": text}, text))
-        fields = {"updates": updates, "frames": frames, "of_time": round(then, 3), "seconds": round(seconds, 1)}
         assert self._next is not None
-        fields |= {"next_in": round(self._next - self._now, 1), "is_best": is_best}
+        fields = {
+            "updates": updates,
+            "frames": frames,
+            "of_time": round(then, 3),
+            "seconds": round(now - self._asked, 1),
+            "next_in": round(self._next - now, 1),
+            "is_best": is_best,
+        }
         self._tell(Tell("evaluated", {**fields, "returns": {task: found[task]["returns"] for task in found}}))
         for task, text in failures.items():
             self._tell(Tell("evaluation_failed", {"task": task, "cause": text}, f"an evaluation failed: {text}"))

@@ -56,7 +56,6 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
     from ray._private import ray_constants
 
     _set_environment()
-    _remove_old_sessions(Path(os.environ["RAY_TMPDIR"]) / "ray")
     options = store_options(workers)
     # What `_LOOPBACK` says to Ray's processes; here Ray may have been imported before.
     with signals_kept_from_ray(), replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
@@ -106,11 +105,12 @@ def _set_environment() -> None:
     # Ray's own 15 lets any other program of the machine outrun a run.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ[_LOOPBACK[0]] = _LOOPBACK[1]
-    folder = _temporary_folder()
+    other = _temporary_folder()
+    folder = other or _usual_folder()
     # The sockets of simulators lie there, where Ray's may lie elsewhere.
-    if folder is not None or len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_FOLDER:
-        os.environ["TMPDIR"] = folder or _usual_folder()
-    os.environ["RAY_TMPDIR"] = _private_folder(folder or _usual_folder())
+    if other is not None or len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_FOLDER:
+        os.environ["TMPDIR"] = folder
+    os.environ["RAY_TMPDIR"] = _private_folder(folder)
     if not has_token():
         # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
         # it. This one ends with the run.
@@ -145,15 +145,17 @@ def _private_folder(parent: str) -> str:
     return tempfile.mkdtemp(prefix="mtray-", dir=parent)
 
 
-def _remove_old_sessions(folder: Path) -> None:
-    """Remove what Ray left of earlier runs, which it never does, but of the newest ones."""
-    # Their names begin with the date. A few at each start, which shall not take long.
+def remove_old_sessions(folder: Path) -> None:
+    """Remove what Ray left of earlier runs, which it never does, but of the newest ones; ``folder`` is Ray's."""
+    # Their names begin with the date. A few at each end, which shall not take long.
     for session in sorted(folder.glob("session_2*"))[:-_KEPT_SESSIONS][:_REMOVED_SESSIONS]:
         process = session.name.rpartition("_")[2]
         # A run in another container may share the folder, but not the ids of processes; its Ray writes all the time.
         with contextlib.suppress(OSError, ValueError):
+            if Path("/proc", process).exists():
+                continue
             written = max(path.stat().st_mtime for path in (session / "logs").iterdir())
-            if not Path("/proc", process).exists() and time.time() - written > _OLD_SECONDS:
+            if time.time() - written > _OLD_SECONDS:
                 shutil.rmtree(session, ignore_errors=True)
 
 

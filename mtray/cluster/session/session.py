@@ -204,6 +204,9 @@ def ray_session(config: Config, environment: Mapping[str, Any] | None = None) ->
         finally:
             ray.shutdown()
             own.end_processes()
+            if config.address is None:
+                # Not at the start, whose time is waited for.
+                own.remove_old_sessions(Path(os.environ["RAY_TMPDIR"], "ray"))
 
 
 @contextlib.contextmanager

@@ -852,10 +852,11 @@ class World:
                     raise Broken(f"{actor.part}: {acknowledged} frames are acknowledged, control counts {known}")
         if control.lost != lost:
             raise Broken(f"control counts {control.lost} lost frames, the truth is {lost}")
-        if self.scenario.elastic and self.now - self.fed > STARVING_SECONDS and self.starving():
-            raise Broken(f"nobody has stepped {self.starving()} since {self.fed:.0f} s")
-        if self.scenario.elastic and not self.starving():
+        starving = self.starving() if self.scenario.elastic else set()
+        if not starving:
             self.fed = self.now
+        elif self.now - self.fed > STARVING_SECONDS:
+            raise Broken(f"nobody has stepped {starving} since {self.fed:.0f} s")
         for actor in control.actors:
             work = [call for call in actor.calls.values() if call.method in (Method.COLLECT, Method.TRAIN)]
             if len(work) > CALLS:

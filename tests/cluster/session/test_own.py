@@ -142,10 +142,10 @@ def test_what_ray_left_of_old_runs_is_removed_but_of_the_newest_and_of_those_tha
     # No process has the last id.
     lives, writes, old = leave(1, os.getpid(), 99), leave(2, 2**22 + 1, 1), leave(3, 2**22 + 1, 99)
     newest = [leave(10 + day, 2**22 + 1, 99) for day in range(own._KEPT_SESSIONS)]
-    own._remove_old_sessions(tmp_path)
+    own.remove_old_sessions(tmp_path)
     assert not old.exists()
     assert all(session.exists() for session in (lives, writes, *newest))
-    own._remove_old_sessions(tmp_path / "nowhere")
+    own.remove_old_sessions(tmp_path / "nowhere")
 
 
 def test_a_long_folder_for_simulators_is_replaced_where_ray_has_another(tmp_path, monkeypatch):
