@@ -45,7 +45,7 @@ def parse(cls: type[_Options], arguments: Sequence[str] | None, program: str, de
     boxes = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxes):
-            options: _Options = tyro.cli(cls, args=arguments, prog=program, registry=whole_numbers(), **given)
+            options: _Options = tyro.cli(cls, args=arguments, prog=program, registry=parsing_rules(), **given)
     except SystemExit as stopped:
         if not stopped.code:
             raise
@@ -64,7 +64,10 @@ def _faults(cls: type[Any], arguments: Sequence[str]) -> Iterator[str]:
         token = rest.pop(0)
         if not token.startswith("--"):
             if not places:
-                yield f"{token} belongs to no option"
+                yield f"{token or 'an empty word'} belongs to no option"
+            elif not token:
+                name = next(name for name, hint in positional.items() if typing.get_args(hint)[0] == places[0])
+                yield f"{name.removeprefix('--').upper()} is empty: {_NEEDED[Path]} is needed; . is the current folder"
             elif typing.get_origin(places[0]) is not tuple:
                 places.pop(0)
             continue
@@ -135,7 +138,9 @@ def _misfits(name: str, values: Sequence[str], hint: Any) -> Iterator[str]:
     for value in values:
         if value in words or (value == "None" and type(None) in typing.get_args(hint)):
             continue
-        if choices and value not in choices:
+        if kind is Path and not value:
+            yield f"{name} is empty: {needed}; . is the current folder"
+        elif choices and value not in choices:
             yield f"{name} {value}: {needed}"
         elif kind in (int, float):
             try:
@@ -152,12 +157,24 @@ def _unknown(name: str, options: Sequence[str]) -> str:
     return f"there is no option {name}{hint}"
 
 
-def whole_numbers() -> ConstructorRegistry:
-    """Return tyro's parsing rules, with ``1e6`` accepted as a whole number."""
+def parsing_rules() -> ConstructorRegistry:
+    """Return tyro's parsing rules, with ``1e6`` accepted as a whole number and no empty text as a path."""
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
-    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
+        if info.type is not Path:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="PATH",
+            instance_from_str=lambda texts: _path(texts[0]),
+            is_instance=lambda value: isinstance(value, Path),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    @registry.primitive_rule
+    def whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
         if info.type is not int:
             return None
         return PrimitiveConstructorSpec(
@@ -171,11 +188,17 @@ def whole_numbers() -> ConstructorRegistry:
     return registry
 
 
+def _path(text: str) -> Path:
+    if not text:
+        # tyro takes a ValueError for a refusal.
+        raise ValueError("an empty path")
+    return Path(text)
+
+
 def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        # tyro takes a ValueError for a refusal.
         number = float(text)
         if not number.is_integer():
             raise ValueError(f"{text} is not a whole number") from None

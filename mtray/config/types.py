@@ -133,6 +133,9 @@ def _to_path(value: Any, name: str) -> Path:
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str):
         raise _refusal(name, value, "a path is needed")
+    if not path:
+        # A variable of a shell that is not set, most often.
+        raise UsageError(f"{name} is empty: a path is needed; . is the current folder")
     if "\0" in path:
         raise UsageError(f"{name} {path!r}: a path can't have a NUL character")
     return value if isinstance(value, Path) else Path(path)

@@ -88,6 +88,15 @@ def test_an_option_without_a_value_has_its_other_spelling_as_remedy(arguments, m
     assert refusal(arguments.split(), Config) == message
 
 
+@pytest.mark.parametrize(
+    ("cls", "arguments", "name"),
+    [(Config, ["--run-dir", ""], "--run-dir"), (Config, ["--resume="], "--resume"), (Options, [""], "FOLDER")],
+)
+def test_an_empty_path_is_not_the_current_folder(cls, arguments, name):
+    """It is a shell's variable that is not set."""
+    assert refusal(arguments, cls) == f"{name} is empty: a path is needed; . is the current folder"
+
+
 def test_an_option_of_a_group_is_found_without_its_group():
     found = refusal(["--keep-checkpoints", "3"], Config)
     assert found == "there is no option --keep-checkpoints: did you mean --run.keep-checkpoints?"

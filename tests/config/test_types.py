@@ -95,6 +95,7 @@ def test_values_are_converted(setting, value, expected):
         (lambda: Config(host="remote"), "--host remote: choose from auto, parallel, inline"),
         (lambda: Config(device=0), "--device 0 is of the wrong type (int): text is needed"),
         (lambda: Config(run_dir=3), "--run-dir 3 is of the wrong type (int): a path is needed"),
+        (lambda: Config(run_dir=""), "--run-dir is empty: a path is needed; . is the current folder"),
         (lambda: Config(run_dir="a\0b"), "--run-dir 'a\\x00b': a path can't have a NUL character"),
         (lambda: Config(tasks={"a": 1}), "--tasks {'a': 1} is of the wrong type (dict): a list or tuple is needed"),
         (lambda: Config(learner={"wramup": 1}), "LearnerConfig has no setting named wramup"),
