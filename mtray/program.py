@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import sys
@@ -21,6 +22,9 @@ def run_program(program: Callable[[], None]) -> int:
     0 is success, 2 invalid input, 1 any other error. An error is one line on stderr; for an unexpected error it names a
     file with the traceback. Characters outside the terminal's encoding are replaced.
     """
+    with contextlib.suppress(Exception):
+        # A simulator's library that crashes ends this process: at least it is seen where.
+        faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +13,15 @@ from typing import Annotated, Any
 import tyro
 
 from mtray.config.command_line import parse
-from mtray.errors import UsageError
+from mtray.errors import RunError, UsageError
 from mtray.program import run_program
-from mtray.rundir.screen import picture_of, whole_lines
+from mtray.rundir.claim import is_owned
+from mtray.rundir.files import whole_lines
+from mtray.rundir.screen import duration, picture_of
 
 _SECONDS = 1.0
+# A run that goes on writes a line every few seconds; a network file system may show it a minute later.
+_SILENT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +37,28 @@ def watch(options: Options) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console, run_dir = Console(), options.run_dir
     if not console.is_terminal:
-        console.print(_picture(options.run_dir))
+        console.print(_picture(run_dir))
+        _check_alive(run_dir)
         return
-    with Live(_picture(options.run_dir), console=console, auto_refresh=False) as live:
-        while not _is_over(options.run_dir):
+    with Live(_picture(run_dir), console=console, auto_refresh=False) as live:
+        while not _is_over(run_dir):
+            _check_alive(run_dir)
             time.sleep(_SECONDS)
-            live.update(_picture(options.run_dir), refresh=True)
+            live.update(_picture(run_dir), refresh=True)
+
+
+def _check_alive(run_dir: Path) -> None:
+    """Raise a RunError if the run's process is gone and could not say so."""
+    silence = 0.0
+    with contextlib.suppress(OSError):
+        silence = time.time() - max(path.stat().st_mtime for path in run_dir.iterdir())
+    if silence > _SILENT_SECONDS and not is_owned(run_dir) and not _is_over(run_dir):
+        raise RunError(
+            f"the run's process is gone, it wrote last {duration(silence)} ago: mtray launch --resume {run_dir} goes on "
+            "from the newest checkpoint"
+        )
 
 
 def _picture(run_dir: Path) -> Any:

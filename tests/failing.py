@@ -48,6 +48,11 @@ class Failing(CountingEnv):
                     _ = 7 ** (10**9)
                 case "loses":
                     return super()._step(data).exclude("observation")
+                case "widens":
+                    data = super()._step(data)
+                    return data.set("observation", torch.cat([data["observation"]] * 2, -1))
+                case "rewards_twice":
+                    return super()._step(data).set("reward", torch.zeros(*self.batch_size, 2))
                 case "bad_reward":
                     return super()._step(data).set("reward", torch.full((*self.batch_size, 1), torch.nan))
                 case "bad_observation":

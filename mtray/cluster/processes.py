@@ -164,14 +164,17 @@ class Processes:
     def close(self) -> None:
         """Let collectors end their simulators, then end every process."""
         limit_shutdown()
-        closing = [actor.close.remote() for part, actor in self._actors.items() if part.kind == "collector"]
-        if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-        for part in list(self._actors):
-            self.kill(part)
-        if self._placement is not None:
-            self._placement.release()
         self._jobs.put(None)
+        closing = [actor.close.remote() for part, actor in self._actors.items() if part.kind == "collector"]
+        try:
+            if closing:
+                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        finally:
+            # Also where a second signal ends the waiting: on a cluster nobody else would end them.
+            for part in list(self._actors):
+                self.kill(part)
+            if self._placement is not None:
+                self._placement.release()
 
     def leave_ray(self, *, is_stuck: bool) -> ReplayBuffer:
         """Leave a Ray that has died, and return the replay, from its memory that this process holds.

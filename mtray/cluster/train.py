@@ -32,10 +32,10 @@ from mtray.rundir.resume import AUTO, check_resume, resolve_saved
 from mtray.rundir.screen import Picture, Screen, counted, say_line
 from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds
 from mtray.tasks.checks import check_travels
+from mtray.tasks.guarded import process_restored
 from mtray.tasks.plan import Task
 from mtray.tasks.processes import usable_cores
 from mtray.tasks.registry import resolve
-from mtray.tasks.restored import process_restored
 
 _LOGGER = logging.getLogger("mtray")
 # Of a line of figures those that the summary repeats.

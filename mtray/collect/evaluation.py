@@ -17,9 +17,9 @@ from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
 from mtray.tasks.generators import generators_seeded
+from mtray.tasks.guarded import process_restored
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
-from mtray.tasks.restored import process_restored
 
 # Agent steps after which an episode without a time limit is cut.
 _MOST_STEPS = 10_000

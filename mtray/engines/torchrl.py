@@ -105,9 +105,8 @@ class TorchrlSim(BatchSim):
         """Reset and step a few times, to find errors before a run starts.
 
         Raises:
-            TaskError: the environment raised.
-            UsageError: the data does not match the specs, or is not finite as float32; or a reset of one copy restarts
-                the others.
+            TaskError: the environment raised, or its data does not match the specs.
+            UsageError: the data is not finite as float32; or a reset of one copy restarts the others.
         """
         out = StepArrays.empty(self.num_envs, self.spec)
         low, high = self.spec.action_range
@@ -193,13 +192,15 @@ class TorchrlSim(BatchSim):
         if value is None or value.shape != shape:
             found = "is missing" if value is None else f"has shape {tuple(value.shape)}"
             keys = ", ".join(map(str, data.keys()))
-            raise UsageError(
+            raise TaskError(
                 f"task {self.name!r}: {OBSERVATION!r} {found}, the environment's spec says {shape} "
-                f"(returned keys: {keys}): correct the spec or the returned data"
+                f"(returned keys: {keys}): correct the spec or the returned data",
+                self.name,
             )
         if not value.is_floating_point():
-            raise UsageError(
-                f"task {self.name!r}: {OBSERVATION!r} has dtype {value.dtype}, the environment's spec says a float"
+            raise TaskError(
+                f"task {self.name!r}: {OBSERVATION!r} has dtype {value.dtype}, the environment's spec says a float",
+                self.name,
             )
         return cast(FloatArray, _array(value, part.size, torch.float32))
 
@@ -208,9 +209,10 @@ class TorchrlSim(BatchSim):
         # TorchRL's function that reshapes the reward to its spec.
         if "_step_proc_data" in names:
             shape = tuple(part.env.full_reward_spec[REWARD].shape)
-            raise UsageError(
+            raise TaskError(
                 f"task {self.name!r}: its step returns no {REWARD!r} that fits its spec of shape {shape} ({error}): "
-                "mtray needs one number per step"
+                "mtray needs one number per step",
+                self.name,
             ) from error
         self._fail("step", error)
 

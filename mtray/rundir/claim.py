@@ -89,6 +89,25 @@ def claim(run_dir: Path) -> Iterator[Claim]:
         held.release()
 
 
+def is_owned(run_dir: Path) -> bool:
+    """Return whether a process owns a directory, as far as that can be seen.
+
+    For a moment nobody else can claim it: not to be asked of a run that is starting.
+    """
+    try:
+        descriptor = os.open(run_dir / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return not run_dir.is_dir()
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        # Held, or on a file system without locks.
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _acquire(run_dir: Path) -> Claim:
     path = run_dir / LOCK
     while True:

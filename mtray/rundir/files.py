@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import logging
 import math
 import os
 import pickle
@@ -16,6 +18,7 @@ from typing import Any
 
 from mtray.errors import UsageError
 
+_LOGGER = logging.getLogger("mtray")
 # File systems allow 255 bytes; the rest is for a prefix, a suffix and the dots of a partial file.
 _NAME_BYTES = 180
 
@@ -55,6 +58,29 @@ def _finite(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     # A numpy scalar or an array of one element.
     return _finite(value.item()) if hasattr(value, "item") else value
+
+
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Return what the whole lines of events.jsonl or metrics.jsonl hold; nothing if the file is not there yet.
+
+    A damaged line is left out, and told once.
+    """
+    found = []
+    data = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(data.rpartition(b"\n")[0].splitlines(), 1):
+        entry = None
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("time"), int | float):
+            found.append(entry)
+        else:
+            _tell_damaged(path, number)
+    return found
+
+
+@functools.cache
+def _tell_damaged(path: Path, number: int) -> None:
+    _LOGGER.warning("%s: line %d is damaged and left out", path, number)
 
 
 def write_synced(path: Path, data: bytes) -> None:

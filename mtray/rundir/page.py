@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mtray.rundir.screen import published, whole_lines
+from mtray.rundir.files import whole_lines
+from mtray.rundir.screen import published
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mtray.errors import UsageError
+from mtray.rundir.files import whole_lines
 from mtray.rundir.metrics import RECENT_EPISODES
-from mtray.rundir.screen import counted, evaluated_text, whole_lines
+from mtray.rundir.screen import counted, evaluated_text
 
 # Characters of why a run ended, at most; all of it is in summary.json.
 _WIDTH = 60

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from mtray.config.plain import from_dict
 from mtray.config.settings import Config
+from mtray.rundir.files import whole_lines
 from mtray.rundir.sinks import say
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -384,10 +385,3 @@ def picture_of(run_dir: Path, until: float = math.inf) -> Picture:
         if line["time"] <= until:
             picture.add(line)
     return picture
-
-
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a file of JSON lines; none if it is not there yet."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().rpartition(b"\n")[0].splitlines()]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtray.rundir.files import to_json
+from mtray.rundir.files import to_json, whole_lines
 
 
 class Sink(Protocol):
@@ -131,9 +131,11 @@ def cut_lines(path: Path, seconds: float) -> None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         end = 0
         for line in path.read_bytes().splitlines(keepends=True):
-            if json.loads(line)["time"] > seconds:
-                os.truncate(path, end)
-                return
+            # A damaged line has no time.
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                if json.loads(line)["time"] > seconds:
+                    os.truncate(path, end)
+                    return
             end += len(line)
 
 
@@ -144,9 +146,8 @@ def last_seconds(run_dir: Path) -> float:
     """
     found = [0.0]
     for name in ("events.jsonl", "metrics.jsonl"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, IndexError):
-            whole = (run_dir / name).read_bytes().rpartition(b"\n")[0]
-            found.append(float(json.loads(whole.splitlines()[-1])["time"]))
+        with contextlib.suppress(OSError):
+            found += [float(line["time"]) for line in whole_lines(run_dir / name)[-1:]]
     return max(found)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from mtray.data.specs import TaskSpec, check_specs
 from mtray.engines.base import BatchSim
 from mtray.errors import TaskError, UsageError
+from mtray.tasks.guarded import limited
 
 if TYPE_CHECKING:
     from mtray.engines.torchrl import Maker
@@ -81,15 +82,16 @@ class Task:
         A user's environment is built, reset and stepped a few times, to find errors early.
 
         Raises:
-            UsageError: the user's maker or environment raised, or can't be used.
+            UsageError: the user's maker or environment raised, can't be used, or does not return.
         """
         if self.maker is None:
             return cast(TaskSpec, load_engine(self.engine).spec_of(self.name, self.action_repeat))
         try:
-            # Two copies, to find makers that return the same environment twice.
-            sim: Any = self.make_sim(2)
-            with contextlib.closing(sim):
-                sim.probe()
+            with limited(f"task {self.name!r}: its maker, and the first reset and steps of its environment"):
+                # Two copies, to find makers that return the same environment twice.
+                sim: Any = self.make_sim(2)
+                with contextlib.closing(sim):
+                    sim.probe()
         except TaskError as error:
             raise UsageError(str(error)) from error
         return cast(TaskSpec, sim.spec)

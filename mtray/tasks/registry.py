@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, cast
 from mtray.data.specs import TaskSpec, check_specs
 from mtray.engines.base import TASK_FAILURES
 from mtray.errors import MtrayError, UnknownTaskError, UsageError
+from mtray.tasks.guarded import limited
 from mtray.tasks.plan import DEFAULT_ENGINE, ENGINES, TORCHRL, Task, load_engine
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ def _import_maker(path: str) -> Maker:
     if not module_name or not attribute:
         raise UsageError(f"maker {path!r} is not whole: write package.module:maker, for example my_tasks:pendulum")
     try:
-        maker = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
+        with limited(f"maker {path!r}: the import of its module"):
+            maker = functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
     except MtrayError:
         raise
     except TASK_FAILURES as error:

@@ -76,6 +76,33 @@ for name in "ab":
 assert run(None, resume="b", total_frames=900)["frames"] >= 900
 assert start_ray().is_initialized()
 """,
+    "after runs that were interrupted while they ended": """
+import ray, time
+before = state()
+
+def interrupt_in(name):
+    original = getattr(ray, name)
+    def interrupted(*arguments, **options):
+        setattr(ray, name, original)
+        # The first asks for an end, the second is not to wait for it.
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.6)
+        return original(*arguments, **options)
+    setattr(ray, name, interrupted)
+
+for name in ("wait", "kill", "shutdown"):
+    interrupt_in(name)
+    try:
+        run(name)
+    except KeyboardInterrupt:
+        pass
+    assert not ray.is_initialized()
+    # It would end the next run's Ray.
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+    assert state() == before
+assert run("a")["exit_reason"] == "finished"
+""",
     "with tasks of odd names whose makers move": """
 from mtray.testing import CountingMaker
 os.mkdir("elsewhere")

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from mtray import watch
 from mtray.rundir import screen
+from mtray.rundir.claim import claim
 from mtray.rundir.screen import Picture, Screen, duration, picture_of, published, trend
 
 
@@ -223,6 +224,21 @@ def test_a_run_s_files_give_the_same_picture(run_dir):
 def test_watch_prints_the_picture_once_where_there_is_no_terminal(run_dir, capsys):
     assert watch.main([str(run_dir)]) == 0
     assert "9 frames, 50/s" in capsys.readouterr().out
+
+
+def test_watch_says_that_a_run_was_killed(run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "_SILENT_SECONDS", -1.0)
+    with claim(run_dir) as owned:
+        owned.keep()
+        assert watch.main([str(run_dir)]) == 0
+    capsys.readouterr()
+    assert watch.main([str(run_dir)]) == 1
+    shown = capsys.readouterr()
+    assert "9 frames, 50/s" in shown.out
+    assert f"the run's process is gone, it wrote last 0 s ago: mtray launch --resume {run_dir} goes on" in shown.err
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write('{"time": 3.0, "event": "end"}\n')
+    assert watch.main([str(run_dir)]) == 0, "it has ended by itself"
 
 
 def test_watch_says_what_is_no_run(tmp_path, capsys):

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mtray.cluster.session.signals import signals_hasten
 from mtray.cluster.session.store import store_options
 from mtray.errors import RunError, UsageError
 from mtray.tasks.processes import kill_group_at_end
@@ -64,9 +65,10 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
                 # Ray's CPUs are logical: as many as actors, so that none waits for ever.
                 ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **quiet)
                 return
-            except Exception as error:
-                ray.shutdown()
-                end_processes()
+            except BaseException as error:
+                shut_down()
+                if not isinstance(error, Exception):
+                    raise
                 # Ray waits half a minute for its processes, which on a machine with much to do is not always enough.
                 if is_last or "timed out" not in str(error):
                     raise RunError(f"Ray could not be started here: {last_line(error)}") from error
@@ -80,13 +82,20 @@ def limit_shutdown() -> None:
         _timers[-1].start()
 
 
-def end_processes() -> None:
-    """End the processes of a Ray that was started here and is shut down."""
-    for timer in _timers:
-        timer.cancel()
-        timer.join()
-    _timers.clear()
-    _kill()
+def shut_down() -> None:
+    """Leave Ray, and end its processes if it was started here; a signal meanwhile ends them at once.
+
+    Left half-way, it would be taken for one that is up by the next run of this process.
+    """
+    import ray
+
+    with signals_hasten(_kill):
+        ray.shutdown()
+        for timer in _timers:
+            timer.cancel()
+            timer.join()
+        _timers.clear()
+        _kill()
 
 
 def _kill() -> None:

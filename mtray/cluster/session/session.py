@@ -202,8 +202,7 @@ def ray_session(config: Config, environment: Mapping[str, Any] | None = None) ->
         try:
             yield _session(config, was_up=False)
         finally:
-            ray.shutdown()
-            own.end_processes()
+            own.shut_down()
             if config.address is None:
                 # Not at the start, whose time is waited for.
                 own.remove_old_sessions(Path(os.environ["RAY_TMPDIR"], "ray"))

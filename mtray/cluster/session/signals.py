@@ -10,6 +10,8 @@ import time
 import types
 from collections.abc import Callable, Iterator
 
+# SIGHUP only where it is not ignored, as under nohup.
+_NUMBERS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 # `timeout` signals a command and then its process group: two signals, one wish.
 _SAME_SECONDS = 0.5
 
@@ -29,9 +31,6 @@ def stop_signals(
     Yields:
         A function that sets the handlers again: Ray's C++ code replaces them when it starts, to print its own trace.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
     first: float | None = None
 
     def handle(number: int, frame: types.FrameType | None) -> None:
@@ -47,20 +46,38 @@ def stop_signals(
         elif now > first + _SAME_SECONDS:
             raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    # A command under nohup ignores it.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
+    with _handled_by(handle) as install:
+        yield install
+
+
+@contextlib.contextmanager
+def signals_hasten(hasten: Callable[[], None]) -> Iterator[None]:
+    """Let stop signals call a function while the block runs, which is not to be left by an exception half-way.
+
+    In a thread nothing is changed.
+    """
+    with _handled_by(lambda number, frame: hasten()):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, types.FrameType | None], None]) -> Iterator[Callable[[], None]]:
+    """Handle stop signals by a function; yield what sets it again. In a thread, which can't, nothing is changed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def install() -> None:
-        for number in numbers:
-            signal.signal(number, handle)
+        for number in before:
+            signal.signal(number, handler)
 
     install()
     try:
         yield install
     finally:
-        for number, handler in before.items():
+        for number, handler_before in before.items():
             # None: set by C code, which Python can't set again.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, signal.SIG_DFL if handler_before is None else handler_before)

@@ -18,7 +18,7 @@ import numpy as np
 from mtray.collect.hosts.slots import Slot, mark_broken
 from mtray.data.specs import TaskSpec
 from mtray.engines.states import State
-from mtray.errors import TaskError
+from mtray.errors import TaskError, UsageError
 from mtray.tasks.makers import TaskMaker
 
 
@@ -52,7 +52,11 @@ class Host(ABC):
         # Three words: two give the seed of a copy (`copy_seed`).
         seed = int(np.random.SeedSequence([maker.seed, 0, 1]).generate_state(1)[0])
         self._makers[index] = dataclasses.replace(maker, seed=seed)
-        self._rebuild(index)
+        try:
+            self._rebuild(index)
+        except UsageError as found:
+            # What could be used when the run began: it is no wrong input now, but the task's failure.
+            raise TaskError(str(found), maker.task.name) from found
         mark_broken(self.slots[index])
         self._failures.append(error)
 

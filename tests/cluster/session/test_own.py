@@ -9,7 +9,7 @@ import pytest
 
 from mtray.cluster.session import own
 from mtray.errors import RunError, UsageError
-from mtray.tasks.restored import process_restored
+from mtray.tasks.guarded import process_restored
 
 NAMES = ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 

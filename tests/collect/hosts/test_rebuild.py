@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from torchrl.envs import RenameTransform, TransformedEnv
 
 from mtray.collect.episodes import EpisodeTracker
 from mtray.collect.hosts import parallel as host_module
@@ -22,7 +23,10 @@ from tests.failing import LATER, FailingMaker
 from tests.makers import Drawing, drawing
 
 SOUND = Task("sound", "torchrl", CountingMaker(truncate_after=4))
-NOT_FINITE = {
+BAD_DATA = {
+    "loses": "'observation' is missing",
+    "widens": "'observation' has shape (2, ",
+    "rewards_twice": "its step returns no 'reward' that fits its spec",
     "bad_reward": "its step gave the reward nan",
     "bad_observation": "its step gave the observation inf",
     "bad_reset": "its reset gave the observation nan",
@@ -31,7 +35,7 @@ CASES = [
     *[
         (host, what)
         for host in ("inline", "parallel")
-        for what in ("step_raises", "strange", "sys_exit", "reset_raises", *NOT_FINITE)
+        for what in ("step_raises", "strange", "sys_exit", "reset_raises", *BAD_DATA)
     ],
     *[("parallel", what) for what in ("os_exit", "killed", "hangs")],
 ]
@@ -68,7 +72,7 @@ def test_a_simulator_that_fails_is_built_anew_and_the_others_do_not_notice(name,
     assert failed[0] == (2 if what in ("reset_raises", "bad_reset") else LATER - 1)
     assert len(failures) == len(failed) >= 2
     assert all(error.task == "mine" and "task 'mine'" in str(error) for error in failures)
-    assert NOT_FINITE.get(what, "") in str(failures[0])
+    assert BAD_DATA.get(what, "") in str(failures[0])
     assert host.take_failures() == ()
 
 
@@ -86,6 +90,24 @@ def test_one_that_can_not_be_built_again_is_an_error(name, tmp_path):
     for _ in range(LATER - 1):
         host.step()
     with pytest.raises(TaskError, match="no licence left"):
+        host.step()
+    host.close()
+
+
+@pytest.mark.parametrize("name", ["inline", "parallel"])
+def test_one_that_is_built_again_as_another_is_the_tasks_failure(name, tmp_path):
+    """Not wrong input, which would end a run that has gone on for days."""
+    (tmp_path / "first").touch()
+
+    def maker(num_envs, seed):
+        env = FailingMaker("step_raises")(num_envs, seed)
+        return env if (tmp_path / "first").exists() else TransformedEnv(env, RenameTransform(["reward"], ["gain"]))
+
+    host = host_of(name, SOUND, Task("mine", "torchrl", maker))
+    (tmp_path / "first").unlink()
+    for _ in range(LATER - 1):
+        host.step()
+    with pytest.raises(TaskError, match="reward"):
         host.step()
     host.close()
 
