@@ -56,8 +56,8 @@ def _check_alive(run_dir: Path) -> None:
         silence = time.time() - max(path.stat().st_mtime for path in run_dir.iterdir())
     if silence > _SILENT_SECONDS and not is_owned(run_dir) and not _is_over(run_dir):
         raise RunError(
-            f"the run's process is gone, it wrote last {duration(silence)} ago: mtray launch --resume {run_dir} goes on "
-            "from the newest checkpoint"
+            f"the run's process is gone, it wrote last {duration(silence)} ago: mtray launch --resume {run_dir} goes "
+            "on from the newest checkpoint"
         )
 
 

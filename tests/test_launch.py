@@ -204,6 +204,15 @@ def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
     before = rows_of(saved)
     assert saved.frames == first["frames"] == sum(saved.replay["frames"].values())
 
+    # A resume that collects nothing leaves the settings as they were, and a smaller ring is told.
+    config = (run_dir / "config.json").read_bytes()
+    with Run("--resume", run_dir, "--replay.capacity-rows", 300, cwd=tmp_path) as run:
+        run.wait_until(lambda: (run_dir / "config.json").read_bytes() != config)
+        run.interrupt()
+        assert run.wait() == 0, run.output
+    assert (run_dir / "config.json").read_bytes() == config
+    assert "--replay.capacity-rows 300: of the " in run.output
+
     total = first["frames"] + 3000
     with Run("--resume", run_dir, "--total-frames", total, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output

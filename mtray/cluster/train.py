@@ -147,6 +147,14 @@ def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> tuple[checkpoint.C
     if not is_auto and _is_over(config, saved):
         minutes = saved.meta["metrics"]["seconds"] / 60
         raise UsageError(f"--total-minutes {config.minutes:g}: {saved.path} has taken {minutes:.1f} already, give more")
+    capacity = config.replay.capacity_rows
+    for name, chunks in saved.rows.items():
+        rows = chunks[-1].end - chunks[0].begin if chunks else 0
+        if rows > capacity:
+            _LOGGER.warning(
+                "--replay.capacity-rows %d: of the %d rows of %s in %s the newest %d are kept",
+                capacity, rows, name, saved.path, capacity,
+            )  # fmt: skip
     return saved, skipped
 
 
@@ -219,7 +227,9 @@ def _run(
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         seconds_before = begin(run_dir, saved, tell)
-        _write(run_dir / "config.json", describe(given, config))
+        described = run_dir / "config.json"
+        before = described.read_text() if saved is not None and described.exists() else None
+        _write(described, describe(given, config))
         placement = None
         if config.address is not None:
             placement = Placement(session.cpus_per_actor, needs_gpu=config.device.startswith("cuda"))
@@ -251,6 +261,11 @@ def _run(
             with contextlib.suppress(RunError):
                 write_summary(f"failed: {type(error).__name__}: {error}")
             raise
+        finally:
+            if before is not None and not has_made():
+                # It has changed nothing, so its settings are not what a later resume goes on with.
+                with contextlib.suppress(OSError):
+                    replace_file(described, before)
         return write_summary(reason)
 
 

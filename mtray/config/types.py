@@ -129,7 +129,8 @@ def _to_text(value: Any, name: str) -> str:
     raise _refusal(name, value, f"text is needed{hint}")
 
 
-def _to_path(value: Any, name: str) -> Path:
+def to_path(value: Any, name: str) -> Path:
+    """Return text or a path as a path; refuse anything else, by this name."""
     path = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(path, str):
         raise _refusal(name, value, "a path is needed")
@@ -147,4 +148,4 @@ def _refusal(name: str, value: Any, needed: str) -> UsageError:
     return UsageError(f"{name} {shown} is of the wrong type ({type(value).__name__}): {needed}")
 
 
-_PLAIN = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_text, Path: _to_path}
+_PLAIN = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_text, Path: to_path}

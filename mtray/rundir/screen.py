@@ -131,7 +131,9 @@ class Picture:
                 self.news += f"; the next is due in {duration(fields['next_in'])}"
 
     def _ready(self) -> str:
-        return f"{len(self._up)} of {self._processes} processes are ready"
+        missing = self._processes - len(self._up)
+        others = f", {'the other is' if missing == 1 else 'the others are'} starting" if missing > 0 else ""
+        return f"{len(self._up)} of {self._processes} processes are ready{others}"
 
     def seconds_left(self) -> float | None:
         """Return how long the run will take, as far as can be known."""

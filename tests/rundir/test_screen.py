@@ -135,10 +135,14 @@ def test_without_a_terminal_totals_are_a_line_and_a_task_one_when_it_has_news(ca
         shown.write(line(float(time), time, a=figures(time, time // 50, 1.5 if time >= 50 else None), b=figures()))
     shown.close()
     lines = capsys.readouterr().err.splitlines()
-    told = [text for text in lines if text.endswith("ready") and "frames" not in text]
-    assert told == [f"{count} of 3 processes are ready" for count in (1, 2)]
+    told = [text for text in lines if text.endswith("starting") and "frames" not in text]
+    assert told == [
+        "1 of 3 processes are ready, the others are starting", "2 of 3 processes are ready, the other is starting",
+    ]  # fmt: skip
     assert all(
-        text.endswith("2 of 3 processes are ready") for text in lines if "frames, " in text and "  0 s" not in text
+        text.endswith("2 of 3 processes are ready, the other is starting")
+        for text in lines
+        if "frames, " in text and "  0 s" not in text
     )
     assert sum("frames, " in text for text in lines) == 21
     (task,) = [text for text in lines if text.startswith("    ")]
@@ -211,14 +215,14 @@ def run_dir(tmp_path):
 def test_a_run_s_files_give_the_same_picture(run_dir):
     picture = picture_of(run_dir)
     assert picture.tasks() == [("a", "9", "2", "4.0", "▁█", "", "", "")]
-    assert picture.news == "1 of 5 processes are ready"
+    assert picture.news == "1 of 5 processes are ready, the others are starting"
     assert "about 9 min 58 s left" in picture.totals()
     # Processes of a start before are gone.
     for begins in ("start", "resume"):
         with (run_dir / "events.jsonl").open("a") as file:
             for event in ({"event": begins}, {"event": "up", "part": "the learner"}):
                 file.write(json.dumps({"time": 0.2, **event}) + "\n")
-        assert picture_of(run_dir).news == "1 of 5 processes are ready"
+        assert picture_of(run_dir).news == "1 of 5 processes are ready, the others are starting"
 
 
 def test_watch_prints_the_picture_once_where_there_is_no_terminal(run_dir, capsys):

@@ -165,6 +165,8 @@ def _check_open_files(config: Config) -> None:
 
 
 def _size(count: int) -> str:
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 // 10 else f"{count / 2**20:.0f} MiB"
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from mtray.config import plain as config_module
 from mtray.config.settings import Config
+from mtray.config.types import to_path
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import UsageError
 from mtray.rundir.files import DAMAGED, LATEST, META, damaged, verify
@@ -234,7 +235,7 @@ def read_config(run_dir: str | Path) -> Config:
     Raises:
         UsageError: it is no run directory, or was made by a version with other settings.
     """
-    path = Path(run_dir) / "config.json"
+    path = to_path(run_dir, "run_dir") / "config.json"
     try:
         config: Config = config_module.from_dict(json.loads(path.read_bytes())["config"])
     except OSError as error:

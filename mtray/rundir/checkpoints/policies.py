@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mtray.config import plain as config_module
 from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.types import to_path
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
 from mtray.rundir.checkpoints.best import best_of
@@ -31,7 +32,7 @@ def load_policy(path: str | Path, checkpoint: Literal["newest", "best"] = "newes
     Raises:
         UsageError: there is no whole checkpoint, a file is damaged, or another version wrote it in another format.
     """
-    path = Path(path)
+    path = to_path(path, "path")
     if checkpoint not in ("newest", "best"):
         raise UsageError(f"checkpoint {checkpoint!r}: must be 'newest' or 'best'")
     if checkpoint == "best" and not is_checkpoint(path):
