@@ -75,7 +75,7 @@ def test_a_process_that_ends_is_named_with_its_code_or_signal(what, message):
 def test_an_observation_that_is_missing_later_is_named(name):
     host = host_of(name, Task("mine", "torchrl", FailingMaker("loses")))
     message = r"task 'mine': 'observation' is missing, the environment's spec says \(2, 2\)"
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(TaskError, match=message):
         run(host)
     host.close()
 
