@@ -26,7 +26,7 @@ from mtray.rundir.metrics import Metrics
 
 # The first is made a little after the first frame, since all processes start until then.
 _FIRST_SECONDS = 10.0
-# Share of the time that evaluations may take.
+# Share of a core's time that evaluations may take.
 _SHARE = 0.1
 # How long one may take, at least and for each task, before its process counts as stuck: it has a low priority.
 _STUCK_SECONDS, _TASK_SECONDS = 600.0, 60.0
@@ -112,7 +112,9 @@ class Evaluations:
             self._fail(failure_of(-1, error).text)
             return
         self._longest = max(self._longest, seconds)
-        found, failures = call.result()
+        found, failures, busy = call.result()
+        # Most of the time it waits for a core that others have.
+        self._next = max(self._asked + self._every, self._asked + busy / _SHARE)
         self._take(found, failures, now)
 
     def _fail(self, cause: str) -> None:

@@ -59,8 +59,8 @@ class World:
     def calls(self):
         return [call for actor in self.started for call in actor.evaluate.calls]
 
-    def end(self, value, failures=None, infos=None):
-        self.calls[-1][1].set_result(({TASK: summarise([value, value], infos)}, failures or {}))
+    def end(self, value, failures=None, infos=None, busy=1.0):
+        self.calls[-1][1].set_result(({TASK: summarise([value, value], infos)}, failures or {}, busy))
 
     @property
     def evaluated(self):
@@ -122,12 +122,21 @@ def test_a_policy_that_has_not_changed_is_not_played_again(begun):
 def test_one_that_takes_long_is_made_less_often(begun):
     begun.turn(12)
     begun.answers.state = b"one", b"", 50
-    begun.turn(30)
-    begun.end(1.0)
-    begun.turn(1)
-    begun.turn(9 * 30 - 5)
-    assert len(begun.calls) == 1, "a tenth of the time, at most"
     begun.turn(60)
+    begun.end(1.0, busy=30.0)
+    begun.turn(1)
+    begun.turn(9 * 30 - 40)
+    assert len(begun.calls) == 1, "a tenth of the time of a core, at most"
+    begun.turn(60)
+    assert len(begun.calls) == 2
+
+
+def test_one_that_waits_for_a_core_is_made_at_its_time(begun):
+    begun.turn(12)
+    begun.answers.state = b"one", b"", 50
+    begun.turn(45)
+    begun.end(1.0, busy=5.0)
+    begun.turn(20)
     assert len(begun.calls) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ class Evaluator:
 
     def evaluate(
         self, policy: bytes | Weights, aside: Sequence[str]
-    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str], float]:
         """Play each task's episodes.
 
         Args:
@@ -42,8 +43,10 @@ class Evaluator:
             aside: tasks that are left out.
 
         Returns:
-            By task, what `mtray.collect.evaluation.evaluate_policy` returns; and the error of each task that failed.
+            By task, what `mtray.collect.evaluation.evaluate_policy` returns; the error of each task that failed; and
+            the seconds of a core that it took.
         """
+        begin = time.process_time()
         give_way()
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
@@ -70,4 +73,4 @@ class Evaluator:
                     found[task.name] = summarise(*play(module, task, config.run.evaluate_episodes, seed=SEED))
                 except TaskError as error:
                     failures[task.name] = str(error)
-        return found, failures
+        return found, failures, time.process_time() - begin
