@@ -107,7 +107,8 @@ class RunConfig:
     """Number of newest checkpoints to keep."""
     evaluate_every: float | None = None
     """Minutes between evaluations of the policy without noise, which a process of their own makes; 0 for none. By
-    default 2, and none with --deterministic. Where they would take over a tenth of a core's time, they are made less often."""
+    default 2, and none with --deterministic. They are made less often where they would take over a tenth of a core's
+    time."""
     evaluate_episodes: int = 10
     """Episodes of each task in an evaluation."""
     log_pushes: bool = False
