@@ -18,7 +18,7 @@ import mtray
 
 SMALL = {
     "tasks": "cartpole-balance", "workers": 1, "envs_per_task": 2, "total_frames": 6e2, "host": "inline",
-    "learner": {"warmup_steps": 50, "updates_per_step": 0.2},
+    "learner": {"warmup_steps": 50, "updates_per_step": 0.2}, "run": {"evaluate_every": 0},
 }
 
 def run(name, **changes):
