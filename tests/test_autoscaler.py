@@ -64,8 +64,8 @@ with open("/tmp/ray/log", "w") as log:
     launch = subprocess.Popen(
         [sys.executable, "-m", "mtray.launch", "--address", ray.get_runtime_context().gcs_address, "--workers", "3",
          "--tasks", "cartpole-swingup", "reacher-easy", "--envs-per-task", "2", "--learner.updates-per-step", "0.02",
-         "--learner.batch-rows", "32", "--learner.warmup-steps", "200", "--run.log-seconds", "1", "--run.evaluate-every", "0",
-         "--total-frames", sys.argv[1], "--run-dir", str(run_dir)], stdout=log, stderr=log)
+         "--learner.batch-rows", "32", "--learner.warmup-steps", "200", "--run.log-seconds", "1",
+         "--run.evaluate-every", "0", "--total-frames", sys.argv[1], "--run-dir", str(run_dir)], stdout=log, stderr=log)
     while launch.poll() is None and time.monotonic() < began + 200:
         sample()
         time.sleep(0.5)
