@@ -150,16 +150,8 @@ def test_slurm_runs_on_all_machines_resumes_and_saves_when_it_is_preempted(tmp_p
             "SLURM_CPUS_ON_NODE": "2",
             "SLURM_JOB_ID": "7",
         }
-        light = [
-            "--tasks",
-            "cartpole-balance",
-            "--workers",
-            "4",
-            "--learner.updates-per-step",
-            "0.05",
-            "--run.evaluate-every",
-            "0",
-        ]
+        light = ["--tasks", "cartpole-balance", "--workers", "4", "--learner.updates-per-step", "0.05"]
+        light += ["--run.evaluate-every", "0"]
         for frames in ("2000", "4000"):
             job = subprocess.run(
                 [CLUSTER / "slurm.sh", *light, "--total-frames", frames],

@@ -103,7 +103,7 @@ class Evaluations:
         if not call.done() and seconds < limit:
             return
         self._call = None
-        self._next = max(self._asked + self._every, now + seconds * (1 / _SHARE - 1))
+        self._next = self._asked + max(self._every, seconds / _SHARE)
         if not call.done():
             self._fail(f"it did not end within {limit:.0f} s")
             return
@@ -114,7 +114,7 @@ class Evaluations:
         self._longest = max(self._longest, seconds)
         found, failures, busy = call.result()
         # Most of the time it waits for a core that others have.
-        self._next = max(self._asked + self._every, self._asked + busy / _SHARE)
+        self._next = self._asked + max(self._every, busy / _SHARE)
         self._take(found, failures, now)
 
     def _fail(self, cause: str) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -160,32 +161,23 @@ def _unknown(name: str, options: Sequence[str]) -> str:
 def parsing_rules() -> ConstructorRegistry:
     """Return tyro's parsing rules, with ``1e6`` accepted as a whole number and no empty text as a path."""
     registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None:
-        if info.type is not Path:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=lambda texts: _path(texts[0]),
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda value: [str(value)],
-        )
-
-    @registry.primitive_rule
-    def whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
-        if info.type is not int:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="INT",
-            instance_from_str=lambda texts: _whole_number(texts[0]),
-            is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
-            str_from_instance=lambda value: [str(value)],
-        )
-
+    for kind, name, from_text in ((Path, "PATH", _path), (int, "INT", _whole_number)):
+        registry.primitive_rule(functools.partial(_rule, kind, name, from_text))
     return registry
+
+
+def _rule(
+    kind: type[Any], name: str, from_text: Callable[[str], Any], info: PrimitiveTypeInfo
+) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type is not kind:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=name,
+        instance_from_str=lambda texts: from_text(texts[0]),
+        is_instance=lambda value: isinstance(value, kind) and not isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def _path(text: str) -> Path:
