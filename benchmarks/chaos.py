@@ -50,6 +50,8 @@ ROLES = {
 KINDS = (*ROLES, "simulator", "driver")
 # A recovery that takes longer counts as none.
 RECOVERY_SECONDS = 60.0
+# After the first frames, before rates count.
+SETTLING_SECONDS = 5.0
 MIB = 2**20
 
 
@@ -279,7 +281,7 @@ def is_recovering(seen: Watched, at: float) -> bool:
 
 def rates(seen: Watched) -> list[float]:
     """Return frames per second of each line outside the time between a kill and its recovery."""
-    first = next(at for at, line in seen.lines if line["frames_per_second"]) + 5
+    first = next(at for at, line in seen.lines if line["frames_per_second"]) + SETTLING_SECONDS
     return [line["frames_per_second"] for at, line in seen.lines if at > first and not is_recovering(seen, at)]
 
 
@@ -402,10 +404,11 @@ def main() -> None:
     options = parser.parse_args()
     seconds = 60 * (options.minutes or (0.5 if options.quick else 10))
     every = options.every or (10 if options.quick else 40)
+    calm_seconds = max(2 * SETTLING_SECONDS, min(seconds / 5, 120))
     with tempfile.TemporaryDirectory() as folder:
-        before = calm(Path(folder) / "before", min(seconds / 5, 120))
+        before = calm(Path(folder) / "before", calm_seconds)
         seen = chaos(Path(folder) / "chaos", seconds, every, options.seed)
-        after = calm(Path(folder) / "after", min(seconds / 5, 120))
+        after = calm(Path(folder) / "after", calm_seconds)
         counts = audit(Path(folder) / "chaos")
     origin = harness.introduce()
     rows = harness.compare(

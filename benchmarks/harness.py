@@ -63,7 +63,7 @@ class Row:
         value: median of its repeats.
         unit: unit of value, min and max.
         baseline: name of the contender to compare with.
-        ratio: value divided by the baseline's median; None if the baseline was left out.
+        ratio: value divided by the baseline's median; None if the baseline was left out or its median is 0.
         min: minimum of the repeats.
         max: maximum of the repeats.
         repeats: number of repeats.
@@ -287,7 +287,7 @@ def compare(rates: Rates, baseline: str, names: Sequence[str], unit: str) -> lis
     for name in names:
         if values := rates.get(name):
             value = statistics.median(values)
-            ratio = None if reference is None else value / reference
+            ratio = value / reference if reference else None
             rows.append(Row(name, value, unit, baseline, ratio, min(values), max(values), len(values)))
     return rows
 

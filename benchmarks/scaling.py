@@ -35,6 +35,8 @@ COLLECTORS = 4
 ROLLOUT_STEPS, COPIES = 32, 8
 # Frames a second of a collector that steps eight humanoids on a core of its own (benchmarks/collect.py).
 HUMANOID_FRAMES = 4500
+# Beside another benchmark, on a slow machine: all that is waited for ends with an error after so long.
+START_SECONDS = 240.0
 LINK_BYTES = 1.25e9
 # Updates per agent step: few, so that the learner, which has these cores too, holds nobody back.
 RATIO = 0.005
@@ -131,18 +133,16 @@ def running(
     process = cluster.head.popen(f"{ENVIRONMENT} exec {command}")
     run_dir = cluster.head.path(folder)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + START_SECONDS
         while lines(run_dir)[-1:] == [] or len(ups(run_dir)) < workers + 2 or not lines(run_dir)[-1]["updates"]:
             if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                raise RuntimeError(f"the run does not begin: {process.communicate()[0][-2000:]}")
+                end(cluster.head)
+                raise RuntimeError(f"the run does not begin: {process.communicate(timeout=40)[0][-2000:]}")
             time.sleep(0.2)
         time.sleep(warmup)
         yield run_dir, processes(cluster.head)
     finally:
-        # The command's own processes are in between, and would not hand a signal on.
-        for driver in [found for name, found in processes(cluster.head).items() if name == "driver"]:
-            driver.terminate()
+        end(cluster.head)
         with suppress(Exception):
             process.communicate(timeout=40)
         process.kill()
@@ -159,10 +159,16 @@ def ups(run_dir: Path) -> set[str]:
     return {event["part"] for event in whole_lines(run_dir / "events.jsonl") if event["event"] == "up"}
 
 
+def end(machine: Machine) -> None:
+    """Ask the driver on a machine to end: the processes before it would not hand a signal on."""
+    if driver := processes(machine).get("driver"):
+        driver.terminate()
+
+
 def processes(machine: Machine) -> dict[str, psutil.Process]:
     """Return the driver, the replay and the learner on a machine."""
     found = {}
-    for process in psutil.process_iter():
+    for process in machine.processes():
         with suppress(psutil.Error):
             command = " ".join(process.cmdline())
             for name, mark in (("driver", "mtray.launch"), ("replay", "ray::Replay"), ("learner", "ray::Learner")):
@@ -208,16 +214,18 @@ def weights(cluster: Cluster, size: int, actors: int) -> dict[str, float]:
     """Return how long weights take to all nodes, and how often they cross to each."""
     script = cluster.head.path(f"/home/{USER}/weights.py")
     script.write_text(WEIGHTS)
-    process = cluster.head.popen(f"{ENVIRONMENT} python weights.py {size} {actors}", stdin=-1)
+    process = cluster.head.popen(f"{ENVIRONMENT} timeout {START_SECONDS} python weights.py {size} {actors}", stdin=-1)
     assert process.stdin is not None
     assert process.stdout is not None
-    line = process.stdout.readline()
-    while line and line.strip() != "ready":
-        line = process.stdout.readline()
+    said = [process.stdout.readline()]
+    while said[-1] and said[-1].strip() != "ready":
+        said.append(process.stdout.readline())
     before = cluster.received()
     process.stdin.write("\n")
     process.stdin.flush()
-    seconds = json.loads(process.stdout.readline())
+    if not (answer := process.stdout.readline()):
+        raise RuntimeError(f"weights did not arrive: {''.join(said)[-2000:]}")
+    seconds = json.loads(answer)
     after = cluster.received()
     process.stdin.close()
     process.wait()

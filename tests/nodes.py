@@ -146,13 +146,22 @@ class Machine:
     def commands(self) -> list[str]:
         """Return the command lines of all processes but those of the machine itself."""
         own = ("bash -c", "sshd", "/usr/sbin/sshd")
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+        return [line for line in found if not line.startswith(own)]
+
+    def processes(self) -> list[psutil.Process]:
+        """Return all its processes."""
         here = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if os.readlink(f"/proc/{process.pid}/ns/pid") == here and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline()))
-        return [line for line in found if not line.startswith(own)]
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{process.pid}/ns/pid") == here:
+                    found.append(process)
+        return found
 
     def cut(self) -> None:
         """Take its link down: packets are lost both ways, and nobody is informed."""

@@ -61,6 +61,7 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
     # What `_LOOPBACK` says to Ray's processes; here Ray may have been imported before.
     with signals_kept_from_ray(), replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
         for is_last in (False, True):
+            _use_token()
             try:
                 # Ray's CPUs are logical: as many as actors, so that none waits for ever.
                 ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **quiet)
@@ -96,6 +97,7 @@ def shut_down() -> None:
             timer.join()
         _timers.clear()
         _kill()
+        _forget_token()
 
 
 def _kill() -> None:
@@ -120,10 +122,6 @@ def _set_environment() -> None:
     if other is not None or len(os.fsencode(os.environ.get("TMPDIR", ""))) > _LONGEST_FOLDER:
         os.environ["TMPDIR"] = folder
     os.environ["RAY_TMPDIR"] = _private_folder(folder)
-    if not has_token():
-        # Ray would write one into the home folder, and clusters that are started on this machine later would ask for
-        # it. This one ends with the run.
-        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
 
 
 def _temporary_folder() -> str | None:
@@ -187,9 +185,33 @@ def _is_writable(folder: Path, free_bytes: int = 0) -> bool:
         return False
 
 
+def _use_token() -> None:
+    """Have Ray ask for a token that ends with the run, unless the user has one or has chosen to have none.
+
+    Ray would write one into the home folder, and clusters that are started on this machine later would ask for it.
+    """
+    if not has_token():
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
+        _have_ray_read_tokens()
+
+
+def _forget_token() -> None:
+    """Have Ray be used in this process as before: the user's next one has no token, or another."""
+    if os.environ.get("RAY_AUTH_TOKEN") == _token():
+        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
+        _have_ray_read_tokens()
+
+
+def _have_ray_read_tokens() -> None:
+    """Have Ray's code in this process read the environment again: it did when it was imported."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
 @functools.cache
 def _token() -> str:
-    # The same for every run of this process, since Ray reads it once.
     return secrets.token_hex(32)
 
 

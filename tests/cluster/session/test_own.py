@@ -6,6 +6,7 @@ import tempfile
 import time
 
 import pytest
+from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
 from mtray.cluster.session import own
 from mtray.errors import RunError, UsageError
@@ -84,12 +85,17 @@ def test_a_run_makes_a_token_of_its_own_and_leaves_none_in_the_home_folder(tmp_p
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / home))
     assert not own.has_token()
+    monkeypatch.setattr("ray.init", lambda **_: None)
     with process_restored():
-        own._set_environment()
+        own.start(1, {})
         assert os.environ["RAY_AUTH_MODE"] == "token"
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-        assert own._token() == own._token()
-    assert "RAY_AUTH_TOKEN" not in os.environ
+        assert get_authentication_mode() == AuthenticationMode.TOKEN
+        own.shut_down()
+        assert "RAY_AUTH_MODE" not in os.environ
+        assert "RAY_AUTH_TOKEN" not in os.environ
+    assert get_authentication_mode() == AuthenticationMode.DISABLED
+    assert not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
     assert not (tmp_path / home / ".ray").exists()
 
 
