@@ -25,7 +25,9 @@ class Actor:
     def load(self):
         import mtray.collect.hosts.make, mtray.collect.loop, mtray.engines.mujoco
 
-ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+# Ray would leave a token in the home folder.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
 ray.get(ray.remote(Actor).remote().load.remote())
 print(flush=True)
 os.read(0, 1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import os
 import sys
 import time
 from collections import deque
@@ -249,6 +250,8 @@ def measure(
     begin = time.monotonic()
     config = Config(tasks=TASKS, replay=ReplayConfig(capacity_rows=capacity))
     specs = tuple(task.spec for task in resolve(config.tasks, config.engine))
+    # Ray would leave a token in the home folder.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     # Ray's workers may not find the script's module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -10,8 +10,25 @@ import uuid
 from pathlib import Path
 
 import psutil
+import pytest
 
 _MARK = "MTRAY_TEST_RUN"
+
+
+@contextlib.contextmanager
+def ray_without_token(num_cpus):
+    """A Ray of this process; one with a token would leave it in the home folder."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, logging_level="error"
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 class Run:
@@ -20,7 +37,9 @@ class Run:
     def __init__(self, *arguments, cwd, module="mtray.launch"):
         self.token = uuid.uuid4().hex
         self.log = Path(cwd) / f"log-{self.token[:6]}.txt"
-        environment = {**os.environ, _MARK: self.token, "PYTHONPATH": str(Path(__file__).parents[1])}
+        # As on a new machine: without the user's token for Ray.
+        home = {"HOME": str(cwd)}
+        environment = {**os.environ, **home, _MARK: self.token, "PYTHONPATH": str(Path(__file__).parents[1])}
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *map(str, arguments)],

@@ -60,6 +60,7 @@ def test_a_run_from_command_to_evaluation(tmp_path):
     with Run(*SMALL, "--host", "inline", "--total-frames", 18_500, "--run-dir", run_dir, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
         assert run.all_gone(), run.alive()
+    assert not (tmp_path / ".ray").exists(), "a token in the home folder would be asked for by every cluster after it"
     summary = summary_of(run_dir)
     assert summary["exit_reason"] == "finished"
     assert summary["frames"] == sum(task["frames"] for task in summary["tasks"].values())

@@ -67,6 +67,8 @@ def main() -> None:
     parser.add_argument("--envs-per-runner", type=int, default=64)
     parser.add_argument("--rollout", type=int, default=32, help="steps of each environment per request")
     options = parser.parse_args()
+    # Ray would leave a token in the home folder.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with (
         tempfile.TemporaryDirectory() as folder,

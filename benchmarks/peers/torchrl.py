@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import time
 import warnings
@@ -124,6 +125,8 @@ def _collect(
     sizes = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     env.close()
     policy = TensorDictModule(MLP(*sizes, num_cells=[128, 128]), in_keys=["observation"], out_keys=["action"])
+    # Ray would leave a token in the home folder.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with ray.init(address="local", num_cpus=len(makers), **quiet):
         collector = RayCollector(

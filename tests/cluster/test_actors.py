@@ -22,6 +22,7 @@ from mtray.policy.weights import snapshot
 from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
 from mtray.tasks.plan import Task
 from mtray.testing import CountingMaker
+from tests.processes import ray_without_token
 
 TASKS = [
     Task("a", "torchrl", CountingMaker(truncate_after=20)),
@@ -44,9 +45,8 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    with ray_without_token(num_cpus=4):
+        yield
 
 
 @pytest.fixture

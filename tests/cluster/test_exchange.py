@@ -18,6 +18,7 @@ from mtray.data.rows import TRANSITION, row_flags
 from mtray.data.statistics import TaskStatistics
 from mtray.errors import UnreachableError
 from tests.makers import make_spec
+from tests.processes import ray_without_token
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 1, 3))
 CONFIG = Config(tasks=("left", "right"), replay=ReplayConfig(capacity_rows=1000))
@@ -43,9 +44,8 @@ class Far(Near):
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+    with ray_without_token(num_cpus=2):
+        yield
 
 
 @pytest.fixture(scope="module", params=[Near, Far], ids=["near", "far"])

@@ -45,6 +45,13 @@ assert ray.is_initialized()
 assert run("b", address="auto")["exit_reason"] == "finished"
 assert ray.get(ray.put(3)) == 3
 """,
+    "before a ray of the caller's": """
+assert run("a")["exit_reason"] == "finished"
+assert not os.listdir(os.environ["HOME"])
+assert not any("AUTH" in name for name in os.environ)
+ray = start_ray()
+assert ray.get(ray.put(3)) == 3
+""",
     "in a task": """
 ray = start_ray()
 here = os.getcwd()
@@ -122,7 +129,7 @@ assert state() == before
 run(None, resume="a", tasks=names, total_frames=2000)
 assert mtray.load_policy("a").names == tuple(names)
 assert list(mtray.evaluate_policy(mtray.load_policy("a"), episodes=1)) == names
-assert sorted(os.listdir()) == ["a", "elsewhere"] and not os.listdir("elsewhere")
+assert sorted(os.listdir()) == ["a", "elsewhere", "home"] and not os.listdir("elsewhere")
 """,
 }
 
@@ -130,7 +137,10 @@ assert sorted(os.listdir()) == ["a", "elsewhere"] and not os.listdir("elsewhere"
 @pytest.mark.cluster
 @pytest.mark.parametrize("case", CASES)
 def test_train_is_a_function_like_any_other(tmp_path, case):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "utf-8"}
+    # As on a new machine: Ray has left no token there.
+    (tmp_path / "home").mkdir()
+    home = {"HOME": str(tmp_path / "home")}
+    environment = {**os.environ, **home, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + CASES[case]],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280,
