@@ -132,6 +132,7 @@ def test_ray_is_started_once_more_if_its_processes_were_slow(monkeypatch, errors
                 own.start(1, {})
         else:
             own.start(1, {})
+            own.shut_down()
     assert len(calls) == (starts or len(errors))
 
 
