@@ -168,13 +168,17 @@ def remove_old_sessions(folder: Path) -> None:
 
 
 def has_token() -> bool:
-    """Return whether the user has a token for Ray, or has chosen to have none."""
-    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+    """Return whether the user has a token for clusters, or has chosen to have none."""
+    if _has_chosen():
         return True
     # RuntimeError: this user has no home.
     with contextlib.suppress(OSError, RuntimeError):
         return (Path.home() / ".ray" / "auth_token").is_file()
     return False
+
+
+def _has_chosen() -> bool:
+    return any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
 
 
 def _is_writable(folder: Path, free_bytes: int = 0) -> bool:
@@ -187,11 +191,12 @@ def _is_writable(folder: Path, free_bytes: int = 0) -> bool:
 
 
 def _use_token() -> None:
-    """Have Ray ask for a token that ends with the run, unless the user has one or has chosen to have none.
+    """Have Ray ask for a token that ends with the run, unless the environment says how.
 
-    Ray would write one into the home folder, and clusters that are started on this machine later would ask for it.
+    Ray would take one from the home folder, where it may have been written for all accounts to read, or write it there,
+    and clusters that are started on this machine later would ask for it.
     """
-    if not has_token():
+    if not _has_chosen():
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", _token()
         _have_ray_read_tokens()
 

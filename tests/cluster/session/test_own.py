@@ -79,24 +79,26 @@ def test_a_folder_that_is_not_closed_is_not_used(tmp_path, kind):
     assert os.stat(folder).st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("home", ["new", "file"])
+@pytest.mark.parametrize("home", ["new", "file", "token"])
 def test_a_run_makes_a_token_of_its_own_and_leaves_none_in_the_home_folder(tmp_path, monkeypatch, home):
     """A token that stays there is asked for by every cluster that is started on this machine later."""
     (tmp_path / "file").touch()
+    (tmp_path / "token" / ".ray").mkdir(parents=True)
+    (tmp_path / "token" / ".ray" / "auth_token").write_text("x")
     monkeypatch.setenv("HOME", str(tmp_path / home))
-    assert not own.has_token()
     monkeypatch.setattr("ray.init", lambda **_: None)
     with process_restored():
         own.start(1, {})
         assert os.environ["RAY_AUTH_MODE"] == "token"
+        assert AuthenticationTokenLoader.instance().get_raw_token() == os.environ["RAY_AUTH_TOKEN"]
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
         assert get_authentication_mode() == AuthenticationMode.TOKEN
         own.shut_down()
         assert "RAY_AUTH_MODE" not in os.environ
         assert "RAY_AUTH_TOKEN" not in os.environ
     assert get_authentication_mode() == AuthenticationMode.DISABLED
-    assert not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
-    assert not (tmp_path / home / ".ray").exists()
+    assert AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True) == (home == "token")
+    assert (tmp_path / home / ".ray").exists() == (home == "token")
 
 
 def test_a_users_token_is_kept(tmp_path, monkeypatch):
