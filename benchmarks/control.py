@@ -1,7 +1,6 @@
-"""Cost of control per rollout, and the driver's Ray references, as the number of collectors grows.
+"""Cost of control per rollout as the number of collectors grows.
 
-Control runs here without Ray, and every call is answered at once, so that only control's work is timed. The references
-are counted in a real run of tiny environments.
+Control runs here without Ray, and every call is answered at once, so that only control's work is timed.
 
     python benchmarks/control.py --json control.json --plot control.png
 """
@@ -10,10 +9,8 @@ from __future__ import annotations
 
 import collections
 import functools
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import harness
@@ -102,37 +99,6 @@ def measure(collectors: int, partitioned: bool, seconds: float) -> float:
     return 1e6 * run.seconds / run.rollouts
 
 
-def references_per_wait() -> float:
-    """Return the mean number of references in the driver's ``ray.wait`` calls, in a real run of 8 collectors."""
-    import ray
-
-    import mtray
-    from mtray.config import LearnerConfig
-    from mtray.testing import CountingMaker
-
-    sizes: list[int] = []
-    wait = ray.wait
-
-    def counted(references: list[Any], **kwargs: Any) -> Any:
-        sizes.append(len(references))
-        return wait(references, **kwargs)
-
-    mtray.register_task("counting", CountingMaker(truncate_after=50))
-    learner = LearnerConfig(warmup_steps=100, updates_per_step=0.1, batch_rows=16)
-    with tempfile.TemporaryDirectory() as folder:
-        config = mtray.Config(
-            tasks=("counting",), workers=8, host="inline", total_frames=20_000, run_dir=Path(folder) / "run",
-            learner=learner,
-        )  # fmt: skip
-        ray.wait = counted
-        try:
-            mtray.train(config)
-        finally:
-            ray.wait = wait
-    # The last call waits for the collectors to close.
-    return sum(sizes[:-1]) / max(1, len(sizes) - 1)
-
-
 def main() -> None:
     """Run the benchmark."""
     options = harness.make_parser(__doc__).parse_args()
@@ -147,12 +113,6 @@ def main() -> None:
     }
     measured = harness.interleave(contenders, repeats)
     rows = harness.compare(measured.rates, next(iter(contenders)), list(contenders), UNIT)
-    try:
-        references = references_per_wait()
-        unit = "references per ray.wait of the driver, in a run"
-        rows.append(harness.Row("8 collectors", references, unit, "8 collectors", None, references, references, 1))
-    except Exception as error:
-        measured.left_out["references"] = harness.reason_of(error)
     harness.report(rows, options.json, measured.left_out)
     if options.plot:
         harness.plot(rows, options.plot, "Control's cost per rollout, ratio to 8 collectors")
