@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
-import os
 import sys
 import time
 from collections import deque
@@ -22,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import harness
+import plain_ray
 
 TASKS = ("humanoid-stand", "humanoid-walk")
 # Copies of each task in one push of 32 steps: the default with two collectors, and larger ones.
@@ -250,12 +249,9 @@ def measure(
     begin = time.monotonic()
     config = Config(tasks=TASKS, replay=ReplayConfig(capacity_rows=capacity))
     specs = tuple(task.spec for task in resolve(config.tasks, config.engine))
-    # Ray would leave a token in the home folder.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     # Ray's workers may not find the script's module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with ray.init(address="local", num_cpus=3, **quiet):
+    with plain_ray.start(3):
         replay = ray.remote(Replay).remote(specs, config)
         ray.get([replay.reserve.remote(), replay.load.remote(None)])
         caller = ray.remote(Caller).remote(replay, specs, capacity, seconds)

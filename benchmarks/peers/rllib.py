@@ -8,13 +8,12 @@ whoever has sampled is asked again.
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from typing import Any
 
 import numpy as np
-import ray
+import plain_ray
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from ray.rllib.algorithms.impala import IMPALAConfig
@@ -67,12 +66,9 @@ def main() -> None:
     parser.add_argument("--envs-per-runner", type=int, default=64)
     parser.add_argument("--rollout", type=int, default=32, help="steps of each environment per request")
     options = parser.parse_args()
-    # Ray would leave a token in the home folder.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with (
         tempfile.TemporaryDirectory() as folder,
-        ray.init(address="local", num_cpus=options.runners, **quiet),
+        plain_ray.start(options.runners),
     ):
         config = (
             IMPALAConfig()

@@ -10,13 +10,13 @@ in a SerialEnv 1,500 (64 frames a batch), 500 (256) or 600 (1,024), in a Paralle
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import plain_ray
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -125,10 +125,7 @@ def _collect(
     sizes = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     env.close()
     policy = TensorDictModule(MLP(*sizes, num_cells=[128, 128]), in_keys=["observation"], out_keys=["action"])
-    # Ray would leave a token in the home folder.
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    with ray.init(address="local", num_cpus=len(makers), **quiet):
+    with plain_ray.start(len(makers)):
         collector = RayCollector(
             makers,
             policy=policy,
