@@ -18,7 +18,7 @@ import torch
 import mtray
 from mtray import evaluate, launch, report
 from mtray.cluster import train
-from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig, Sizes
 from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.rundir import directory
@@ -240,11 +240,12 @@ def test_resuming_a_run_without_a_checkpoint(fail, tmp_path):
     assert "no checkpoint" in fail("--resume", make_run(tmp_path))
 
 
-def saved_run(tmp_path, frames=500):
-    """Make a run directory with a checkpoint whose learner and replay are empty."""
+def saved_run(tmp_path, frames=500, network=None):
+    """Make a run directory with a checkpoint whose learner and replay are empty; sizes of networks as chosen."""
     run_dir = make_run(tmp_path)
     specs = [json.loads(json.dumps(task.spec.to_dict())) for task in resolve(["cartpole-swingup"], action_repeat=2)]
     config = json.loads((run_dir / "config.json").read_text())["config"]
+    config["network"] |= network or {}
     meta = {"config": config, "specs": specs, "metrics": {}}
     CheckpointWriter(run_dir, 2, {}).write(checkpoint.Checkpoint(frames, meta, b"policy", b"learner", {}), None)
     (run_dir / "checkpoints" / ".000000000900.partial").mkdir()
@@ -290,6 +291,23 @@ def test_a_refused_resume_changes_no_byte(fail, tmp_path, case):
     }[case]
     assert message in fail(*flags)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_resumed_run_has_the_networks_of_its_checkpoint_whatever_its_device(tmp_path, monkeypatch, device):
+    run_dir = saved_run(tmp_path, network={"critic_width": 512, "critic_blocks": 2})
+    started = []
+    monkeypatch.setattr(train, "choose_device", lambda *_: device)
+    monkeypatch.setattr(train, "check_machine", lambda *_: None)
+    monkeypatch.setattr(train, "_run", lambda config, given, *_: started.append((config, given)) or {})
+    config = dataclasses.replace(checkpoint.read_config(run_dir), total_frames=900)
+    mtray.train(dataclasses.replace(config, resume=run_dir))
+    [(resumed, asked)] = started
+    assert resumed.network.sizes == Sizes(critic_width=512, critic_blocks=2)
+    assert asked.network == NetworkConfig()
+    mtray.train(dataclasses.replace(config, run_dir=tmp_path / "new"))
+    new = started[1][0]
+    assert new.network.sizes == (Sizes(256, 1, 512, 2) if device == "cuda" else Sizes())
 
 
 @pytest.mark.parametrize("name", ["policy.pt", "learner.pt", "meta.json"])

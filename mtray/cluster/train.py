@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_gpu
+from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_compiler, has_gpu
 from mtray.cluster.session.nodes import Placement, look
 from mtray.cluster.session.session import Session, check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
 from mtray.cluster.session.travel import runtime_env
 from mtray.collect.placement import choose_copies, choose_host
+from mtray.config.learner import NetworkConfig
+from mtray.config.plain import from_dict
 from mtray.config.presets import fill
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec, check_specs, check_together
@@ -28,7 +30,7 @@ from mtray.rundir.claim import Claim
 from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
 from mtray.rundir.files import replace_file, to_json
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.resume import AUTO, check_resume, resolve_saved
+from mtray.rundir.resume import AUTO, check_network, check_resume, resolve_saved
 from mtray.rundir.screen import Picture, Screen, counted, say_line
 from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds
 from mtray.tasks.checks import check_travels
@@ -66,18 +68,32 @@ def train(config: Config) -> dict[str, Any]:
             specs = [task.spec for task in tasks]
         # On a cluster it is chosen once its nodes are known.
         device = given.device if given.address is not None else choose_device(given, has_gpu)
-        config = fill(dataclasses.replace(given, device=device), len(tasks))
+        config = _filled(given, device, len(tasks))
         is_auto = config.workers == "auto" and config.address is None
         _check(dataclasses.replace(config, workers=_cores_left()) if is_auto else config, specs)
         environment = {} if config.address is None else runtime_env(tasks)
         with own_run_dir(config) as claim:
-            saved, skipped = _read_saved(config, specs)
+            saved, skipped = _read_saved(config, given.network, specs)
             for note in skipped:
                 _LOGGER.warning("skipped: %s", note)
             if saved is not None and config.resume == AUTO and _is_over(config, saved):
                 return _finished_before(saved, claim.run_dir)
+            if saved is not None:
+                # Whatever the device is now.
+                config = dataclasses.replace(config, network=_network(saved))
             with _traceback_kept(claim.run_dir):
                 return _run(config, given, tasks, claim, saved, skipped, environment)
+
+
+def _filled(given: Config, device: str, tasks: int) -> Config:
+    """The config of a run of so many tasks on this device, with its preset's values."""
+    can_compile = given.address is None and device.startswith("cuda") and has_compiler()
+    return fill(dataclasses.replace(given, device=device), tasks, can_compile=can_compile)
+
+
+def _network(saved: checkpoint.Checkpoint) -> NetworkConfig:
+    network: NetworkConfig = from_dict(saved.meta["config"]["network"], NetworkConfig)
+    return network
 
 
 def _cores_left() -> int:
@@ -119,8 +135,13 @@ def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     rows_per_task(config.learner, names)
 
 
-def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> tuple[checkpoint.Checkpoint | None, list[str]]:
-    """Read what a resumed run continues from, if this is one, and what was skipped; nothing is written."""
+def _read_saved(
+    config: Config, network: NetworkConfig, specs: Sequence[TaskSpec]
+) -> tuple[checkpoint.Checkpoint | None, list[str]]:
+    """Read what a resumed run continues from, if this is one, and what was skipped; nothing is written.
+
+    ``network``: as given, with gaps.
+    """
     if config.resume is None:
         return None, []
     is_auto = config.resume == AUTO
@@ -141,6 +162,7 @@ def _read_saved(config: Config, specs: Sequence[TaskSpec]) -> tuple[checkpoint.C
         raise UsageError(no_checkpoint(run_dir))
     if is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
+    check_network(network, _network(saved), config.resume)
     check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")
     if not is_auto and config.frames is not None and saved.frames >= config.frames:
         raise UsageError(f"--total-frames {config.frames}: {saved.path} has {saved.frames} already, give more")
@@ -222,7 +244,7 @@ def _run(
         session = stack.enter_context(ray_session(config, environment))
         install_handlers()
         follows_room = config.workers == "auto"
-        config = _choose(config, given, tasks, session)
+        config = _choose(config, given, tasks, session, is_new=saved is None)
         tell(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
@@ -269,12 +291,13 @@ def _run(
         return write_summary(reason)
 
 
-def _choose(config: Config, given: Config, tasks: Sequence[Task], session: Session) -> Config:
+def _choose(config: Config, given: Config, tasks: Sequence[Task], session: Session, *, is_new: bool) -> Config:
     """Return the config without gaps, now that cores and nodes are known."""
     if config.address is not None:
         device = choose_device(config, lambda: any(node.gpus >= 1 for node in look()))
-        learner = fill(dataclasses.replace(given, device=device), len(tasks)).learner
-        config = dataclasses.replace(config, device=device, learner=learner)
+        filled = _filled(given, device, len(tasks))
+        network = filled.network if is_new else config.network
+        config = dataclasses.replace(config, device=device, learner=filled.learner, network=network)
     if config.workers == "auto":
         config = dataclasses.replace(config, workers=session.room)
     host = config.host

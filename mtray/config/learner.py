@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mtray.config.checks import (
     is_positive,
@@ -19,18 +20,27 @@ from mtray.config.types import convert_fields
 UPDATES_PER_STEP = 1e-6, 1e6
 
 
+class Sizes(NamedTuple):
+    """Sizes of the backbones."""
+
+    actor_width: int = 128
+    actor_blocks: int = 1
+    critic_width: int = 256
+    critic_blocks: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
     """Shared backbones and per-task heads of actor and critic."""
 
-    actor_width: int = 128
-    """Width of the actor's backbone."""
-    actor_blocks: int = 1
-    """Residual blocks of the actor's backbone."""
-    critic_width: int = 256
-    """Width of the critic's backbone."""
-    critic_blocks: int = 1
-    """Residual blocks of the critic's backbone."""
+    actor_width: int | None = None
+    """Width of the actor's backbone; by default 128, or 256 on a GPU with --preset fast."""
+    actor_blocks: int | None = None
+    """Residual blocks of the actor's backbone; by default 1."""
+    critic_width: int | None = None
+    """Width of the critic's backbone; by default 256, or 512 on a GPU with --preset fast."""
+    critic_blocks: int | None = None
+    """Residual blocks of the critic's backbone; by default 1, or 2 on a GPU with --preset fast."""
     actor_output_norm: bool = True
     """Normalise the output of the actor's backbone."""
     critic_output_norm: bool = True
@@ -51,6 +61,17 @@ class NetworkConfig:
         convert_fields(self)
         require_at_least(self, 1, "actor_width", "critic_width", "critics")
         require_at_least(self, 0, "actor_blocks", "critic_blocks", "embedding_size", "adapter_size", "head_layers")
+
+    def filled(self, usual: Sizes) -> NetworkConfig:
+        """Return these settings with the usual sizes in place of those that were not given."""
+        gaps = {name: size for name, size in usual._asdict().items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **gaps)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes; those of a CPU where none was given."""
+        config = self.filled(Sizes())
+        return Sizes(**{name: getattr(config, name) for name in Sizes._fields})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +143,9 @@ class LearnerConfig:
     """Record an update once and replay its kernels (CUDA graphs on a GPU). By default wherever possible, which on the
     CPU excludes --learner.compile."""
     compile: str | None = None
-    """Backend of torch.compile for networks and losses, for example inductor. On the CPU it halves the speed."""
+    """Backend of torch.compile for networks and losses, for example inductor; off for none. By default inductor on a
+    GPU with --preset fast if a new local Ray runs on a machine that has a C compiler, else off. On the CPU it halves
+    the speed."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
@@ -173,9 +196,14 @@ class LearnerConfig:
         """Standard deviation of the noise added to actions; None if the policy learns it (sac)."""
         return self.action_noise if self.algorithm == "td3" else None
 
+    @property
+    def compiler(self) -> str | None:
+        """The backend of torch.compile; None for none."""
+        return None if self.compile == "off" else self.compile
+
     def can_record(self, device: str) -> bool:
         """Return whether updates on this device can be recorded; code compiled for the CPU can't."""
-        return device.startswith("cuda") or (device == "cpu" and not self.compile)
+        return device.startswith("cuda") or (device == "cpu" and not self.compiler)
 
     def check_device(self, device: str) -> None:
         """Raise a UsageError if the device does not support the given precision or graphs."""

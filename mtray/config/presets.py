@@ -1,11 +1,11 @@
-"""Settings that depend on what a run is to save, minutes or frames: those not given are taken from the preset."""
+"""Settings that depend on what a run is to save, minutes or frames, and on its device; a preset fills them."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from mtray.config.checks import require
-from mtray.config.learner import LearnerConfig
+from mtray.config.learner import LearnerConfig, Sizes
 from mtray.config.settings import CollectorConfig, Config
 
 # Updates per step of every task, the least and the most.
@@ -16,29 +16,37 @@ _N_STEP = {"fast": 3, "frugal": 1}
 _ROWS = {"fast": 128, "frugal": 384}
 # On a GPU an update of up to so many rows takes hardly longer than one of few.
 _ROWS_ON_GPU = {"fast": 1024, "frugal": 384}
+# Nor does a larger network: that of the run in docs/learning.md, "On a GPU".
+_SIZES_ON_GPU = Sizes(actor_width=256, critic_width=512, critic_blocks=2)
 # Factors of exploration noise, the least and the most.
 _NOISE = {"fast": (0.5, 4.0), "frugal": (1.0, 1.0)}
 _LEAST_ROWS_PER_TASK = 16
 
 
-def fill(config: Config, tasks: int) -> Config:
+def fill(config: Config, tasks: int, *, can_compile: bool = False) -> Config:
     """Return the config of a run of so many tasks with its preset's values in place of settings that were not given.
 
-    The device must be chosen, or counts as the CPU.
+    The device must be chosen, or counts as the CPU. ``can_compile``: whether the learner's machine has what inductor
+    needs.
     """
     learner, preset = config.learner, config.preset
+    is_on_gpu = config.device.startswith("cuda")
+    is_large = is_on_gpu and preset == "fast"
     least, most = _ratios(learner, preset, is_deterministic=config.deterministic)
-    rows = _ROWS_ON_GPU if config.device.startswith("cuda") else _ROWS
+    rows = _ROWS_ON_GPU if is_on_gpu else _ROWS
+    compiler = "inductor" if is_large and can_compile and not config.deterministic else "off"
     filled = dataclasses.replace(
         learner,
         updates_per_step=most,
         least_updates_per_step=least,
         n_step=learner.n_step or _N_STEP[preset],
         batch_rows=learner.batch_rows or max(_LEAST_ROWS_PER_TASK * tasks, rows[preset]),
+        compile=learner.compile or compiler,
     )
     least_noise, most_noise = _noise(config.collector, preset)
     collector = dataclasses.replace(config.collector, least_noise=least_noise, most_noise=most_noise)
-    return dataclasses.replace(config, collector=collector, learner=filled)
+    network = config.network.filled(_SIZES_ON_GPU if is_large else Sizes())
+    return dataclasses.replace(config, collector=collector, network=network, learner=filled)
 
 
 def _noise(collector: CollectorConfig, preset: str) -> tuple[float, float]:

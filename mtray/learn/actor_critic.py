@@ -98,7 +98,7 @@ class ActorCritic(ABC):
         self._metrics = {name: torch.full_like(self.discount, math.nan) for name in self._RECORDED}
 
     def _compile(self, function: Any) -> Any:
-        backend = self.config.compile
+        backend = self.config.compiler
         return torch.compile(function, backend=backend, dynamic=False) if backend else function
 
     @property

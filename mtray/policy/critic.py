@@ -24,6 +24,7 @@ class MultiTaskCritic(nn.Module):
         """Create the critics; ``outputs`` is the number of outputs of a head."""
         super().__init__()
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        width, blocks = config.sizes.critic_width, config.sizes.critic_blocks
         self.tasks, self.critics = tasks, config.critics
         self.raw_embedding = nn.Parameter(torch.randn(tasks, config.embedding_size))
         self.reads_observation = config.head_reads_observation
@@ -32,11 +33,10 @@ class MultiTaskCritic(nn.Module):
         )
         inputs = obs + act + config.adapter_size + config.embedding_size
         self.backbones = nn.ModuleList(
-            Backbone(inputs, config.critic_width, config.critic_blocks, output_norm=config.critic_output_norm)
-            for _ in range(config.critics)
+            Backbone(inputs, width, blocks, output_norm=config.critic_output_norm) for _ in range(config.critics)
         )
-        head_inputs = config.critic_width + (obs if self.reads_observation else 0)
-        self.heads = GroupedHead(config.critics * tasks, head_inputs, config.critic_width, outputs, config.head_layers)
+        head_inputs = width + (obs if self.reads_observation else 0)
+        self.heads = GroupedHead(config.critics * tasks, head_inputs, width, outputs, config.head_layers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of embedding, adapters and backbones, which are all but those of the heads."""

@@ -69,16 +69,17 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.action_noise = action_noise
         self.deterministic = deterministic
         tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        width, blocks = config.sizes.actor_width, config.sizes.actor_blocks
         self.mean = nn.Buffer(torch.zeros(tasks, obs))
         self.scale = nn.Buffer(torch.ones(tasks, obs))
         self.embedding = nn.Buffer(torch.zeros(tasks, config.embedding_size))
         self.action_middle, self.action_reach, self.action_mask = map(nn.Buffer, _action_bounds(specs, act))
         inputs = obs + config.adapter_size + config.embedding_size
-        self.backbone = Backbone(inputs, config.actor_width, config.actor_blocks, output_norm=config.actor_output_norm)
+        self.backbone = Backbone(inputs, width, blocks, output_norm=config.actor_output_norm)
         self.adapters = GroupedLinear(tasks, obs, config.adapter_size)
-        head_inputs = config.actor_width + (obs if config.head_reads_observation else 0)
+        head_inputs = width + (obs if config.head_reads_observation else 0)
         outputs = act if action_noise is not None else 2 * act
-        self.heads = GroupedHead(tasks, head_inputs, config.actor_width, outputs, config.head_layers)
+        self.heads = GroupedHead(tasks, head_inputs, width, outputs, config.head_layers)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of adapters and backbone, which are all but those of the heads."""

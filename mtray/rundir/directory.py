@@ -129,8 +129,9 @@ def _make(path: Path) -> list[Path]:
 def describe(given: Config, config: Config) -> dict[str, Any]:
     """Return what config.json holds: the settings as given, those that may be chosen, versions, the git commit."""
     chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task", "device")}
-    filled = ("updates_per_step", "least_updates_per_step", "n_step", "batch_rows")
+    filled = ("updates_per_step", "least_updates_per_step", "n_step", "batch_rows", "compile")
     chosen["collector"] = {name: getattr(config.collector, name) for name in ("least_noise", "most_noise")}
+    chosen["network"] = config.network.sizes._asdict()
     chosen["learner"] = {name: getattr(config.learner, name) for name in filled}
     return {
         "config": to_dict(given),

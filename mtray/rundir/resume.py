@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from pathlib import Path
 
+from mtray.config.learner import NetworkConfig
 from mtray.config.settings import Config
 from mtray.errors import UnknownTaskError, UsageError
 from mtray.tasks.plan import Task
@@ -18,7 +19,6 @@ FIXED = (
     "engine",
     "seed",
     "collector.action_repeat",
-    "network",
     "learner.algorithm",
     "learner.atoms",
     "learner.value_limit",
@@ -41,25 +41,36 @@ def resolve_saved(config: Config) -> tuple[Task, ...]:
 
 
 def check_resume(given: Config, saved: Config) -> None:
-    """Raise if a resumed run's settings do not fit those that it was made with.
+    """Raise if a resumed run's settings, but for its networks', do not fit those that it was made with.
 
     Raises:
         UsageError: names the flag and both values.
     """
     for name in FIXED:
         now, before = operator.attrgetter(name)(given), operator.attrgetter(name)(saved)
-        if name == "network" and now != before:
-            name, now, before = next(
-                (f"network.{field}", getattr(now, field), getattr(before, field))
-                for field in vars(before)
-                if getattr(now, field) != getattr(before, field)
-            )
-        if now != before:
-            raise UsageError(
-                f"--{name.replace('_', '-')} {_text(now)} differs from the {_text(before)} that {given.resume} was "
-                "made with: a resumed run keeps its tasks, network, algorithm and seed. Start a new run to change "
-                "them; in Python begin with dataclasses.replace(mtray.read_config(run_dir), resume=run_dir)"
-            )
+        _check(name, now, before, given.resume)
+
+
+def check_network(given: NetworkConfig, saved: NetworkConfig, resume: Path | None) -> None:
+    """Raise if sizes or other settings of networks that are given differ from those of the checkpoint.
+
+    Raises:
+        UsageError: names the flag and both values.
+    """
+    before = saved.filled(saved.sizes)
+    # The run may have been made on another device, for which its preset chose others.
+    now = given.filled(before.sizes)
+    for name in vars(before):
+        _check(f"network.{name}", getattr(now, name), getattr(before, name), resume)
+
+
+def _check(name: str, now: object, before: object, resume: Path | None) -> None:
+    if now != before:
+        raise UsageError(
+            f"--{name.replace('_', '-')} {_text(now)} differs from the {_text(before)} that {resume} was "
+            "made with: a resumed run keeps its tasks, network, algorithm and seed. Start a new run to change "
+            "them; in Python begin with dataclasses.replace(mtray.read_config(run_dir), resume=run_dir)"
+        )
 
 
 def _text(value: object) -> str:

@@ -147,7 +147,8 @@ def test_defaults_are_the_documented_ones():
     learner = config.learner
     assert (learner.learning_rate, learner.polyak, learner.actor_period) == (3e-4, 0.01, 2)
     assert (learner.atoms, learner.value_limit) == (51, 10.0)
-    assert (config.network.embedding_size, config.network.actor_width, config.network.critic_width) == (32, 128, 256)
+    assert config.network.embedding_size == 32
+    assert config.network.sizes == (128, 1, 256, 1)
 
 
 @pytest.mark.parametrize(

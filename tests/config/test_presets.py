@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mtray.config.learner import LearnerConfig
+from mtray.config.learner import LearnerConfig, NetworkConfig, Sizes
 from mtray.config.presets import fill
 from mtray.config.settings import CollectorConfig, Config
 from mtray.errors import UsageError
@@ -50,6 +50,32 @@ def test_an_update_has_more_rows_on_a_gpu():
     assert fill(Config(device="auto"), 2).learner.batch_rows == fill(Config(device="cpu"), 2).learner.batch_rows
 
 
+def test_networks_are_larger_on_a_gpu_but_not_to_save_frames():
+    assert fill(Config(device="cpu"), 2).network.sizes == Sizes(128, 1, 256, 1)
+    assert fill(Config(device="cuda"), 2).network.sizes == Sizes(256, 1, 512, 2)
+    assert fill(Config(device="cuda", preset="frugal"), 2).network.sizes == Sizes(128, 1, 256, 1)
+    given = NetworkConfig(critic_width=64, actor_blocks=0)
+    assert fill(Config(device="cuda", network=given), 2).network.sizes == Sizes(256, 0, 64, 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "can_compile", "compiler"),
+    [
+        (Config(device="cuda"), True, "inductor"),
+        (Config(device="cuda"), False, None),
+        (Config(device="cpu"), True, None),
+        (Config(device="cuda", preset="frugal"), True, None),
+        (Config(device="cuda", deterministic=True), True, None),
+        (Config(device="cuda", learner=LearnerConfig(compile="off")), True, None),
+        (Config(device="cpu", learner=LearnerConfig(compile="eager")), False, "eager"),
+    ],
+)
+def test_updates_are_compiled_on_a_gpu_where_that_is_possible(config, can_compile, compiler):
+    learner = fill(config, 2, can_compile=can_compile).learner
+    assert learner.compiler == compiler
+    assert fill(dataclasses.replace(config, learner=learner), 2, can_compile=True).learner == learner
+
+
 @pytest.mark.parametrize(
     ("given", "filled"),
     [
@@ -74,7 +100,8 @@ def test_a_limit_of_noise_beyond_the_other_one_of_the_preset_is_refused(given):
 def test_what_was_given_stays():
     config = Config(
         collector=CollectorConfig(least_noise=0.75, most_noise=0.75),
-        learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5),
+        network=NetworkConfig(actor_width=3, actor_blocks=0, critic_width=5, critic_blocks=4),
+        learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5, compile="off"),
     )
     assert fill(config, 4) == config
 

@@ -9,7 +9,7 @@ from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
-from mtray.rundir.resume import FIXED, check_resume
+from mtray.rundir.resume import FIXED, check_network, check_resume
 from tests.config.test_config import CHANGED
 from tests.makers import make_spec
 
@@ -29,9 +29,16 @@ def changed(group, name):
     return dataclasses.replace(SAVED, **{group: dataclasses.replace(getattr(SAVED, group), **{name: value})})
 
 
+def check(given):
+    check_resume(given, SAVED)
+    check_network(given.network, SAVED.network, given.resume)
+
+
 def test_the_same_settings_are_taken(tmp_path):
-    check_resume(dataclasses.replace(SAVED, resume=tmp_path, run_dir=tmp_path), SAVED)
-    check_resume(dataclasses.replace(SAVED, resume=tmp_path, total_frames=9, workers=7, host="inline"), SAVED)
+    check(dataclasses.replace(SAVED, resume=tmp_path, run_dir=tmp_path))
+    check(dataclasses.replace(SAVED, resume=tmp_path, total_frames=9, workers=7, host="inline"))
+    gaps = dataclasses.replace(SAVED.network, actor_width=None, critic_width=None)
+    check(dataclasses.replace(SAVED, resume=tmp_path, network=gaps))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +54,7 @@ def test_the_same_settings_are_taken(tmp_path):
 )
 def test_a_change_that_can_not_be_is_refused_with_both_values(tmp_path, changes, flag):
     with pytest.raises(UsageError) as caught:
-        check_resume(dataclasses.replace(SAVED, resume=tmp_path, **changes), SAVED)
+        check(dataclasses.replace(SAVED, resume=tmp_path, **changes))
     assert str(caught.value).startswith(flag)
 
 
@@ -55,7 +62,7 @@ def test_a_change_that_can_not_be_is_refused_with_both_values(tmp_path, changes,
 def test_every_setting_of_the_learner_loads_what_was_saved_or_is_refused(tmp_path, group, name):
     now = changed(group, name)
     try:
-        check_resume(dataclasses.replace(now, resume=tmp_path), SAVED)
+        check(dataclasses.replace(now, resume=tmp_path))
     except UsageError as error:
         assert f"--{group}.{name.replace('_', '-')} " in str(error)  # noqa: PT017
         return

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import resource
+import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -75,13 +79,23 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def has_compiler() -> bool:
+    """Return whether this machine has what inductor needs for a GPU: triton, a C compiler, Python's headers."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return (
+        importlib.util.find_spec("triton") is not None
+        and any(shutil.which(name) for name in compilers if name)
+        and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    )
+
+
 def check_device(config: Config) -> None:
     """Raise if the learner can't compute where and how it is told to.
 
     Raises:
         UsageError: no such device or compiler, as far as this machine can tell.
     """
-    compiler = config.learner.compile
+    compiler = config.learner.compiler
     if config.device in ("cpu", "auto") and not compiler:
         return
     import torch
@@ -131,11 +145,12 @@ def _check_memory(config: Config, specs: Sequence[TaskSpec]) -> None:
 
 def _check_learner(config: Config, specs: Sequence[TaskSpec]) -> None:
     """Raise if the networks and an update of them do not fit the memory, by far."""
-    network, rows, memory = config.network, config.learner.batch_rows or 0, usable_bytes()
+    network, sizes = config.network, config.network.sizes
+    rows, memory = config.learner.batch_rows or 0, usable_bytes()
     parameters = activations = 0
     for width, blocks, copies in (
-        (network.actor_width, network.actor_blocks, 1),
-        (network.critic_width, network.critic_blocks, network.critics),
+        (sizes.actor_width, sizes.actor_blocks, 1),
+        (sizes.critic_width, sizes.critic_blocks, network.critics),
     ):
         parameters += copies * width**2 * (2 * blocks + len(specs) * network.head_layers)
         activations += copies * rows * width * (2 * blocks + 1)
@@ -144,7 +159,7 @@ def _check_learner(config: Config, specs: Sequence[TaskSpec]) -> None:
     needed = 4 * (5 * parameters + 2 * activations + rows * max(spec.row_size for spec in specs) * ahead)
     require(
         memory is None or needed <= _RING_SHARE * memory or config.device.startswith("cuda"),
-        f"--network.critic-width {network.critic_width}, --network.actor-width {network.actor_width} and "
+        f"--network.critic-width {sizes.critic_width}, --network.actor-width {sizes.actor_width} and "
         f"--learner.batch-rows {rows}: the learner would take {needed / 2**30:.1f} GiB at least, and this machine has "
         f"{(memory or 0) / 2**30:.1f}: give a smaller one",
     )

@@ -54,6 +54,29 @@ def test_by_default_a_gpu_is_taken_if_there_is_one(config, has_gpu, chosen):
     assert choose_device(config, lambda: has_gpu) == chosen
 
 
+@pytest.mark.parametrize(
+    ("modules", "programs", "headers", "has"),
+    [
+        (["triton"], ["gcc"], True, True),
+        (["triton"], ["clang"], True, True),
+        (["triton"], ["own-cc"], True, True),
+        ([], ["gcc"], True, False),
+        (["triton"], [], True, False),
+        (["triton"], ["gcc"], False, False),
+    ],
+)
+def test_inductor_needs_triton_a_c_compiler_and_python_s_headers(
+    monkeypatch, tmp_path, modules, programs, headers, has
+):
+    monkeypatch.setenv("CC", "own-cc")
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: name if name in modules else None)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: name if name in programs else None)
+    monkeypatch.setattr(checks.sysconfig, "get_path", lambda _: str(tmp_path))
+    if headers:
+        (tmp_path / "Python.h").touch()
+    assert checks.has_compiler() == has
+
+
 def test_a_machine_without_a_gpu_s_driver_is_not_asked_by_torch(monkeypatch):
     monkeypatch.setattr(checks, "_GPU_FILES", ("no-such-file*",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
