@@ -31,7 +31,7 @@ class EventLog:
         self._logs = run_dir / "logs"
         path = run_dir / "events.jsonl"
         self._lines = Guarded(JsonLines(path), str(path))
-        # The newest process of each part, by the part's name.
+        # The process of each part that is there, by the part's name.
         self._processes: dict[str, Hello] = {}
 
     def add_process(self, part: Part, process: Hello) -> None:
@@ -46,6 +46,9 @@ class EventLog:
             fields["process"] = process.process if process else None
             fields |= {"address": process.address} if process else {}
             fields |= {"log": f"logs/{process.log}"} if process and process.log else {}
+        if told.event in ("death", "left"):
+            # The next one may die before it has said where it is.
+            self._processes.pop(fields["part"], None)
         self._lines.write({"time": round(self._seconds(), 3), "event": told.event, **fields})
         if told.sentence:
             _LOGGER.warning("%s", told.sentence)

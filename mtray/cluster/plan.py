@@ -142,6 +142,7 @@ def make_plan(config: Config, specs: Sequence[TaskSpec], shares: Shares, saved: 
         checkpoint_seconds=math.inf if config.deterministic else run.checkpoint_seconds,
         frames=saved.frames if saved else 0,
         updates=saved.meta["metrics"]["updates"] if saved else 0,
+        warmup_frames=config.learner.warmup_steps * sum(repeats.values()),
         task_errors=config.collector.max_restarts,
         sets_aside=config.on_task_failure == "continue",
         step_frames=repeats,

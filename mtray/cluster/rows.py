@@ -84,13 +84,18 @@ class RowsKeeper:
         """Return a function that reads a task's rows by number; it raises UnreachableError if the replay dies."""
 
         def fetch(task: str, begin: int, end: int) -> tuple[int, FloatArray]:
+            kept: list[FloatArray] = []
             try:
-                pieces = [ray.get(replay.read_rows.remote(task, *piece)) for piece in self._pieces(task, begin, end)]
+                for first, last in self._pieces(task, begin, end):
+                    found, rows = ray.get(replay.read_rows.remote(task, first, last))
+                    if found != first:
+                        # Overwritten since: what came before has nothing to follow it.
+                        kept = []
+                    kept.append(rows)
             except RayActorError as error:
                 raise UnreachableError("the replay is gone, so its rows can't be saved") from error
-            # Only the first pieces can have lost rows.
-            rows = np.concatenate([rows for _, rows in pieces])
-            return end - len(rows), rows
+            joined = np.concatenate(kept)
+            return end - len(joined), joined
 
         return fetch
 

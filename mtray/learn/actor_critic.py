@@ -153,7 +153,7 @@ class ActorCritic(ABC):
         loss, gradient = self._loss_of(outputs.detach(), target)
         gradient.mul_((select_for_rows(self.loss_weight, ids) / (len(batch.reward) * rows)).unsqueeze(-1))
         tensors = self.critic_group.differentiate([outputs], [gradient])
-        return Gradient(tensors, {"critic_loss": loss.sum((0, 2)) / rows, "data": data}), observation
+        return Gradient(tensors, {"critic_loss": loss.mean(0).sum(-1) / rows, "data": data}), observation
 
     @torch.no_grad()
     def step_critic(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
@@ -245,4 +245,9 @@ class ActorCritic(ABC):
         self._networks.load_state_dict(state)
         self.reward_scale.copy_(state["reward_scale"])
         self.actor_loss_scale.copy_(state["actor_loss_scale"])
-        self.generator.set_state(state["generator"].cpu())
+        saved = state["generator"].cpu()
+        if saved.numel() == self.generator.get_state().numel():
+            self.generator.set_state(saved)
+        else:
+            # Of another kind of device, whose numbers can't be gone on with. Nor are the first ones drawn again.
+            self.generator.manual_seed(self.generator.initial_seed() + 1 + int(state["updates"]))

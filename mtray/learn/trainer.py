@@ -93,7 +93,8 @@ class Trainer:
         """
         self.check()
         snapshot = weights_module.snapshot(self.policy, self.version + 1 if self.updates else 0)
-        self.version = snapshot.version
+        # The next is higher than what an earlier process may have sent, though nothing was learned yet.
+        self.version = max(self.version, snapshot.version)
         return snapshot
 
     def state_dict(self) -> dict[str, Any]:

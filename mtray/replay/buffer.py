@@ -119,7 +119,8 @@ class ReplayBuffer:
             rows_per_task: in each batch, the same for every task or by task.
             batches: N.
             tasks: which, in this order; by default all.
-            out: task to array [N, rows_per_task, row_size + obs_t] to write; by default new arrays.
+            out: task to array [N, rows_per_task, row_size + obs_t] to write, of these tasks at least; by default new
+                arrays.
             steps: n of the n-step return: a row's reward becomes the discounted sum of n rewards, or of fewer if the
                 episode or the rollout ends before, and its next observation and next flags become those of the last.
                 Its flags word holds the number of rewards minus one from bit `rows.STEPS_SHIFT` on.
@@ -133,7 +134,9 @@ class ReplayBuffer:
             if ring is None or not ring.transitions:
                 held = {name: ring.transitions for name, ring in self._rings.items()}
                 raise UsageError(f"no transition of task {task!r} to sample: the replay holds {held}")
-        if out is None:
+        if out is not None:
+            out = out if out.keys() == set(tasks) else {task: out[task] for task in tasks}
+        else:
             counts = dict.fromkeys(tasks, rows_per_task) if isinstance(rows_per_task, int) else rows_per_task
             out = {
                 task: np.empty(sampled_shape(self._rings[task].spec, counts[task], batches), np.float32)
@@ -165,12 +168,14 @@ class ReplayBuffer:
 
         Args:
             transitions: per task.
-            aside: tasks of which one is enough.
+            aside: tasks that may hold fewer, or none.
         """
-        return all(
-            ring.transitions >= (1 if task in aside else transitions) or ring.is_full
-            for task, ring in self._rings.items()
-        )
+        rings = (ring for task, ring in self._rings.items() if task not in aside)
+        return all(ring.transitions >= transitions or ring.is_full for ring in rings)
+
+    def holds_any(self, task: str) -> bool:
+        """Return whether a task has a transition."""
+        return self._rings[task].transitions > 0
 
     def fence(self, source: str) -> int:
         """Refuse further pushes of a source; return the frames of all tasks that were stored for it."""

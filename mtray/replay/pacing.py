@@ -8,11 +8,11 @@ With ``frames`` acknowledged by the replay (all tasks together) and F frames in 
 Between the most and the least updates per step both sides are as fast as they can be. Where the two are equal, the run
 keeps this ratio. Updates that are owed, which the run makes before it ends, are those of the least.
 
-A new run starts with no update at the end of its warm-up. A resumed run keeps its start, unless its ratio was changed
-or its rows were not saved: it then owes nothing of before, so neither side waits for what the other did not do. So the
-learner waits for collectors that lag behind and collectors wait for a learner that lags behind; between the
-two lies ``slack_frames``. Reverb's rate limiter holds the same two lines (Cassirer et al. 2021, "Reverb: a framework
-for experience replay", section 3.4).
+A new run starts with no update at the end of its warm-up. A resumed run keeps its start, unless its ratio was changed,
+tasks that were set aside are back, or its rows were not saved: it then owes nothing of before, so neither side waits
+for what the other did not do. So the learner waits for collectors that lag behind and collectors wait for a learner
+that lags behind; between the two lies ``slack_frames``. Reverb's rate limiter holds the same two lines (Cassirer et al.
+2021, "Reverb: a framework for experience replay", section 3.4).
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class Pacing:
         """
         if lost_rows:
             return dataclasses.replace(self, start_frames=frames + self.start_frames, start_updates=updates)
-        if (self.updates_per_step, self.least) == (saved.updates_per_step, saved.least):
+        ratio, before = ((pacing.updates_per_step, pacing.least, pacing.step_frames) for pacing in (self, saved))
+        if ratio == before:
             return dataclasses.replace(self, start_frames=saved.start_frames, start_updates=saved.start_updates)
         return dataclasses.replace(self, start_frames=max(frames, saved.start_frames), start_updates=updates)

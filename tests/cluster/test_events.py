@@ -25,6 +25,18 @@ def test_an_event_is_a_line_of_the_file_and_its_sentence_one_of_the_screen(tmp_p
     assert replacement == {"time": 1.235, "event": "replacement", "part": "collector 3"}
 
 
+def test_a_process_that_has_not_said_where_it_is_has_no_other_ones_log(tmp_path):
+    events = EventLog(tmp_path, lambda: 0.0)
+    events.add_process(COLLECTOR, Hello(77, "collector-3-77.log", "0a", "10.0.0.2", {}))
+    for event, life in (("death", 0), ("death", 1)):
+        events.tell(Tell(event, {"part": "collector 3", "life": life}))
+    events.close()
+    first, second = map(json.loads, (tmp_path / "events.jsonl").read_text().splitlines())
+    assert first["process"] == 77
+    assert second["process"] is None
+    assert not second.keys() & {"address", "log"}
+
+
 def test_a_traceback_is_appended_to_the_file_of_the_process(tmp_path):
     events = EventLog(tmp_path, lambda: 0.0)
     (tmp_path / "logs").mkdir()

@@ -145,6 +145,27 @@ def test_draws_are_the_replays_in_its_order(replay):
         assert pickle.dumps(found.statistics["left"].mean) == pickle.dumps(expected.statistics["left"].mean)
 
 
+def test_a_task_that_is_set_aside_and_whose_rows_are_lost_is_left_out_of_draws(replay):
+    draws = Draws(replay, SPECS, {"left": 6, "right": 12}, 4, calls_ahead=2)
+    pusher = Pusher(replay, "here", 1, 60.0)
+    rows = {"left": np.full((500, SPECS[0].row_size), 3, np.float32)}
+    row_flags(rows["left"])[:] = [TRANSITION] * 499 + [0]
+    for _ in range(3):
+        pusher.push(rows, {}, {}, 0)
+    pusher.wait()
+    assert not ray.get(replay.count.remote())["is_warm"]
+    assert ray.get(replay.count.remote({"right"}))["is_warm"]
+    sampled = draws.next()
+    assert {task: part.shape[:2] for task, part in sampled.rows.items()} == {"left": (4, 6)}
+    assert sampled.ages.keys() == {"left"}
+    assert (sampled.rows["left"][..., 0] == 3).all()
+    # Once there are rows of it they are drawn, as of every task that is set aside.
+    push(pusher, 3)
+    pusher.wait()
+    draws.drop()
+    assert draws.next().rows.keys() == {"left", "right"}
+
+
 @pytest.mark.parametrize("ahead", [1, 3])
 def test_draws_stay_as_they_are_until_the_next_is_asked_for(replay, ahead):
     pusher = Pusher(replay, "here", 1, 60.0)

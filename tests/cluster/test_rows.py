@@ -88,6 +88,31 @@ def test_a_replaced_replay_whose_rows_files_are_gone_has_counts_only_and_what_fo
     }
 
 
+def test_rows_that_are_overwritten_between_two_pieces_are_not_joined(begun, monkeypatch):
+    """What lies before a gap would lead to what lies behind it: a transition that never was."""
+    _, keeper, replay = begun
+    while replay.replay._replay.held("left")[1] < 1000:
+        push(replay, replay.replay._replay.held("left")[1], steps=89)
+    begin, end = replay.replay._replay.held("left")
+    monkeypatch.setattr(rows_module, "_PIECE_BYTES", 4 * SPECS[0].row_size * 100)
+    read, calls = replay.replay.read_rows, []
+
+    def read_rows(task, first, last):
+        found = read(task, first, last)
+        calls.append(first)
+        if len(calls) == 1:
+            # The ring's start moves from within this piece to within the next one.
+            push(replay, 10_000, steps=149)
+        return found
+
+    replay.replay.read_rows = read_rows
+    found, rows = keeper.reader(replay)("left", begin, end)
+    assert calls[:2] == [begin, begin + 100]
+    assert begin + 100 < found
+    assert len(rows) == end - found
+    assert (found, rows.tobytes()) == (found, read("left", found, end)[1].tobytes())
+
+
 def test_a_run_does_not_begin_with_a_checkpoint_whose_rows_are_gone(begun):
     writer, _, _ = begun
     shutil.rmtree(writer.newest.path)

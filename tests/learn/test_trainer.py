@@ -152,6 +152,24 @@ def test_a_loaded_state_continues_bit_for_bit(tasks, replay):
     assert second.updates == 6
 
 
+def test_a_state_of_another_kind_of_device_continues_with_other_numbers(tasks, replay):
+    """A GPU's generator has a state of another size."""
+    batches = [batch_of(replay) for _ in range(3)]
+    saved = learner_of(tasks)
+    saved.update(batches[0])
+    state = saved.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8)}
+    streams = []
+    for updates in (1, 2):
+        learner = learner_of(tasks)
+        first = learner.algorithm.draw_(torch.empty(5))
+        learner.load_state_dict({**state, "updates": updates})
+        learner.update(batches[1])
+        assert learner.updates == updates + 1
+        streams += [first, learner.algorithm.draw_(torch.empty(5))]
+    assert not torch.equal(streams[0], streams[1])
+    assert not torch.equal(streams[1], streams[3])
+
+
 def test_weights_hold_the_actor_and_states_its_average_with_equal_statistics(tasks, replay):
     learner = learner_of(tasks, actor_polyak=0.5, actor_period=1)
     passed = [parameters(learner.policy)]
@@ -174,6 +192,30 @@ def test_versions_count_snapshots(tasks, replay):
     assert learner.weights().version == 0
     learner.update(batch_of(replay))
     assert [learner.weights().version for _ in range(2)] == [1, 2]
+
+
+def test_versions_go_on_rising_if_nothing_was_learned_before(tasks, replay):
+    """Of a learner that takes the place of one which had sent seven and kept no state."""
+    learner = learner_of(tasks)
+    learner.version = 7
+    assert learner.weights().version == 0
+    learner.update(batch_of(replay))
+    assert learner.weights().version == 8
+
+
+@pytest.mark.parametrize("atoms", [1, 21])
+def test_the_critics_loss_is_the_mean_over_critics(tasks, replay, atoms):
+    losses = []
+    for critics in (1, 2):
+        network = replace(NETWORK, critics=critics)
+        learner = Trainer(specs_of(tasks), network, LearnerConfig(atoms=atoms))
+        # All critics are the same, and so is what they lose.
+        for parameter in learner.critic.parameters():
+            parameter.data.zero_()
+        learner.update(batch_of(replay, rows=2000))
+        learner.check()
+        losses.append(learner.metrics()["left"]["critic_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
 def test_non_finite_data_stops_the_update_before_any_change(tasks, replay):

@@ -825,6 +825,14 @@ def test_a_replay_holds_so_many_transitions_once_every_task_does_or_its_ring_is_
     assert replay.holds(10_000), "rings are full: more they can't hold"
 
 
+def test_a_task_that_is_set_aside_may_hold_nothing():
+    replay = make_replay()
+    replay.extend(stack_of(rollout_of("left"), rollout_of("wide")))
+    assert replay.holds(1, aside={"right"})
+    assert not replay.holds(10_000, aside={"right"})
+    assert [task for task in NAMES if replay.holds_any(task)] == [task for task in NAMES if task != "right"]
+
+
 def test_what_is_loaded_without_rows_counts_but_is_not_held():
     replay = make_replay()
     replay.extend(stack_of(*(rollout_of(task) for task in NAMES)))

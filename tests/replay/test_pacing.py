@@ -64,6 +64,23 @@ def test_slack_that_only_just_suffices_is_taken_and_one_less_refused():
         make_pacing(slack_frames=13)
 
 
+@pytest.mark.parametrize(
+    "change", [{"updates_per_step": 1.0}, {"least_updates_per_step": 1.0}, {"step_frames": 6}], ids=str
+)
+def test_a_resumed_run_that_paces_by_other_steps_or_another_ratio_owes_nothing_of_before(change):
+    """Another number of frames in a step: a task that was set aside is back."""
+    saved, resumed = make_pacing(), make_pacing(**change).resumed(make_pacing(), 3000, 1980, lost_rows=False)
+    assert saved.updates_allowed(3000) == 1980
+    assert resumed.updates_allowed(3000) == resumed.updates_owed(3000) == 1980
+    assert resumed.frames_allowed(1980) == 3000 + 60
+    assert resumed.updates_allowed(3600) > 1980
+
+
+def test_a_resumed_run_that_paces_as_before_owes_what_it_owed():
+    assert make_pacing().resumed(make_pacing(start_frames=60), 3000, 5, lost_rows=False) == make_pacing(start_frames=60)
+    assert make_pacing().resumed(make_pacing(), 3000, 5, lost_rows=True).start_frames == 3000 + 30
+
+
 @pytest.mark.parametrize("change", [{"updates_per_step": -0.5}, {"step_frames": 0}, {"start_frames": -1}], ids=str)
 def test_negative_setting_is_refused_with_its_value(change):
     [(name, value)] = change.items()

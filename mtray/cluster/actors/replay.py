@@ -29,6 +29,7 @@ class Replay:
         self._config = config
         self._warmup_steps = config.learner.warmup_steps
         self._is_ready = False
+        self._aside: Collection[str] = ()
 
     def hello(self, logs: Path, name: str) -> Hello:
         """Keep what this actor prints in a file of ``logs``; return where it is."""
@@ -88,10 +89,16 @@ class Replay:
     def sample_rows(
         self, rows_per_task: Mapping[str, int], batches: int, steps: int = 1, out: bytes | None = None
     ) -> Sampled | bytes:
-        """Draw batches over all tasks; pickled if they are drawn into ``out``, pickled rows in a block."""
+        """Draw batches over all tasks; pickled if they are drawn into ``out``, pickled rows in a block.
+
+        A task that was set aside, and whose rows were lost with an earlier process, is left out.
+        """
+        tasks = None
+        if self._aside:
+            tasks = tuple(task for task in rows_per_task if task not in self._aside or self._replay.holds_any(task))
         if out is None:
-            return self._replay.sample_rows(rows_per_task, batches, steps=steps)
-        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, out=pickle.loads(out), steps=steps))
+            return self._replay.sample_rows(rows_per_task, batches, tasks, steps=steps)
+        return pickle.dumps(self._replay.sample_rows(rows_per_task, batches, tasks, pickle.loads(out), steps))
 
     def reaches(self, address: Address) -> bool:
         """Return whether rows may come and go in that process's blocks."""
@@ -107,6 +114,7 @@ class Replay:
             ``frames`` by task, ever stored; ``is_warm``, whether every task holds the warm-up's transitions, or as many
             as its ring can.
         """
+        self._aside = aside
         return {
             "frames": self._replay.frames(),
             "is_warm": self._replay.holds(max(1, self._warmup_steps), aside),

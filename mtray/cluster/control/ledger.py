@@ -11,6 +11,7 @@ holds no longer is lost like anything else.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 
 from mtray.cluster.control.parts.actor import Actor, Phase
@@ -194,8 +195,8 @@ class Ledger(Lifecycle):
             self.lost += acknowledged - self._gone[part]
         if not restored.has_rows:
             # As for a run that is resumed without its rows: the warm-up is repeated, without updates.
-            frames = restored.counts.frames
-            self.pacing = self.pacing.resumed(self.pacing, frames, self.updates, lost_rows=True)
+            start = restored.counts.frames + self.plan.warmup_frames
+            self.pacing = dataclasses.replace(self.pacing, start_frames=start, start_updates=self.updates)
         self.frames_lost += lost
         sentence = f"the replay is back from {restored.source}: {lost:,} frames are lost and collected again"
         cause = f"{lost} frames lost"

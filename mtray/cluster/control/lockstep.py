@@ -84,6 +84,15 @@ class Lockstep(Run):
 
     def _saved(self) -> None:
         super()._saved()
+        self._cut()
+
+    def _save_failed(self, failure: Failed) -> None:
+        super()._save_failed(failure)
+        # The run's numbers are the same whether it could be written or not.
+        self._cut()
+
+    def _cut(self) -> None:
+        """Drop what was drawn ahead, and begin new episodes where states can't be saved, as a resumed run does."""
         if not self.is_over and self._ending is None:
             for actor in (self.learner, *(() if self.has_states else self.collectors)):
                 self._call(actor, Method.CUT, self.counts.frames)
@@ -111,8 +120,8 @@ class Lockstep(Run):
     def _comes_back(self) -> bool:
         return False
 
-    def _end(self, reason: str, outcome: Outcome) -> None:
-        super()._end(reason, outcome)
+    def _end(self, reason: str, outcome: Outcome, *, is_due: bool = False) -> None:
+        super()._end(reason, outcome, is_due=is_due)
         if self.is_idle or self.is_over:
             return
         # What is saved stands between two rounds: one that can't be ended is not saved, another is waited for.

@@ -41,6 +41,7 @@ class Plan:
         checkpoint_seconds: between two checkpoints, unless so many frames come first.
         frames: acknowledged before this run began.
         updates: made before it began.
+        warmup_frames: without updates, of a run that begins, and again where the replay has lost its rows.
         task_errors: errors of one task's own code in a row, with less than a minute between, before it has failed.
         sets_aside: whether a task that has failed is set aside, and the run goes on with the others.
         step_frames: task to frames of one agent step; those of a task that is set aside are no longer paced by.
@@ -55,6 +56,7 @@ class Plan:
     checkpoint_seconds: float = math.inf
     frames: int = 0
     updates: int = 0
+    warmup_frames: int = 0
     task_errors: int = TASK_ERRORS
     sets_aside: bool = False
     step_frames: Mapping[str, int] = field(default_factory=dict)

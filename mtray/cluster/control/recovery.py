@@ -203,6 +203,9 @@ class Recovery(Run):
         self._task_errors[place] = count, self.now
         if count <= self.plan.task_errors:
             return False
+        if task not in self._stepped:
+            self._end(text, "input")
+            return False
         if self.plan.sets_aside and self._has_other(task):
             self._set_aside(task, text, count)
             return True
@@ -236,6 +239,8 @@ class Recovery(Run):
                     # What it has under way has the task's frames still.
                     actor.next_place = rest
                     self._leave(actor, f"{task} is set aside")
+            elif actor.next_place is not None and task in actor.next_place.tasks:
+                actor.next_place = actor.next_place.without({task})
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         self._tell("unreached", part=actor.part.name, call=call.method.value, cause=failure.text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 
 from mtray.cluster.control.parts.actor import Actor
 from mtray.cluster.control.plan import Plan
@@ -27,6 +28,13 @@ from mtray.cluster.control.protocol import (
 from mtray.cluster.control.saving import FINISHED, Ending, Outcome, Saving
 from mtray.replay.pacing import Pacing
 
+# What keeps a part of a checkpoint from being made in time.
+_LATE = {
+    Method.STATE: "the learner did not answer",
+    Method.SNAPSHOT: "the replay did not answer",
+    Method.WRITE: "the checkpoint was not written in time",
+}
+
 
 class Run(Saving):
     """What free-running runs and runs in lockstep share."""
@@ -40,7 +48,7 @@ class Run(Saving):
         self._is_interrupted = False
         # The first request to end the run.
         self._stop: Stop | None = None
-        # Tasks of which a rollout was stepped, and those that were set aside, each with its error.
+        # Tasks of which a rollout was stepped without a failure, and those that were set aside, each with its error.
         self._stepped: set[str] = set()
         self._aside: dict[str, str] = {}
 
@@ -121,7 +129,8 @@ class Run(Saving):
         match call.method:
             case Method.COLLECT | Method.ACT | Method.PUSH:
                 if not actor.tasks <= self._stepped:
-                    self._stepped |= actor.tasks
+                    failures = () if event.value is None else event.value.failures
+                    self._stepped |= actor.tasks - {task for task, _ in failures}
                 self._finished_work(actor, call)
                 if event.value is not None:
                     self._lose(actor, event.value.missing)
@@ -164,18 +173,17 @@ class Run(Saving):
     def _follow(self, stop: Stop) -> None:
         """End as asked; where the run has finished, and is being saved, that changes nothing."""
         self._is_interrupted |= not stop.is_due and self._ending is None
-        self._end(stop.reason, "done")
+        self._end(stop.reason, "done", is_due=stop.is_due)
 
-    def _end(self, reason: str, outcome: Outcome) -> None:
+    def _end(self, reason: str, outcome: Outcome, *, is_due: bool = False) -> None:
         """Ask for nothing more; save once what is under way has ended, then end. The first failure counts."""
         if outcome != "done" and (self._ending is None or self._ending.outcome == "done"):
             self._tell("failure", cause=reason)
         if self._ending is None:
-            self._ending = Ending(reason, outcome, self.now)
-            is_writing = self._saving is Method.WRITE
-            self._until(self.limits.call_seconds if is_writing else self.limits.stop_seconds)
+            self._ending = Ending(reason, outcome, self.now, is_due)
+            self._until(self._patience(self._ending))
         elif self._ending.outcome == "done" and outcome != "done":
-            self._ending = Ending(reason, outcome, self._ending.until)
+            self._ending = replace(self._ending, reason=reason, outcome=outcome)
 
     def _is_done(self) -> bool:
         return (
@@ -198,15 +206,14 @@ class Run(Saving):
 
     def _finish(self) -> None:
         if self._ending is None and self._is_done():
-            self._end(FINISHED, "done")
+            self._end(FINISHED, "done", is_due=True)
         if self._ending is None or self.is_over:
             return
         overdue = self.now >= self._ending.until
         if self._saving is not None:
             if overdue:
-                part = "the learner" if self._saving is Method.STATE else "the replay"
-                part = "a collector" if self._states_due else part
-                self._close(f"{part} did not answer, so nothing was saved after the last checkpoint")
+                late = "a collector did not answer" if self._states_due else _LATE[self._saving]
+                self._close(f"{late}, so nothing was saved after the last checkpoint")
         elif not self.is_ready:
             if not self._comes_back():
                 self._close()
@@ -229,12 +236,13 @@ class Run(Saving):
         if failure is not None:
             self._tell("unsaved", f"the run ends unsaved: {failure}", cause=failure)
             if ending.outcome == "done":
-                ending = Ending(failure, "failed", self.now)
+                ending = replace(ending, reason=failure, outcome="failed")
         if ending.outcome == "done" and not self._is_interrupted and not self.counts.frames:
             text = "before anything was collected, since starting took all of the time: give more"
-            ending = Ending(f"{ending.reason}, {text}", "failed", self.now)
+            ending = replace(ending, reason=f"{ending.reason}, {text}", outcome="failed")
         if self._aside and ending.outcome == "done":
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
-            ending = Ending(f"{ending.reason} {texts}", "done" if self._is_interrupted else "failed", self.now)
+            outcome: Outcome = "done" if self._is_interrupted else "failed"
+            ending = replace(ending, reason=f"{ending.reason} {texts}", outcome=outcome)
         self._tell("end", cause=ending.reason)
         self._give(End(ending.reason, ending.outcome))

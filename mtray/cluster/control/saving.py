@@ -26,11 +26,12 @@ BROKEN_SAVES = 3
 
 @dataclass
 class Ending:
-    """Why a run ends, and until when what is under way may take."""
+    """Why a run ends, until when what is under way may take, and whether it ends because it has made what it was to."""
 
     reason: str
     outcome: Outcome
     until: float
+    is_due: bool
 
 
 class Saving(Ledger):
@@ -75,10 +76,8 @@ class Saving(Ledger):
 
     def _save_step(self, method: Method, actor: Actor | None) -> None:
         self._saving = method
-        if self._ending is not None and self._is_final:
-            # A slow disk is waited for: nothing else is left to be done. A second signal ends the run at once.
-            is_patient = self._ending.reason == FINISHED or method is Method.WRITE
-            self._until(self.limits.call_seconds if is_patient else self.limits.stop_seconds)
+        if self._ending is not None:
+            self._until(self._patience(self._ending))
         self._save_call = self._call(actor, method).id
 
     def _saved(self) -> None:
@@ -107,6 +106,14 @@ class Saving(Ledger):
         """Save again as soon as it can be, if this part of a checkpoint is what is waited for."""
         if self._saving is method:
             self._saving, self._next_save = None, self.now
+
+    def _patience(self, ending: Ending) -> float:
+        """Return for how long what is under way is waited for, at the end of a run.
+
+        A slow disk is waited for, and nobody waits for the end of a run that is due. A second signal ends it at once.
+        """
+        is_patient = self._saving is Method.WRITE or (ending.is_due and self._saving is not None)
+        return self.limits.call_seconds if is_patient else self.limits.stop_seconds
 
     def _until(self, seconds: float) -> None:
         assert self._ending is not None

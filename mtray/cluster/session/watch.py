@@ -14,7 +14,7 @@ _SECONDS, _END_SECONDS = 2.0, 5.0
 
 
 class Watch:
-    """Looks every two seconds, and tells what changed."""
+    """Looks every two seconds, and tells which nodes will go and how much room there is."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Watch:
         self._tell, self._places, self._cpus, self._follows_room = tell, places, cpus, follows_room
         self._told: set[Part] = set()
         # Ray reports what is free a while after it changed: what was seen twice is told.
-        self._seen = self._room = -1
+        self._seen = -1
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._work, name="nodes", daemon=True)
         self._thread.start()
@@ -65,6 +65,6 @@ class Watch:
         if self._follows_room:
             used = Counter(node for part, node in places.items() if part.kind == "collector")
             seen, self._seen = self._seen, room(nodes, self._cpus, used)
-            if self._seen == seen != self._room:
-                self._room = seen
+            if self._seen == seen:
+                # Again and again: control has collectors wait for room for a while before it gives them up.
                 self._tell(Room(seen))

@@ -69,6 +69,7 @@ class Script:
             checkpoint_frames=checkpoint,
             checkpoint_seconds=checkpoint_seconds,
             frames=frames,
+            warmup_frames=warmup,
             sets_aside=sets_aside,
             step_frames=dict.fromkeys("ab", 1),
             spread=spread,

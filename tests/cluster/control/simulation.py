@@ -11,6 +11,7 @@ their calls in order, as actors do; the network delays, reorders and repeats ans
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import sys
 import time
@@ -47,6 +48,8 @@ from mtray.replay.pacing import Pacing
 STANDSTILL_SECONDS = 2500.0
 # No task may be left for longer where tasks are spread over the collectors that are there.
 STARVING_SECONDS = 150.0
+# Nor may one that is set aside be stepped for longer.
+ASIDE_SECONDS = 200.0
 LIMITS = Limits(start_seconds=60.0, call_seconds=120.0, give_up_seconds=600.0, stop_seconds=10.0)
 
 
@@ -108,6 +111,12 @@ class Scenario:
     least_share: float
     # A place whose processes can't be built, from when until when.
     unfit: tuple[int, float, float]
+    # Whether the stop is that of a run whose time is over, and after how many seconds another one follows.
+    stop_is_due: bool
+    stop_again: float | None
+    checkpoint_seconds: float
+    # Seconds that a write takes, at most.
+    write_seconds: float
 
 
 def draw(generator: random.Random, extra: random.Random) -> Scenario:
@@ -171,6 +180,11 @@ def draw(generator: random.Random, extra: random.Random) -> Scenario:
         broken_at=generator.uniform(0, 100),
         least_share=least_share,
         unfit=unfit,
+        stop_is_due=extra.random() < 0.4,
+        stop_again=extra.uniform(0, 20) if extra.random() < 0.2 else None,
+        checkpoint_seconds=math.inf if lockstep else extra.choice([math.inf, math.inf, 5.0, 60.0]),
+        # Less than a call may take.
+        write_seconds=extra.choice([20.0, 20.0, 20.0, 110.0]),
     )
 
 
@@ -185,6 +199,8 @@ class Saved:
     # Of this run only: what its collectors pushed.
     sources: Counter[Part] = field(default_factory=Counter)
     seen: set[tuple[Part, int]] = field(default_factory=set)
+    # Whether frames or rows that were learned from are lost, so that there may be more updates than pacing allows.
+    may_be_ahead: bool = False
 
 
 @dataclass
@@ -266,6 +282,11 @@ class World:
             lost_rows = saved.rows is None
             self.pacing = self.pacing.resumed(saved.pacing, self.begin, saved.updates, lost_rows=lost_rows)
         self.was_ahead = saved.updates > self.pacing.updates_allowed(self.begin)
+        if self.was_ahead and not saved.may_be_ahead:
+            raise Broken(f"resumed with {saved.updates} updates at {self.begin} frames by {self.pacing}")
+        # What the warm-up's frames may be counted from at most.
+        self.warmup_frames = make_pacing(scenario).start_frames
+        self.most_frames = max(self.begin, self.pacing.start_frames - self.warmup_frames)
         size = scenario.frames_of_a_task
         plan = Plan(
             places=[Place(task_frames=dict.fromkeys(share, size)) for share in scenario.shares],
@@ -273,6 +294,8 @@ class World:
             step_frames=dict.fromkeys(self.tasks, 1),
             total_frames=scenario.total_frames,
             checkpoint_frames=scenario.checkpoint_frames,
+            checkpoint_seconds=scenario.checkpoint_seconds,
+            warmup_frames=self.warmup_frames,
             frames=self.begin,
             updates=saved.updates,
             limits=replace(LIMITS, shares_cluster=scenario.shares_cluster),
@@ -281,7 +304,10 @@ class World:
         self.largest = max(sum(place.task_frames.values()) for place in plan.places)
         if scenario.elastic:
             self.largest = size * len(self.tasks)
-        self.aside: set[str] = set()
+        # Tasks that are set aside, and since when.
+        self.aside: dict[str, float] = {}
+        # In lockstep, whether what the learner drew ahead must be dropped before it learns.
+        self.is_cut_due = False
         self.control = (control or (Lockstep if scenario.lockstep else Control))(plan, self.pacing, 0.0)
 
     def spread(self, collectors: int, aside) -> Spread:
@@ -323,7 +349,10 @@ class World:
         """Play to the end; None if the driver was killed."""
         scenario = self.scenario
         if scenario.stop_at is not None:
-            self.after(scenario.stop_at, self.event, Stop("interrupted"))
+            stop = Stop("time is over", is_due=True) if scenario.stop_is_due else Stop("interrupted")
+            self.after(scenario.stop_at, self.event, stop)
+            if scenario.stop_again is not None:
+                self.after(scenario.stop_at + scenario.stop_again, self.event, Stop("interrupted"))
         if any(scenario.rates.values()):
             self.after(1.0, self.second)
         if scenario.elastic == "auto":
@@ -376,7 +405,7 @@ class World:
                 case Kill():
                     self.kill(command.part)
                 case SetAside():
-                    self.aside.add(command.task)
+                    self.aside[command.task] = self.now
                 case Tell():
                     self.told[command.event] += 1
                 case End():
@@ -494,7 +523,8 @@ class World:
     def ask(self, call: Call) -> None:
         if call.method is Method.WRITE:
             self.writing = call
-            self.after(self.generator.choice([0.1, 2.0, 20.0]) * self.generator.random(), self.write, call)
+            longest = self.generator.choice([0.1, 2.0, self.scenario.write_seconds])
+            self.after(longest * self.generator.random(), self.write, call)
             return
         if call.method in (Method.COLLECT, Method.ACT):
             place = self.control.collectors[call.part.place].place
@@ -649,6 +679,8 @@ class World:
         believed = self.control.collectors[process.part.place]
         if believed.part == process.part and believed.tasks != set(process.share):
             raise Broken(f"{process.part} steps {process.share}, control believes {set(believed.tasks)}")
+        if any(self.now - self.aside.get(task, self.now) > ASIDE_SECONDS for task in process.share):
+            raise Broken(f"{process.part} still steps {process.share}, where {self.aside} are set aside")
         if process.unreceipted and self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
@@ -746,7 +778,9 @@ class World:
         if self.reached(process) is None:
             self.raises(call, Failure.PEER)
             return
-        if any(not self.held[task] for task in self.tasks):
+        if self.is_cut_due:
+            raise Broken("the learner learns from what a resumed run draws anew")
+        if any(not self.held[task] for task in self.tasks if task not in self.aside):
             raise Broken(f"training without a transition of every task: {dict(self.held)}")
         if not self.is_warm():
             raise Broken("training before the warm-up's rows are held")
@@ -766,7 +800,7 @@ class World:
 
     def is_warm(self) -> bool:
         least = min(self.scenario.warmup, self.scenario.capacity)
-        return all(self.held[task] >= (1 if task in self.aside else max(1, least)) for task in self.tasks)
+        return all(self.held[task] >= max(1, least) for task in self.tasks if task not in self.aside)
 
     def counts(self) -> Counts:
         return Counts(sum(self.frames.values()), self.is_warm())
@@ -782,6 +816,8 @@ class World:
     def do_cut(self, process: Process, call: Call) -> None:
         if process.part.kind == "collector" and self.has_states:
             raise Broken(f"{process.part} is cut, though every collector gave its state")
+        if process.part.kind == "learner":
+            self.is_cut_due = False
         self.answer(process, call, self.updates)
 
     def do_fence(self, process: Process, call: Call) -> None:
@@ -797,6 +833,7 @@ class World:
         if self.writing is not call:
             return
         self.writing = None
+        self.is_cut_due = self.scenario.lockstep and self.control._ending is None
         if self.happens("disk_full"):
             self.event(Failed(call.id, Failure.RAISED, "no space left on device"))
             return
@@ -804,7 +841,10 @@ class World:
             self.saved.frames.values()
         ):
             raise Broken("a checkpoint is older than the one before")
-        self.saved = replace(self.snapshot, updates=self.state_updates, pacing=self.control.pacing)
+        may_be_ahead = bool(self.was_ahead or self.frames_lost or self.rows_lost)
+        self.saved = replace(
+            self.snapshot, updates=self.state_updates, pacing=self.control.pacing, may_be_ahead=may_be_ahead
+        )
         self.saves += 1
         self.progress()
         self.event(Answered(call.id))
@@ -813,6 +853,9 @@ class World:
 
     def check_pacing(self) -> None:
         control = self.control
+        self.most_frames = max(self.most_frames, sum(self.frames.values()))
+        if control.pacing.start_frames > self.most_frames + self.warmup_frames:
+            raise Broken(f"no update before {control.pacing.start_frames} frames, of which {self.most_frames} came")
         asked = control.asked - control.lost
         allowed = control.pacing.frames_allowed(control.updates)
         if not self.is_warm() or not control.counts.is_warm:
@@ -869,7 +912,7 @@ class World:
             return set()
         there = [a for a in control.collectors if a.is_up or (a.phase is Phase.BUILDING and a.failing_since is None)]
         stepped = {task for actor in there for task in (actor.next_place or actor.place).tasks}
-        return set(self.tasks) - self.aside - stepped
+        return set(self.tasks) - self.aside.keys() - stepped
 
     def check_end(self) -> None:
         """Laws 12 and 13, as far as control has to do with them."""
@@ -905,6 +948,9 @@ class World:
         saves = fine and made and calm and answered and not self.scenario.lockstep and end.outcome != "failed"
         if saves and not self.saves:
             raise Broken("a run that could be saved was not")
+        is_quick = all(process.speed >= 1 for process in core if process)
+        if self.told["unsaved"] and fine and made and calm and answered and is_quick and not self.scenario.lockstep:
+            raise Broken(f"unsaved, though all that it takes works: {end}")
 
 
 def make_pacing(scenario: Scenario, step: int = 0) -> Pacing:

@@ -156,6 +156,29 @@ def test_a_collector_that_pauses_as_its_only_task_is_set_aside_steps_others():
     assert all(actor.is_up for actor in script.control.collectors)
 
 
+def test_a_task_that_is_set_aside_is_not_taken_over():
+    script = begin(4, 0, 1, sets_aside=True, slack=10**5)
+    script.wait(ABSENT_SECONDS + SETTLE_SECONDS)
+    for part in map(collector, (0, 1)):
+        end_calls(script, part)
+        script.answer(Method.BUILD, part=part)
+        script.answer(Method.COLLECT, part=part)
+    assert steps(script, 0, 1) == [{"a", "c"}, {"b", "d"}]
+    script.wait(SPREAD_SECONDS)
+    for life in range(TASK_ERRORS):
+        script.fail(Method.COLLECT, Failure.TASK, collector(1, life), task="d")
+        script.wait(3)
+        script.up(collector(1, life + 1))
+    script.up(collector(2))
+    script.wait(SETTLE_SECONDS + 1)
+    first = script.control.collectors[0]
+    assert "d" in first.next_place.tasks, "it will step it once its calls have ended"
+    script.fail(Method.COLLECT, Failure.TASK, collector(1, TASK_ERRORS), task="d")
+    assert script.aside == ["d"]
+    work(script, 2 * SPREAD_SECONDS, but=3)
+    assert {task for tasks in steps(script, 0, 1, 2) for task in tasks} == {"a", "b", "c"}
+
+
 def test_a_collector_that_comes_as_all_that_it_would_step_is_set_aside_steps_others():
     script = begin(4, 0, 1, 2, 3, sets_aside=True)
     script.answer(Method.COLLECT, part=collector(0))

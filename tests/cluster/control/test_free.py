@@ -193,6 +193,52 @@ def test_a_learner_that_hangs_ends_a_stop_unsaved_and_it_is_told():
     assert "the learner did not answer" in script.end.reason
 
 
+@pytest.mark.parametrize("stop", [Stop("interrupted"), Stop("finished after 60 minutes", is_due=True), None])
+def test_a_checkpoint_that_is_under_way_as_the_run_ends_is_waited_for(stop):
+    """Its frames are those of the end, so that nothing else would be saved."""
+    script = Script(total=10**6 if stop else 10, checkpoint=10, call_seconds=300.0, stop_seconds=10).all_up()
+    collect_all(script, 1)
+    if stop:
+        script.wait(0.2)
+    else:
+        script.answer(Method.FLUSH, 10)
+    script.answer(Method.COUNT, counts(10))
+    if stop:
+        script.event(stop)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(10))
+    script.wait(200)
+    assert script.end is None, "a slow disk"
+    script.answer(Method.WRITE)
+    for _ in range(3):
+        if script.end is None:
+            script.wait(11)
+            finish(script, 10)
+    assert script.end.outcome == "done"
+
+
+def test_a_checkpoint_that_is_never_written_is_named():
+    script = Script(call_seconds=300.0).all_up()
+    collect_all(script, 1)
+    script.event(Stop("interrupted"))
+    script.wait(11)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(10))
+    script.wait(301)
+    assert "the checkpoint was not written in time" in script.end.reason
+
+
+@pytest.mark.parametrize(("is_due", "is_waited_for"), [(True, True), (False, False)])
+def test_parts_are_waited_for_at_the_end_of_a_run_whose_time_is_over(is_due, is_waited_for):
+    script = Script(stop_seconds=10, call_seconds=300).all_up()
+    collect_all(script, 1)
+    script.event(Stop("enough", is_due=is_due))
+    script.wait(11)
+    assert script.find(Method.STATE)
+    script.wait(100)
+    assert (script.end is None) == is_waited_for
+
+
 def test_a_full_disk_in_the_middle_is_told_and_the_run_goes_on_at_the_end_it_fails():
     script = Script(total=20, checkpoint=10).all_up()
     collect_all(script, 1)
@@ -283,6 +329,18 @@ def test_nothing_is_collected_while_there_is_no_replay_and_everything_while_ther
     script.fail(Method.COUNT, Failure.DIED)
     script.answer(Method.COLLECT)
     assert script.control.asked == before + 10
+
+
+def test_a_replay_that_comes_back_without_rows_repeats_the_warm_up_whenever_updates_began():
+    script = Script(warmup=30, total=10**6, ratio=1.0, slack=10**6).all_up()
+    for life, frames in enumerate((500, 800), 1):
+        script.fail(Method.COUNT, Failure.DIED)
+        script.wait(5)
+        revive(script, Part("replay", 0, life), restored(frames, source="checkpoint", has_rows=False, warm=False))
+        assert script.control.pacing.start_frames == frames + 30
+        for index in (LEARNER, collector()):
+            script.answer(Method.CONNECT, 0, part=index)
+        script.wait(1)
 
 
 def test_frames_that_a_replay_could_not_restore_are_asked_for_again():
@@ -534,6 +592,16 @@ def test_collectors_that_fail_at_the_same_moment_do_not_fail_in_a_row():
     assert script.aside == []
     assert script.end is None
     assert script.events().count("rebuilt") == 16
+
+
+def test_a_task_that_fails_again_and_again_in_its_first_rollout_is_wrong_input():
+    """A maker that works for two copies, and not for eight: the run would never learn."""
+    script = Script(tasks=({"a", "b"},), total=10**6, sets_aside=True).all_up()
+    failures = (("b", "it needs two copies"),) * (TASK_ERRORS + 1)
+    script.answer(Method.COLLECT, Collected(10, failures))
+    assert script.aside == []
+    script.wait(200)
+    assert (script.end.reason, script.end.outcome) == ("it needs two copies", "input")
 
 
 def test_what_the_learner_could_have_made_is_not_owed_once_a_task_is_set_aside():

@@ -45,6 +45,19 @@ def test_all_collectors_are_cut_if_one_has_no_state():
     assert cut_parts(script) == ["the learner", "collector 0", "collector 1"]
 
 
+@pytest.mark.parametrize(
+    ("state", "cut"), [(True, ["the learner"]), (False, ["the learner", "collector 0", "collector 1"])]
+)
+def test_a_checkpoint_that_can_not_be_written_changes_no_number_of_the_run(state, cut):
+    script = at_multiple(total=10**6)
+    script.answer(Method.STATE, state)
+    script.answer(Method.STATE, state)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(20, warm=False))
+    script.fail(Method.WRITE, Failure.RAISED, text="no space left")
+    assert cut_parts(script) == cut
+
+
 def test_the_last_checkpoint_holds_the_collectors_states_if_it_is_at_a_multiple():
     script = at_multiple(total=20)
     script.answer(Method.STATE, True)

@@ -108,7 +108,34 @@ class LeavesUnsaved(Control):
             self._leave(actor, "its node is drained")
 
 
-@pytest.mark.parametrize("fault", [ForgetsUnreached, WaitsForUpdatesThatNoneMakes, BuildsAnewWhileCallsRun])
+class GivesUpSlowWrites(Control):
+    """A checkpoint that is under way as the run ends has as long as any other call."""
+
+    def _patience(self, ending):
+        return super()._patience(ending) if self._is_final else self.limits.stop_seconds
+
+
+class CountsTheWarmUpFromTheStart(Control):
+    """A replay that comes back without rows puts off updates by all frames before the first one."""
+
+    def _replay_came_up(self, restored):
+        before = self.pacing
+        lost = super()._replay_came_up(restored)
+        if not restored.has_rows:
+            self.pacing = before.resumed(before, restored.counts.frames, self.updates, lost_rows=True)
+        return lost
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ForgetsUnreached,
+        WaitsForUpdatesThatNoneMakes,
+        BuildsAnewWhileCallsRun,
+        GivesUpSlowWrites,
+        CountsTheWarmUpFromTheStart,
+    ],
+)
 def test_faults_of_control_are_found(fault):
     assert first_found(control=fault) is not None
 
