@@ -5,6 +5,7 @@ Runs in a separate process (`harness.in_own_processes`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
@@ -60,6 +61,7 @@ def measure(
     from mtray.cluster.actors.replay import Replay
     from mtray.cluster.plan import Shares
     from mtray.cluster.session.session import ray_session
+    from mtray.config.presets import fill
     from mtray.config.settings import CollectorConfig, Config
     from mtray.policy import weights
     from mtray.policy.policy import LOG_STD_HIGH, LOG_STD_LOW, MultiTaskPolicy
@@ -71,8 +73,11 @@ def measure(
         host=host,
         workers=workers,
         envs_per_task=copies,
+        device="cpu",
         collector=CollectorConfig(action_repeat=action_repeat, rollout_steps=ROLLOUT_STEPS),
     )
+    # The learner's only: the preset's noise would change the actions, which are made about uniform below.
+    config = dataclasses.replace(config, learner=fill(config, len(config.tasks)).learner)
     built = resolve(config.tasks, config.engine, action_repeat)
     specs = tuple(task.spec for task in built)
     policy = MultiTaskPolicy(specs, config.network)
