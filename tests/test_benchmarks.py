@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mtray.learn.task_weights import rows_per_task
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -131,6 +133,15 @@ def test_every_script_looks_at_what_it_lacks():
         # chaos.py has no contenders.
         assert text.count("harness.report(") <= text.count("harness.finish(")
         assert "harness.finish(" in text or "raise SystemExit(1)" in text
+
+
+def test_a_measured_learner_has_all_settings_and_collectors_no_noise_of_a_preset(harness):
+    import collecting
+
+    config = collecting.settings(("a", "b"), "mujoco", "inline", 1, 4, 1)
+    assert rows_per_task(config.learner, config.tasks) == {"a": 64, "b": 64}
+    assert config.learner.n_step is not None
+    assert config.collector.most_noise is None
 
 
 def test_runs_are_compared_at_equal_frames_and_by_seed(harness, capsys):
