@@ -44,7 +44,7 @@ RAY_CHEAPER = {name: f"RayCollector, {name}, a task each" for name in CHEAPER}
 def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
     """Return the peers that can be measured, and peer to the reason for the others."""
     if folder is None:
-        return [], {peer.name: "needs --peers DIR" for peer in PEERS}
+        return [], {peer.name: harness.NO_PEERS for peer in PEERS}
     found, left_out = [], {}
     for peer in PEERS:
         try:
@@ -56,23 +56,36 @@ def ready(folder: Path | None) -> tuple[list[Peer], dict[str, str]]:
     return found, left_out
 
 
-def start_rows(repeats: int) -> list[harness.Row]:
+def start_rows(repeats: int) -> tuple[list[harness.Row], harness.Measured]:
     """Measure the time from the real command to the first frame, against what no start can do without."""
-    bare, found = "ray.init and imports alone", dict[str, list[float]]()
-    for _ in range(repeats):
-        found.setdefault(bare, []).append(launches.bare_seconds())
-        for workers in START_WORKERS:
-            up, after = launches.start_seconds(workers=workers)
-            for part, seconds in (("first frame", up + after), ("  until Ray is up", up), ("  from there on", after)):
-                found.setdefault(f"{part}, {workers} workers", []).append(seconds)
-    return harness.compare(found, bare, list(found), "s")
+    bare, parts = "ray.init and imports alone", dict[str, list[float]]()
+
+    def first_frame(workers: int) -> float:
+        up, after = launches.start_seconds(workers=workers)
+        for part, seconds in (("  until Ray is up", up), ("  from there on", after)):
+            parts.setdefault(f"{part}, {workers} workers", []).append(seconds)
+        return up + after
+
+    contenders: dict[str, Callable[[], float]] = {bare: launches.bare_seconds}
+    contenders |= {
+        f"first frame, {workers} workers": functools.partial(first_frame, workers) for workers in START_WORKERS
+    }
+    measured = harness.interleave(contenders, repeats)
+    rates = {**measured.rates, **parts}
+    # Each start with its parts.
+    names = sorted(rates, key=lambda name: (name != bare, name.rpartition(", ")[2]))
+    return harness.compare(rates, bare, names, "s"), measured
 
 
-def whole_runs(cores: int) -> list[harness.Row]:
+def whole_runs(cores: int, measured: harness.Measured) -> list[harness.Row]:
     """Measure starts, and the memory of a run over the whole suite."""
-    rows = start_rows(3)
-    memory = {"memory, whole suite": [launches.suite_gib(workers=cores)], "8 GiB": [8.0]}
-    return rows + harness.compare(memory, "8 GiB", ["memory, whole suite"], "GiB")
+    rows, starts = start_rows(3)
+    measured.left_out |= starts.left_out
+    measured.is_interrupted = starts.is_interrupted
+    name, limit = "memory, whole suite", "8 GiB"
+    if (used := measured.attempt(name, functools.partial(launches.suite_gib, workers=cores))) is not None:
+        rows += harness.compare({name: [used], limit: [8.0]}, limit, [name], "GiB")
+    return rows
 
 
 def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture: Path | None) -> None:
@@ -102,6 +115,7 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture:
     harness.report(rows, file, measured.left_out)
     if picture:
         harness.plot(rows, picture, "mtray's settings, and the parts of a frame's time")
+    harness.finish(rows, measured.left_out)
 
 
 def main() -> None:
@@ -128,7 +142,9 @@ def main() -> None:
         return
 
     if options.starts:
-        harness.report(start_rows(repeats), options.json, {})
+        rows, measured = start_rows(repeats)
+        harness.report(rows, options.json, measured.left_out)
+        harness.finish(rows, measured.left_out)
         return
 
     # Copies share the overhead of a step: cheap simulators need more copies.
@@ -186,7 +202,7 @@ def main() -> None:
     for group in cheaper.values():
         mine |= group
     measured = harness.interleave({**baselines, **mine, **theirs}, repeats, budget)
-    rates, left_out = measured.rates, {**left_out, **measured.left_out}
+    rates = measured.rates
     same = [name for name in theirs if name not in RAY_CHEAPER.values()]
     rows = harness.compare(rates, BARE, [BARE, *humanoid, *repeated, *same], "frames/s")
     rows += harness.compare(rates, POOL_LIGHT, [POOL_LIGHT, *light], "frames/s")
@@ -199,15 +215,14 @@ def main() -> None:
         for name, group in cheaper.items():
             rows += harness.compare(rates, RAY_CHEAPER[name], [RAY_CHEAPER[name], *group], "frames/s")
         if not measured.is_interrupted:
-            try:
-                rows += whole_runs(cores)
-            except (OSError, RuntimeError) as error:
-                left_out["whole runs"] = harness.reason_of(error)
+            rows += whole_runs(cores, measured)
+    left_out |= measured.left_out
     versions = {name: version for peer in others for name, version in peer.version.items()}
     harness.report(rows, options.json, left_out, versions)
     if options.plot:
         kept = [row for row in rows if row.baseline in baselines]
         harness.plot(kept, options.plot, f"Frames per second on {cores} cores", grey=theirs)
+    harness.finish(rows, left_out)
 
 
 if __name__ == "__main__":

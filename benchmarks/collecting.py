@@ -5,13 +5,17 @@ Runs in a separate process (`harness.in_own_processes`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtray.config.settings import Config
 
 # Longer than the default, which keeps the learner's data fresh.
 ROLLOUT_STEPS = 32
@@ -60,19 +64,11 @@ def measure(
     from mtray.cluster.actors.replay import Replay
     from mtray.cluster.plan import Shares
     from mtray.cluster.session.session import ray_session
-    from mtray.config.settings import CollectorConfig, Config
     from mtray.policy import weights
     from mtray.policy.policy import LOG_STD_HIGH, LOG_STD_LOW, MultiTaskPolicy
     from mtray.tasks.registry import resolve
 
-    config = Config(
-        tasks=tuple(tasks),
-        engine=engine,
-        host=host,
-        workers=workers,
-        envs_per_task=copies,
-        collector=CollectorConfig(action_repeat=action_repeat, rollout_steps=ROLLOUT_STEPS),
-    )
+    config = settings(tasks, engine, host, workers, copies, action_repeat)
     built = resolve(config.tasks, config.engine, action_repeat)
     specs = tuple(task.spec for task in built)
     policy = MultiTaskPolicy(specs, config.network)
@@ -131,6 +127,24 @@ def measure(
         for size, rollouts in zip(sizes, ends, strict=True)
     ]
     return Measured(sum(rates), spent)
+
+
+def settings(tasks: Sequence[str], engine: str, host: str, workers: int, copies: int, action_repeat: int) -> Config:
+    """Return the config of a measurement, its learner's settings without gaps."""
+    from mtray.config.presets import fill
+    from mtray.config.settings import CollectorConfig, Config
+
+    config = Config(
+        tasks=tuple(tasks),
+        engine=engine,
+        host=host,
+        workers=workers,
+        envs_per_task=copies,
+        device="cpu",
+        collector=CollectorConfig(action_repeat=action_repeat, rollout_steps=ROLLOUT_STEPS),
+    )
+    # The learner's only: the preset's noise would change the actions, which are made about uniform.
+    return dataclasses.replace(config, learner=fill(config, len(tasks)).learner)
 
 
 def drive(collects: Sequence[Callable[[], Any]], until: float, together: bool) -> list[list[tuple[float, Any]]]:

@@ -116,6 +116,7 @@ def main() -> None:
     harness.report(rows, options.json, measured.left_out)
     if options.plot:
         harness.plot(rows, options.plot, "Control's cost per rollout, ratio to 8 collectors")
+    harness.finish(rows, measured.left_out)
 
 
 if __name__ == "__main__":

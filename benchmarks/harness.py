@@ -3,7 +3,7 @@
 Enters: contenders, callables that return one rate each. Leaves: rows with the median, minimum and maximum of a
 contender's rates and the ratio of its median to a baseline's. The speed of a shared machine drifts over minutes, so
 contenders take turns (A B C A B C ...), and only ratios within one run are meaningful. A contender that fails is left
-out with its reason; earlier measurements are kept, also after Ctrl-C or SIGTERM.
+out with its reason, and the exit code is 1; earlier measurements are kept, also after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 _PACKAGES = ("mtray", "torch", "torchrl", "tensordict", "ray", "dm_control", "mujoco", "numpy", "envpool")
 # One thread per process, because there is a process per core. Nothing is rendered.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "disabled", "RL_LOGGING_LEVEL": "ERROR"}
 _CLOSE_SECONDS = 20.0
 _LOG_CHARACTERS = 4000
+_INTERRUPTED = "not measured before Ctrl-C"
+# The one reason to be missing that is no failure.
+NO_PEERS = "needs --peers DIR"
 # Limit of --quick (under two minutes) without imports and report.
 QUICK_SECONDS = 110.0
 
 Rates = Mapping[str, Sequence[float]]
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,6 +56,20 @@ class Measured:
     rates: dict[str, list[float]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     is_interrupted: bool = False
+
+    def attempt(self, name: str, measure: Callable[[], T]) -> T | None:
+        """Return the result of a measurement beside the rounds; None if it failed or after Ctrl-C, which is noted."""
+        try:
+            if not self.is_interrupted:
+                return measure()
+        except KeyboardInterrupt:
+            self.is_interrupted = True
+        except Exception as error:
+            traceback.print_exc()
+            self.left_out[name] = reason_of(error)
+        if self.is_interrupted:
+            self.left_out[name] = _INTERRUPTED
+        return None
 
 
 @dataclass(frozen=True)
@@ -259,7 +277,7 @@ def interleave(
         measured.is_interrupted = True
         for name in contenders:
             if name not in measured.rates:
-                measured.left_out.setdefault(name, "not measured before Ctrl-C")
+                measured.left_out.setdefault(name, _INTERRUPTED)
     return measured
 
 
@@ -319,6 +337,17 @@ def report(
         print(f"left out: {name} ({reason})")
     if file is not None:
         write(file, {**origin, "rows": [asdict(row) for row in rows], "left_out": dict(left_out)})
+
+
+def finish(measured: Sized, left_out: Mapping[str, str]) -> None:
+    """End a script: with exit code 1 if nothing was measured, or something is missing that did not need --peers.
+
+    Args:
+        measured: rows or other results.
+        left_out: as in `report`.
+    """
+    if not measured or any(reason != NO_PEERS for reason in left_out.values()):
+        raise SystemExit(1)
 
 
 def introduce(versions: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,35 @@ os.read(0, 1)
 
 
 @contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[psutil.Popen]:
+    """Run a program; then end it and all its processes."""
+    process = psutil.Popen(command, **options)
+    try:
+        yield process
+    finally:
+        everyone = [process]
+        # Any of them may end meanwhile.
+        with suppress(psutil.Error):
+            # Listed before the end: orphaned children can't be found from their parent.
+            everyone += process.children(recursive=True)
+        with suppress(psutil.Error):
+            process.terminate()
+        _, alive = psutil.wait_procs(everyone, timeout=20)
+        for other in alive:
+            with suppress(psutil.Error):
+                other.kill()
+        process.wait()
+
+
+@contextmanager
 def launched(*arguments: str) -> Iterator[tuple[psutil.Popen, Path]]:
     """Run ``python -m mtray.launch`` in a temporary folder without learning; then end all its processes."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         settings = ("--learner.updates-per-step", "0", "--run.log-seconds", "0.1", "--run-dir", str(run_dir))
-        process = psutil.Popen([sys.executable, "-m", "mtray.launch", *arguments, *settings], **quiet)
-        try:
+        with started([sys.executable, "-m", "mtray.launch", *arguments, *settings], **quiet) as process:
             yield process, run_dir
-        finally:
-            # Listed before the end: orphaned children can't be found from their parent.
-            everyone = [*process.children(recursive=True), process] if process.is_running() else []
-            process.terminate()
-            _, alive = psutil.wait_procs(everyone, timeout=20)
-            for other in alive:
-                other.kill()
-            process.wait()
 
 
 def frames(run_dir: Path) -> int:
@@ -77,12 +90,17 @@ def wait_for(condition: Callable[[], Any], process: psutil.Popen, each: Callable
 
 
 def bare_seconds() -> float:
-    """Return the seconds of what a start can't do without: Ray, and the imports of the driver and of one actor."""
+    """Return the seconds of what a start can't do without: Ray, and the imports of the driver and of one actor.
+
+    Raises:
+        RuntimeError: Ray can't be started, or the timeout has passed.
+    """
     begin = time.monotonic()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen([sys.executable, "-c", _BARE], **pipes) as process:
-        if not process.stdout.readline():
-            raise RuntimeError("Ray alone can't be started")
+    with started([sys.executable, "-c", _BARE], **pipes) as process, process.stdin, process.stdout:
+        ready, _, _ = select.select([process.stdout], [], [], _TIMEOUT_SECONDS)
+        if not ready or not process.stdout.readline():
+            raise RuntimeError("Ray alone can't be started or took too long")
         return time.monotonic() - begin
 
 
@@ -103,11 +121,12 @@ def suite_gib(workers: int) -> float:
     def look() -> None:
         nonlocal largest
         total = 0
-        for member in [process, *process.children(recursive=True)]:
-            try:
+        members = [process]
+        with suppress(psutil.Error):
+            members += process.children(recursive=True)
+        for member in members:
+            with suppress(psutil.Error):
                 total += member.memory_full_info().pss
-            except psutil.Error:
-                continue
         largest = max(largest, total / 2**30)
 
     options = ("--tasks", "dmc_all", "--workers", str(workers), "--replay.capacity-rows", "2000")

@@ -276,12 +276,14 @@ def main() -> None:
     if options.device:
         rows, left_out = ways(options.device, seconds, repeats)
         harness.report(rows, options.json, left_out)
+        harness.finish(rows, left_out)
         return
 
     budget = harness.QUICK_SECONDS if options.quick else float("inf")
     if options.threads:
         rows, left_out = threads(options.threads, seconds, repeats, budget)
         harness.report(rows, options.json, left_out)
+        harness.finish(rows, left_out)
         return
 
     def contender(tasks: int, name: str) -> Callable[[], float]:
@@ -303,6 +305,7 @@ def main() -> None:
     rows += harness.compare(rates, LOOP.format(first), [LOOP.format(last)], unit)
     rows += harness.compare(rates, LOOP.format(last), [f"{last} tasks"], unit)
     harness.report(rows, options.json, measured.left_out)
+    harness.finish(rows, measured.left_out)
 
 
 if __name__ == "__main__":

@@ -122,9 +122,22 @@ def evaluate(folder: Path, tasks: Sequence[str], frames: int, episodes: int, poi
 
 
 def joined(parts: Sequence[Point]) -> Point:
-    """Join the checkpoints of agents of one task each: all returns, and the sum of the minutes."""
+    """Join checkpoints of agents of one task each, one of every agent: all returns, and the sum of the minutes."""
     returns = {task: value for part in parts for task, value in part.returns.items()}
-    return Point(parts[0].frames, sum(part.minutes for part in parts), returns)
+    return Point(statistics.fmean(part.frames for part in parts), sum(part.minutes for part in parts), returns)
+
+
+def aligned(runs: Sequence[Sequence[Point]], every: int, frames: int) -> list[tuple[Point, ...]]:
+    """Return, for each multiple of ``every`` and for ``frames``, every run's first checkpoint with as many frames.
+
+    Checkpoints at the same place may differ in frames: a run that was interrupted has one more, and later ones count
+    from it. Those that some run has not reached are left out.
+    """
+    moments = []
+    for wanted in (*range(every, frames, every), frames):
+        if runs and all(points and points[-1].frames >= wanted for points in runs):
+            moments.append(tuple(next(point for point in points if point.frames >= wanted) for points in runs))
+    return moments
 
 
 def published(tasks: Sequence[str]) -> dict[str, dict[int, dict[str, float]]]:
@@ -180,7 +193,10 @@ def table(
 
 
 def compare(together: Sequence[Sequence[Point]], apart: Sequence[Sequence[Point]], moments: Sequence[int]) -> None:
-    """Print the mean return and wall clock of one agent, divided by those of the agents of one task each."""
+    """Print the mean return and wall clock of one agent, divided by those of the agents of one task each.
+
+    Both have a curve for each seed, in the same order, empty where it failed.
+    """
     print("\none agent of all tasks relative to agents of one task each, by seed")
     for frames in moments:
         every = [(at(ours, frames), at(theirs, frames)) for ours, theirs in zip(together, apart, strict=False)]
@@ -190,7 +206,9 @@ def compare(together: Sequence[Sequence[Point]], apart: Sequence[Sequence[Point]
         print(f"at {frames:,} frames per task: mean return {returns}; wall clock {minutes}")
 
 
-def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], frames: int, file: Path) -> None:
+def plot(
+    runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], every: int, frames: int, file: Path
+) -> None:
     """Plot a panel per task and one of the mean: seeds thin, their mean thick, published agents dashed."""
     from matplotlib.figure import Figure
 
@@ -207,9 +225,10 @@ def plot(runs: Mapping[str, Sequence[Sequence[Point]]], tasks: Sequence[str], fr
         for color, (name, seeds) in zip(("tab:blue", "tab:orange"), runs.items(), strict=False):
             for points in seeds:
                 axis.plot([p.frames for p in points], [of(p, panel) for p in points], color=color, alpha=0.35, lw=1)
-            shared = list(zip(*seeds, strict=False))
+            shared = aligned([points for points in seeds if points], every, frames)
             middle = [statistics.fmean(of(point, panel) for point in moment) for moment in shared]
-            axis.plot([moment[0].frames for moment in shared], middle, color=color, lw=2, label=name)
+            places = [statistics.fmean(point.frames for point in moment) for moment in shared]
+            axis.plot(places, middle, color=color, lw=2, label=name)
         for shade, (agent, curve) in zip(("0.6", "0.4", "0.1"), published(tasks).items(), strict=False):
             shown = {at_frames: returns for at_frames, returns in curve.items() if at_frames <= 1.01 * frames}
             heights = [statistics.fmean(r.values()) if panel == "mean" else r[panel] for r in shown.values()]
@@ -270,11 +289,10 @@ def main() -> None:
         found = harness.in_own_processes(run_all, groups, limit, keeps_partial=True)
         points, reasons = zip(*(found[job % group_count][job // group_count] for job in range(len(jobs))), strict=True)
         left_out = {job[0].name: reason for job, reason in zip(jobs, reasons, strict=True) if reason}
-        runs = {together: [curve for curve in points[: len(seeds)] if curve]}
+        runs = {together: list(points[: len(seeds)])}
         for first in range(len(seeds), len(jobs), len(tasks)):
-            moments = zip(*points[first : first + len(tasks)], strict=False)
-            if curve := [joined(moment) for moment in moments]:
-                runs.setdefault(apart, []).append(curve)
+            moments = aligned(points[first : first + len(tasks)], every, frames)
+            runs.setdefault(apart, []).append([joined(moment) for moment in moments])
         return runs, left_out
 
     if options.quick and options.run_dir is None:
@@ -283,7 +301,8 @@ def main() -> None:
     else:
         runs, left_out = all_runs(options.run_dir or Path("runs") / "learning")
     origin = harness.introduce()
-    minutes = {name: [points[-1].minutes for points in points_of] for name, points_of in runs.items()}
+    # A seed that failed has none; only its place among the curves is kept.
+    minutes = {name: [points[-1].minutes for points in seeds_ if points] for name, seeds_ in runs.items()}
     for name, spent in minutes.items():
         print(f"{name}: {', '.join(f'{value:.1f}' for value in spent)} minutes a seed")
     moments = frames // 2, frames
@@ -298,7 +317,8 @@ def main() -> None:
         data = {"minutes": minutes, "rows": rows, "curves": curves, "left_out": left_out}
         harness.write(options.json, {**origin, **data})
     if options.plot:
-        plot(runs, tasks, frames, options.plot)
+        plot(runs, tasks, every, frames, options.plot)
+    harness.finish([points for seeds_ in runs.values() for points in seeds_ if points], left_out)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
 
 An actor calls the real replay actor as collectors and the learner do, with two humanoid tasks. An insert is done when
 its receipt has arrived, a sample when `ray.get` has returned its arrays. The bytes of an insert are those of its rows;
-the bytes of a sample are those of its rows with their next observations. The baseline copies arrays of the same size on
-one core, cycling through 64 MiB so that neither source nor target is in the core's cache. Pushes cycle through 64 MiB
-too, and the rings are larger.
+the bytes of a sample are those of its rows with their next observations. A sample has the default's returns of several
+steps, for which the replay reads the rows of each later step too; TorchRL's has one-step returns. The baseline copies
+arrays of the same size on one core, cycling through 64 MiB so that neither source nor target is in the core's cache.
+Pushes cycle through 64 MiB too, and the rings are larger.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def calls_per_second(
 class Caller:
     """The calls of collectors and learner to the replay, without their other work; each method returns bytes/s."""
 
-    def __init__(self, replay: Any, specs: Sequence[Any], capacity: int, seconds: float) -> None:
-        """Fill the replay to its capacity."""
+    def __init__(self, replay: Any, specs: Sequence[Any], capacity: int, steps: int, seconds: float) -> None:
+        """Fill the replay to its capacity; ``steps``: of each sampled row's return."""
         import torch
 
         from mtray.cluster.actors.draws import Draws
@@ -60,9 +61,9 @@ class Caller:
         torch.set_num_threads(1)
         self._replay = replay
         self._specs = tuple(specs)
-        self._seconds = seconds
+        self._steps, self._seconds = steps, seconds
         drawn = {spec.name: BATCH_ROWS // len(specs) for spec in specs}
-        self._draws = {ahead: Draws(replay, specs, drawn, BATCHES, calls_ahead=ahead) for ahead in (1, 2)}
+        self._draws = {ahead: Draws(replay, specs, drawn, BATCHES, ahead, steps) for ahead in (1, 2)}
         self._pushers = {limit: Pusher(replay, f"limit {limit}", limit, 60.0) for limit in (1, 4)}
         self._pushes = {copies: make_pushes(specs, copies) for copies in COPIES}
         # Every push once, so that the replay has mapped all of them, then the largest until the rings are full.
@@ -132,7 +133,7 @@ class Caller:
         import ray
 
         rows = BATCH_ROWS // len(self._specs)
-        ask = Ahead(lambda: self._replay.sample_rows.remote(rows, BATCHES), ahead, ray.get)
+        ask = Ahead(lambda: self._replay.sample_rows.remote(rows, BATCHES, self._steps), ahead, ray.get)
         return sample_bytes(self._specs) * self._rate(ask.next, ask.finish)
 
 
@@ -243,6 +244,7 @@ def measure(
     import ray
 
     from mtray.cluster.actors.replay import Replay
+    from mtray.config.presets import fill
     from mtray.config.settings import Config, ReplayConfig
     from mtray.tasks.registry import resolve
 
@@ -254,7 +256,7 @@ def measure(
     with plain_ray.start(3):
         replay = ray.remote(Replay).remote(specs, config)
         ray.get([replay.reserve.remote(), replay.load.remote(None)])
-        caller = ray.remote(Caller).remote(replay, specs, capacity, seconds)
+        caller = ray.remote(Caller).remote(replay, specs, capacity, fill(config, len(TASKS)).learner.n_step, seconds)
         ensemble = ray.remote(Ensemble).remote(specs, capacity, seconds)
         ray.get([caller.ready.remote(), ensemble.ready.remote()])
         groups = contenders(caller, ensemble, specs)
@@ -315,6 +317,7 @@ def main() -> None:
     if options.plot:
         grey = [row.name for row in rows if row.name.startswith("empty call") or "torchrl" in row.name]
         harness.plot(rows, options.plot, "Bytes per second into and out of the replay", grey)
+    harness.finish(rows, measured.left_out)
 
 
 if __name__ == "__main__":

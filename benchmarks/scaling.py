@@ -10,6 +10,7 @@ replay is measured beside, with collectors that bring hundreds a second; the mod
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -276,9 +277,18 @@ def main() -> None:
         measured = harness.interleave(contenders, repeats)
         # A rollout as long as above, and one of four times as many steps.
         lengths = (ROLLOUT_STEPS,) if options.quick else (ROLLOUT_STEPS, 4 * ROLLOUT_STEPS)
-        units = {steps: measure(cluster, 1, seconds, 2, steps, *awake(steps)) for steps in lengths}
-        cluster.resize(counts[-1])
-        broadcast = weights(cluster, 4 * 2**20, 20 // counts[-1])
+
+        def unit_of(steps: int) -> dict[str, float]:
+            return measure(cluster, 1, seconds, 2, steps, *awake(steps))
+
+        def broadcast_to_all() -> dict[str, float]:
+            cluster.resize(counts[-1])
+            return weights(cluster, 4 * 2**20, 20 // counts[-1])
+
+        names_of = {steps: f"rollouts of {steps} steps" for steps in lengths}
+        found = {steps: measured.attempt(name, functools.partial(unit_of, steps)) for steps, name in names_of.items()}
+        units = {steps: unit for steps, unit in found.items() if unit is not None}
+        broadcast = measured.attempt("weights", broadcast_to_all)
     rows = harness.compare(measured.rates, next(iter(names)), list(names), "frames/s into the replay")
     harness.report(rows, None, measured.left_out)
     costs = {
@@ -290,7 +300,8 @@ def main() -> None:
         efficiency = math.nan if row.ratio is None else row.ratio / names[row.name]
         print(f"{row.name}, {names[row.name] * COLLECTORS} collectors: efficiency {efficiency:.3f}")
         print("    " + ", ".join(f"{key} {value:.3g}" for key, value in costs[row.name].items()))
-    print("weights:", ", ".join(f"{key} {value:.4g}" for key, value in broadcast.items()))
+    if broadcast is not None:
+        print("weights:", ", ".join(f"{key} {value:.4g}" for key, value in broadcast.items()))
     paper = []
     for steps, unit in units.items():
         rollouts = unit["frames_per_second"] / (steps * COPIES)
@@ -312,8 +323,9 @@ def main() -> None:
             "model": paper,
         }
         harness.write(options.json, {**origin, **data, "left_out": measured.left_out})
-    if options.plot:
+    if options.plot and rows:
         plot(rows, names, paper, options.plot)
+    harness.finish(rows, measured.left_out)
 
 
 def plot(rows: list[harness.Row], names: dict[str, int], paper: list[dict[str, Any]], file: Path) -> None:

@@ -137,18 +137,14 @@ def main() -> None:
         few = "2 light tasks" if "light" in name else "2 tasks"
         shares = {each: shares_of(rates, each) for each in (name, few)}
         rows += harness.compare(shares, few, [name], "of the simulators' speed")
-    left_out = dict(measured.left_out)
-    if not measured.is_interrupted:
-        try:
-            costs = harness.in_own_processes(step_costs, [(chosen(counts[-1]),)])[0]
-            print(
-                "CPU time of one step of one copy, us:", ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in costs)
-            )
-        except (RuntimeError, TimeoutError) as error:
-            left_out["CPU time of one step"] = harness.reason_of(error)
-    harness.report(rows, options.json, left_out)
+    step_costs_alone = functools.partial(harness.in_own_processes, step_costs, [(chosen(counts[-1]),)])
+    if (found := measured.attempt("CPU time of one step", step_costs_alone)) is not None:
+        costs = ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in found[0])
+        print("CPU time of one step of one copy, us:", costs)
+    harness.report(rows, options.json, measured.left_out)
     if options.plot:
         draw(rows, options.plot)
+    harness.finish(rows, measured.left_out)
 
 
 def shares_of(rates: harness.Rates, name: str) -> list[float]:

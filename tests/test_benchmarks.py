@@ -1,4 +1,4 @@
-"""The benchmarks' harness: a failure or Ctrl-C does not lose earlier measurements."""
+"""The benchmarks: a failure or Ctrl-C does not lose earlier measurements, and is no success."""
 
 import json
 import os
@@ -10,16 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from mtray.learn.task_weights import rows_per_task
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
 def harness(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
     import harness
 
     yield harness
-    del sys.modules["harness"]
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 def failing_after(rounds, error):
@@ -87,6 +92,91 @@ def test_ctrl_c_ends_the_rounds_and_keeps_their_rates(harness):
     assert measured.left_out == {}
     measured = harness.interleave({"cut": failing_after(0, KeyboardInterrupt()), "last": lambda: 3.0}, 5)
     assert measured.left_out == dict.fromkeys(("cut", "last"), "not measured before Ctrl-C")
+
+
+def test_a_measurement_beside_the_rounds_that_fails_or_is_interrupted_is_left_out(harness):
+    measured = harness.Measured(rates={"base": [1.0]})
+    assert measured.attempt("fine", lambda: 2.0) == 2.0
+    assert measured.attempt("gone", failing_after(0, OSError("no such process"))) is None
+    assert measured.attempt("fine too", lambda: 3.0) == 3.0
+    assert measured.attempt("cut", failing_after(0, KeyboardInterrupt())) is None
+    assert measured.attempt("later", lambda: 2.0) is None
+    assert measured.is_interrupted
+    cut = dict.fromkeys(("cut", "later"), "not measured before Ctrl-C")
+    assert measured.left_out == {"gone": "no such process"} | cut
+
+
+@pytest.mark.parametrize(
+    ("rows", "left_out", "code"),
+    [
+        (["row"], {}, None),
+        (["row"], {"SBX": "needs --peers DIR"}, None),
+        ([], {}, 1),
+        ([], {"SBX": "needs --peers DIR"}, 1),
+        (["row"], {"SBX": "needs --peers DIR", "ours": "round 1/2: AssertionError"}, 1),
+        (["row"], {"ours": "not measured before Ctrl-C"}, 1),
+    ],
+)
+def test_a_script_without_some_figure_ends_with_exit_code_1(harness, rows, left_out, code):
+    ended = None
+    try:
+        harness.finish(rows, left_out)
+    except SystemExit as end:
+        ended = end.code
+    assert ended == code
+
+
+def test_every_script_looks_at_what_it_lacks():
+    scripts = [text for path in BENCHMARKS.glob("*.py") if "__main__" in (text := path.read_text())]
+    assert len(scripts) > 8
+    for text in scripts:
+        # chaos.py has no contenders.
+        assert text.count("harness.report(") <= text.count("harness.finish(")
+        assert "harness.finish(" in text or "raise SystemExit(1)" in text
+
+
+def test_a_measured_learner_has_all_settings_and_collectors_no_noise_of_a_preset(harness):
+    import collecting
+
+    config = collecting.settings(("a", "b"), "mujoco", "inline", 1, 4, 1)
+    assert rows_per_task(config.learner, config.tasks) == {"a": 64, "b": 64}
+    assert config.learner.n_step is not None
+    assert config.collector.most_noise is None
+
+
+def test_runs_are_compared_at_equal_frames_and_by_seed(harness, capsys):
+    import learning
+
+    def run(*frames, task="a", scale=1.0):
+        return [learning.Point(at, at / 10, {task: scale * at}) for at in frames]
+
+    # One that was interrupted at 130 saves there, and then every 100 from there on.
+    whole, cut = run(100, 200, 300, 401), run(100, 130, 230, 330, 400)
+    moments = learning.aligned([whole, cut], 100, 400)
+    assert [[point.frames for point in moment] for moment in moments] == [
+        [100, 100], [200, 230], [300, 330], [401, 400],
+    ]  # fmt: skip
+    assert learning.aligned([whole, cut[:3]], 100, 400) == moments[:2]
+    assert learning.aligned([whole, []], 100, 400) == learning.aligned([], 100, 400) == []
+    both = learning.joined(learning.aligned([whole, run(100, 200, task="b")], 100, 200)[-1])
+    assert (both.frames, both.minutes, both.returns) == (200, 40, {"a": 200, "b": 200})
+    # The first seed of one and the third of the other failed.
+    learning.compare([[], run(400, scale=3.0), run(400)], [run(400), run(400), []], [400])
+    assert "at 400 frames per task: mean return 3.00; wall clock 1.00" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_has_no_minutes(harness):
+    import minutes
+
+    with pytest.raises(RuntimeError, match=r"mtray\.launch ended with exit code 2"):
+        minutes.ours({"no-such-task": 1.0}, most=1.0, seed=0)
+
+
+def test_a_program_may_end_before_it_is_ended(harness):
+    import launches
+
+    with launches.started([sys.executable, "-c", ""]) as process:
+        assert process.wait() == 0
 
 
 def measure_until_ctrl_c(folder):

@@ -42,3 +42,19 @@ def test_linked_files_exist():
         assert file.exists(), link
         titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE) if section else []
         assert not section or section in [title.lower().replace(" ", "-") for title in titles], link
+
+
+def test_tests_that_are_named_exist():
+    root = Path(__file__).parents[1]
+    pages = [page for pattern in ("README.md", "CONTRIBUTING.md", "*/*.md") for page in root.glob(pattern)]
+    # Of a long name only the beginning is given.
+    named = [
+        (page.name, *found)
+        for page in pages
+        for found in re.findall(r"((?:\w+/)*test_\w+\.py)(?:::(\w+))?", page.read_text())
+    ]
+    assert len(named) > 30
+    for page, name, test in named:
+        file = root / "tests" / name.removeprefix("tests/")
+        assert file.is_file(), f"{page}: {name}"
+        assert f"def {test}" in file.read_text(), f"{page}: {name}::{test}"

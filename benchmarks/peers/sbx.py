@@ -2,7 +2,7 @@
 
     python -m peers.sbx --task walker-walk --minutes 15 --target 761
 
-Prints a line of JSON for each episode: the minute since the program began, frames, and the mean return of the newest
+Prints a line of JSON for each episode: the minute since the imports ended, frames, and the mean return of the newest
 episodes. It ends when that reaches the target, or after the minutes.
 """
 

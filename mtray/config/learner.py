@@ -134,8 +134,8 @@ class LearnerConfig:
     slice_seconds: float = 0.5
     """Time between two weights versions of the learner."""
     threads: int | None = None
-    """Threads of an update on the CPU; by default one or two, whichever is measured to be faster during the run; one
-    with --deterministic."""
+    """Threads of an update on the CPU; by default one, two or four, whichever is measured to be fastest during the run;
+    one with --deterministic."""
     precision: Literal["float32", "tfloat32", "bfloat16"] | None = None
     """Precision of the networks' matrix products: float32, tfloat32 (GPU only, 10 bits of mantissa) or bfloat16; by
     default tfloat32 on a GPU and float32 on the CPU. Parameters, losses and optimisers are always float32."""

@@ -42,7 +42,15 @@ before = state()
 assert run("a")["frames"] >= 600
 assert state() == before
 assert ray.is_initialized()
-assert run("b", address="auto")["exit_reason"] == "finished"
+with open("beside.py", "w") as file:
+    file.write("from mtray.testing import CountingMaker\\nclass Maker(CountingMaker): ...\\n")
+import beside
+mtray.register_task("beside", beside.Maker())
+told, handler = [], logging.Handler()
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("mtray").addHandler(handler)
+assert run("b", address="auto", tasks="beside")["exit_reason"] == "finished"
+assert any("beside.py can't be sent" in text and "runtime_env={'py_modules': [" in text for text in told), told
 assert ray.get(ray.put(3)) == 3
 """,
     "before a ray of the caller's": """

@@ -51,6 +51,7 @@ for node in nodes:
         pass
 sys.exit("its head answers, but none of its nodes: start it anew")
 """
+_LOGGER = logging.getLogger("mtray")
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -190,6 +191,7 @@ def ray_session(config: Config, environment: Mapping[str, Any] | None = None) ->
 
     if ray.is_initialized():
         _check_joined(config.address)
+        _tell_unsent(environment or {})
         yield _session(config, was_up=True)
         return
     # Of a call that fails with several values, those that nobody asks for; the failure itself is told.
@@ -248,9 +250,10 @@ def _session(config: Config, *, was_up: bool) -> Session:
 
 def _joined(nodes: Sequence[Node], given: float | None) -> Session:
     """Return what a run may use of a cluster: a core for each process, less where there are not three."""
-    cpus = sum(node.cpus for node in nodes)
-    each = given if given is not None else min(1.0, int(1000 * cpus / 3) / 1000) or 1.0
-    return Session(each, max(1, int(cpus)), room=max(1, room(nodes, each or 1.0, Counter()) - 2))
+    cpus = [node.cpus for node in nodes if not node.is_draining]
+    # Where there is nothing yet, a core each, for an autoscaler to bring.
+    each = given if given is not None else cpus_per_actor(cpus, 3) if any(cpus) else 1.0
+    return Session(each, max(1, int(sum(cpus))), room=max(1, room(nodes, each or 1.0, Counter()) - 2))
 
 
 def _processes_here() -> dict[str, Joined]:
@@ -277,6 +280,20 @@ def _check_joined(address: str | None) -> None:
         raise UsageError(
             f"--address {address}: this process has joined the Ray at {here} already; leave the address out to run "
             "there, or call ray.shutdown() first"
+        )
+
+
+def _tell_unsent(environment: Mapping[str, Any]) -> None:
+    """Warn of the modules of makers, which Ray takes only as it is joined, unless the user has sent some."""
+    import ray
+
+    modules, sent = environment.get("py_modules"), ray.get_runtime_context().runtime_env
+    if modules and not {"py_modules", "working_dir"} & sent.keys():
+        _LOGGER.warning(
+            "this process has joined Ray before the run: %s can't be sent to the cluster's nodes, which may lack what "
+            "the tasks' makers need; call ray.init(..., runtime_env={'py_modules': %s})",
+            ", ".join(modules),
+            list(modules),
         )
 
 

@@ -15,6 +15,8 @@ from mtray.tasks.plan import Task
 # The head keeps what is sent, and each node fetches it before it starts the first process.
 _LIMIT_BYTES = 100 * 2**20
 _LEFT_OUT = ("__pycache__", ".git")
+# What pip and distributions install to, also for one user, whose folder the default scheme of sysconfig does not name.
+_PACKAGES = ("site-packages", "dist-packages")
 
 
 def runtime_env(tasks: Sequence[Task]) -> dict[str, Any]:
@@ -38,15 +40,29 @@ def _modules(maker: Any) -> Iterator[Path]:
     while isinstance(maker, functools.partial):
         maker = maker.func
     name = getattr(maker, "__module__", None) or type(maker).__module__
-    own = _place(name.partition(".")[0])
-    if own is None:
+    top = name.partition(".")[0]
+    if top == "__main__":
+        folder = _folder_of_script()
+    elif (own := _place(top)) is not None:
+        folder = own.parent
+    else:
         return
-    yield own
-    # What it imports from its folder.
+    # The module of the maker and what it imports from its folder. A script travels by value, its imports do not.
     for other in {name.partition(".")[0] for name in list(sys.modules)}:
         place = _place(other)
-        if place is not None and place.parent == own.parent and place != own:
+        if place is not None and place.parent == folder:
             yield place
+
+
+def _folder_of_script() -> Path:
+    """Return the folder that the running script or notebook imports from."""
+    script = sys.modules["__main__"]
+    file, spec = getattr(script, "__file__", None), script.__spec__
+    if file is None:
+        return Path.cwd()
+    # With `python -m package.script` that of the package.
+    package = spec.parent if spec is not None else None
+    return Path(file).resolve().parents[package.count(".") + 1 if package else 0]
 
 
 def _place(name: str) -> Path | None:
@@ -60,7 +76,7 @@ def _place(name: str) -> Path | None:
     if not path.is_dir() and path.suffix != ".py":
         return None
     installed = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    if any(folder in path.parents for folder in installed):
+    if any(folder in installed or folder.name in _PACKAGES for folder in path.parents):
         return None
     return path
 

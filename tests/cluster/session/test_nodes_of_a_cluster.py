@@ -56,6 +56,9 @@ def test_room_is_what_is_free_and_what_the_run_has_already_without_nodes_that_wi
         ([SMALL], 0.666, 1),
         ([HEAD], 1.0, 1),
         ([Node("a", cpus=1, free_cpus=1)], 0.333, 1),
+        # What is left on one node is of no use to a process on the other.
+        ([Node("a", cpus=1, free_cpus=1), Node("b", cpus=1, free_cpus=1)], 0.5, 2),
+        ([SMALL, Node("going", cpus=2, free_cpus=2, is_draining=True)], 0.666, 1),
     ],
 )
 def test_a_cluster_of_fewer_than_three_cores_has_room_for_three_processes(nodes, cpus, collectors):

@@ -1,7 +1,10 @@
 """Modules that makers come from are sent to a cluster's nodes; what is installed there, or too large, is not."""
 
 import functools
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +52,52 @@ def test_a_package_travels_whole(folder, has_init):
 def test_what_nodes_have_or_what_is_pickled_by_value_is_not_sent():
     assert sent(None, CountingMaker(), pytest.fixture) == set()
     assert travel.runtime_env([Task("a", "mujoco")]) == {}
+
+
+@pytest.mark.parametrize("place", ["user/lib/python3.11/site-packages", "usr/lib/python3/dist-packages"])
+def test_what_is_installed_elsewhere_is_not_sent(folder, monkeypatch, place):
+    (folder / place / "travel_installed").mkdir(parents=True)
+    (folder / place / "travel_installed" / "__init__.py").write_text("def make(num_envs, seed): ...\n")
+    (folder / place / "travel_beside.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(folder / place)
+    import travel_beside  # noqa: F401
+    import travel_installed
+
+    assert sent(travel_installed.make) == set()
+
+
+SCRIPT = """
+import travel_helper
+from mtray.cluster.session import travel
+from mtray.tasks.plan import Task
+
+def make(num_envs, seed):
+    return travel_helper.x
+
+for path in travel.runtime_env([Task("a", "torchrl", make)])["py_modules"]:
+    print(path.rpartition("/")[2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["script.py"], {"travel_helper.py"}),
+        (["-m", "script"], {"travel_helper.py"}),
+        (["-m", "travel_package.script"], {"travel_helper.py", "travel_package"}),
+        (["-c", SCRIPT], {"travel_helper.py"}),
+    ],
+)
+def test_what_a_script_imports_from_its_folder_is_sent(tmp_path, command, expected):
+    (tmp_path / "travel_helper.py").write_text("x = 1\n")
+    (tmp_path / "travel_package").mkdir()
+    for place in ("", "travel_package"):
+        (tmp_path / place / "script.py").write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    printed = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    assert set(printed.split()) == expected
 
 
 def test_what_is_too_large_is_refused_with_its_size(folder, monkeypatch):
