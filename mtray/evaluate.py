@@ -5,6 +5,7 @@ Runs in one process without Ray; each task's episodes are stepped together in a 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def run(options: Options) -> None:
     from mtray.rundir.checkpoints.policies import load_policy
     from mtray.rundir.directory import run_dir_of
     from mtray.rundir.screen import counted
+    from mtray.tasks.guarded import process_restored
     from mtray.tasks.registry import resolve_like
 
     torch.set_num_threads(1)
@@ -66,19 +68,20 @@ def run(options: Options) -> None:
     policy = load_policy(options.run_dir, options.checkpoint)
     if options.checkpoint == "best":
         _tell_age(options.run_dir)
-    names = read_config(run_dir_of(options.run_dir)).tasks
     # A maker's task is named after the last part of the maker's path.
-    paths = {name.rpartition(":")[2]: name for name in names}
-    tasks = resolve_like([paths.get(name, name) for name in options.tasks or names], policy.specs)
-    if options.film is not None:
-        # Before the episodes, not after.
-        drawn = drawable([task.name for task in tasks])
+    paths = {name.rpartition(":")[2]: name for name in read_config(run_dir_of(options.run_dir)).tasks if ":" in name}
     results = {}
-    for task in tasks:
-        results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
-        mean, deviation = figures["return_mean"], figures["return_std"]
-        infos = "".join(f"  {name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("info_"))
-        print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({counted(options.episodes, 'episode')}){infos}")
+    # A maker may change the folder, and files are written after the episodes.
+    with process_restored():
+        tasks = resolve_like([paths.get(name, name) for name in options.tasks or policy.names], policy.specs)
+        if options.film is not None:
+            # Before the episodes, not after.
+            drawn = drawable([task.name for task in tasks])
+        for task in tasks:
+            results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
+            mean, deviation = figures["return_mean"], figures["return_std"]
+            infos = "".join(f"  {name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("info_"))
+            print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({counted(options.episodes, 'episode')}){infos}")
     if options.json is not None:
         try:
             options.json.write_text(to_json(results, indent=1))
@@ -96,9 +99,13 @@ def _tell_age(run_dir: Path) -> None:
     from mtray.rundir.checkpoints.checkpoint import read_meta
     from mtray.rundir.checkpoints.newest import is_checkpoint, read_chosen
 
-    if not is_checkpoint(run_dir):
-        updates, newest = read_meta(best_of(run_dir))["updates"], read_chosen(run_dir, read_meta)["metrics"]["updates"]
-        say(f"the best of the evaluated policies has {updates:,} updates; the newest checkpoint has {newest:,}\n")
+    if is_checkpoint(run_dir):
+        return
+    text = f"the best of the evaluated policies has {read_meta(best_of(run_dir))['updates']:,} updates"
+    # The run may not have saved yet.
+    with contextlib.suppress(UsageError):
+        text += f"; the newest checkpoint has {read_chosen(run_dir, read_meta)['metrics']['updates']:,}"
+    say(f"{text}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,9 +13,8 @@ from mtray.cluster.train import train
 from mtray.config import command_line
 from mtray.config.settings import Config
 from mtray.program import run_program
-from mtray.rundir.checkpoints.checkpoint import read_config
+from mtray.rundir.checkpoints.checkpoint import checkpoints_of, read_config
 from mtray.rundir.directory import run_dir_of
-from mtray.rundir.files import META
 from mtray.rundir.resume import AUTO
 from mtray.rundir.screen import say_line
 from mtray.rundir.sinks import say
@@ -30,7 +29,7 @@ def parse(arguments: Sequence[str]) -> Config:
     default, resume = Config(), _option(arguments, "--resume")
     if resume == AUTO:
         run_dir = _option(arguments, "--run-dir")
-        if run_dir is not None and any(run_dir.glob(f"checkpoints/*/{META}")):
+        if run_dir is not None and checkpoints_of(run_dir):
             default = read_config(run_dir)
     elif resume is not None:
         default = dataclasses.replace(read_config(run_dir_of(resume)), resume=resume, run_dir=None)

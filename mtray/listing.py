@@ -111,7 +111,8 @@ def _try(task: Task) -> str:
     except TaskError as error:
         raise UsageError(str(error)) from error
     if spec.horizon is not None:
-        return f"{spec.horizon // spec.action_repeat} steps"
+        # The last step may be a shorter one.
+        return f"{-(-spec.horizon // spec.action_repeat)} steps"
     return f"ended after {counted(length, 'step')}" if length else f"no end in {counted(steps, 'step')}"
 
 

@@ -24,7 +24,8 @@ class Options:
     """Compare runs."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories; those that differ in their seed only are drawn as one curve with its range."""
+    """Run directories; those whose settings, given and chosen (device, workers, ...), differ in their seed only are
+    drawn as one curve with its range."""
     page: Path | None = None
     """Write an HTML page with learning curves over minutes and frames, speed, waiting and faults there, and the figures
     as PNG files beside it."""

@@ -446,6 +446,11 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     # The other one brought the rest, and was learned from to the end.
     assert summary["tasks"]["maker"]["frames"] < 4 * 2 * 400 < 8000 < summary["tasks"]["reacher-easy"]["frames"]
     assert summary["updates"] > 0.1 * (summary["tasks"]["reacher-easy"]["frames"] - 4000) / 2
+    # Whoever starts it again is told the same.
+    with Run("--resume", "auto", "--run-dir", run_dir, cwd=tmp_path) as run:
+        assert run.wait() == 1, run.output
+    assert "nothing left to do, and it failed: RunError: finished without maker, which failed: " in run.output
+    assert summary_of(run_dir) == summary
 
 
 DETERMINISTIC = (

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import mtray
+from mtray.config.learner import Sizes
 from mtray.launch import parse
 from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.directory import describe
-from mtray.rundir.files import META
 from tests.processes import Run
 
 # Light and short: two real tasks of different widths.
@@ -130,12 +130,21 @@ def test_a_run_from_command_to_evaluation(tmp_path):
 )
 def test_a_resume_has_the_saved_settings_however_its_options_are_written(tmp_path, monkeypatch, command):
     monkeypatch.setenv("HOME", str(tmp_path))
+    saved = f"checkpoints/{100:012d}"
     for name, workers in (("a_b", 7), ("other", 5)):
         config = mtray.Config(workers=workers)
-        (tmp_path / name / "checkpoints" / "x").mkdir(parents=True)
-        (tmp_path / name / "checkpoints" / "x" / META).touch()
+        (tmp_path / name / saved).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text(json.dumps(describe(config, config)))
     assert parse(command.split()).workers == 7
+
+
+@pytest.mark.parametrize("name", ["best-000000000100", ".000000000100.partial"])
+def test_a_start_that_left_no_checkpoint_has_no_settings_to_go_on_with(tmp_path, name):
+    config = mtray.Config(workers=7)
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / name / "meta.json").touch()
+    (tmp_path / "config.json").write_text(json.dumps(describe(config, config)))
+    assert parse(["--resume", "auto", "--run-dir", str(tmp_path)]).workers == mtray.Config().workers
 
 
 def test_resume_none_is_a_new_run():
@@ -285,9 +294,11 @@ def test_host_auto_is_resolved_again_when_a_run_is_resumed(tmp_path):
     with Run("--resume", run_dir, "--total-frames", "2e3", "--host", "parallel", cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     chosen = json.loads((run_dir / "config.json").read_text())["chosen"]
-    ratios = {"updates_per_step": 0.05, "least_updates_per_step": 0.05}
-    learner = {**ratios, "n_step": 3, "batch_rows": chosen["learner"]["batch_rows"]}
-    assert chosen.pop("device") in ("cpu", "cuda")
+    device = chosen.pop("device")
+    assert device in ("cpu", "cuda")
+    assert chosen["learner"].pop("compile") in (("off", "inductor") if device == "cuda" else ("off",))
+    assert chosen.pop("network") == (Sizes(256, 1, 512, 2) if device == "cuda" else Sizes())._asdict()
+    learner = {"updates_per_step": 0.05, "least_updates_per_step": 0.05, "n_step": 3, "batch_rows": 32}
     assert chosen.pop("collector") == {"least_noise": 0.5, "most_noise": 4.0}
     assert chosen == {"host": "parallel", "workers": 2, "envs_per_task": 2, "learner": learner}
 

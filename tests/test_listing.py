@@ -30,6 +30,11 @@ def test_a_task_that_is_tried_is_built_and_stepped(capsys):
     assert "no end in " in capsys.readouterr().out
 
 
+def test_the_last_step_of_an_episode_counts_though_it_repeats_its_action_less_often(capsys):
+    assert listing.main(["cartpole-balance", "--action-repeat", "3"]) == 0
+    assert " 334 steps " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

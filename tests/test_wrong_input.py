@@ -11,16 +11,20 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
+import numpy as np
 import pytest
 import torch
 
 import mtray
 from mtray import evaluate, launch, report
 from mtray.cluster import train
+from mtray.cluster.plan import pacing_state
 from mtray.config.learner import LearnerConfig, NetworkConfig, Sizes
 from mtray.config.settings import Config
 from mtray.errors import UsageError
+from mtray.replay.pacing import Pacing
 from mtray.rundir import directory
 from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter
@@ -82,6 +86,13 @@ def test_a_used_run_directory_is_not_changed_and_the_remedy_is_named(fail, tmp_p
     error = fail("--run-dir", tmp_path / "used")
     assert "--resume" in error
     assert (tmp_path / "used" / "config.json").read_text() == "{}"
+
+
+def test_a_home_folder_of_nobody(fail):
+    assert "--run-dir ~nosuchuser/a: there is no home folder of that user" in fail("--run-dir", "~nosuchuser/a")
+    assert "~nosuchuser/a" in fail("--resume", "~nosuchuser/a")
+    with pytest.raises(UsageError, match="--resume ~nosuchuser/a: there is no home folder of that user"):
+        mtray.train(Config(resume="~nosuchuser/a"))
 
 
 def test_an_unwritable_run_directory(fail, tmp_path):
@@ -240,14 +251,25 @@ def test_resuming_a_run_without_a_checkpoint(fail, tmp_path):
     assert "no checkpoint" in fail("--resume", make_run(tmp_path))
 
 
-def saved_run(tmp_path, frames=500, network=None):
-    """Make a run directory with a checkpoint whose learner and replay are empty; sizes of networks as chosen."""
-    run_dir = make_run(tmp_path)
-    specs = [json.loads(json.dumps(task.spec.to_dict())) for task in resolve(["cartpole-swingup"], action_repeat=2)]
+def saved_run(tmp_path, frames=500, network=None, updates=0, tasks=("cartpole-swingup",)):
+    """Make a run directory with a checkpoint whose learner is empty; sizes of networks as chosen."""
+    run_dir = make_run(tmp_path, tasks=tasks)
+    specs = [task.spec for task in resolve(tasks, action_repeat=2)]
     config = json.loads((run_dir / "config.json").read_text())["config"]
     config["network"] |= network or {}
-    meta = {"config": config, "specs": specs, "metrics": {}}
-    CheckpointWriter(run_dir, 2, {}).write(checkpoint.Checkpoint(frames, meta, b"policy", b"learner", {}), None)
+    pacing = Pacing(updates_per_step=1.0, step_frames=2 * len(tasks), start_frames=100, slack_frames=99, round_frames=1)
+    meta = {
+        "config": config,
+        "specs": [json.loads(json.dumps(spec.to_dict())) for spec in specs],
+        "metrics": {"updates": updates, "seconds": 60.0},
+        "pacing": pacing_state(pacing),
+    }
+    sizes = {spec.name: spec.row_size for spec in specs}
+    replay = {"written": dict.fromkeys(sizes, 4), "start": dict.fromkeys(sizes, 0)}
+    CheckpointWriter(run_dir, 2, {name: 4 * size for name, size in sizes.items()}).write(
+        checkpoint.Checkpoint(frames, meta, b"policy", b"learner", replay),
+        lambda task, begin, end: (begin, np.zeros((end - begin, sizes[task]), np.float32)),
+    )
     (run_dir / "checkpoints" / ".000000000900.partial").mkdir()
     (run_dir / "metrics.jsonl").write_text("kept")
     (run_dir / "summary.json").write_text("kept")
@@ -291,6 +313,53 @@ def test_a_refused_resume_changes_no_byte(fail, tmp_path, case):
     }[case]
     assert message in fail(*flags)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_what_is_refused_once_workers_and_copies_are_chosen_changes_no_byte(tmp_path, monkeypatch, is_resumed):
+    """A collector that steps one of the tasks has more copies of it than one that steps all."""
+    session = types.SimpleNamespace(cores=2, room=2, cpus_per_actor=1.0, death=lambda: None)
+    monkeypatch.setattr(train, "ray_session", lambda *_: contextlib.nullcontext(session))
+    tasks, run_dir = ("cartpole-swingup", "reacher-easy"), tmp_path / "run"
+    if is_resumed:
+        saved_run(tmp_path, tasks=tasks)
+    before = tree(tmp_path)
+    config = Config(
+        tasks=tasks,
+        workers=8,
+        host="inline",
+        total_frames=900,
+        run_dir=run_dir,
+        resume=run_dir if is_resumed else None,
+        collector={"tasks_each": 1, "rollout_steps": 1000},
+        replay={"capacity_rows": 5000},
+    )
+    with pytest.raises(UsageError, match=r"--replay\.capacity-rows 5000: a collector that steps most copies"):
+        mtray.train(config)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("is_auto", [False, True])
+@pytest.mark.parametrize("owed", [1, 0])
+def test_a_run_is_over_once_it_has_its_frames_and_the_updates_that_it_owes_for_them(
+    tmp_path, monkeypatch, is_auto, owed
+):
+    # An update for each two of the frames after the first 100.
+    run_dir = saved_run(tmp_path, frames=500, updates=200 - owed)
+    summary = {"exit_reason": "finished", "frames": 500}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    started = []
+    monkeypatch.setattr(train, "_run", lambda *_: started.append(1) or {})
+    config = dataclasses.replace(checkpoint.read_config(run_dir), learner={"updates_per_step": 1.0}, total_frames=500)
+    config = dataclasses.replace(config, resume="auto" if is_auto else run_dir)
+    if owed:
+        mtray.train(config)
+    elif is_auto:
+        assert mtray.train(config) == summary
+    else:
+        with pytest.raises(UsageError, match=r"--total-frames 500: .* has 500 already, give more"):
+            mtray.train(config)
+    assert started == [1] * owed
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -424,6 +493,36 @@ def test_evaluating_a_task_that_python_registered_says_how(fail, tmp_path, monke
     assert evaluate.main([str(run), "--tasks", "tests.makers:single_point", "--episodes", "1"]) == 2
     monkeypatch.setattr(makers, "mine", makers.point, raising=False)
     assert evaluate.main([str(run), "--tasks", "tests.makers:mine", "--episodes", "1"]) == 0
+
+
+def test_all_that_a_policy_learned_is_evaluated_whatever_engine_a_set_of_the_run_was_of(fail, tmp_path, monkeypatch):
+    specs = [Task(name, "dm_control", action_repeat=100).spec for name in ("cartpole-balance", "reacher-easy")]
+    specs[1] = Task("reacher-easy", "mujoco", action_repeat=100).spec
+    # A set that the first task's engine does not have.
+    run = learned_run(tmp_path, monkeypatch, ["dm_control/cartpole-balance", "metaworld"], specs)
+    assert evaluate.main([str(run), "--episodes", "1", "--json", "eval.json"]) == 0
+    assert list(json.loads((tmp_path / "eval.json").read_text())) == ["cartpole-balance", "reacher-easy"]
+
+
+def test_evaluating_one_task_with_two_engines(fail, tmp_path, monkeypatch):
+    spec = Task("cartpole-balance", "mujoco", action_repeat=2).spec
+    run = learned_run(tmp_path, monkeypatch, ["cartpole-balance"], [spec])
+    error = fail(run, "--tasks", "cartpole-balance", "dm_control/cartpole-balance", program=evaluate.main)
+    assert "task 'cartpole-balance' is named twice (engines 'mujoco' and 'dm_control')" in error
+
+
+def test_files_of_an_evaluation_are_in_the_folder_of_the_command_though_a_maker_moves(fail, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+
+    def mover(num_envs, seed):
+        os.chdir(tmp_path / "elsewhere")
+        return makers.point(num_envs, seed)
+
+    monkeypatch.setattr(makers, "mover", mover, raising=False)
+    run = learned_run(tmp_path, monkeypatch, ["tests.makers:mover"], [Task("mover", "torchrl", makers.point).spec])
+    assert evaluate.main([str(run), "--episodes", "1", "--json", "eval.json"]) == 0
+    assert os.getcwd() == str(tmp_path)
+    assert "mover" in (tmp_path / "eval.json").read_text()
 
 
 def test_evaluating_a_task_whose_maker_has_changed(fail, tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ class Evaluations:
         """Keep the policy that was evaluated if it is the best; return whether it is."""
         state, updates, frames, seconds = self._policy
         missing = {spec.name for spec in self._specs} - means.keys() - set(self._processes.aside)
-        if state is None or missing or not means:
+        if state is None or not updates or missing or not means:
             # Policies are compared over all tasks: with one whose evaluation failed, none is kept. Nor without updates.
             self._best.widen(means)
             return False

@@ -62,6 +62,7 @@ class Supervisor:
         sinks: Iterable[Sink],
         screen: Screen,
         *,
+        shares: Shares,
         resume: Checkpoint | None = None,
         skipped: Sequence[str] = (),
         seconds_before: float = 0.0,
@@ -79,6 +80,7 @@ class Supervisor:
             run_dir: where checkpoints and events go.
             sinks: where lines of figures go.
             screen: where they go too, and what happens.
+            shares: what each collector steps.
             resume: what to continue from.
             skipped: newer checkpoints that are not, with the reason.
             seconds_before: how long the run has run already.
@@ -96,7 +98,6 @@ class Supervisor:
         self.specs = tuple(task.spec for task in tasks)
         self.run_dir = run_dir
         self.metrics = Metrics((task.name for task in tasks), seconds_before)
-        shares = Shares(config, self.tasks)
         self._shares = shares.of(config.collectors)
         plan = make_plan(config, self.specs, shares, resume)
         pacing = resume_pacing(make_pacing(config, self.specs), resume)
@@ -234,15 +235,20 @@ class Supervisor:
 
     def _line(self) -> None:
         metrics, control = self.metrics, self.control
-        metrics.count_faults(control.restarts, control.frames_lost, control.updates_lost)
+        self._count_faults()
         metrics.updates_owed = control.updates_owed
         metrics.waiting = control.take_waits(self._clock.now(), metrics.replay_seconds())
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)
 
+    def _count_faults(self) -> None:
+        control = self.control
+        self.metrics.count_faults(control.restarts, control.frames_lost, control.updates_lost)
+
     def _writing(self, fetch: Fetch) -> Callable[[], Any]:
         """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
+        self._count_faults()
         policy, learner, updates = self._answers.state
         replay = self._answers.snapshot
         states = self._answers.collector_states if self.control.has_states else {}

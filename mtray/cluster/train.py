@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import time
 import traceback
@@ -28,7 +29,7 @@ from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.checkpoints.newest import no_checkpoint, read_chosen, read_newest
 from mtray.rundir.claim import Claim
 from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
-from mtray.rundir.files import replace_file, to_json
+from mtray.rundir.files import damaged, replace_file, to_json, whole_lines
 from mtray.rundir.metrics import Metrics
 from mtray.rundir.resume import AUTO, check_network, check_resume, resolve_saved
 from mtray.rundir.screen import Picture, Screen, counted, say_line
@@ -42,6 +43,8 @@ from mtray.tasks.registry import resolve
 _LOGGER = logging.getLogger("mtray")
 # Of a line of figures those that the summary repeats.
 _OF_SUMMARY = ("frames", "updates", "weights_version", "restarts", "frames_lost", "updates_lost", "tasks")
+# What begins the reason of a run that failed.
+_FAILED = "failed: "
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def train(config: Config) -> dict[str, Any]:
             saved, skipped = _read_saved(config, given.network, specs)
             for note in skipped:
                 _LOGGER.warning("skipped: %s", note)
-            if saved is not None and config.resume == AUTO and _is_over(config, saved):
+            if saved is not None and config.resume == AUTO and _is_over(config, specs, saved):
                 return _finished_before(saved, claim.run_dir)
             if saved is not None:
                 # Whatever the device is now.
@@ -108,9 +111,16 @@ def _with_paths(config: Config) -> Config:
         if run_dir is None:
             raise UsageError("--resume auto resumes the run in --run-dir, or starts it there: give --run-dir")
     elif resume is not None:
-        resume = resume.expanduser().absolute()
+        resume = _absolute("--resume", resume)
         run_dir = run_dir or run_dir_of(resume)
-    return dataclasses.replace(config, resume=resume, run_dir=(run_dir or default_run_dir()).expanduser().absolute())
+    return dataclasses.replace(config, resume=resume, run_dir=_absolute("--run-dir", run_dir or default_run_dir()))
+
+
+def _absolute(option: str, path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{option} {path}: there is no home folder of that user") from error
 
 
 def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
@@ -162,11 +172,11 @@ def _read_saved(
         raise UsageError(no_checkpoint(run_dir))
     if is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
-    check_network(network, _network(saved), config.resume)
+    check_network(network, _network(saved), path)
     check_specs([TaskSpec.from_dict(spec) for spec in saved.meta["specs"]], specs, f"when {run_dir} was saved")
-    if not is_auto and config.frames is not None and saved.frames >= config.frames:
+    if not is_auto and _is_done(config, specs, saved):
         raise UsageError(f"--total-frames {config.frames}: {saved.path} has {saved.frames} already, give more")
-    if not is_auto and _is_over(config, saved):
+    if not is_auto and _is_over(config, specs, saved):
         minutes = saved.meta["metrics"]["seconds"] / 60
         raise UsageError(f"--total-minutes {config.minutes:g}: {saved.path} has taken {minutes:.1f} already, give more")
     capacity = config.replay.capacity_rows
@@ -180,20 +190,45 @@ def _read_saved(
     return saved, skipped
 
 
-def _is_over(config: Config, saved: checkpoint.Checkpoint) -> bool:
+def _is_over(config: Config, specs: Sequence[TaskSpec], saved: checkpoint.Checkpoint) -> bool:
     """Return whether a run that continues from a checkpoint has nothing left to do."""
     is_late = config.minutes is not None and saved.meta["metrics"]["seconds"] >= 60 * config.minutes
-    return is_late or (config.frames is not None and saved.frames >= config.frames)
+    return is_late or _is_done(config, specs, saved)
+
+
+def _is_done(config: Config, specs: Sequence[TaskSpec], saved: checkpoint.Checkpoint) -> bool:
+    """Return whether a checkpoint has all frames, and the updates that are owed for them."""
+    from mtray.cluster.plan import make_pacing, resume_pacing
+
+    if config.frames is None or saved.frames < config.frames:
+        return False
+    updates: int = saved.meta["metrics"]["updates"]
+    return updates >= resume_pacing(make_pacing(config, specs), saved).updates_owed(saved.frames)
 
 
 def _finished_before(saved: checkpoint.Checkpoint, run_dir: Path) -> dict[str, Any]:
-    """Return the summary of a run that has nothing left to do; write it where the run was killed before it did."""
+    """Return the summary of a run that has nothing left to do; write it where the run was killed before it did.
+
+    Raises:
+        RunError: the run had failed.
+        UsageError: its summary is damaged.
+    """
+    place = run_dir / "summary.json"
+    if place.exists():
+        with damaged(place):
+            summary: dict[str, Any] = {**json.loads(place.read_bytes())}
+            reason = str(summary["exit_reason"])
+        if reason.startswith(_FAILED):
+            raise RunError(f"{run_dir} has nothing left to do, and it {reason}")
+        return summary
     state = saved.meta["metrics"]
     metrics = Metrics(state["tasks"], max(state["seconds"], last_seconds(run_dir)))
     metrics.load_state(state)
-    summary = _summary(metrics, "finished")
-    if not (run_dir / "summary.json").exists():
-        _write(run_dir / "summary.json", summary)
+    lines = whole_lines(run_dir / "metrics.jsonl")
+    # No checkpoint has it.
+    version = lines[-1].get("weights_version") if lines else None
+    summary = _summary(metrics, "finished") | {"weights_version": version}
+    _write(place, summary)
     return summary
 
 
@@ -226,9 +261,10 @@ def _run(
     skipped: Sequence[str],
     environment: Mapping[str, Any],
 ) -> dict[str, Any]:
+    from mtray.cluster.plan import Shares, make_pacing
     from mtray.cluster.supervisor import Supervisor
 
-    started, run_dir = time.monotonic(), claim.run_dir
+    started, run_dir, specs = time.monotonic(), claim.run_dir, [task.spec for task in tasks]
     asked_to_stop: list[str] = []
     supervisor: Supervisor | None = None
 
@@ -245,7 +281,10 @@ def _run(
         install_handlers()
         follows_room = config.workers == "auto"
         config = _choose(config, given, tasks, session, is_new=saved is None)
-        tell(f"{run_dir}: {cost_line(config, [task.spec for task in tasks])}{_end_line(config)}")
+        # What it refuses leaves the run directory as it was.
+        make_pacing(config, specs)
+        shares = Shares(config, tasks)
+        tell(f"{run_dir}: {cost_line(config, specs)}{_end_line(config)}")
         # Only now: a folder that stays empty can be given again.
         claim.keep()
         seconds_before = begin(run_dir, saved, tell)
@@ -261,6 +300,7 @@ def _run(
             run_dir,
             _sinks(run_dir, saved),
             Screen(_picture(config), config.run.progress),
+            shares=shares,
             resume=saved,
             skipped=skipped,
             seconds_before=seconds_before + time.monotonic() - started,
@@ -281,7 +321,7 @@ def _run(
         except BaseException as error:
             # The first error is the one to tell.
             with contextlib.suppress(RunError):
-                write_summary(f"failed: {type(error).__name__}: {error}")
+                write_summary(f"{_FAILED}{type(error).__name__}: {error}")
             raise
         finally:
             if before is not None and not has_made():

@@ -121,8 +121,10 @@ class Metrics:
                 task.random.append(episode.episode_return)
 
     def add_evaluation(self, updates: int, found: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take what each task's evaluation gave of the policy after so many updates."""
+        """Take what the evaluation of the policy after so many updates gave of each task; others have no figures."""
         self.evaluated_updates = updates
+        for task in self.tasks.values():
+            task.evaluated = {}
         for name, figures in found.items():
             self.tasks[name].evaluated = {"return_evaluated": figures["return_mean"]} | {
                 f"{key}_evaluated": value for key, value in figures.items() if key.startswith("info_")

@@ -1,7 +1,7 @@
 """Runs drawn: one HTML page that needs no other file, and the same figures as PNG files.
 
-Enters: run directories. Runs that differ in their seed only are one curve, the mean of them, in a band from the lowest
-to the highest.
+Enters: run directories. Runs whose settings, given and chosen, differ in their seed only are one curve, the mean of
+them, in a band from the lowest to the highest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mtray.rundir.files import whole_lines
+from mtray.rundir.files import damaged, whole_lines
 from mtray.rundir.screen import published
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ tr + tr { border-top: 1px solid #ddd; } img { max-width: 100%; } h2 { margin-top
 
 @dataclass(frozen=True)
 class Run:
-    """A run's files: settings, lines of figures, events."""
+    """A run's files: settings as given and as chosen, lines of figures, events."""
 
     name: str
     config: Mapping[str, Any]
+    chosen: Mapping[str, Any]
     lines: Sequence[Mapping[str, Any]]
     events: Sequence[Mapping[str, Any]]
 
@@ -64,11 +65,17 @@ Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read a run's files, as far as they are written."""
-    described = json.loads((run_dir / "config.json").read_text())
-    return Run(
-        str(run_dir), described["config"], whole_lines(run_dir / "metrics.jsonl"), whole_lines(run_dir / "events.jsonl")
-    )
+    """Read a run's files, as far as they are written.
+
+    Raises:
+        UsageError: its config.json is missing or damaged.
+    """
+    with damaged(run_dir / "config.json"):
+        described = json.loads((run_dir / "config.json").read_bytes())
+        # Earlier versions wrote down less of what they chose.
+        config, chosen = {**described["config"]}, {**described.get("chosen", {})}
+    lines, events = whole_lines(run_dir / "metrics.jsonl"), whole_lines(run_dir / "events.jsonl")
+    return Run(str(run_dir), config, chosen, lines, events)
 
 
 def write_page(run_dirs: Sequence[Path], totals: Sequence[Sequence[str]], page: Path) -> list[Path]:
@@ -78,6 +85,10 @@ def write_page(run_dirs: Sequence[Path], totals: Sequence[Sequence[str]], page: 
         run_dirs: of the runs.
         totals: rows of text, as `mtray.rundir.report.table` returns them.
         page: the HTML file; ``<name>-returns-minutes.png`` and others are written beside it.
+
+    Raises:
+        UsageError: a run's config.json is missing or damaged.
+        OSError: a file can't be written.
     """
     groups = _grouped([read_run(path) for path in run_dirs])
     figures = {
@@ -112,7 +123,8 @@ def _grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     names: dict[str, str] = {}
     for run in runs:
-        key = json.dumps({name: value for name, value in run.config.items() if name not in _OWN}, sort_keys=True)
+        config = {name: value for name, value in run.config.items() if name not in _OWN}
+        key = json.dumps([config, run.chosen], sort_keys=True)
         groups.setdefault(names.setdefault(key, run.name), []).append(run)
     return {name if len(group) == 1 else f"{name} and {len(group) - 1} more": group for name, group in groups.items()}
 

@@ -46,9 +46,10 @@ def check_resume(given: Config, saved: Config) -> None:
     Raises:
         UsageError: names the flag and both values.
     """
+    resumed = given.run_dir if given.resume == AUTO else given.resume
     for name in FIXED:
         now, before = operator.attrgetter(name)(given), operator.attrgetter(name)(saved)
-        _check(name, now, before, given.resume)
+        _check(name, now, before, resumed)
 
 
 def check_network(given: NetworkConfig, saved: NetworkConfig, resume: Path | None) -> None:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-from mtray.data.specs import TaskSpec, check_specs
+from mtray.data.specs import TaskSpec, check_specs, check_together
 from mtray.engines.base import TASK_FAILURES
 from mtray.errors import MtrayError, UnknownTaskError, UsageError
 from mtray.tasks.guarded import limited
@@ -85,7 +85,8 @@ def resolve_like(
         action_repeat: must equal the policy's if given.
 
     Raises:
-        UsageError: an unknown name, or a task that the policy did not learn, or learned with another spec.
+        UsageError: an unknown name, a task that the policy did not learn, or learned with another spec, or one task
+            with two engines.
     """
     check_repeat((), action_repeat)
     learned = {spec.name: spec for spec in specs}
@@ -109,6 +110,7 @@ def resolve_like(
             check_specs([spec], [task.spec], "when the policy was trained")
             if task not in tasks:
                 tasks.append(task)
+    check_together([task.spec for task in tasks])
     return tuple(tasks)
 
 

@@ -229,6 +229,18 @@ def test_a_resumed_run_plays_what_it_continues_from(monkeypatch, tmp_path):
     assert [arguments for arguments, _ in world.calls] == [(b"saved", [OTHER])]
 
 
+def test_a_run_that_was_resumed_in_its_warm_up_has_no_best_policy_before_its_first_update(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path, state=(b"untrained", b"", 0))
+    world.metrics.tasks[TASK].frames = 10
+    world.turn(12)
+    world.end(3.0)
+    world.turn(1)
+    assert [(told.fields["updates"], told.fields["is_best"]) for told in world.told] == [(0, False)]
+    with pytest.raises(UsageError, match="has no best policy yet"):
+        best_of(tmp_path)
+    assert json.loads((tmp_path / "checkpoints" / "ranges.json").read_text()) == {TASK: [3.0, 3.0]}
+
+
 def test_none_is_made_where_none_is_wanted(monkeypatch, tmp_path):
     world = World(monkeypatch, tmp_path, every=0.0)
     world.processes.weights = 0, ["untrained"]

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from mtray.cluster import train
+from mtray.cluster.session.checks import has_compiler
+from mtray.config.learner import Sizes
+from mtray.errors import RunError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.metrics import Metrics
 
@@ -155,24 +158,54 @@ def test_train_is_a_function_like_any_other(tmp_path, case):
     assert done.returncode == 0, done.stderr
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     assert config["config"]["host"] in ("inline", "auto")
-    ratios = {"updates_per_step": 0.2, "least_updates_per_step": 0.2}
-    learner = {**ratios, "n_step": 3, "batch_rows": 128}
     chosen = config["chosen"]
-    assert chosen.pop("device") in ("cpu", "cuda")
+    device = chosen.pop("device")
+    assert device in ("cpu", "cuda")
+    is_on_gpu = device == "cuda"
+    compiler = "inductor" if is_on_gpu and has_compiler() else "off"
+    ratios = {"updates_per_step": 0.2, "least_updates_per_step": 0.2}
+    learner = {**ratios, "n_step": 3, "batch_rows": 1024 if is_on_gpu else 128, "compile": compiler}
+    assert chosen.pop("network") == (Sizes(256, 1, 512, 2) if is_on_gpu else Sizes())._asdict()
     assert chosen.pop("collector") == {"least_noise": 0.5, "most_noise": 4.0}
     assert chosen == {"host": "inline", "workers": 1, "envs_per_task": 2, "learner": learner}
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_gets_its_summary(tmp_path):
+def saved_at_the_end():
     metrics = Metrics(["a"])
     metrics.tasks["a"].frames, metrics.updates = 10, 3
-    saved = Checkpoint(10, {"metrics": metrics.state()}, b"", b"", {})
-    (tmp_path / "metrics.jsonl").write_text('{"time": 50.0}\n')
-    summary = train._finished_before(saved, tmp_path)
+    return Checkpoint(10, {"metrics": metrics.state()}, b"", b"", {})
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_gets_its_summary(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"time": 50.0, "weights_version": 4}\n')
+    summary = train._finished_before(saved_at_the_end(), tmp_path)
     assert (summary["frames"], summary["updates"], summary["exit_reason"]) == (10, 3, "finished")
     assert 50 <= summary["wall_seconds"] < 51, "the time that its files know of"
+    assert summary["weights_version"] == 4
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-    # The one that a run wrote itself stays.
-    (tmp_path / "summary.json").write_text("{}")
-    train._finished_before(saved, tmp_path)
-    assert (tmp_path / "summary.json").read_text() == "{}"
+
+
+def test_a_version_of_the_weights_that_no_file_knows_of_is_none(tmp_path):
+    assert train._finished_before(saved_at_the_end(), tmp_path)["weights_version"] is None
+
+
+def test_a_run_that_has_ended_before_gives_the_summary_that_it_wrote_itself(tmp_path):
+    text = json.dumps({"frames": 10, "updates": 3, "wall_seconds": 60.0, "exit_reason": "finished after 1 minute"})
+    (tmp_path / "summary.json").write_text(text)
+    assert train._finished_before(saved_at_the_end(), tmp_path) == json.loads(text)
+    assert (tmp_path / "summary.json").read_text() == text
+
+
+def test_a_run_that_has_failed_before_fails_again_with_its_reason(tmp_path):
+    text = json.dumps({"exit_reason": "failed: RunError: finished without b, which failed: it melted"})
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(RunError, match="nothing left to do, and it failed: RunError: finished without b, which failed"):
+        train._finished_before(saved_at_the_end(), tmp_path)
+    assert (tmp_path / "summary.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_summary_is_named(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UsageError, match=r"summary\.json can't be read"):
+        train._finished_before(saved_at_the_end(), tmp_path)

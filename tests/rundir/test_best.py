@@ -9,10 +9,12 @@ from mtray.config.learner import NetworkConfig
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.errors import UsageError
+from mtray.evaluate import _tell_age
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.checkpoints.best import BEST, BestPolicy, best_of
 from mtray.rundir.checkpoints.policies import load_policy
+from mtray.rundir.checkpoints.writer import CheckpointWriter
 from tests.makers import make_spec
 
 
@@ -145,3 +147,13 @@ def test_a_run_directory_that_is_gone_is_not_made_again(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         BestPolicy(tmp_path / "gone").offer(b"one", {"a": 1.0}, meta(1))
     assert not (tmp_path / "gone").exists()
+
+
+def test_its_updates_are_told_also_before_the_first_checkpoint(tmp_path, capsys):
+    BestPolicy(tmp_path).offer(b"one", {"a": 1.0}, meta(7))
+    _tell_age(tmp_path)
+    assert capsys.readouterr().err == "the best of the evaluated policies has 7 updates\n"
+    whole = {"specs": [], "metrics": {"updates": 90}}
+    CheckpointWriter(tmp_path, 2, {}).write(checkpoint.Checkpoint(900, whole, b"", b"", {}), None)
+    _tell_age(tmp_path)
+    assert capsys.readouterr().err.endswith(" has 7 updates; the newest checkpoint has 90\n")

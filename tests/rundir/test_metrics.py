@@ -206,6 +206,15 @@ def test_learners_figures_stand_beside_the_tasks():
     assert "critic_loss" not in tasks["right"]
 
 
+def test_a_task_that_the_last_evaluation_lacks_has_no_figures_of_an_earlier_one():
+    metrics = Metrics(["left", "right"])
+    metrics.add_evaluation(10, {"left": {"return_mean": 5.0, "info_success": 1.0}, "right": {"return_mean": 6.0}})
+    metrics.add_evaluation(20, {"right": {"return_mean": 7.0}})
+    tasks = metrics.line()["tasks"]
+    assert [tasks[name]["return_evaluated"] for name in ("left", "right")] == [None, 7.0]
+    assert "info_success_evaluated" not in tasks["left"]
+
+
 def test_counts_go_on_from_a_saved_state(clock):
     metrics = Metrics(["left", "right"])
     clock.now += 50

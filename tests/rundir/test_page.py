@@ -27,10 +27,11 @@ def line(time, frames, **returns):
 
 @pytest.fixture
 def make_run(tmp_path):
-    def make(name, lines, events=(), **config):
+    def make(name, lines, events=(), chosen=None, **config):
         run_dir = tmp_path / name
         run_dir.mkdir()
-        (run_dir / "config.json").write_text(json.dumps({"config": {"seed": 0, "run_dir": name, **config}}))
+        described = {"config": {"seed": 0, "run_dir": name, **config}} | ({"chosen": chosen} if chosen else {})
+        (run_dir / "config.json").write_text(json.dumps(described))
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
         (run_dir / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
         return run_dir
@@ -95,6 +96,18 @@ def test_runs_that_differ_in_their_seed_are_one_curve(make_run):
     assert next(iter(groups)) == f"{paths[0]} and 1 more"
 
 
+def test_runs_for_which_other_settings_were_chosen_are_two_curves(make_run):
+    """The same command on a CPU and on a GPU, and on machines of other cores."""
+    chosen = [{"device": "cpu", "workers": 3}, {"device": "cuda", "workers": 3}, {"device": "cpu", "workers": 7}]
+    paths = [
+        make_run(f"{name}{seed}", [line(1.0, 1, walk=1.0)], seed=seed, chosen=each)
+        for name, each in zip("abc", chosen, strict=True)
+        for seed in range(2)
+    ]
+    groups = _grouped(map(read_run, paths))
+    assert [[run.chosen for run in group] for group in groups.values()] == [[each] * 2 for each in chosen]
+
+
 def test_curves_are_compared_where_all_of_them_are():
     places, values = _together([([0.0, 2.0], [0.0, 2.0]), ([1.0, 5.0], [7.0, 7.0])])
     assert (places[0], places[-1]) == (1.0, 2.0)
@@ -151,6 +164,18 @@ def test_a_page_that_can_t_be_written_is_named(tmp_path, make_run, capsys):
     out, err = capsys.readouterr()
     assert f"--page {page} can't be written: No such file or directory" in err
     assert out == "", "it is found before anything is drawn"
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"config": 1}', "\xff"])
+def test_a_run_whose_settings_can_t_be_read_is_named(tmp_path, make_run, capsys, text):
+    run_dir = make_run("a", [line(1.0, 1, walk=None)])
+    (run_dir / "summary.json").write_text(json.dumps({"exit_reason": "finished", "tasks": {}}))
+    if text is None:
+        (run_dir / "config.json").unlink()
+    else:
+        (run_dir / "config.json").write_text(text, encoding="latin-1")
+    assert main([str(run_dir), "--page", str(tmp_path / "page.html")]) == 2
+    assert f"error: {run_dir / 'config.json'} can't be read" in capsys.readouterr().err
 
 
 def test_a_page_is_html(make_run, tmp_path, capsys):

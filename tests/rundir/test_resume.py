@@ -9,7 +9,7 @@ from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
-from mtray.rundir.resume import FIXED, check_network, check_resume
+from mtray.rundir.resume import AUTO, FIXED, check_network, check_resume
 from tests.config.test_config import CHANGED
 from tests.makers import make_spec
 
@@ -56,6 +56,12 @@ def test_a_change_that_can_not_be_is_refused_with_both_values(tmp_path, changes,
     with pytest.raises(UsageError) as caught:
         check(dataclasses.replace(SAVED, resume=tmp_path, **changes))
     assert str(caught.value).startswith(flag)
+
+
+def test_a_resume_of_whatever_is_there_names_its_run_directory(tmp_path):
+    given = dataclasses.replace(SAVED, resume=AUTO, run_dir=tmp_path, seed=1)
+    with pytest.raises(UsageError, match=f"differs from the 0 that {tmp_path} was made with"):
+        check_resume(given, SAVED)
 
 
 @pytest.mark.parametrize(("group", "name"), CHANGES)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtray.rundir.checkpoints import writer as writer_module
-from mtray.rundir.checkpoints.checkpoint import Checkpoint, latest, read
+from mtray.rundir.checkpoints.checkpoint import Checkpoint, checkpoints_of, latest, read
 from mtray.rundir.checkpoints.writer import CheckpointWriter
 
 ROW_BYTES = 8
@@ -151,3 +151,20 @@ def test_a_write_that_failed_is_made_again_whole(tmp_path, monkeypatch):
     assert numbers(latest(tmp_path)) == list(range(10))
     ring.written = 40
     assert numbers(save(writer, ring, 3)) == list(range(40))
+
+
+def test_a_checkpoint_that_can_not_be_removed_is_no_failure_and_is_tried_again(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(39, "Directory not empty")
+
+    first = CheckpointWriter(tmp_path, 9, {"a": ROW_BYTES})
+    paths = [save(first, Ring(10), frames) for frames in (1, 2, 3)]
+    # Both checkpoints after the one that it goes on from are superseded.
+    writer = CheckpointWriter(tmp_path, 2, {"a": ROW_BYTES}, read(paths[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        path = save(writer, Ring(10), 1)
+    assert latest(tmp_path) == path
+    assert all(old.exists() for old in paths)
+    newest = save(writer, Ring(10), 2)
+    assert checkpoints_of(tmp_path) == [path, newest]

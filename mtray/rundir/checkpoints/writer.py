@@ -116,8 +116,9 @@ class CheckpointWriter:
         others = [path for path in checkpoints_of(self.run_dir) if path != newest]
         lineage = [path for path in others if path not in self.superseded]
         for old in [path for path in others if path not in lineage[max(0, len(lineage) - self._keep + 1) :]]:
-            shutil.rmtree(old)
-        self.superseded = []
+            # What can't be removed stays until the next one is written.
+            shutil.rmtree(old, ignore_errors=True)
+        self.superseded = [path for path in self.superseded if path.exists()]
 
     def _write_rows(
         self, folder: Path, replay: Mapping[str, Any], fetch: Fetch

@@ -77,6 +77,16 @@ def test_the_learner_is_asked_for_what_is_owed_and_collectors_wait_for_it():
     assert script.find(Method.COLLECT)
 
 
+def test_a_run_that_goes_on_with_all_its_frames_makes_the_updates_that_it_owes_and_ends():
+    script = Script(ratio=1.0, warmup=20, total=500, frames=500).all_up()
+    script.answer(Method.COUNT, counts(500))
+    assert script.find(Method.COLLECT) is None
+    assert script.answer(Method.TRAIN, 480).amount == 480
+    finish(script, 500)
+    assert (script.end.reason, script.end.outcome) == ("finished", "done")
+    assert script.events()[-2:] == ["save", "end"]
+
+
 def test_no_update_is_asked_for_before_the_warm_ups_rows_are_held():
     """A run that goes on without its rows has the frames, but nothing to learn from."""
     script = Script(ratio=1.0, warmup=20, total=1000, frames=500).all_up()
