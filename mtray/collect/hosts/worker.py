@@ -29,8 +29,8 @@ from mtray.tasks.processes import die_with, hidden_main
 if TYPE_CHECKING:
     from mtray.tasks.makers import TaskMaker
 
-STEP, RESET, STATE, LOAD, CLOSE = b"s", b"r", b"g", b"l", b"c"
-_CALLS = {STEP: "step", RESET: "reset", STATE: "state", LOAD: "load_state"}
+STEP, STATE, LOAD, CLOSE = b"s", b"g", b"l", b"c"
+_CALLS = {STEP: "step", STATE: "state", LOAD: "load_state"}
 _DONE, _FAILED = b".", b"!"
 
 # Time that simulators have for closing.
@@ -164,24 +164,21 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
             torch.set_num_threads(1)
         seed_generators(task, seed)
         sim = task.make_sim(copies, seed)
-        slot = Slot.view(memory, task.spec, copies)
-        all_copies = np.ones(copies, np.bool_)
-        command = RESET
-        while command in _CALLS:
+        slot, call = Slot.view(memory, task.spec, copies), "reset"
+        reset_copies(sim, slot, np.ones(copies, np.bool_))
+        os.write(commands, _DONE)
+        while (command := os.read(commands, 1)) in _CALLS:
             call, state = _CALLS[command], None
             if command == STATE:
                 state = sim.state()
             elif command == LOAD:
                 sim.load_state(connection.recv())
-            elif command == STEP:
+            else:
                 sim.send(slot.action)
                 finish_step(sim, slot)
-            else:
-                reset_copies(sim, slot, all_copies)
             os.write(commands, _DONE)
             if command == STATE:
                 connection.send(state)
-            command = os.read(commands, 1)
     except MtrayError as error:
         _report(connection, error)
     except TASK_FAILURES as error:
