@@ -12,8 +12,8 @@ from mtray.errors import TaskError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server
 
-# A simulator may hang for this long, and ten times its longest step so far, and the longest build: that resets every
-# copy, as a step does at the end of their episodes.
+# A simulator may hang for this long, ten times its longest step so far, and the longest reset of all copies: a step
+# makes one at the end of their episodes.
 _HANG_SECONDS = 20.0
 
 
@@ -26,16 +26,13 @@ class ParallelHost(Host):
         start_fork_server(engine_modules([maker.task for maker in makers]))
         self._workers: list[Worker] = []
         self._longest_step = 0.0
-        begin = time.monotonic()
         try:
             for maker in makers:
                 self._workers.append(Worker(maker))
-            for worker in self._workers:
-                worker.wait()
+            self._longest_reset = max([worker.started() for worker in self._workers], default=0.0)
         except BaseException:
             self.close()
             raise
-        self._longest_build = time.monotonic() - begin
         self.slots = tuple(worker.slot for worker in self._workers)
 
     @property
@@ -76,15 +73,13 @@ class ParallelHost(Host):
 
     def _limit(self, workers: Sequence[Worker]) -> None:
         for worker in workers:
-            worker.limit(_HANG_SECONDS + 10 * self._longest_step + self._longest_build)
+            worker.limit(_HANG_SECONDS + 10 * self._longest_step + self._longest_reset)
 
     def _rebuild(self, index: int) -> None:
         old = self._workers[index]
         close_workers([old])
-        begin = time.monotonic()
         self._workers[index] = Worker(self._makers[index], old.memory)
-        self._workers[index].wait()
-        self._longest_build = max(self._longest_build, time.monotonic() - begin)
+        self._longest_reset = max(self._longest_reset, self._workers[index].started())
         self._limit([self._workers[index]])
 
     def states(self) -> list[State | None]:
