@@ -103,7 +103,7 @@ class Caller:
             rows, statistics = next(pushes)
             if with_statistics:
                 statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in specs}
-            pusher.push(rows, statistics, {}, 0)
+            pusher.push(rows, statistics, {})
 
         specs = self._specs
         return push_bytes(specs, copies) * self._rate(call, pusher.wait)

@@ -81,7 +81,7 @@ def run(options: Options) -> None:
             results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
             mean, deviation = figures["return_mean"], figures["return_std"]
             infos = "".join(f"  {name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("info_"))
-            print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({counted(options.episodes, 'episode')}){infos}")
+            print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({counted(figures['episodes'], 'episode')}){infos}")
     if options.json is not None:
         try:
             options.json.write_text(to_json(results, indent=1))

@@ -97,7 +97,6 @@ def _try(task: Task) -> str:
     try:
         host = InlineHost(make_makers([task], 1, [0]))
         try:
-            host.reset()
             low, high = spec.action_range
             (slot,), steps, length, begin = host.slots, 0, 0, time.monotonic()
             while time.monotonic() < begin + (_TRIAL_SECONDS if length else _EPISODE_SECONDS):

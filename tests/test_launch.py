@@ -207,6 +207,11 @@ def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*PARALLEL, "--total-frames", 1_000_000, "--run-dir", run_dir, cwd=tmp_path) as run:
         run.wait_until(lambda: frames_so_far(run_dir) > 2000)
+        # Of what Ray kills, folders are left; those of old sessions are removed.
+        servers = [process for process in run.alive() if "multiprocessing.forkserver" in " ".join(process.cmdline())]
+        sockets = [socket.laddr for server in servers for socket in server.net_connections("unix") if socket.laddr]
+        assert len(sockets) >= 2
+        assert all("/ray/session_" in socket for socket in sockets), sockets
         run.interrupt()
         assert run.wait() == 0, run.output
         assert run.all_gone(), run.alive()

@@ -34,15 +34,6 @@ class InfoTracker:
         self._values[ended] = -np.inf
         return found
 
-    def state(self) -> State:
-        """Return the episodes under way."""
-        return {"info": self._values} if self._names else {}
-
-    def load_state(self, state: State) -> None:
-        """Load what `state` returned."""
-        if self._names:
-            self._values[:] = state["info"]
-
 
 class EpisodeTracker:
     """Tracks the episodes of one task's copies.
@@ -120,7 +111,6 @@ class EpisodeTracker:
             "returns": self._returns,
             "steps": self._steps,
             "random_steps": self._random_steps,
-            **self._info.state(),
             **{f"rewards{copy}": rewards for copy, rewards in enumerate(self._rewards)},
         }
 
@@ -128,7 +118,6 @@ class EpisodeTracker:
         """Load what `state` returned."""
         self._returns[:], self._steps[:] = state["returns"], state["steps"]
         self._random_steps[:] = state["random_steps"]
-        self._info.load_state(state)
         self._rewards = [state[f"rewards{copy}"] for copy in range(len(self._rewards))]
 
 

@@ -13,7 +13,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from mtray.collect.episodes import InfoTracker
 from mtray.collect.hosts.slots import check_finite
 from mtray.config.checks import require_count, require_seed
-from mtray.errors import UsageError
+from mtray.errors import TaskError, UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks.env import TaskEnv
 from mtray.tasks.generators import generators_seeded
@@ -47,12 +47,13 @@ def evaluate_policy(
 
     Returns:
         Task to ``return_mean``, ``return_std``, ``episodes`` and ``returns`` (a list); and ``info_<name>``, the mean of
-        what the environment reported under that name at the end of its episodes (of a success: at any time).
+        what the environment reported under that name at the end of its episodes (of a success: at any time). Episodes
+        whose physics diverged do not count: ``episodes`` is then smaller.
 
     Raises:
         UsageError: episodes or seed is out of range, or a task was not learned by the policy, is not registered or has
             changed since.
-        TaskError: a task's own code raised.
+        TaskError: a task's own code raised, or the physics of all its episodes diverged.
     """
     if not isinstance(policy, MultiTaskPolicy):
         raise UsageError(f"{policy!r} is no policy of mtray's: pass the result of mtray.load_policy")
@@ -87,10 +88,10 @@ def play(
 
     Returns:
         Their undiscounted returns; and by name what the environment reported of each: its value at the last step, or
-        the highest of the episode where ``success`` is in the name.
+        the highest of the episode where ``success`` is in the name. Episodes whose physics diverged are left out.
 
     Raises:
-        TaskError: the task's own code raised, or gave a number that is not finite.
+        TaskError: the task's own code raised, or gave a number that is not finite; or no episode is left.
     """
     env = TaskEnv(task, num_envs=episodes, seed=seed)
     try:
@@ -100,24 +101,31 @@ def play(
             state = env.reset()
             check_finite(task.name, "reset", "observation", state.get(task.spec.key).numpy())
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
+            is_whole = np.ones(episodes, dtype=bool)
             reports, reported = InfoTracker(task.spec.info, episodes), dict[int, dict[str, float]]()
             for _ in range(_MOST_STEPS):
                 reached, state = env.step_and_maybe_reset(policy(state))
                 reward = reached.get(("next", "reward")).numpy()
-                # What copies give after their episode counts for nothing: it may be no number.
-                check_finite(task.name, "step", "reward", reward[running])
-                check_finite(task.name, "step", "observation", reached.get(("next", task.spec.key)).numpy()[running])
-                returns += np.where(running, reward[:, 0], 0)
                 done = reached.get(("next", "done")).numpy()[:, 0]
+                is_whole &= ~(running & env.broken)
+                # What copies give after their episode counts for nothing: it may be no number.
+                counts = running & is_whole
+                check_finite(task.name, "step", "reward", reward[counts])
+                check_finite(task.name, "step", "observation", reached.get(("next", task.spec.key)).numpy()[counts])
+                returns += np.where(counts, reward[:, 0], 0)
                 for copy, values in reports.add(env.info, done).items():
-                    reported.setdefault(copy, values)
+                    if counts[copy]:
+                        reported[copy] = values
                 running &= ~done
                 if not running.any():
                     break
     finally:
         env.close()
+    if not is_whole.any():
+        text = f"the physics diverged in every episode (of {episodes}), so none counts"
+        raise TaskError(f"task {task.name!r}: {text}", task.name)
     infos = {name: [values[name] for values in reported.values()] for name in task.spec.info}
-    return [float(value) for value in returns], infos
+    return [float(value) for value in returns[is_whole]], infos
 
 
 def summarise(returns: Sequence[float], infos: Mapping[str, Sequence[float]] | None = None) -> dict[str, Any]:

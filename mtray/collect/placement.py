@@ -23,9 +23,9 @@ Share = Mapping[str, int]
 _MEASURED_COPIES = 4
 _FAST_COPIES = 8
 # Warm-up: an episode's first steps, in the air, cost up to four times less than later ones with contacts
-# (quadruped-escape). The limit in seconds is for expensive tasks.
+# (quadruped-escape). The limits in seconds are for expensive tasks.
 _WARMUP_STEPS, _WARMUP_SECONDS = 100, 0.25
-_MIN_MEASURED_STEPS = 20
+_MIN_MEASURED_STEPS, _MOST_SECONDS = 20, 0.5
 
 
 def choose_host(tasks: Sequence[Task], collectors: int, cores: int, tasks_each: int) -> Literal["parallel", "inline"]:
@@ -92,7 +92,11 @@ def partition(costs: Mapping[str, float], copies: int, collectors: int) -> list[
 
 
 def step_seconds(task: Task, seconds: float = 0.01) -> float:
-    """Measure for about ``seconds`` and return the CPU seconds of one agent step of one copy."""
+    """Measure for about ``seconds`` and return the seconds of one agent step of one copy.
+
+    They are those of this process's CPU, which other programs don't lengthen; or those that pass in most steps, if
+    these are more: an environment may wait for another process.
+    """
     sim = task.make_sim(_MEASURED_COPIES)
     try:
         out = StepArrays.empty(sim.num_envs, sim.spec)
@@ -106,15 +110,16 @@ def step_seconds(task: Task, seconds: float = 0.01) -> float:
             if ended.any():
                 sim.reset(ended, out.observation)
 
-        begin = time.process_time()
+        begin = time.monotonic()
         for _ in range(_WARMUP_STEPS):
             step()
-            if time.process_time() > begin + _WARMUP_SECONDS:
+            if time.monotonic() > begin + _WARMUP_SECONDS:
                 break
-        begin, steps = time.process_time(), 0
-        while (now := time.process_time()) < begin + seconds or steps < _MIN_MEASURED_STEPS:
+        begin, begin_cpu, passed = time.monotonic(), time.process_time(), [0.0]
+        while passed[-1] < seconds or (len(passed) <= _MIN_MEASURED_STEPS and passed[-1] < _MOST_SECONDS):
             step()
-            steps += 1
-        return (now - begin) / steps / sim.num_envs
+            passed.append(time.monotonic() - begin)
+        cpu = (time.process_time() - begin_cpu) / (len(passed) - 1)
+        return max(cpu, float(np.median(np.diff(passed)))) / sim.num_envs
     finally:
         sim.close()

@@ -50,15 +50,18 @@ def fill(config: Config, tasks: int, *, can_compile: bool = False) -> Config:
 
 
 def _noise(collector: CollectorConfig, preset: str) -> tuple[float, float]:
-    of_preset = _NOISE[preset]
+    usual, source = _NOISE[preset], f"--preset {preset}"
+    if not collector.random_episodes:
+        # There may be no random return to exceed, which would end the larger noise.
+        usual, source = (1.0, 1.0), "--collector.random-episodes 0"
     least, most = (
-        usual if given is None else given
-        for given, usual in zip((collector.least_noise, collector.most_noise), of_preset, strict=True)
+        default if given is None else given
+        for given, default in zip((collector.least_noise, collector.most_noise), usual, strict=True)
     )
     require(
         least <= most,
-        f"--collector.least-noise {least:g} is above --collector.most-noise {most:g}, of which --preset {preset} sets "
-        f"one (they are {of_preset[0]:g} and {of_preset[1]:g}): give both",
+        f"--collector.least-noise {least:g} is above --collector.most-noise {most:g}, of which {source} sets one (they "
+        f"are {usual[0]:g} and {usual[1]:g}): give both",
     )
     return least, most
 

@@ -43,7 +43,7 @@ class CollectorConfig:
     random_episodes: float = 1 / 8
     """Share of a task's episodes with random actions, until the policy's mean return exceeds the best random return;
     four times as many, up to half, while the policy's returns are all equal. Reported returns exclude random
-    episodes."""
+    episodes. With 0 there may be none to exceed: noise limits that are not given are then 1."""
     random_steps: int = 64
     """Largest number of agent steps that a random action is held; 1 for a new one at every step."""
     push_timeout_seconds: float = 60.0
@@ -147,7 +147,8 @@ class Config:
     left for the learner."""
     envs_per_task: int | None = None
     """Copies of each task per collector; by default 16 of each task over all collectors, fewer if that would be more
-    than 256 simulators, but at least 8 where each collector steps all tasks."""
+    than 256 simulators, but at least 8 with up to --collector.tasks-each tasks, without --deterministic and
+    --learner.slack-steps."""
     engine: str = "mujoco"
     """Engine of tasks that do not name one: mujoco (dm_control's suite, stepped in batches), dm_control (the same
     numbers from dm_control's own loop) or envpool."""

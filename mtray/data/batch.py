@@ -11,7 +11,7 @@ import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from torch import Tensor
 
-from mtray.data.rows import NEXT_BITS, ROOT_BITS, STEPS_SHIFT, bits
+from mtray.data.rows import NEXT_BITS, STEPS_SHIFT, bits
 from mtray.data.schema import by_task
 from mtray.data.specs import FloatArray, TaskSpec, action_width, observation_width
 from mtray.data.tensordicts import from_tensordict, to_tensordict
@@ -38,9 +38,9 @@ class Batch:
     next_observation: Tensor
     flags: Tensor
 
-    def flag(self, key: str, *, root: bool = False) -> Tensor:
-        """Return ``done``, ``terminated`` or ``truncated`` [T, B] bool of the next state, or of the root state."""
-        return (self.flags & (ROOT_BITS if root else NEXT_BITS)[key]) != 0
+    def flag(self, key: str) -> Tensor:
+        """Return ``done``, ``terminated`` or ``truncated`` [T, B] bool of the next state."""
+        return (self.flags & NEXT_BITS[key]) != 0
 
     @property
     def steps(self) -> Tensor:

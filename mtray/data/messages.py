@@ -24,7 +24,6 @@ class Push:
         statistics: task to statistics of its rows, computed by the collector to offload the replay; the replay computes
             the missing ones.
         largest_returns: task to the largest absolute discounted return of any step of its episodes so far.
-        weights_version: version of the policy that acted.
     """
 
     source: str
@@ -32,7 +31,6 @@ class Push:
     rows: Mapping[str, FloatArray]
     statistics: Mapping[str, TaskStatistics] = field(default_factory=dict)
     largest_returns: Mapping[str, float] = field(default_factory=dict)
-    weights_version: int = 0
 
 
 @dataclass(frozen=True)

@@ -52,17 +52,19 @@ def read_spec(name: str, env: EnvBase) -> TaskSpec:
 
 
 def info_entries(env: EnvBase) -> dict[str, Any]:
-    """Return the entries that report on an environment, by name: numbers that nothing is learned from.
+    """Return the entries that report on an environment, sorted by name: numbers that nothing is learned from.
 
     They are those of Gymnasium's ``info`` that TorchRL reads (`auto_register_info_dict`, `set_info_dict_reader`), any
     under ``info``, and ``success``.
     """
     size, reported = math.prod(env.batch_size), _reported(env)
-    return {
+    found = {
         key if isinstance(key, str) else ".".join(key[1:]): key
         for key, spec in env.observation_spec.items(True, True)
         if key in reported and spec.shape.numel() == size
     }
+    # TorchRL's order may be that of a set, which differs between processes.
+    return {name: found[name] for name in sorted(found)}
 
 
 def _reported(env: EnvBase) -> set[Any]:

@@ -61,6 +61,8 @@ class TaskEnv(EnvBase):
         self._current: FloatArray = self._padded()
         # [K, n], what the environment reported with the last step, under the names of its spec.
         self.info: FloatArray = np.zeros((self.num_envs, len(spec.info)), np.float32)
+        # [K], whose last step failed (`BatchSim.recv`): its episode does not count.
+        self.broken: BoolArray = np.zeros(self.num_envs, np.bool_)
         batch = [] if num_envs is None else [num_envs]
         super().__init__(device=None, batch_size=torch.Size(batch))
         low = torch.tensor(spec.action_low, dtype=torch.float32).expand(*batch, -1)
@@ -119,7 +121,7 @@ class TaskEnv(EnvBase):
         # A policy in training returns actions that require gradients.
         action = tensordict.get(ACTION).detach().to(torch.float32).reshape(self.num_envs, spec.action_size)
         self.sim.step(action.numpy(), out)
-        self._current, self.info = padded.copy(), out.info
+        self._current, self.info, self.broken = padded.copy(), out.info, out.broken
         reward = torch.from_numpy(out.reward).view(*self.batch_size, 1)
         fields = {**self._observations(padded), **self._flags(out.terminated, out.truncated), REWARD: reward}
         return TensorDict(fields, self.batch_size)

@@ -65,6 +65,13 @@ class Task:
         try:
             if "spec" in self.__dict__:
                 check_specs([self.spec], [sim.spec], "when the task was resolved")
+                # Their values travel without names.
+                if sim.spec.info != self.spec.info:
+                    now, before = (", ".join(spec.info) or "nothing" for spec in (sim.spec, self.spec))
+                    raise UsageError(
+                        f"task {self.name!r}: it reports {now} beside its reward, but {before} when the task was "
+                        "resolved: its maker must report the same in every process"
+                    )
         except UsageError:
             sim.close()
             raise

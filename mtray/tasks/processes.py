@@ -10,6 +10,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
@@ -22,14 +23,23 @@ def engine_modules(tasks: Iterable[Task]) -> list[str]:
     return sorted({ENGINES.get(task.engine, TORCHRL_MODULE) for task in tasks})
 
 
-def start_fork_server(modules: Sequence[str]) -> None:
+def start_fork_server(modules: Sequence[str], folder: str | None = None) -> None:
     """Start the fork server, unless it runs, with these modules imported; imports that fail are ignored.
 
     It has none of the parent's threads, imports the simulators once, and forks a process per task in milliseconds.
     Started before the parent's own imports, it imports in parallel.
+
+    Args:
+        modules: names of modules.
+        folder: of its socket, in a folder that stays where this process is killed; by default the temporary folder.
     """
     multiprocessing.set_forkserver_preload(list(modules))
-    forkserver.ensure_running()
+    usual = tempfile.tempdir
+    try:
+        tempfile.tempdir = folder or usual
+        forkserver.ensure_running()
+    finally:
+        tempfile.tempdir = usual
 
 
 def fork_server() -> list[int]:

@@ -4,7 +4,9 @@ import os
 import pickle
 import signal
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,7 +69,7 @@ def push(pusher, fill, count=5):
     for spec in SPECS:
         row_flags(rows[spec.name])[:] = [TRANSITION] * (count - 1) + [0]
     statistics = {spec.name: TaskStatistics.of(rows[spec.name], spec.observation_size) for spec in SPECS}
-    pusher.push(rows, statistics, {"left": float(fill)}, 0)
+    pusher.push(rows, statistics, {"left": float(fill)})
     return rows
 
 
@@ -122,6 +124,20 @@ def test_a_push_that_is_sent_again_holds_what_it_held(replay):
     pusher.wait()
     assert_holds(replay, pushes)
     assert ray.get(replay.count.remote())["frames"] == {"left": 12, "right": 12}
+
+
+def test_the_time_of_sending_counts_as_push():
+    def remote(message):
+        time.sleep(0.1)
+        return ray.put(None)
+
+    slow = SimpleNamespace(insert=SimpleNamespace(remote=remote))
+    pusher = Pusher(slow, "here", 1, 60.0)
+    push(pusher, 1)
+    # As if by a new process of the replay.
+    pusher.connect(slow)
+    pusher.clock.lap("idle")
+    assert pusher.clock.take()["push"] >= 0.2
 
 
 def test_draws_are_the_replays_in_its_order(replay):

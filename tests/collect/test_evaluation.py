@@ -1,5 +1,6 @@
 """Evaluation in Python."""
 
+import itertools
 import math
 import random
 
@@ -11,13 +12,15 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 import mtray
 from mtray.collect.evaluation import play
 from mtray.config.learner import NetworkConfig
+from mtray.engines.mujoco import MujocoSim
+from mtray.engines.torchrl import TorchrlSim
 from mtray.errors import TaskError, UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks import registry
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv, CountingMaker
 from tests.failing import FailingMaker
-from tests.makers import Drawing, point
+from tests.makers import Drawing, point, reporting
 
 COUNT = CountingMaker(truncate_after=4)
 
@@ -110,6 +113,39 @@ def test_what_a_copy_gives_after_its_episode_does_not_count():
     policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
     returns, _ = play(policy, task, 3)
     assert returns == [2, 5, 5]
+
+
+def test_an_episode_whose_physics_diverges_does_not_count(monkeypatch):
+    task = Task("cheetah-run", "mujoco", action_repeat=10)
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16)).requires_grad_(False)
+    (first, _, third), _ = play(policy, task, 3)
+    steps, send = itertools.count(), MujocoSim.send
+
+    def diverging(sim, action):
+        if next(steps) == 4:
+            sim._sims.bind("qvel")[1 : sim.num_envs : 2] = 1e12
+        send(sim, action)
+
+    monkeypatch.setattr(MujocoSim, "send", diverging)
+    returns, _ = play(policy, task, 3)
+    assert returns == pytest.approx([first, third])
+    monkeypatch.setattr(MujocoSim, "send", lambda sim, action: sim._sims.bind("qvel").fill(1e12) or send(sim, action))
+    with pytest.raises(TaskError, match=r"'cheetah-run': the physics diverged in every episode \(of 2\)") as caught:
+        play(policy, task, 2)
+    assert caught.value.task == "cheetah-run"
+
+
+def test_nor_does_what_was_reported_of_it(monkeypatch):
+    def recv(sim, out, recv=TorchrlSim.recv):
+        recv(sim, out)
+        out.broken[0] = out.truncated[0] = True
+
+    task = Task("mine", "torchrl", reporting)
+    policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
+    monkeypatch.setattr(TorchrlSim, "recv", recv)
+    returns, infos = play(policy, task, 3)
+    assert len(returns) == len(infos["steps"]) == len(infos["success"]) == 2
+    assert min(infos["steps"]) >= 2
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,21 @@
 
 import numpy as np
 import pytest
+from torchrl.data import Composite
 
 import mtray
-from mtray.collect.episodes import EpisodeTracker, InfoTracker
+from mtray.collect.episodes import InfoTracker
 from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.learner import NetworkConfig
 from mtray.data.messages import Episode, Report
 from mtray.data.specs import TaskSpec, check_specs
+from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.rundir.metrics import Metrics
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
-from tests.makers import reporting
+from tests.makers import ReportingEnv, reporting
 
 TASK = Task("reporting", "torchrl", reporting)
 
@@ -32,20 +34,9 @@ def test_an_episode_has_its_last_value_and_its_highest_success():
     assert ended == {0: {"success": 1.0, "distance": 4.0}, 1: {"success": 0.0, "distance": 9.0}}
 
 
-def test_the_episodes_under_way_are_saved():
-    tracker = EpisodeTracker("a", 1, 0.9, ["success"])
-    tracker.see(info([1]), np.array([False]))
-    again = EpisodeTracker("a", 1, 0.9, ["success"])
-    again.load_state({name: np.copy(value) for name, value in tracker.state().items()})
-    again.see(info([0]), np.array([True]))
-    end = np.array([[True]])
-    (episode,) = again.add(np.zeros((1, 1), np.float32), end, ~end)
-    assert episode.info == {"success": 1.0}
-
-
 @pytest.mark.parametrize("kind", ["inline", "parallel"])
 def test_a_loop_reports_them_with_each_episode(kind):
-    assert TASK.spec.info == ("success", "steps"), "numbers, and no more"
+    assert TASK.spec.info == ("steps", "success"), "numbers, and no more"
     host = make_host(kind, make_makers([TASK], 2, [7]))
     policy = MultiTaskPolicy([TASK.spec], NetworkConfig(actor_width=16)).requires_grad_(False)
     loop = ActingLoop(host, policy, rollout_steps=4, discounts={"reporting": 0.9})
@@ -56,6 +47,41 @@ def test_a_loop_reports_them_with_each_episode(kind):
     assert len(episodes) >= 4
     for episode in episodes:
         assert episode.info == {"success": float(episode.steps >= 2), "steps": episode.steps}
+
+
+def other_order(num_envs, seed):
+    """In the driver, which asks for two copies, and elsewhere its entries have different orders, as those of a set."""
+    env = ReportingEnv(num_envs, seed)
+    if num_envs != 2:
+        entries = dict(reversed(list(env.observation_spec.items())))
+        env.observation_spec = Composite(entries, shape=env.batch_size)
+    return env
+
+
+@pytest.mark.parametrize("kind", ["inline", "parallel"])
+def test_values_keep_their_names_in_every_process(kind):
+    task = Task("mine", "torchrl", other_order)
+    host = make_host(kind, make_makers([task], 3, [7]))
+    host.step()
+    host.step()
+    assert {name: host.slots[0].info[0, index] for index, name in enumerate(task.spec.info)} == {
+        "steps": 2.0,
+        "success": 1.0,
+    }
+    host.close()
+
+
+@pytest.mark.parametrize("kind", ["inline", "parallel"])
+def test_a_simulator_that_reports_something_else_than_the_drivers_is_refused(kind):
+    def maker(num_envs, seed):
+        env = ReportingEnv(num_envs, seed)
+        if num_envs != 2:
+            del env.observation_spec["success"]
+        return env
+
+    message = "task 'mine': it reports steps beside its reward, but steps, success when the task was resolved"
+    with pytest.raises(UsageError, match=message):
+        make_host(kind, make_makers([Task("mine", "torchrl", maker)], 3, [7]))
 
 
 def test_their_means_are_figures_of_the_task_and_go_on_after_a_resume():

@@ -1,5 +1,6 @@
 """Placement: shares of equal cost, the choice of the host, and Ray's logical CPUs."""
 
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -57,6 +58,19 @@ class Strict(PointEnv):
 def test_a_cost_is_measured_with_actions_within_their_bounds():
     task = Task("mine", "torchrl", lambda n, seed: Strict(n, seed, action=Bounded(0.0, 1.0, (n, 1))))
     assert step_seconds(task, 0) > 0
+
+
+class Waiting(PointEnv):
+    def _step(self, tensordict):
+        time.sleep(0.05)
+        return super()._step(tensordict)
+
+
+def test_time_in_which_an_environment_waits_is_a_cost_and_ends_the_measurement():
+    begin = time.monotonic()
+    # Four copies wait together.
+    assert step_seconds(Task("mine", "torchrl", Waiting)) >= 0.05 / 4
+    assert time.monotonic() - begin < 5
 
 
 @given(COSTS, st.integers(4, 20), st.integers(1, 4))

@@ -91,6 +91,14 @@ def test_a_limit_of_noise_that_was_given_is_kept(given, filled):
     assert fill(Config(preset="frugal"), 2).collector.noise_factors == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("given", "filled"), [({}, (1.0, 1.0)), ({"most_noise": 2.0}, (1.0, 2.0))])
+def test_without_random_episodes_noise_is_not_enlarged_until_they_are_beaten(given, filled):
+    collector = CollectorConfig(random_episodes=0, **given)
+    assert fill(Config(collector=collector), 2).collector.noise_factors == filled
+    with pytest.raises(UsageError, match=r"of which --collector\.random-episodes 0 sets one \(they are 1 and 1\)"):
+        fill(Config(collector=CollectorConfig(random_episodes=0, most_noise=0.5)), 2)
+
+
 @pytest.mark.parametrize("given", [{"most_noise": 0.25}, {"least_noise": 8.0}])
 def test_a_limit_of_noise_beyond_the_other_one_of_the_preset_is_refused(given):
     with pytest.raises(UsageError, match=r"least-noise .* is above .*most-noise .* --preset fast .*: give both"):

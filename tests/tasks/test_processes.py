@@ -1,6 +1,11 @@
 """Cores and memory within the limits of control groups, read from files as Linux shows them in containers."""
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +130,31 @@ def test_this_machine_has_cores_and_memory():
     assert 1 <= usable_cores() <= os.cpu_count()
     assert usable_bytes() > GIB / 4
     assert 0 < available_bytes() <= usable_bytes()
+
+
+PROGRAM = """
+import multiprocessing, os, signal, sys
+from mtray.tasks.processes import hidden_main, start_fork_server
+
+for _ in range(2):
+    start_fork_server([], sys.argv[1])
+    with hidden_main():
+        process = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+        process.start()
+    process.join()
+    assert process.exitcode == 0
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_process_leaves_the_fork_servers_socket_in_the_given_folder_only():
+    # Not of pytest's: a socket's path is short.
+    with tempfile.TemporaryDirectory() as parent:
+        given, usual = (Path(parent, name) for name in ("given", "usual"))
+        given.mkdir()
+        usual.mkdir()
+        environment = {**os.environ, "TMPDIR": str(usual), "PYTHONPATH": str(Path(__file__).parents[2])}
+        done = subprocess.run([sys.executable, "-c", PROGRAM, given], env=environment, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert len(list(given.glob("pymp-*/listener-*"))) == 1
+        assert not list(usual.iterdir())

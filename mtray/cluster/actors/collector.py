@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mtray.policy.weights import Weights
 
 
+# multiprocessing makes <folder>/pymp-<8 letters>/listener-<8 letters>, and a socket's path has 107 bytes.
+_LONGEST_FOLDER = 107 - len("/pymp-12345678/listener-12345678")
+
+
 class Collector:
     """A collector as an actor: see `mtray.collect.loop.ActingLoop`."""
 
@@ -88,7 +92,7 @@ class Collector:
         os.environ.setdefault("MUJOCO_GL", "disabled")
         stepped = [task for task in tasks if task.name in share]
         if config.host == "parallel":
-            start_fork_server(engine_modules(stepped))
+            start_fork_server(engine_modules(stepped), _socket_folder())
         import torch
 
         from mtray.collect.hosts.make import make_host
@@ -167,7 +171,7 @@ class Collector:
         for task, arrays in self._rollout.tasks.items():
             rows[task] = pack(arrays)
             statistics[task] = TaskStatistics.of(rows[task], arrays.observation.shape[-1])
-        self._pusher.push(rows, statistics, self._rollout.largest_returns, self._rollout.weights_version)
+        self._pusher.push(rows, statistics, self._rollout.largest_returns)
         if wait:
             self._pusher.wait()
 
@@ -185,6 +189,7 @@ class Collector:
 
     def connect(self, replay: Any) -> int:
         """Push to another process of the replay from now on, first what has no receipt; return as `flush` does."""
+        self._collector.clock.lap("idle")
         self._pusher.connect(replay)
         return self.flush()
 
@@ -192,3 +197,14 @@ class Collector:
         """End the host's processes."""
         if self._host is not None:
             self._host.close()
+
+
+def _socket_folder() -> str | None:
+    """Return Ray's folder of this session, which goes with old sessions: a collector that is killed leaves its socket.
+
+    None where other users can reach it, or a socket in it would have too long a name.
+    """
+    node: Any = ray._private.worker._global_node
+    session = Path(node.get_session_dir_path())
+    is_private = any(not folder.stat().st_mode & 0o077 for folder in session.parents)
+    return str(session) if is_private and len(os.fsencode(session)) <= _LONGEST_FOLDER else None

@@ -68,7 +68,6 @@ class Pusher:
         rows: Mapping[str, FloatArray],
         statistics: Mapping[str, TaskStatistics],
         largest_returns: Mapping[str, float],
-        weights_version: int,
     ) -> None:
         """Send rows, once fewer pushes than the limit are unanswered."""
         self.wait(self._limit - 1)
@@ -78,10 +77,10 @@ class Pusher:
             rows=rows,
             statistics=statistics,
             largest_returns=largest_returns,
-            weights_version=weights_version,
         )
         self._pending.append(_Pending(self.number, push, self._replay.insert.remote(push)))
         self.number += 1
+        self.clock.lap("push")
 
     def wait(self, left: int = 0) -> None:
         """Wait until at most ``left`` pushes are unanswered.
@@ -114,6 +113,7 @@ class Pusher:
         self._replay = replay
         for pending in self._pending:
             pending.answer = replay.insert.remote(pending.message)
+        self.clock.lap("push")
 
     def _await_receipt(self, pending: _Pending) -> None:
         for _ in range(ATTEMPTS):

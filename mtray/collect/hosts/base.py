@@ -70,10 +70,6 @@ class Host(ABC):
         return []
 
     @abstractmethod
-    def reset(self) -> None:
-        """Start an episode in every copy."""
-
-    @abstractmethod
     def step(self) -> None:
         """Take one agent step in every copy; copies whose episode ended start the next one."""
 

@@ -19,7 +19,7 @@ class InlineHost(Host):
     """All tasks in the calling process."""
 
     def __init__(self, makers: Sequence[TaskMaker], *, rebuilds: bool = False) -> None:
-        """Build every task's simulators."""
+        """Build every task's simulators and start an episode in every copy."""
         super().__init__(makers, rebuilds=rebuilds)
         self._sims: list[BatchSim] = []
         name = ""
@@ -27,16 +27,13 @@ class InlineHost(Host):
             for maker in makers:
                 name = maker.task.name
                 self._sims.append(_make_sim(maker))
+            sizes = [(sim.spec, sim.num_envs) for sim in self._sims]
+            self.slots = tuple(Slot.view(bytearray(slot_bytes(*size)), *size) for size in sizes)
+            for sim, slot in zip(self._sims, self.slots, strict=True):
+                _reset(sim, slot)
         except BaseException as error:
             self.close()
             raise _task_error(name, "maker", error) from error
-        sizes = [(sim.spec, sim.num_envs) for sim in self._sims]
-        self.slots = tuple(Slot.view(bytearray(slot_bytes(*size)), *size) for size in sizes)
-
-    def reset(self) -> None:
-        """Start an episode in every copy."""
-        for sim, slot in zip(self._sims, self.slots, strict=True):
-            _reset(sim, slot)
 
     def step(self) -> None:
         """Take one agent step in every copy; simulators with threads of their own compute at the same time."""

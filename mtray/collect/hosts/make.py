@@ -18,12 +18,5 @@ def make_host(name: str, makers: Sequence[TaskMaker], *, rebuilds: bool = False)
         makers: one per task.
         rebuilds: a simulator that fails in a step is built anew (see `Host.take_failures`).
     """
-    if name == "parallel":
-        return ParallelHost(makers, rebuilds=rebuilds)
-    host = InlineHost(makers, rebuilds=rebuilds)
-    try:
-        host.reset()
-    except BaseException:
-        host.close()
-        raise
-    return host
+    kind = ParallelHost if name == "parallel" else InlineHost
+    return kind(makers, rebuilds=rebuilds)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 
 from mtray.collect.hosts.base import Host
-from mtray.collect.hosts.worker import RESET, STEP, Worker, close_workers
+from mtray.collect.hosts.worker import STEP, Worker, close_workers
 from mtray.engines.states import State
 from mtray.errors import TaskError
 from mtray.tasks.makers import TaskMaker
 from mtray.tasks.processes import engine_modules, start_fork_server
 
-# A simulator may hang for this long and ten times its longest step so far.
+# A simulator may hang for this long, ten times its longest step so far, and the longest reset of all copies: a step
+# makes one at the end of their episodes.
 _HANG_SECONDS = 20.0
 
 
@@ -24,12 +25,11 @@ class ParallelHost(Host):
         super().__init__(makers, rebuilds=rebuilds)
         start_fork_server(engine_modules([maker.task for maker in makers]))
         self._workers: list[Worker] = []
-        self._longest_seconds = 0.0
+        self._longest_step = 0.0
         try:
             for maker in makers:
                 self._workers.append(Worker(maker))
-            for worker in self._workers:
-                worker.wait()
+            self._longest_reset = max([worker.started() for worker in self._workers], default=0.0)
         except BaseException:
             self.close()
             raise
@@ -40,12 +40,12 @@ class ParallelHost(Host):
         """The process id of each task."""
         return [worker.process.pid or 0 for worker in self._workers]
 
-    def _command(self, command: bytes) -> dict[int, TaskError]:
-        """Have every process do something; return the errors of those that failed."""
+    def _step(self) -> dict[int, TaskError]:
+        """Have every process step; return the errors of those that failed."""
         failed: dict[int, TaskError] = {}
         for index, worker in enumerate(self._workers):
             try:
-                worker.send(command)
+                worker.send(STEP)
             except TaskError as error:
                 failed[index] = error
         for index, worker in enumerate(self._workers):
@@ -56,34 +56,31 @@ class ParallelHost(Host):
                 failed[index] = error
         return failed
 
-    def reset(self) -> None:
-        """Start an episode in every copy."""
-        for error in self._command(RESET).values():
-            self.close()
-            raise error
-
     def step(self) -> None:
         """Take one agent step in every copy, all tasks in parallel."""
         begin = time.monotonic()
         try:
-            failed = self._command(STEP)
+            failed = self._step()
             for index, error in failed.items():
                 self._mend(index, error)
         except BaseException:
             self.close()
             raise
         seconds = time.monotonic() - begin
-        if seconds > self._longest_seconds and not failed:
-            self._longest_seconds = seconds
-            for worker in self._workers:
-                worker.limit(_HANG_SECONDS + 10 * seconds)
+        if seconds > self._longest_step and not failed:
+            self._longest_step = seconds
+            self._limit(self._workers)
+
+    def _limit(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            worker.limit(_HANG_SECONDS + 10 * self._longest_step + self._longest_reset)
 
     def _rebuild(self, index: int) -> None:
         old = self._workers[index]
         close_workers([old])
         self._workers[index] = Worker(self._makers[index], old.memory)
-        self._workers[index].wait()
-        self._workers[index].limit(_HANG_SECONDS + 10 * self._longest_seconds)
+        self._longest_reset = max(self._longest_reset, self._workers[index].started())
+        self._limit([self._workers[index]])
 
     def states(self) -> list[State | None]:
         """Return each task's `BatchSim.state`."""

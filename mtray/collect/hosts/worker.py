@@ -29,8 +29,8 @@ from mtray.tasks.processes import die_with, hidden_main
 if TYPE_CHECKING:
     from mtray.tasks.makers import TaskMaker
 
-STEP, RESET, STATE, LOAD, CLOSE = b"s", b"r", b"g", b"l", b"c"
-_CALLS = {STEP: "step", RESET: "reset", STATE: "state", LOAD: "load_state"}
+STEP, STATE, LOAD, CLOSE = b"s", b"g", b"l", b"c"
+_CALLS = {STEP: "step", STATE: "state", LOAD: "load_state"}
 _DONE, _FAILED = b".", b"!"
 
 # Time that simulators have for closing.
@@ -42,7 +42,7 @@ class Worker:
     """A task's process, seen from its collector."""
 
     def __init__(self, maker: TaskMaker, memory: Any = None) -> None:
-        """Start the process; `wait` returns once every copy is at an episode's start.
+        """Start the process; `started` waits until every copy is at an episode's start.
 
         Args:
             maker: the task, its copies and seed.
@@ -100,13 +100,20 @@ class Worker:
                 raise self._connection.recv()
         self._raise_death()
 
+    def started(self) -> float:
+        """Wait until every copy is at an episode's start; return the seconds that their reset took."""
+        return float(self._receive())
+
     def state(self) -> State | None:
         """Return the state that the simulators give."""
         self.send(STATE)
+        state: State | None = self._receive()
+        return state
+
+    def _receive(self) -> Any:
         self.wait()
         with contextlib.suppress(EOFError, OSError):
-            state: State | None = self._connection.recv()
-            return state
+            return self._connection.recv()
         self._raise_death()
 
     def load_state(self, state: State) -> None:
@@ -164,24 +171,22 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
             torch.set_num_threads(1)
         seed_generators(task, seed)
         sim = task.make_sim(copies, seed)
-        slot = Slot.view(memory, task.spec, copies)
-        all_copies = np.ones(copies, np.bool_)
-        command = RESET
-        while command in _CALLS:
+        slot, call, begin = Slot.view(memory, task.spec, copies), "reset", time.monotonic()
+        reset_copies(sim, slot, np.ones(copies, np.bool_))
+        os.write(commands, _DONE)
+        connection.send(time.monotonic() - begin)
+        while (command := os.read(commands, 1)) in _CALLS:
             call, state = _CALLS[command], None
             if command == STATE:
                 state = sim.state()
             elif command == LOAD:
                 sim.load_state(connection.recv())
-            elif command == STEP:
+            else:
                 sim.send(slot.action)
                 finish_step(sim, slot)
-            else:
-                reset_copies(sim, slot, all_copies)
             os.write(commands, _DONE)
             if command == STATE:
                 connection.send(state)
-            command = os.read(commands, 1)
     except MtrayError as error:
         _report(connection, error)
     except TASK_FAILURES as error:

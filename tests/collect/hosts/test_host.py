@@ -152,7 +152,6 @@ def test_makers_of_every_kind_are_pickled_and_both_hosts_agree(maker):
         for field in ("observation", "next_observation", "reward", "terminated", "truncated"):
             np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field))
     for host in hosts:
-        host.reset()
         host.step()
         host.close()
 

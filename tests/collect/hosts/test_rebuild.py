@@ -161,6 +161,25 @@ def test_a_slow_step_does_not_count_as_a_hang(monkeypatch):
     host.close()
 
 
+def test_a_slow_reset_at_an_episodes_end_does_not_count_as_a_hang(monkeypatch):
+    monkeypatch.setattr(host_module, "_HANG_SECONDS", 0.2)
+
+    class Slow(CountingMaker):
+        def __call__(self, num_envs, seed):
+            env = super().__call__(num_envs, seed)
+            env._reset = lambda data=None, reset=env._reset, **options: (time.sleep(0.7), reset(data, **options))[1]
+            return env
+
+    task = Task("mine", "torchrl", Slow(truncate_after=4))
+    task.__dict__["spec"] = Task("mine", "torchrl", CountingMaker()).spec
+    host = host_of("parallel", task)
+    for _ in range(4):
+        host.step()
+    assert host.slots[0].truncated.all()
+    assert host.take_failures() == ()
+    host.close()
+
+
 def test_a_failed_step_is_no_transition_and_its_episode_does_not_count():
     tasks = [SOUND, Task("mine", "torchrl", FailingMaker("step_raises"))]
     specs = [task.spec for task in tasks]
