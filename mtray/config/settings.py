@@ -123,7 +123,7 @@ class RunConfig:
     continues if other collectors step the same tasks."""
     call_timeout_seconds: float = 300.0
     """Timeout of an actor's call, after which the actor is replaced; shorter once calls of its kind are known to be: 30
-    seconds beyond ten times the longest."""
+    seconds beyond ten times the longest, and of a collector also its longest build."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""

@@ -157,7 +157,9 @@ class Lifecycle(Calls):
         longest = None if call is None else self._longest.get((actor.kind, call.method))
         if longest is None:
             return self.limits.call_seconds
-        return min(self.limits.call_seconds, self.limits.stuck_seconds + STUCK_TIMES * longest)
+        # A step may reset every copy, as a build does.
+        build = self._longest.get((actor.kind, Method.BUILD), 0.0) if actor.kind == "collector" else 0.0
+        return min(self.limits.call_seconds, self.limits.stuck_seconds + STUCK_TIMES * longest + build)
 
     def _measure(self, actor: Actor, call: Call, asked: float) -> None:
         """Note how long a call has run that was answered now: not longer than since the answer before."""

@@ -249,6 +249,20 @@ def test_a_call_is_stuck_once_it_takes_much_longer_than_any_of_its_kind():
     assert "it has not answered for 5" in death.fields["cause"]
 
 
+def test_a_collector_has_the_time_of_its_longest_build_beside_since_a_step_may_reset_every_copy():
+    script = Script(call_seconds=300, stuck_seconds=30)
+    script.up(REPLAY, LEARNER)
+    script.answer(Method.HELLO, part=collector())
+    script.wait(40)
+    script.answer(Method.BUILD, part=collector())
+    script.wait(2)
+    script.answer(Method.COLLECT)
+    script.wait(85)
+    assert collector() not in script.killed
+    script.wait(10)
+    assert collector() in script.killed
+
+
 def test_collectors_are_not_blamed_for_the_time_in_which_the_replay_was_silent():
     """A link that was cut for a while comes back to some sooner than to others."""
     script = Script(call_seconds=300, stuck_seconds=30).all_up()
