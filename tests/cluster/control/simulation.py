@@ -273,8 +273,10 @@ class World:
         self.snapshot = saved
         self.saved = replace(saved, sources=Counter(), seen=set())
         self.saves = 0
-        # The handle that parts are given; a replay whose rows can be taken over; a checkpoint that is being written.
+        # The handle that parts are given, and that of each call; a replay whose rows can be taken over; a checkpoint that
+        # is being written.
         self.newest_replay: Part | None = None
+        self.handles: dict[int, Part | None] = {}
         self.memory: Process | None = None
         self.writing: Call | None = None
         self.pacing = make_pacing(scenario)
@@ -521,6 +523,7 @@ class World:
     # Calls.
 
     def ask(self, call: Call) -> None:
+        self.handles[call.id] = self.newest_replay
         if call.method is Method.WRITE:
             self.writing = call
             longest = self.generator.choice([0.1, 2.0, self.scenario.write_seconds])
@@ -653,7 +656,7 @@ class World:
         return replay if replay is not None and process.target == replay.part else None
 
     def do_connect(self, process: Process, call: Call) -> None:
-        process.target = self.newest_replay
+        process.target = self.handles[call.id]
         if process.part.kind == "learner":
             self.answer(process, call, self.updates)
             return
