@@ -273,8 +273,8 @@ class World:
         self.snapshot = saved
         self.saved = replace(saved, sources=Counter(), seen=set())
         self.saves = 0
-        # The handle that parts are given, and that of each call; a replay whose rows can be taken over; a checkpoint that
-        # is being written.
+        # The handle that parts are given, and that of each call; a replay whose rows can be taken over; a checkpoint
+        # that is being written.
         self.newest_replay: Part | None = None
         self.handles: dict[int, Part | None] = {}
         self.memory: Process | None = None
