@@ -97,8 +97,12 @@ def write_film(
 
 
 def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera: str) -> tuple[list[Picture], int]:
-    """Return a picture of each agent step, and the milliseconds of simulation between two."""
+    """Return a picture of each agent step, and the milliseconds of simulation between two.
+
+    Where the physics diverges the pictures end, as an episode does.
+    """
     import torch
+    from dm_control.rl.control import PhysicsError
     from tensordict import TensorDict
     from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -117,10 +121,13 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
         observation = torch.as_tensor(np.concatenate(entries), dtype=torch.float32)
         with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
             action = policy(TensorDict({spec.key: observation}))["action"].numpy()[: spec.action_size]
-        for _ in range(spec.action_repeat):
-            time_step = env.step(action)
-            if time_step.last():
-                break
+        try:
+            for _ in range(spec.action_repeat):
+                time_step = env.step(action)
+                if time_step.last():
+                    break
+        except PhysicsError:
+            break
     return pictures, between
 
 

@@ -89,6 +89,19 @@ def test_the_callers_exploration_type_adds_no_noise(monkeypatch):
     assert (states(None) == expected).all()
 
 
+def test_a_film_ends_where_the_physics_diverges(monkeypatch):
+    policy = MultiTaskPolicy([Task("cartpole-balance", "dm_control").spec], NetworkConfig(actor_width=16))
+    physics = type(dm_control.load("cartpole-balance").physics)
+
+    def render(physics, *_, **__):
+        if physics.time() > 0.045:
+            physics.data.qvel[:] = np.nan
+        return physics.get_state()
+
+    monkeypatch.setattr(physics, "render", render)
+    assert len(film._play(policy, "cartpole-balance", 1.0, 1, "side")[0]) == 6
+
+
 def test_a_machine_that_can_not_draw_is_one_line(tmp_path):
     drawn = draw("disabled", tmp_path / "film.webp")
     assert drawn.returncode == 1
