@@ -167,7 +167,7 @@ def test_a_task_that_is_set_aside_and_whose_rows_are_lost_is_left_out_of_draws(r
     rows = {"left": np.full((500, SPECS[0].row_size), 3, np.float32)}
     row_flags(rows["left"])[:] = [TRANSITION] * 499 + [0]
     for _ in range(3):
-        pusher.push(rows, {}, {}, 0)
+        pusher.push(rows, {}, {})
     pusher.wait()
     assert not ray.get(replay.count.remote())["is_warm"]
     assert ray.get(replay.count.remote({"right"}))["is_warm"]
