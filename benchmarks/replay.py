@@ -71,7 +71,7 @@ class Caller:
         largest = self._pushes[COPIES[-1]]
         count = -(-capacity // len(largest[0][0][TASKS[0]]))
         for rows, statistics in itertools.chain(ready, itertools.islice(itertools.cycle(largest), count)):
-            self._pushers[1].push(rows, statistics, {}, 0)
+            self._pushers[1].push(rows, statistics, {})
         self._pushers[1].wait()
 
     def ready(self) -> None:
