@@ -121,12 +121,12 @@ def sweep(window: tuple[float, float], repeats: int, file: Path | None, picture:
 def main() -> None:
     parser = harness.add_peers(harness.make_parser(__doc__))
     parser.add_argument("--envs-per-task", type=int, default=32, help="copies of each task per collector")
-    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
+    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 5 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (5, or 2 if time allows with --quick)")
     parser.add_argument("--sweep", action="store_true", help="mtray alone: collectors, copies, host, learner")
     parser.add_argument("--starts", action="store_true", help="only the time from the command to the first frame")
     options = parser.parse_args()
-    seconds = options.seconds or (3.0 if options.quick else 10.0)
+    seconds = options.seconds or (5.0 if options.quick else 10.0)
     repeats = options.repeats or (2 if options.quick else 5)
     budget = harness.QUICK_SECONDS if options.quick else float("inf")
     # The first steps of an episode, before a humanoid lies on the floor, are cheap and not measured.

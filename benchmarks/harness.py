@@ -36,7 +36,7 @@ _LOG_CHARACTERS = 4000
 _INTERRUPTED = "not measured before Ctrl-C"
 # The one reason to be missing that is no failure.
 NO_PEERS = "needs --peers DIR"
-# Limit of --quick (under two minutes) without imports and report.
+# Limit of --quick (about two minutes) without imports and report.
 QUICK_SECONDS = 110.0
 
 Rates = Mapping[str, Sequence[float]]
@@ -101,7 +101,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser with the arguments of every script."""
     # Without abbreviations, so that `_command` recognises the file arguments.
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true", help="short windows and few repeats: under two minutes in all")
+    parser.add_argument("--quick", action="store_true", help="short windows and few repeats: about two minutes in all")
     return _add_files(parser)
 
 

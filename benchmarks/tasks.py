@@ -116,10 +116,10 @@ def pipeline(tasks: Sequence[str], window: tuple[float, float]) -> float:
 
 def main() -> None:
     parser = harness.make_parser(__doc__)
-    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 3 with --quick)")
+    parser.add_argument("--seconds", type=float, help="of one measurement (10, or 5 with --quick)")
     parser.add_argument("--repeats", type=int, help="of every contender (3, or 1 with --quick)")
     options = parser.parse_args()
-    window = (1.0 if options.quick else 4.0, options.seconds or (3.0 if options.quick else 10.0))
+    window = (1.0 if options.quick else 4.0, options.seconds or (5.0 if options.quick else 10.0))
     repeats = options.repeats or (1 if options.quick else 3)
     counts = (2, 16) if options.quick else (2, 5, 10, 25, 50)
     sets = {f"{count} tasks": chosen(count) for count in counts}
