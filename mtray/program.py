@@ -48,7 +48,7 @@ def check_writable(option: str, path: Path) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise UsageError(f"{option} {path} can't be written: {error.strerror}") from error
+        raise UsageError(f"{option} {path} can't be written ({error.strerror}): choose another place") from error
 
 
 def _is_reader_gone() -> bool:

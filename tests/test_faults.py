@@ -225,7 +225,7 @@ def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(
     assert "Traceback" not in run.output
     saved, summary = saved_of(run_dir), summary_of(run_dir)
     assert last.endswith(f"go on with --resume {saved.path}")
-    assert summary["exit_reason"] == f"failed: RunError: {last.removeprefix('error: ')}"
+    assert summary["exit_reason"] == f"failed: {last.removeprefix('error: ')}"
     assert (saved.frames, saved.meta["metrics"]["updates"]) == (summary["frames"], summary["updates"])
     assert saved.frames > 3000
     for task, rows in rows_of(saved).items():
@@ -449,7 +449,7 @@ def test_a_task_that_keeps_failing_is_set_aside_and_the_run_goes_on_with_the_oth
     # Whoever starts it again is told the same.
     with Run("--resume", "auto", "--run-dir", run_dir, cwd=tmp_path) as run:
         assert run.wait() == 1, run.output
-    assert "nothing left to do, and it failed: RunError: finished without maker, which failed: " in run.output
+    assert "no minutes or frames left, and it failed: finished without maker, which failed: " in run.output
     assert summary_of(run_dir) == summary
 
 

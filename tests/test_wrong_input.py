@@ -251,12 +251,13 @@ def test_resuming_a_run_without_a_checkpoint(fail, tmp_path):
     assert "no checkpoint" in fail("--resume", make_run(tmp_path))
 
 
-def saved_run(tmp_path, frames=500, network=None, updates=0, tasks=("cartpole-swingup",)):
+def saved_run(tmp_path, frames=500, network=None, updates=0, tasks=("cartpole-swingup",), total=None):
     """Make a run directory with a checkpoint whose learner is empty; sizes of networks as chosen."""
     run_dir = make_run(tmp_path, tasks=tasks)
     specs = [task.spec for task in resolve(tasks, action_repeat=2)]
     config = json.loads((run_dir / "config.json").read_text())["config"]
     config["network"] |= network or {}
+    config["total_frames"] = total
     pacing = Pacing(updates_per_step=1.0, step_frames=2 * len(tasks), start_frames=100, slack_frames=99, round_frames=1)
     meta = {
         "config": config,
@@ -345,7 +346,7 @@ def test_a_run_is_over_once_it_has_its_frames_and_the_updates_that_it_owes_for_t
     tmp_path, monkeypatch, is_auto, owed
 ):
     # An update for each two of the frames after the first 100.
-    run_dir = saved_run(tmp_path, frames=500, updates=200 - owed)
+    run_dir = saved_run(tmp_path, frames=500, updates=200 - owed, total=500)
     summary = {"exit_reason": "finished", "frames": 500}
     (run_dir / "summary.json").write_text(json.dumps(summary))
     started = []
@@ -360,6 +361,31 @@ def test_a_run_is_over_once_it_has_its_frames_and_the_updates_that_it_owes_for_t
         with pytest.raises(UsageError, match=r"--total-frames 500: .* has 500 already, give more"):
             mtray.train(config)
     assert started == [1] * owed
+
+
+def test_a_run_is_not_ended_at_fewer_frames_than_it_has_whatever_it_owes(fail, tmp_path):
+    run_dir = saved_run(tmp_path, frames=500, updates=0, total=900)
+    before = tree(tmp_path)
+    error = fail("--resume", run_dir, "--total-frames", 300, "--learner.updates-per-step", 1)
+    assert f"--total-frames 300: {run_dir}/checkpoints/000000000500 has 500 already, give more" in error
+    assert tree(tmp_path) == before
+
+
+def test_a_start_in_the_folder_of_a_run_without_a_checkpoint_is_told(tmp_path, monkeypatch, caplog):
+    run_dir = make_run(tmp_path)
+    monkeypatch.setattr(train, "_run", lambda *_: {})
+    mtray.train(Config(tasks=("cartpole-swingup",), run_dir=run_dir, resume="auto"))
+    assert f"no checkpoint in {run_dir}: the run begins anew, as this command says" in caplog.text
+
+
+def test_what_a_resume_changes_is_told(tmp_path, monkeypatch, capsys):
+    run_dir = saved_run(tmp_path)
+    monkeypatch.setattr(train, "_run", lambda *_: {})
+    config = dataclasses.replace(checkpoint.read_config(run_dir), resume=run_dir, total_minutes=9)
+    mtray.train(config)
+    assert "changed since" not in capsys.readouterr().err
+    mtray.train(dataclasses.replace(config, preset="frugal"))
+    assert "changed since: --preset frugal (fast)\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -31,7 +31,7 @@ from mtray.rundir.claim import Claim
 from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
 from mtray.rundir.files import damaged, replace_file, to_json, whole_lines
 from mtray.rundir.metrics import Metrics
-from mtray.rundir.resume import AUTO, check_network, check_resume, resolve_saved
+from mtray.rundir.resume import AUTO, changes, check_network, check_resume, resolve_saved
 from mtray.rundir.screen import Picture, Screen, counted, say_line
 from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds
 from mtray.tasks.checks import check_travels
@@ -84,6 +84,9 @@ def train(config: Config) -> dict[str, Any]:
             if saved is not None:
                 # Whatever the device is now.
                 config = dataclasses.replace(config, network=_network(saved))
+                changed = changes(given, checkpoint.read_config(run_dir_of(_resumed(given))))
+                if changed:
+                    say_line(config.run.progress, f"changed since: {', '.join(changed)}")
             with _traceback_kept(claim.run_dir):
                 return _run(config, given, tasks, claim, saved, skipped, environment)
 
@@ -92,6 +95,13 @@ def _filled(given: Config, device: str, tasks: int) -> Config:
     """The config of a run of so many tasks on this device, with its preset's values."""
     can_compile = given.address is None and device.startswith("cuda") and has_compiler()
     return fill(dataclasses.replace(given, device=device), tasks, can_compile=can_compile)
+
+
+def _resumed(config: Config) -> Path:
+    """The run directory, or the checkpoint's, that a run is to be resumed from."""
+    path = config.run_dir if config.resume == AUTO else config.resume
+    assert path is not None
+    return path
 
 
 def _network(saved: checkpoint.Checkpoint) -> NetworkConfig:
@@ -155,8 +165,7 @@ def _read_saved(
     if config.resume is None:
         return None, []
     is_auto = config.resume == AUTO
-    path = config.run_dir if is_auto else config.resume
-    assert path is not None
+    path = _resumed(config)
     run_dir = run_dir_of(path)
     if not is_auto:
         check_resume(config, checkpoint.read_config(run_dir))
@@ -167,6 +176,11 @@ def _read_saved(
     else:
         saved, skipped = read_newest(run_dir, at_cut=config.deterministic)
     if saved is None and is_auto:
+        if (run_dir / "config.json").exists():
+            _LOGGER.warning(
+                "%s: the run begins anew, as this command says; earlier figures are removed",
+                no_checkpoint(run_dir).partition(":")[0],
+            )
         return None, []
     if saved is None:
         raise UsageError(no_checkpoint(run_dir))
@@ -197,11 +211,16 @@ def _is_over(config: Config, specs: Sequence[TaskSpec], saved: checkpoint.Checkp
 
 
 def _is_done(config: Config, specs: Sequence[TaskSpec], saved: checkpoint.Checkpoint) -> bool:
-    """Return whether a checkpoint has all frames, and the updates that are owed for them."""
+    """Return whether a checkpoint has all frames, and the updates that are owed for them.
+
+    With other frames than the run had, it was not making updates for those.
+    """
     from mtray.cluster.plan import make_pacing, resume_pacing
 
     if config.frames is None or saved.frames < config.frames:
         return False
+    if config.frames != from_dict(saved.meta["config"]).frames:
+        return True
     updates: int = saved.meta["metrics"]["updates"]
     return updates >= resume_pacing(make_pacing(config, specs), saved).updates_owed(saved.frames)
 
@@ -219,7 +238,7 @@ def _finished_before(saved: checkpoint.Checkpoint, run_dir: Path) -> dict[str, A
             summary: dict[str, Any] = {**json.loads(place.read_bytes())}
             reason = str(summary["exit_reason"])
         if reason.startswith(_FAILED):
-            raise RunError(f"{run_dir} has nothing left to do, and it {reason}")
+            raise RunError(f"{run_dir} has no minutes or frames left, and it {reason}; give more to go on")
         return summary
     state = saved.meta["metrics"]
     metrics = Metrics(state["tasks"], max(state["seconds"], last_seconds(run_dir)))
@@ -321,7 +340,8 @@ def _run(
         except BaseException as error:
             # The first error is the one to tell.
             with contextlib.suppress(RunError):
-                write_summary(f"{_FAILED}{type(error).__name__}: {error}")
+                told = "" if isinstance(error, MtrayError) else f"{type(error).__name__}: "
+                write_summary(f"{_FAILED}{told}{error}")
             raise
         finally:
             if before is not None and not has_made():

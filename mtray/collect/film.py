@@ -102,7 +102,6 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
     Where the physics diverges the pictures end, as an episode does.
     """
     import torch
-    from dm_control.rl.control import PhysicsError
     from tensordict import TensorDict
     from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -126,7 +125,7 @@ def _play(policy: MultiTaskPolicy, task: str, seconds: float, seed: int, camera:
                 time_step = env.step(action)
                 if time_step.last():
                     break
-        except PhysicsError:
+        except dm_control.PhysicsError:
             break
     return pictures, between
 

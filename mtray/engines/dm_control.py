@@ -21,7 +21,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=r".*DISPLAY environment variable is missing")
     from dm_control import suite
     from dm_control.mujoco import Physics, wrapper
-    from dm_control.rl.control import Environment, PhysicsError
+    from dm_control.rl.control import Environment
+    from dm_control.rl.control import PhysicsError as PhysicsError
 
 NAME = "dm_control"
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION

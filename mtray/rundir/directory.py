@@ -122,7 +122,9 @@ def _make(path: Path) -> list[Path]:
         if not path.is_dir():
             raise UsageError(f"--run-dir {path} can't be written: it is a file, choose a new folder")
     except OSError as error:
-        raise UsageError(f"--run-dir {path} can't be written: {error.strerror or error}") from error
+        raise UsageError(
+            f"--run-dir {path} can't be written ({error.strerror or error}): choose another folder"
+        ) from error
     return made
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mtray.config.learner import NetworkConfig
+from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.errors import UnknownTaskError, UsageError
 from mtray.tasks.plan import Task
@@ -13,6 +16,8 @@ from mtray.tasks.registry import resolve
 
 # In place of a run directory: --run-dir is resumed if it has a checkpoint, and else started.
 AUTO = Path("auto")
+# What every resume may give.
+_ENDS = ("resume", "run_dir", "total_frames", "total_minutes")
 # The saved weights, rows or numbers would not fit, or would not mean the same.
 FIXED = (
     "tasks",
@@ -52,6 +57,23 @@ def check_resume(given: Config, saved: Config) -> None:
         _check(name, now, before, resumed)
 
 
+def changes(given: Config, saved: Config) -> list[str]:
+    """Return the settings that a resume changes, each with its flag, its value and the one before."""
+    now, before = _leaves(to_dict(given)), _leaves(to_dict(saved))
+    return [
+        f"--{name.replace('_', '-')} {_text(value)} ({_text(before[name])})"
+        for name, value in now.items()
+        if value != before[name] and name not in _ENDS
+    ]
+
+
+def _leaves(values: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value, f"{name}.") if isinstance(value, dict) else {group + name: value}
+    return found
+
+
 def check_network(given: NetworkConfig, saved: NetworkConfig, resume: Path | None) -> None:
     """Raise if sizes or other settings of networks that are given differ from those of the checkpoint.
 
@@ -75,4 +97,4 @@ def _check(name: str, now: object, before: object, resume: Path | None) -> None:
 
 
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

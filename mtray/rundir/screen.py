@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from mtray.config.plain import from_dict
-from mtray.config.settings import Config
+from mtray.rundir.checkpoints.checkpoint import read_config
 from mtray.rundir.files import whole_lines
 from mtray.rundir.sinks import say
 
@@ -376,7 +375,7 @@ def duration(seconds: float) -> str:
 def picture_of(run_dir: Path, until: float = math.inf) -> Picture:
     """Return the picture of a run from its files: what was written so far, or up to this second of its time."""
     described = json.loads((run_dir / "config.json").read_text())
-    config: Config = from_dict(described["config"])
+    config = read_config(run_dir)
     workers = described.get("chosen", {}).get("workers", config.workers)
     copies = described.get("chosen", {}).get("envs_per_task") or 0
     picture = Picture(config.frames, config.minutes, int(workers) + 2, int(workers) * copies)

@@ -197,9 +197,9 @@ def test_a_run_that_has_ended_before_gives_the_summary_that_it_wrote_itself(tmp_
 
 
 def test_a_run_that_has_failed_before_fails_again_with_its_reason(tmp_path):
-    text = json.dumps({"exit_reason": "failed: RunError: finished without b, which failed: it melted"})
+    text = json.dumps({"exit_reason": "failed: finished without b, which failed: it melted"})
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(RunError, match="nothing left to do, and it failed: RunError: finished without b, which failed"):
+    with pytest.raises(RunError, match="no minutes or frames left, and it failed: finished without b, which failed"):
         train._finished_before(saved_at_the_end(), tmp_path)
     assert (tmp_path / "summary.json").read_text() == text
 

@@ -78,7 +78,7 @@ def test_equal_returns_of_zero_are_no_gain(tmp_path):
 def test_what_is_never_kept_counts_for_the_ranges_also_after_a_resume(tmp_path, is_resumed):
     best = BestPolicy(tmp_path)
     best.widen({"a": -1000.0, "b": 0.0})
-    with pytest.raises(UsageError, match="has no best policy yet"):
+    with pytest.raises(UsageError, match="has no best policy"):
         best_of(tmp_path)
     # Without these the ranges would be 10 of each.
     assert best.offer(b"", {"a": 90.0, "b": 10.0}, meta(1))
@@ -132,7 +132,7 @@ def test_a_damaged_best_is_replaced_by_the_next(tmp_path):
 def test_a_name_that_is_none_of_a_best_is_refused(tmp_path, text):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / BEST).write_text(text)
-    with pytest.raises(UsageError, match=r"has no best policy yet: .*--run.evaluate-every"):
+    with pytest.raises(UsageError, match=r"has no best policy: .*--run.evaluate-every"):
         best_of(tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_a_directory_with_nothing_but_a_lock_can_be_given_again(tmp_path):
 def test_a_directory_that_can_not_be_made_is_refused_with_the_reason(tmp_path, name):
     (tmp_path / "file").write_text("kept")
     with (
-        pytest.raises(UsageError, match=r"--run-dir .* can't be written: "),
+        pytest.raises(UsageError, match=r"--run-dir .* can't be written.*choose a"),
         own_run_dir(Config(run_dir=tmp_path / name)),
     ):
         pass

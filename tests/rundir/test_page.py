@@ -162,7 +162,7 @@ def test_a_page_that_can_t_be_written_is_named(tmp_path, make_run, capsys):
     page = tmp_path / "nowhere" / "page.html"
     assert main([str(make_run("a", [line(1.0, 1, walk=None)])), "--page", str(page)]) != 0
     out, err = capsys.readouterr()
-    assert f"--page {page} can't be written: No such file or directory" in err
+    assert f"--page {page} can't be written (No such file or directory): choose another place" in err
     assert out == "", "it is found before anything is drawn"
 
 

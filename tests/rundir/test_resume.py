@@ -9,7 +9,7 @@ from mtray.config.settings import Config
 from mtray.errors import UsageError
 from mtray.learn.trainer import Trainer
 from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
-from mtray.rundir.resume import AUTO, FIXED, check_network, check_resume
+from mtray.rundir.resume import AUTO, FIXED, changes, check_network, check_resume
 from tests.config.test_config import CHANGED
 from tests.makers import make_spec
 
@@ -78,6 +78,14 @@ def test_every_setting_of_the_learner_loads_what_was_saved_or_is_refused(tmp_pat
     specs = [make_spec("left")]
     state = from_bytes(to_bytes(Trainer(specs, SAVED.network, SAVED.learner).state_dict()))
     Trainer(specs, now.network, now.learner).load_state_dict(state)
+
+
+def test_what_a_resume_changes_is_told_with_its_flag(tmp_path):
+    assert changes(dataclasses.replace(SAVED, resume=tmp_path, run_dir=tmp_path, total_minutes=9), SAVED) == []
+    now = dataclasses.replace(SAVED, preset="frugal", learner=LearnerConfig(n_step=5, loss_weights=("left=2",)))
+    assert changes(now, SAVED) == [
+        "--preset frugal (fast)", "--learner.n-step 5 (None)", "--learner.loss-weights left=2 ()",
+    ]  # fmt: skip
 
 
 def test_a_learner_of_other_atoms_would_not_fit():

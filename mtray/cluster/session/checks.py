@@ -100,8 +100,9 @@ def check_device(config: Config) -> None:
         return
     import torch
 
-    if compiler and compiler not in (known := torch.compiler.list_backends(exclude_tags=())):
-        raise UsageError(f"--learner.compile {compiler}: no such backend; torch.compile has {', '.join(known)}")
+    if compiler and compiler not in torch.compiler.list_backends(exclude_tags=()):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise UsageError(f"--learner.compile {compiler}: torch.compile has no such backend; give off, {usual}")
     try:
         device = torch.device("cpu" if config.device == "auto" else config.device)
     except RuntimeError as error:

@@ -134,6 +134,6 @@ def best_of(run_dir: Path) -> Path:
         if name.startswith(f"{BEST}-") and "/" not in name and (named.parent / name / META).is_file():
             return named.parent / name
     raise UsageError(
-        f"{run_dir} has no best policy yet: one is kept once a trained policy was evaluated during the run "
-        "(--run.evaluate-every); take the newest one until then"
+        f"{run_dir} has no best policy: one is kept once a trained policy was evaluated during the run "
+        "(--run.evaluate-every, two minutes by default); take the newest one"
     )

@@ -97,8 +97,8 @@ def read_newest(run_dir: Path, *, at_cut: bool = False) -> tuple[Checkpoint | No
     if newest is None:
         raise UsageError(_none_is_whole(skipped))
     skipped.append(
-        "that a run in lockstep goes on from a multiple of --run.checkpoint-frames: no checkpoint is at one, and what "
-        f"follows {newest.path} is not bit for bit what an unbroken run gives"
+        f"the multiple of --run.checkpoint-frames before {newest.path}: there is no checkpoint at one, so what follows "
+        "is not bit for bit what an unbroken run gives"
     )
     return newest, skipped
 
