@@ -138,9 +138,9 @@ def main() -> None:
         shares = {each: shares_of(rates, each) for each in (name, few)}
         rows += harness.compare(shares, few, [name], "of the simulators' speed")
     step_costs_alone = functools.partial(harness.in_own_processes, step_costs, [(chosen(counts[-1]),)])
-    if (found := measured.attempt("CPU time of one step", step_costs_alone)) is not None:
+    if (found := measured.attempt("time of one step", step_costs_alone)) is not None:
         costs = ", ".join(f"{task} {1e6 * cost:.0f}" for task, cost in found[0])
-        print("CPU time of one step of one copy, us:", costs)
+        print("time of one step of one copy, us:", costs)
     harness.report(rows, options.json, measured.left_out)
     if options.plot:
         draw(rows, options.plot)

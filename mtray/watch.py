@@ -69,7 +69,7 @@ def _picture(run_dir: Path) -> Any:
             f"{run_dir} is no run directory: give the folder of a run, as --run-dir named it (it is there when the run "
             "has told its first line)"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{run_dir} can't be read ({type(error).__name__}: {error}): restore what is damaged"
         ) from error

@@ -134,14 +134,14 @@ class ReplayBuffer:
             if ring is None or not ring.transitions:
                 held = {name: ring.transitions for name, ring in self._rings.items()}
                 raise UsageError(f"no transition of task {task!r} to sample: the replay holds {held}")
-        if out is not None:
-            out = out if out.keys() == set(tasks) else {task: out[task] for task in tasks}
-        else:
+        if out is None:
             counts = dict.fromkeys(tasks, rows_per_task) if isinstance(rows_per_task, int) else rows_per_task
             out = {
                 task: np.empty(sampled_shape(self._rings[task].spec, counts[task], batches), np.float32)
                 for task in tasks
             }
+        elif out.keys() != set(tasks):
+            out = {task: out[task] for task in tasks}
         ages = {task: self._rings[task].sample(out[task], self._generator, steps) for task in tasks}
         return Sampled(out, self._account.statistics, ages)
 
