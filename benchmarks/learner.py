@@ -15,6 +15,10 @@ the share of that time in which the GPU computes.
 
 compares threads that share out the rows of an update with torch's own, which share each kernel, and with one thread, in
 updates per second of wall clock.
+
+    python benchmarks/learner.py --products --json products.json
+
+compares oneDNN's matrix products with MKL's, torch's default, in updates per second of CPU time.
 """
 
 from __future__ import annotations
@@ -47,8 +51,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-# Rows of an update with --threads.
+# Rows of an update with --threads, and with --products: those of the two presets.
 SHARED_ROWS = (128, 256, 384)
+PRODUCT_ROWS = (128, 384)
 
 
 def build(
@@ -266,11 +271,46 @@ def threads(count: int, seconds: float, repeats: int, budget: float) -> tuple[li
     return rows, left_out
 
 
+def measure_library(rows: int, library: str, seconds: float) -> float:
+    """Return updates of two tasks per second of CPU time, with the products of a library."""
+    from mtray.learn.execution import products
+    from mtray.learn.execution.threads import prepare_updates
+
+    prepare_updates()
+    learner, batch = build(2, batch_rows=rows)
+    with products.using(products.Library[library]):
+        for _ in range(20):
+            learner.update(batch)
+        begin, made = time.process_time(), 0
+        while (now := time.process_time()) < begin + seconds:
+            learner.update(batch)
+            made += 1
+    return made / (now - begin)
+
+
+def libraries(seconds: float, repeats: int, budget: float) -> tuple[list[harness.Row], dict[str, str]]:
+    """Compare oneDNN's products with MKL's."""
+    rows: list[harness.Row] = []
+    left_out: dict[str, str] = {}
+
+    def contender(*arguments: Any) -> Callable[[], float]:
+        return lambda: float(harness.in_own_processes(measure_library, [arguments])[0])
+
+    for size in PRODUCT_ROWS:
+        mkl, onednn = (f"{size} rows, {name}" for name in ("MKL", "oneDNN"))
+        contenders = {mkl: contender(size, "MKL", seconds), onednn: contender(size, "ONEDNN", seconds)}
+        measured = harness.interleave(contenders, repeats, budget / len(PRODUCT_ROWS))
+        rows += harness.compare(measured.rates, mkl, [onednn], "updates/s of two tasks on one core")
+        left_out |= measured.left_out
+    return rows, left_out
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = harness.make_parser(__doc__)
     parser.add_argument("--device", help="compare the ways to execute an update there, for example cuda")
     parser.add_argument("--threads", type=int, help="compare the ways to use so many threads of the CPU")
+    parser.add_argument("--products", action="store_true", help="compare the CPU's libraries of matrix products")
     options = parser.parse_args()
     seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
     if options.device:
@@ -280,8 +320,11 @@ def main() -> None:
         return
 
     budget = harness.QUICK_SECONDS if options.quick else float("inf")
-    if options.threads:
-        rows, left_out = threads(options.threads, seconds, repeats, budget)
+    if options.threads or options.products:
+        if options.products:
+            rows, left_out = libraries(seconds, repeats, budget)
+        else:
+            rows, left_out = threads(options.threads, seconds, repeats, budget)
         harness.report(rows, options.json, left_out)
         harness.finish(rows, left_out)
         return

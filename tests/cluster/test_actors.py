@@ -187,6 +187,29 @@ def test_a_loss_that_is_not_finite_names_its_task_and_update(filled, graphs):
     ray.kill(resumed)
 
 
+@pytest.mark.parametrize(("is_deterministic", "used"), [(False, "ONEDNN"), (True, "MKL")])
+def test_the_learner_takes_the_fastest_library_for_products_unless_numbers_must_repeat(filled, is_deterministic, used):
+    class Probe(Learner):
+        def prefer(self):
+            from mtray.learn.execution import products
+
+            sizes = []
+            products.fastest = lambda *size: sizes.append(size) or products.Library.ONEDNN
+            self._sizes = sizes
+
+        def library(self):
+            from mtray.learn.execution import products
+
+            return products.library().name, self._sizes
+
+    config = replace(CONFIG, deterministic=is_deterministic)
+    learner = ray.remote(Probe).options(num_cpus=0).remote(SPECS, config, filled[0])
+    learner.prefer.remote()
+    ray.get(learner.build.remote())
+    assert ray.get(learner.library.remote()) == (used, [] if is_deterministic else [(16, 8)])
+    ray.kill(learner)
+
+
 def test_a_slice_ends_in_time_with_at_least_one_update(filled):
     learner = ray.remote(Learner).options(num_cpus=0).remote(SPECS, CONFIG, filled[0])
     learner.build.remote()

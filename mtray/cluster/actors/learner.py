@@ -68,6 +68,7 @@ class Learner:
     def _make(self) -> Trainer:
         specs, config, source = self._arguments
         from mtray.data.batch import unpack
+        from mtray.learn.execution import products
         from mtray.learn.trainer import Trainer
         from mtray.rundir.checkpoints import checkpoint
 
@@ -77,7 +78,10 @@ class Learner:
         self._deterministic = config.deterministic
         learner = Trainer(specs, config.network, config.learner, device=config.device, seed=config.seed)
         settings = config.learner
-        # The number of threads decides how sums are rounded.
+        # How sums are rounded depends on the library and on the number of threads.
+        assert settings.batch_rows is not None
+        if config.device == "cpu" and not config.deterministic:
+            products.use(products.fastest(settings.batch_rows, config.network.sizes.critic_width))
         cores = 1 if config.deterministic or config.device != "cpu" else usable_cores()
         counts = [settings.threads] if settings.threads else [count for count in (1, 2, 4) if count <= cores]
         self._threads = Threads(counts, learner.set_threads)
