@@ -125,6 +125,9 @@ class LearnerConfig:
     """td3: standard deviation of the noise added to actions, in units of half the action range."""
     loss_weights: tuple[str, ...] = ()
     """Weights of tasks' losses, for example cheetah-run=2 walker-walk=0.5; 1 for all others."""
+    balance: bool | None = None
+    """Weigh the tasks' critic losses so that the gradients of their heads are equally large. By default with --preset
+    fast."""
     row_weights: tuple[str, ...] = ()
     """Weights of tasks' numbers of rows per update, whole numbers, for example cheetah-run=2; 1 for all others."""
     batches_per_call: int = 16

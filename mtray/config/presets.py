@@ -40,6 +40,7 @@ def fill(config: Config, tasks: int, *, can_compile: bool = False) -> Config:
         updates_per_step=most,
         least_updates_per_step=least,
         n_step=learner.n_step or _N_STEP[preset],
+        balance=preset == "fast" if learner.balance is None else learner.balance,
         batch_rows=learner.batch_rows or max(_LEAST_ROWS_PER_TASK * tasks, rows[preset]),
         compile=learner.compile or compiler,
     )

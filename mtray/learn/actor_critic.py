@@ -18,6 +18,7 @@ from torch import Tensor
 from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.batch import Batch
 from mtray.data.specs import TaskSpec
+from mtray.learn.balance import Balance
 from mtray.learn.execution.failures import Check, NonFiniteFlag, mean_by_task
 from mtray.learn.networks import Networks
 from mtray.learn.task_weights import loss_weights
@@ -57,6 +58,7 @@ class ActorCritic(ABC):
     Attributes:
         policy, average, critic, target, critic_group, actor_group: see `Networks`.
         failures: non-finite numbers of updates, deferred if updates are recorded.
+        balance: weights of the critic's losses; all 1 if the config does not ask for others.
         precision: of matrix products: float32, tfloat32 or bfloat16.
         reward_scale: [T], divides rewards when a batch is used; set in place by `mtray.learn.scaling`.
         actor_loss_scale: [T], ratio of the value support's limit to the largest return seen. Multiplies the actor's
@@ -86,6 +88,7 @@ class ActorCritic(ABC):
         # Half the number of real actions; padding and entries with equal bounds are masked.
         self.target_entropy = -self.policy.action_mask.sum(-1) / 2
         self.loss_weight = torch.tensor(loss_weights(config, names), device=self.device)
+        self.balance = Balance(tasks, self.device)
         self.reward_scale = torch.ones(tasks, device=self.device)
         self.actor_loss_scale = torch.ones(tasks, device=self.device)
         self.atoms = torch.linspace(-config.value_limit, config.value_limit, config.atoms, device=self.device)
@@ -151,7 +154,8 @@ class ActorCritic(ABC):
         target = self._critic_target(batch, noise, ids)
         outputs = self._outputs(self._critic_outputs, observation, action, ids)
         loss, gradient = self._loss_of(outputs.detach(), target)
-        gradient.mul_((select_for_rows(self.loss_weight, ids) / (len(batch.reward) * rows)).unsqueeze(-1))
+        weight = select_for_rows(self.loss_weight * self.balance.weights, ids)
+        gradient.mul_((weight / (len(batch.reward) * rows)).unsqueeze(-1))
         tensors = self.critic_group.differentiate([outputs], [gradient])
         return Gradient(tensors, {"critic_loss": loss.mean(0).sum(-1) / rows, "data": data}), observation
 
@@ -163,6 +167,9 @@ class ActorCritic(ABC):
         self.failures.verify(Check.DATA, data.sum(), data, ids)
         norm = self.critic_group.take(gradient.tensors)
         self.failures.verify(Check.CRITIC, norm + loss.sum(), loss, ids)
+        if self.config.balance:
+            norms = self.critic_group.head_norms(len(self.specs)) / self.loss_weight
+            self.balance.add(norms, self.failures.skip)
         self._networks.step_critic()
         self._record(ids, critic_loss=loss)
 
@@ -237,6 +244,7 @@ class ActorCritic(ABC):
             **self._networks.state_dict(),
             "reward_scale": self.reward_scale,
             "actor_loss_scale": self.actor_loss_scale,
+            "balance": self.balance.state_dict(),
             "generator": self.generator.get_state(),
         }
 
@@ -245,6 +253,9 @@ class ActorCritic(ABC):
         self._networks.load_state_dict(state)
         self.reward_scale.copy_(state["reward_scale"])
         self.actor_loss_scale.copy_(state["actor_loss_scale"])
+        # Earlier versions had none.
+        if "balance" in state:
+            self.balance.load_state_dict(state["balance"])
         saved = state["generator"].cpu()
         if saved.numel() == self.generator.get_state().numel():
             self.generator.set_state(saved)

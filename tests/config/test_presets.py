@@ -45,6 +45,15 @@ def test_every_task_has_at_least_16_rows(preset, rows):
     assert filled == [rows, rows, 800]
 
 
+def test_losses_are_balanced_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise():
+    for preset, usual in (("fast", True), ("frugal", False)):
+        given = {value: LearnerConfig(balance=value) for value in (None, True, False)}
+        balance = {
+            value: fill(Config(preset=preset, learner=learner), 2).learner.balance for value, learner in given.items()
+        }
+        assert balance == {None: usual, True: True, False: False}
+
+
 def test_an_update_has_more_rows_on_a_gpu():
     assert fill(Config(device="cuda"), 2).learner.batch_rows == 1024
     assert fill(Config(device="auto"), 2).learner.batch_rows == fill(Config(device="cpu"), 2).learner.batch_rows
@@ -109,7 +118,9 @@ def test_what_was_given_stays():
     config = Config(
         collector=CollectorConfig(least_noise=0.75, most_noise=0.75),
         network=NetworkConfig(actor_width=3, actor_blocks=0, critic_width=5, critic_blocks=4),
-        learner=LearnerConfig(n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5, compile="off"),
+        learner=LearnerConfig(
+            n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5, compile="off", balance=False
+        ),
     )
     assert fill(config, 4) == config
 

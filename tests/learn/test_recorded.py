@@ -51,6 +51,7 @@ def numbers(learner):
         (False, {"n_step": 2}),
         (False, {"precision": "bfloat16"}),
         (False, {"algorithm": "td3"}),
+        (True, {"balance": True}),
     ],
 )
 def test_recorded_updates_equal_eager_updates(tasks, replay, weighted, changes):

@@ -117,9 +117,14 @@ class ParameterGroup:
 
     def norms(self, tasks: int) -> Tensor:
         """Return the norms [T] of the last gradients of each task's heads; NaN for a task without rows."""
+        norms = self.head_norms(tasks)
+        if self.ids is not None:
+            norms = torch.full_like(norms, math.nan).index_copy_(0, self.ids, norms[self.ids])
+        return norms
+
+    def head_norms(self, tasks: int) -> Tensor:
+        """Return the norms [T] of the last gradients of each task's heads; 0 for a task without rows."""
         by_head = torch.cat([part.flatten(1) for part in self.gradients[1:]], 1)
         # Heads are ordered by critic, then by task.
         norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(by_head, dim=1).view(-1, tasks), dim=0)
-        if self.ids is not None:
-            norms = torch.full_like(norms, math.nan).index_copy_(0, self.ids, norms[self.ids])
         return norms
