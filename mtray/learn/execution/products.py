@@ -69,15 +69,12 @@ def fastest(rows: int, width: int) -> Library:
     if _error(Library.ONEDNN, inputs, weight, exact) > _MOST_ERROR * _error(Library.MKL, inputs, weight, exact):
         return Library.MKL
     # The minimum over trials, since other processes only make a trial slower.
-    best = {
-        each: min(times)
-        for each, times in zip(
-            Library,
-            zip(*[[_seconds(each, inputs, weight) for each in Library] for _ in range(_TRIALS)], strict=True),
-            strict=True,
-        )
-    }
-    return Library.ONEDNN if best[Library.ONEDNN] * _LEAST_GAIN < best[Library.MKL] else Library.MKL
+    times: dict[Library, list[float]] = {each: [] for each in Library}
+    for _ in range(_TRIALS):
+        for each in Library:
+            times[each].append(_seconds(each, inputs, weight))
+    mkl, onednn = min(times[Library.MKL]), min(times[Library.ONEDNN])
+    return Library.ONEDNN if onednn * _LEAST_GAIN < mkl else Library.MKL
 
 
 def _error(which: Library, inputs: Tensor, weight: Tensor, exact: Tensor) -> float:
