@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mtray.learn.task_weights import rows_per_task
+from mtray.config.task_weights import rows_per_task
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

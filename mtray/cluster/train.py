@@ -136,7 +136,7 @@ def _absolute(option: str, path: Path) -> Path:
 def _check(config: Config, specs: Sequence[TaskSpec]) -> None:
     """Check what can be checked without the run directory."""
     from mtray.cluster.plan import make_pacing
-    from mtray.learn.task_weights import loss_weights, rows_per_task
+    from mtray.config.task_weights import loss_weights, rows_per_task
 
     check_together(specs)
     check_machine(config, specs)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from mtray.config.learner import LearnerConfig, NetworkConfig
+from mtray.config.task_weights import loss_weights
 from mtray.data.batch import Batch
 from mtray.data.specs import TaskSpec
 from mtray.learn.balance import Balance
 from mtray.learn.execution.failures import Check, NonFiniteFlag, mean_by_task
 from mtray.learn.networks import Networks
-from mtray.learn.task_weights import loss_weights
 from mtray.learn.values import Categorical, Scalar, ValueKind
 from mtray.policy.layers import select_for_rows, select_tasks
 

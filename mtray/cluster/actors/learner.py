@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from mtray.cluster.actors.draws import Draws
 from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.config.settings import Config
+from mtray.config.task_weights import rows_per_task
 from mtray.data.specs import TaskSpec
 from mtray.learn.execution.threads import Threads, prepare_updates
-from mtray.learn.task_weights import rows_per_task
 from mtray.tasks.processes import usable_cores
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import pytest
 
 from mtray.config.learner import LearnerConfig
+from mtray.config.task_weights import loss_weights, rows_per_task
 from mtray.errors import UsageError
-from mtray.learn.task_weights import loss_weights, rows_per_task
 
 
 @pytest.mark.parametrize(("rows", "tasks", "expected"), [(384, 1, 384), (384, 6, 64), (30, 7, 4), (3, 7, 1)])
