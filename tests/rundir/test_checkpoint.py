@@ -281,7 +281,7 @@ DAMAGE = {
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
     "noise": lambda data: bytes(byte ^ 0x5A for byte in data),
-    "foreign": lambda data: b'{"format": 5, "frames": 1}',
+    "foreign": lambda data: b'{"format": 6, "frames": 1}',
 }
 
 
@@ -399,14 +399,24 @@ def test_usual_task_names_are_their_own_file_names():
         assert files.file_name(name) == name
 
 
-@pytest.mark.parametrize("found", [None, checkpoint.FORMAT - 1, checkpoint.FORMAT + 1])
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
+    path = write(tmp_path, make_checkpoint(100), keep=2)
+    meta = json.loads((path / "meta.json").read_text())
+    assert meta["format"] == checkpoint.FORMAT
+    (path / "meta.json").write_text(json.dumps({**meta, "format": 5}))
+    assert read(path).meta["frames"] == 100
+
+
+@pytest.mark.parametrize("found", [None, 4, checkpoint.FORMAT + 1])
 def test_another_versions_format_is_refused_by_whatever_reads_it(tmp_path, policy, found):
     path = write(tmp_path, make_checkpoint(100, policy), keep=2)
     meta = json.loads((path / "meta.json").read_text())
     del meta["format"]
     (path / "meta.json").write_text(json.dumps(meta if found is None else {**meta, "format": found}))
     for reader in (read, load_policy):
-        with pytest.raises(UsageError, match=f"has format {found or 1}, .* format {checkpoint.FORMAT} only") as caught:
+        with pytest.raises(
+            UsageError, match=f"has format {found or 1}, .* formats 5 and {checkpoint.FORMAT}: "
+        ) as caught:
             reader(path)
         assert str(path) in str(caught.value)
 
@@ -570,4 +580,4 @@ def test_form_of_what_is_saved_belongs_to_the_format():
     learner, replay = Trainer(SPECS, CONFIG.network, CONFIG.learner), ReplayBuffer(SPECS, CONFIG.replay)
     saved = form_of({"learner": learner.state_dict(), "replay": {**replay.state(), "generator": "numpy's own"}})
     found = hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()[:12]
-    assert (checkpoint.FORMAT, found) == (5, "a1c75394fd5c")
+    assert (checkpoint.FORMAT, found) == (6, "13c60e9730c6")

@@ -36,7 +36,9 @@ _NAME = re.compile(r"(\d+)(?:\.(\d+))?")
 
 
 # Raised with every change of what is saved or of what it means. Before it was written down, it was 1.
-FORMAT = 5
+FORMAT = 6
+# Format 5 had no weights of the critic's losses; they are found anew within an update.
+_READ = 5, FORMAT
 
 
 @dataclass(frozen=True)
@@ -222,9 +224,9 @@ class OtherFormatError(UsageError):
 def check_format(path: Path, meta: dict[str, Any]) -> None:
     """Raise an OtherFormatError unless this version reads the format that ``meta`` names."""
     found = meta.pop("format", 1)
-    if found != FORMAT:
+    if found not in _READ:
         raise OtherFormatError(
-            f"checkpoint {path} has format {found}, and this version reads format {FORMAT} only: use the version of "
+            f"checkpoint {path} has format {found}, and this version reads formats {_READ[0]} and {_READ[1]}: use the version of "
             "mtray that wrote it, or start a new run"
         )
 
