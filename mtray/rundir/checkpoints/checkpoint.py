@@ -226,8 +226,8 @@ def check_format(path: Path, meta: dict[str, Any]) -> None:
     found = meta.pop("format", 1)
     if found not in _READ:
         raise OtherFormatError(
-            f"checkpoint {path} has format {found}, and this version reads formats {_READ[0]} and {_READ[1]}: use the version of "
-            "mtray that wrote it, or start a new run"
+            f"checkpoint {path} has format {found}, and this version reads formats {_READ[0]} and {_READ[1]}: use the "
+            "version of mtray that wrote it, or start a new run"
         )
 
 
