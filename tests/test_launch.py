@@ -304,7 +304,8 @@ def test_host_auto_is_resolved_again_when_a_run_is_resumed(tmp_path):
     assert device in ("cpu", "cuda")
     assert chosen["learner"].pop("compile") in (("off", "inductor") if device == "cuda" else ("off",))
     assert chosen.pop("network") == (Sizes(256, 1, 512, 2) if device == "cuda" else Sizes())._asdict()
-    learner = {"updates_per_step": 0.05, "least_updates_per_step": 0.05, "n_step": 3, "batch_rows": 32}
+    learner = {"updates_per_step": 0.05, "least_updates_per_step": 0.05, "n_step": 3, "balance": True}
+    learner["batch_rows"] = 32
     assert chosen.pop("collector") == {"least_noise": 0.5, "most_noise": 4.0}
     assert chosen == {"host": "parallel", "workers": 2, "envs_per_task": 2, "learner": learner}
 

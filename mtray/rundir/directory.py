@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import os
@@ -131,10 +132,12 @@ def _make(path: Path) -> list[Path]:
 def describe(given: Config, config: Config) -> dict[str, Any]:
     """Return what config.json holds: the settings as given, those that may be chosen, versions, the git commit."""
     chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task", "device")}
-    filled = ("updates_per_step", "least_updates_per_step", "n_step", "batch_rows", "compile")
+    # What a preset fills.
+    gaps = [field.name for field in dataclasses.fields(config.learner) if field.default is None]
+    learner = {name: getattr(config.learner, name) for name in gaps}
     chosen["collector"] = {name: getattr(config.collector, name) for name in ("least_noise", "most_noise")}
     chosen["network"] = config.network.sizes._asdict()
-    chosen["learner"] = {name: getattr(config.learner, name) for name in filled}
+    chosen["learner"] = {name: value for name, value in learner.items() if value is not None}
     return {
         "config": to_dict(given),
         "chosen": chosen,

@@ -164,7 +164,7 @@ def test_train_is_a_function_like_any_other(tmp_path, case):
     is_on_gpu = device == "cuda"
     compiler = "inductor" if is_on_gpu and has_compiler() else "off"
     ratios = {"updates_per_step": 0.2, "least_updates_per_step": 0.2}
-    learner = {**ratios, "n_step": 3, "batch_rows": 1024 if is_on_gpu else 128, "compile": compiler}
+    learner = {**ratios, "n_step": 3, "balance": True, "batch_rows": 1024 if is_on_gpu else 128, "compile": compiler}
     assert chosen.pop("network") == (Sizes(256, 1, 512, 2) if is_on_gpu else Sizes())._asdict()
     assert chosen.pop("collector") == {"least_noise": 0.5, "most_noise": 4.0}
     assert chosen == {"host": "inline", "workers": 1, "envs_per_task": 2, "learner": learner}
