@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import harness
@@ -213,16 +213,30 @@ def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
     return rate
 
 
+def rate_of(learner: Any, batch: Any, seconds: float, clock: Callable[[], float]) -> float:
+    """Return updates per second of a clock, after some that record and warm up."""
+    for _ in range(20):
+        learner.update(batch)
+    begin, made = clock(), 0
+    while (now := clock()) < begin + seconds:
+        learner.update(batch)
+        made += 1
+    return made / (now - begin)
+
+
+def alone(function: Callable[..., float], *arguments: Any) -> Callable[[], float]:
+    """Return a contender that calls a function in a process of its own."""
+    return lambda: float(harness.in_own_processes(function, [arguments])[0])
+
+
 def ways(device: str, seconds: float, repeats: int) -> tuple[list[harness.Row], dict[str, str]]:
     """Compare all ways to execute an update on a device with kernel by kernel."""
     tasks = TASKS[0]
-
-    def contender(way: str) -> Callable[[], float]:
-        return lambda: float(harness.in_own_processes(measure_way, [(tasks, way, device, seconds)])[0])
-
     gpu = device.startswith("cuda")
     plain, *others = (way for way, config in WAYS.items() if gpu or config["precision"] != "tfloat32")
-    measured = harness.interleave({way: contender(way) for way in (plain, *others)}, repeats)
+    measured = harness.interleave(
+        {way: alone(measure_way, tasks, way, device, seconds) for way in (plain, *others)}, repeats
+    )
     unit = f"updates/s of {ROWS} rows of {tasks} tasks on {device}"
     return harness.compare(measured.rates, plain, others, unit), measured.left_out
 
@@ -239,23 +253,13 @@ def measure_threads(rows: int, threads: int, seconds: float, shares_kernels: boo
         torch.set_num_threads(threads)
     else:
         learner.set_threads(threads)
-    for _ in range(20):
-        learner.update(batch)
-    begin, made = time.perf_counter(), 0
-    while (now := time.perf_counter()) < begin + seconds:
-        learner.update(batch)
-        made += 1
-    return made / (now - begin)
+    return rate_of(learner, batch, seconds, time.perf_counter)
 
 
 def threads(count: int, seconds: float, repeats: int, budget: float) -> tuple[list[harness.Row], dict[str, str]]:
     """Compare threads that share rows with torch's own and with one thread."""
     rows: list[harness.Row] = []
     left_out: dict[str, str] = {}
-
-    def contender(*arguments: Any) -> Callable[[], float]:
-        return lambda: float(harness.in_own_processes(measure_threads, [arguments])[0])
-
     for size in SHARED_ROWS:
         names = (
             f"{size} rows, {count} threads within each kernel",
@@ -263,7 +267,7 @@ def threads(count: int, seconds: float, repeats: int, budget: float) -> tuple[li
             f"{size} rows, {count} threads with a part of the rows each",
         )
         ways = ((count, seconds, True), (1, seconds, False), (count, seconds, False))
-        contenders = {name: contender(size, *way) for name, way in zip(names, ways, strict=True)}
+        contenders = {name: alone(measure_threads, size, *way) for name, way in zip(names, ways, strict=True)}
         measured = harness.interleave(contenders, repeats, budget / len(SHARED_ROWS))
         rows += harness.compare(measured.rates, names[0], list(names[1:]), "updates/s of two tasks")
         rows += harness.compare(measured.rates, names[1], [names[2]], "updates/s of two tasks")
@@ -279,64 +283,32 @@ def measure_library(rows: int, library: str, seconds: float) -> float:
     prepare_updates()
     learner, batch = build(2, batch_rows=rows)
     with products.using(products.Library[library]):
-        for _ in range(20):
-            learner.update(batch)
-        begin, made = time.process_time(), 0
-        while (now := time.process_time()) < begin + seconds:
-            learner.update(batch)
-            made += 1
-    return made / (now - begin)
+        return rate_of(learner, batch, seconds, time.process_time)
 
 
 def libraries(seconds: float, repeats: int, budget: float) -> tuple[list[harness.Row], dict[str, str]]:
     """Compare oneDNN's products with MKL's."""
     rows: list[harness.Row] = []
     left_out: dict[str, str] = {}
-
-    def contender(*arguments: Any) -> Callable[[], float]:
-        return lambda: float(harness.in_own_processes(measure_library, [arguments])[0])
-
     for size in PRODUCT_ROWS:
         mkl, onednn = (f"{size} rows, {name}" for name in ("MKL", "oneDNN"))
-        contenders = {mkl: contender(size, "MKL", seconds), onednn: contender(size, "ONEDNN", seconds)}
+        contenders = {
+            mkl: alone(measure_library, size, "MKL", seconds),
+            onednn: alone(measure_library, size, "ONEDNN", seconds),
+        }
         measured = harness.interleave(contenders, repeats, budget / len(PRODUCT_ROWS))
         rows += harness.compare(measured.rates, mkl, [onednn], "updates/s of two tasks on one core")
         left_out |= measured.left_out
     return rows, left_out
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = harness.make_parser(__doc__)
-    parser.add_argument("--device", help="compare the ways to execute an update there, for example cuda")
-    parser.add_argument("--threads", type=int, help="compare the ways to use so many threads of the CPU")
-    parser.add_argument("--products", action="store_true", help="compare the CPU's libraries of matrix products")
-    options = parser.parse_args()
-    seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
-    if options.device:
-        rows, left_out = ways(options.device, seconds, repeats)
-        harness.report(rows, options.json, left_out)
-        harness.finish(rows, left_out)
-        return
-
-    budget = harness.QUICK_SECONDS if options.quick else float("inf")
-    if options.threads or options.products:
-        if options.products:
-            rows, left_out = libraries(seconds, repeats, budget)
-        else:
-            rows, left_out = threads(options.threads, seconds, repeats, budget)
-        harness.report(rows, options.json, left_out)
-        harness.finish(rows, left_out)
-        return
-
-    def contender(tasks: int, name: str) -> Callable[[], float]:
-        return lambda: float(harness.in_own_processes(measure, [(tasks, name, seconds)])[0])
-
-    # Starting a contender takes longer than measuring it.
-    counts = (TASKS[0], TASKS[-1]) if options.quick else TASKS
-    contenders = {f"{tasks} tasks": contender(tasks, "learner") for tasks in counts}
-    contenders |= {BOUND.format(tasks): contender(tasks, "bound") for tasks in counts}
-    contenders |= {LOOP.format(tasks): contender(tasks, "loop") for tasks in (TASKS[0], TASKS[-1])}
+def numbers_of_tasks(
+    counts: Sequence[int], seconds: float, repeats: int, budget: float
+) -> tuple[list[harness.Row], dict[str, str]]:
+    """Compare updates of so many tasks with their matrix products, and with a loop over heads."""
+    contenders = {f"{tasks} tasks": alone(measure, tasks, "learner", seconds) for tasks in counts}
+    contenders |= {BOUND.format(tasks): alone(measure, tasks, "bound", seconds) for tasks in counts}
+    contenders |= {LOOP.format(tasks): alone(measure, tasks, "loop", seconds) for tasks in (TASKS[0], TASKS[-1])}
     measured = harness.interleave(contenders, repeats, budget)
     rates = measured.rates
     unit = f"updates/s of {ROWS} rows on one core"
@@ -347,8 +319,30 @@ def main() -> None:
     rows += harness.compare(rates, f"{first} tasks", [f"{last} tasks", BOUND.format(last)], unit)
     rows += harness.compare(rates, LOOP.format(first), [LOOP.format(last)], unit)
     rows += harness.compare(rates, LOOP.format(last), [f"{last} tasks"], unit)
-    harness.report(rows, options.json, measured.left_out)
-    harness.finish(rows, measured.left_out)
+    return rows, measured.left_out
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = harness.make_parser(__doc__)
+    parser.add_argument("--device", help="compare the ways to execute an update there, for example cuda")
+    parser.add_argument("--threads", type=int, help="compare the ways to use so many threads of the CPU")
+    parser.add_argument("--products", action="store_true", help="compare the CPU's libraries of matrix products")
+    options = parser.parse_args()
+    seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
+    budget = harness.QUICK_SECONDS if options.quick else float("inf")
+    if options.device:
+        rows, left_out = ways(options.device, seconds, repeats)
+    elif options.threads:
+        rows, left_out = threads(options.threads, seconds, repeats, budget)
+    elif options.products:
+        rows, left_out = libraries(seconds, repeats, budget)
+    else:
+        # Starting a contender takes longer than measuring it.
+        counts = (TASKS[0], TASKS[-1]) if options.quick else TASKS
+        rows, left_out = numbers_of_tasks(counts, seconds, repeats, budget)
+    harness.report(rows, options.json, left_out)
+    harness.finish(rows, left_out)
 
 
 if __name__ == "__main__":
