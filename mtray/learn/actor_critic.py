@@ -244,7 +244,7 @@ class ActorCritic(ABC):
             **self._networks.state_dict(),
             "reward_scale": self.reward_scale,
             "actor_loss_scale": self.actor_loss_scale,
-            "balance": self.balance.state_dict(),
+            "balance": self.balance.state(),
             "generator": self.generator.get_state(),
         }
 
@@ -255,7 +255,7 @@ class ActorCritic(ABC):
         self.actor_loss_scale.copy_(state["actor_loss_scale"])
         # Earlier versions had none.
         if "balance" in state:
-            self.balance.load_state_dict(state["balance"])
+            self.balance.load_state(state["balance"])
         saved = state["generator"].cpu()
         if saved.numel() == self.generator.get_state().numel():
             self.generator.set_state(saved)

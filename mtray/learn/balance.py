@@ -40,16 +40,19 @@ class Balance:
         norms = norms / self.weights
         averages = torch.where(self._norms > 0, torch.lerp(self._norms, norms, _STEP), norms)
         self._norms.copy_(torch.where((norms > 0) & norms.isfinite() & (skip == 0), averages, self._norms))
+        self._weigh()
+
+    def _weigh(self) -> None:
         # A task that had no gradient yet counts as the mean of the others.
         mean = self._norms.sum() / (self._norms > 0).sum().clamp_min(1)
         weights = torch.where(self._norms > 0, mean / self._norms, 1.0).clamp_(_LEAST, _MOST)
         self.weights.copy_(weights / weights.mean())
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return weights and norms."""
-        return {"weights": self.weights, "norms": self._norms}
+    def state(self) -> Tensor:
+        """Return the norms [T], which the weights follow from."""
+        return self._norms
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what `state_dict` returned."""
-        self.weights.copy_(state["weights"])
-        self._norms.copy_(state["norms"])
+    def load_state(self, norms: Tensor) -> None:
+        """Load what `state` returned."""
+        self._norms.copy_(norms)
+        self._weigh()

@@ -134,10 +134,9 @@ def describe(given: Config, config: Config) -> dict[str, Any]:
     chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task", "device")}
     # What a preset fills.
     gaps = [field.name for field in dataclasses.fields(config.learner) if field.default is None]
-    learner = {name: getattr(config.learner, name) for name in gaps}
     chosen["collector"] = {name: getattr(config.collector, name) for name in ("least_noise", "most_noise")}
     chosen["network"] = config.network.sizes._asdict()
-    chosen["learner"] = {name: value for name, value in learner.items() if value is not None}
+    chosen["learner"] = {name: value for name in gaps if (value := getattr(config.learner, name)) is not None}
     return {
         "config": to_dict(given),
         "chosen": chosen,

@@ -39,13 +39,13 @@ def test_a_single_task_has_the_weight_1():
 
 def test_no_task_is_weighted_out_of_bounds():
     weights = balanced((1e6, 1.0, 1.0)).weights
-    assert (weights[1] / weights[0]).item() == pytest.approx(100 / 3 * 0.9, rel=0.2)
+    assert (weights[1] / weights[0]).item() == pytest.approx(30, rel=1e-3)
 
 
 @pytest.mark.parametrize("without", [0.0, float("nan"), float("inf")])
 def test_a_task_without_a_gradient_keeps_its_weight_and_one_that_had_none_counts_as_the_mean(without):
     balance = balanced((1.0, 3.0, without))
-    assert balance.weights[2].item() == pytest.approx(balance.weights[:2].mean().item(), rel=0.34)
+    assert balance.weights[2].item() == pytest.approx(balance.weights[0].item() / 2)
     first = balanced((1.0, 3.0, 2.0))
     before = first.weights.clone()
     balanced((1.0, 3.0, without), balance=first)
@@ -54,9 +54,10 @@ def test_a_task_without_a_gradient_keeps_its_weight_and_one_that_had_none_counts
 
 def test_an_update_that_was_not_made_changes_nothing():
     balance = balanced((1.0, 3.0))
-    before = copy.deepcopy(balance.state_dict())
+    norms, weights = balance.state().clone(), balance.weights.clone()
     balance.add(torch.tensor([5.0, 1.0]), torch.ones(()))
-    assert all(torch.equal(before[name], value) for name, value in balance.state_dict().items())
+    assert torch.equal(balance.state(), norms)
+    assert torch.equal(balance.weights, weights)
 
 
 @pytest.mark.parametrize("weights", [(), ("right=20",)])
@@ -83,8 +84,10 @@ def test_weights_come_back_with_the_state_and_a_state_without_them_is_of_an_earl
     resumed = trained(tasks, [], balance=True)
     resumed.load_state_dict(copy.deepcopy(state))
     assert torch.equal(resumed.algorithm.balance.weights, learner.algorithm.balance.weights)
+    batch = batch_of(replay)
     for each in (learner, resumed):
-        each.update(batch_of(replay))
+        each.update(batch)
+    assert torch.equal(resumed.algorithm.balance.weights, learner.algorithm.balance.weights)
     earlier = trained(tasks, [], balance=True)
     state.pop("balance")
     earlier.load_state_dict(state)
