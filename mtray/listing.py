@@ -45,11 +45,7 @@ def run(options: Options) -> None:
     """Print the sets, or a row for each task that was tried."""
     require(options.action_repeat >= 1, f"--action-repeat {options.action_repeat}: at least 1 is needed")
     if options.names:
-        rows = [_COLUMNS, *map(_row, resolve(options.names, options.engine, options.action_repeat))]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for task, *figures in rows:
-            cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
-            print("  ".join([task.ljust(widths[0]), *cells]).rstrip())
+        _try_all(resolve(options.names, options.engine, options.action_repeat))
         return
     sets, others = task_sets(options.engine), [name for name in ENGINES if name != options.engine]
     print(f"engine {options.engine} (others: {', '.join(others)}): --tasks takes sets, on the left, and tasks")
@@ -66,6 +62,28 @@ def run(options: Options) -> None:
                 break_on_hyphens=False,
             )
         )
+
+
+def _try_all(tasks: Sequence[Task]) -> None:
+    """Print a row for each task that works.
+
+    Raises:
+        UsageError: what is wrong with the others.
+    """
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    failures = []
+    for task in tasks:
+        try:
+            rows.append(_row(task))
+        except UsageError as error:
+            failures.append(str(error))
+    if len(rows) > 1:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, *figures in rows:
+            cells = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+            print("  ".join([name.ljust(widths[0]), *cells]).rstrip())
+    if failures:
+        raise UsageError("; ".join(failures))
 
 
 def _row(task: Task) -> tuple[str, ...]:

@@ -119,6 +119,36 @@ def test_evaluations_go_on_when_the_evaluator_is_killed(tmp_path):
         assert kept == pytest.approx(best["returns"][task])
 
 
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("is_cut_off", [False, True], ids=["finished", "stopped while it is evaluated"])
+def test_what_a_run_came_to_is_evaluated_last(is_cut_off, tmp_path):
+    run_dir = tmp_path / "a"
+    episodes = 200 if is_cut_off else 2
+    arguments = ("--run.evaluate-every", 60, "--run.evaluate-episodes", episodes, "--total-minutes", 0.5)
+    with Run(*BUSY, *arguments, "--run-dir", run_dir, cwd=tmp_path) as run:
+        if is_cut_off:
+            run.wait_until(lambda: "evaluating the policy" in run.output, 200)
+            run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 0, run.output
+        assert run.all_gone(), run.alive()
+    events = [json.loads(line)["event"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    summary, line = summary_of(run_dir), lines_of(run_dir)[-1]
+    assert "finished after 0.5 minutes" in summary["exit_reason"]
+    assert 30 <= summary["wall_seconds"] == pytest.approx(line["time"], abs=0.001), "the evaluation is not counted"
+    if is_cut_off:
+        assert "stopping: all is saved, the last evaluation is left out" in run.output
+        assert events[-1] == "end"
+        return
+    assert events[-3:] == ["save", "evaluated", "end"]
+    last = events_of(run_dir, "evaluated")[-1]
+    assert last["updates"] == line["evaluated_updates"] == summary["updates"]
+    policy = load_policy(run_dir)
+    for task, returns in last["returns"].items():
+        played, _ = play(policy, resolve_like([task], policy.specs)[0], 2, seed=SEED)
+        assert played == pytest.approx(returns), "the newest checkpoint's"
+        assert summary["tasks"][task]["return_evaluated"] == pytest.approx(sum(returns) / 2)
+
+
 def test_simulators_that_are_killed_or_hang_are_built_anew_in_the_same_collector(tmp_path):
     run_dir = tmp_path / "a"
     with Run(*PARALLEL, "--total-frames", 400_000, "--run-dir", run_dir, cwd=tmp_path) as run:

@@ -30,6 +30,16 @@ def test_a_task_that_is_tried_is_built_and_stepped(capsys):
     assert "no end in " in capsys.readouterr().out
 
 
+def test_a_task_that_fails_hides_none_of_the_others(capsys):
+    names = ["tests.makers:raising", "tests.makers:point", "tests.failing:bad_reward_maker"]
+    assert listing.main(names) == 2
+    out, error = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["task", "point"]
+    assert error.count("\n") == 1
+    assert "task 'raising'" in error
+    assert "its step gave the reward nan" in error
+
+
 def test_the_last_step_of_an_episode_counts_though_it_repeats_its_action_less_often(capsys):
     assert listing.main(["cartpole-balance", "--action-repeat", "3"]) == 0
     assert " 334 steps " in capsys.readouterr().out

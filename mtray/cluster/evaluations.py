@@ -61,6 +61,7 @@ class Evaluations:
         # What is evaluated: its state if it was trained, the updates and frames it was made of, and the run's time.
         self._policy: tuple[bytes | None, int, int, float] = None, 0, 0, 0.0
         self._last_updates = -1
+        self._is_last = False
 
     def turn(self, now: float) -> None:
         """Do what is due at this time of the driver's."""
@@ -76,6 +77,18 @@ class Evaluations:
                 self._next = now + _FIRST_SECONDS
         elif now >= self._next:
             self._begin(now)
+
+    def goes_on(self, now: float) -> bool:
+        """Return whether an evaluation is under way, once the run has finished; the last one is of what it came to.
+
+        A run that is too short for any other has no last one either.
+        """
+        self._is_last, self._untrained = True, None
+        if self._call is not None:
+            self._look(self._call, now)
+        if self._call is None and self._evaluator is not None:
+            self._begin(now)
+        return self._call is not None
 
     def _begin(self, now: float) -> None:
         state, _, updates = self._answers.state
@@ -138,7 +151,7 @@ class Evaluations:
             "frames": frames,
             "of_time": round(then, 3),
             "seconds": round(now - self._asked, 1),
-            "next_in": round(self._next - now, 1),
+            "next_in": 0.0 if self._is_last else round(self._next - now, 1),
             "is_best": is_best,
         }
         self._tell(Tell("evaluated", {**fields, "returns": {task: found[task]["returns"] for task in found}}))

@@ -173,8 +173,9 @@ class Processes:
             # Also where a second signal ends the waiting: on a cluster nobody else would end them.
             for part in list(self._actors):
                 self.kill(part)
-            if self._placement is not None:
-                self._placement.release()
+            placement, self._placement = self._placement, None
+            if placement is not None:
+                placement.release()
 
     def leave_ray(self, *, is_stuck: bool) -> ReplayBuffer:
         """Leave a Ray that has died, and return the replay, from its memory that this process holds.

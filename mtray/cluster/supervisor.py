@@ -116,6 +116,8 @@ class Supervisor:
         self._watch: Watch | None = None
         self._where = ""
         self._next_line = 0.0
+        # Whether the run has finished, and only its last evaluation is left.
+        self.is_saved = False
 
     def run(self) -> str:
         """Run to the end and return the reason why it ended.
@@ -145,7 +147,10 @@ class Supervisor:
                 self._watch = Watch(put, nodes, self._cpus_per_actor, follows_room=self._follows_room)
             while self._end is None:
                 self._turn()
+            if self._end.outcome == "done" and not self._asked_to_stop:
+                self._evaluate_last()
             self._line()
+            self._tell(Tell("end", {"cause": self._end.reason}))
         except BaseException as error:
             # A second signal, or what nobody expected: whoever watches the run sees that it has ended.
             self._events.tell(Tell("end", {"cause": one_line(error) or type(error).__name__}))
@@ -231,6 +236,19 @@ class Supervisor:
             self._where = where
             self._screen.say(where)
 
+    def _evaluate_last(self) -> None:
+        """Evaluate what a finished run has come to, with all cores to itself; a request to stop ends that."""
+        self.is_saved = True
+        self.metrics.stop_clock()
+        if not self._evaluations.goes_on(self._clock.now()):
+            return
+        self._screen.say("evaluating the policy that the run ends with ...")
+        self.processes.close()
+        while not self._asked_to_stop and self._evaluations.goes_on(self._clock.now()):
+            time.sleep(_LOOK_SECONDS)
+            if self._ray_death() is not None:
+                self._evaluations.leave_ray()
+
     # Lines and checkpoints.
 
     def _line(self) -> None:
@@ -284,7 +302,6 @@ class Supervisor:
             text = f"{death}; nothing was saved at the end: {one_line(error)}"
         newest = self._writer.newest
         text += "" if newest is None else f"; go on with --resume {newest.path}"
-        self._events.tell(Tell("end", {"cause": text}))
         return End(text, "failed")
 
     def _save_alone(self) -> None:

@@ -290,8 +290,13 @@ def _run(
     def has_made() -> bool:
         return supervisor is not None and supervisor.control.has_made()
 
+    def what_follows() -> str:
+        if supervisor is not None and supervisor.is_saved:
+            return "all is saved, the last evaluation is left out"
+        return "saving a checkpoint" if has_made() else "nothing is collected yet, so nothing is saved"
+
     with contextlib.ExitStack() as stack:
-        install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, has_made))
+        install_handlers = stack.enter_context(stop_signals(asked_to_stop.append, what_follows))
         if config.workers == "auto" and config.address is None:
             config = dataclasses.replace(config, workers=_cores_left())
         tell = functools.partial(say_line, config.run.progress)

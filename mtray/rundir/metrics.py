@@ -79,6 +79,7 @@ class Metrics:
         self._collector_seconds: collections.Counter[str] = collections.Counter()
         self._seconds_before = seconds_before
         self._started = time.monotonic()
+        self._ended: float | None = None
         self._last = (self._started, *self._made)
         self._last_wait_seconds = 0.0
 
@@ -95,7 +96,14 @@ class Metrics:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds, those of the runs this one continues included."""
-        return self._seconds_before + time.monotonic() - self._started
+        return self._seconds_before + self._now() - self._started
+
+    def _now(self) -> float:
+        return time.monotonic() if self._ended is None else self._ended
+
+    def stop_clock(self) -> None:
+        """Count no more seconds: what the run does from now on is no part of its time."""
+        self._ended = self._now()
 
     def count_faults(self, restarts: int, frames_lost: int, updates_lost: int) -> None:
         """Take what this run's processes have come to; those of the runs that it continues are added."""
@@ -137,7 +145,7 @@ class Metrics:
 
     def line(self) -> dict[str, Any]:
         """The figures since the last line, and totals."""
-        now = time.monotonic()
+        now = self._now()
         then, frames, updates = self._last
         frames_made, updates_made = self._made
         elapsed = max(now - then, 1e-9)

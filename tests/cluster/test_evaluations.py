@@ -106,6 +106,41 @@ def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interva
     assert len(begun.started) == 1
 
 
+def test_the_last_evaluation_is_of_what_a_run_came_to_after_the_one_under_way(begun, tmp_path):
+    begun.turn(12)
+    begun.answers.state = b"last", b"", 70
+    assert begun.evaluations.goes_on(begun.now)
+    assert len(begun.calls) == 1, "the one under way goes on"
+    begun.end(3.0)
+    assert begun.evaluations.goes_on(begun.now)
+    assert begun.calls[-1][0] == (b"last", [OTHER])
+    begun.end(5.0)
+    assert not begun.evaluations.goes_on(begun.now)
+    assert (begun.evaluated, begun.metrics.evaluated_updates) == (5.0, 70)
+    assert (best_of(tmp_path) / "policy.pt").read_bytes() == b"last"
+    assert begun.told[-1].fields["next_in"] == 0
+    assert len(begun.calls) == 2, "what was evaluated is not evaluated again"
+
+
+def test_a_run_that_ends_before_its_first_evaluation_has_no_last_one(begun):
+    begun.turn(5)
+    begun.answers.state = b"last", b"", 70
+    assert not begun.evaluations.goes_on(begun.now)
+    assert begun.started == []
+
+
+def test_a_run_ends_when_its_last_evaluation_fails(begun):
+    begun.turn(12)
+    begun.end(3.0)
+    begun.turn(1)
+    begun.answers.state = b"last", b"", 70
+    assert begun.evaluations.goes_on(begun.now)
+    begun.calls[-1][1].set_exception(ValueError("no"))
+    assert not begun.evaluations.goes_on(begun.now)
+    assert [told.event for told in begun.told] == ["evaluated", "evaluation_failed"]
+    assert begun.evaluated == 3.0
+
+
 def test_a_policy_that_has_not_changed_is_not_played_again(begun):
     begun.turn(12)
     begun.end(1.0)

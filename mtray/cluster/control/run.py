@@ -244,5 +244,4 @@ class Run(Saving):
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
             outcome: Outcome = "done" if self._is_interrupted else "failed"
             ending = replace(ending, reason=f"{ending.reason} {texts}", outcome=outcome)
-        self._tell("end", cause=ending.reason)
         self._give(End(ending.reason, ending.outcome))

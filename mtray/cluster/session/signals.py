@@ -18,7 +18,7 @@ _SAME_SECONDS = 0.5
 
 @contextlib.contextmanager
 def stop_signals(
-    stop: Callable[[str], None], has_made: Callable[[], bool] = lambda: True
+    stop: Callable[[str], None], what_follows: Callable[[], str] = lambda: "saving a checkpoint"
 ) -> Iterator[Callable[[], None]]:
     """Let the first Ctrl-C, SIGTERM or SIGHUP call ``stop``, and a second one raise KeyboardInterrupt.
 
@@ -26,7 +26,7 @@ def stop_signals(
 
     Args:
         stop: takes the reason.
-        has_made: whether there is anything to save.
+        what_follows: says what the run does before it ends.
 
     Yields:
         A function that sets the handlers again: Ray's C++ code replaces them when it starts, to print its own trace.
@@ -40,8 +40,7 @@ def stop_signals(
             first = now
             # Not by sys.stderr, which the signal may have interrupted.
             with contextlib.suppress(OSError):
-                what = "saving a checkpoint" if has_made() else "nothing is collected yet, so nothing is saved"
-                os.write(2, f"\nstopping: {what} (once more to end at once)\n".encode())
+                os.write(2, f"\nstopping: {what_follows()} (once more to end at once)\n".encode())
             stop("interrupted")
         elif now > first + _SAME_SECONDS:
             raise KeyboardInterrupt

@@ -84,7 +84,7 @@ def test_a_run_that_goes_on_with_all_its_frames_makes_the_updates_that_it_owes_a
     assert script.answer(Method.TRAIN, 480).amount == 480
     finish(script, 500)
     assert (script.end.reason, script.end.outcome) == ("finished", "done")
-    assert script.events()[-2:] == ["save", "end"]
+    assert script.events()[-1] == "save"
 
 
 def test_no_update_is_asked_for_before_the_warm_ups_rows_are_held():
