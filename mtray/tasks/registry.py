@@ -90,16 +90,19 @@ def resolve_like(
     """
     check_repeat((), action_repeat)
     learned = {spec.name: spec for spec in specs}
-    default = next((spec.engine for spec in specs if spec.engine != TORCHRL), DEFAULT_ENGINE)
+    engines = list(dict.fromkeys(spec.engine for spec in specs if spec.engine != TORCHRL)) or [DEFAULT_ENGINE]
     tasks: list[Task] = []
     for name in _as_list(names):
-        trained_engine = learned[name].engine if name in learned else default
+        if name in learned:
+            trained_engine = learned[name].engine
+        else:
+            trained_engine = next((other for other in engines if _has(other, name)), engines[0])
         if trained_engine == TORCHRL and name not in _REGISTERED:
             raise UsageError(
                 f"task {name!r} was made by a maker, which is not registered: give its path package.module:maker "
                 "(--tasks, or tasks of mtray.evaluate_policy), or call mtray.register_task first"
             )
-        for task in resolve([name], engine or (default if trained_engine == TORCHRL else trained_engine)):
+        for task in resolve([name], engine or (engines[0] if trained_engine == TORCHRL else trained_engine)):
             if task.name not in learned:
                 raise UsageError(f"task {task.name!r} was not learned by this policy: it has {', '.join(learned)}")
             spec = learned[task.name]
@@ -170,13 +173,16 @@ def _is_module(name: str) -> bool:
     return False
 
 
+def _has(engine: str, name: str) -> bool:
+    module = load_engine(engine)
+    return name in module.task_names() or name in module.task_sets()
+
+
 def _other_engine(name: str, engine: str) -> str | None:
     """Return another engine that has the task or set; EnvPool is recognised by its names where it is not installed."""
     for other in ENGINES:
-        if other != engine and other in _installed():
-            module = load_engine(other)
-            if name in module.task_names() or name in module.task_sets():
-                return other
+        if other != engine and other in _installed() and _has(other, name):
+            return other
     is_envpools = name.startswith("metaworld") or re.fullmatch(r"[A-Z]\w*-v\d+", name) or name == "gymnasium"
     return "envpool" if is_envpools and engine != "envpool" and "envpool" not in _installed() else None
 

@@ -15,7 +15,7 @@ from mtray.errors import TaskError, UnknownTaskError, UsageError
 from mtray.tasks import plan as tasks_module
 from mtray.tasks import registry
 from mtray.tasks.plan import Task
-from mtray.tasks.registry import register_task, resolve, task_names, task_sets
+from mtray.tasks.registry import register_task, resolve, resolve_like, task_names, task_sets
 from tests import makers
 from tests.makers import observing, vector
 
@@ -283,6 +283,17 @@ def test_task_of_another_engine_names_that_engine(name, engine):
         pytest.skip("envpool is not installed")
     with pytest.raises(UnknownTaskError, match=rf"--engine {engine} or write {engine}/{name}"):
         resolve([name], requested)
+
+
+def test_a_policys_set_is_of_the_engine_that_has_it():
+    if "envpool" not in registry._installed():
+        pytest.skip("envpool is not installed")
+    # The first engine has no such set.
+    names = task_sets("envpool")["gymnasium"]
+    learned = [Task("cartpole-balance", "mujoco").spec, *(Task(name, "envpool").spec for name in names)]
+    assert resolve_like(["gymnasium"], learned) == tuple(Task(name, "envpool") for name in names)
+    with pytest.raises(UsageError, match="'cartpole-swingup' was not learned by this policy"):
+        resolve_like(["cartpole-swingup"], learned)
 
 
 def test_task_of_an_engine_that_is_not_installed_names_its_extra(monkeypatch):
