@@ -15,6 +15,7 @@ import tyro
 
 from mtray.config.checks import require
 from mtray.config.command_line import parse
+from mtray.engines.base import TASK_FAILURES, task_error
 from mtray.errors import TaskError, UsageError
 from mtray.program import run_program
 from mtray.rundir.screen import counted, published
@@ -92,6 +93,10 @@ def _row(task: Task) -> tuple[str, ...]:
     spec, best = task.spec, published().get(task.name)
     # Before the speed is measured: the first error that a task makes is told.
     episode = _try(task)
+    try:
+        seconds = step_seconds(task, 0.1)
+    except TASK_FAILURES as error:
+        raise UsageError(str(task_error(task.name, "step", error))) from error
     return (
         task.name,
         str(spec.observation_size),
@@ -99,7 +104,7 @@ def _row(task: Task) -> tuple[str, ...]:
         episode,
         f"{spec.discount:.3f}",
         "" if best is None else f"{best['return']:,.0f}",
-        f"{1 / step_seconds(task, 0.1):,.0f}",
+        f"{1 / seconds:,.0f}",
     )
 
 

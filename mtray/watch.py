@@ -22,6 +22,8 @@ from mtray.rundir.screen import duration, picture_of
 _SECONDS = 1.0
 # A run that goes on writes a line every few seconds; a network file system may show it a minute later.
 _SILENT_SECONDS = 60.0
+# Within which a run that is resumed has started Ray and told so.
+_STARTING_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,17 @@ def watch(options: Options) -> None:
         _check_alive(run_dir)
         return
     with Live(_picture(run_dir), console=console, auto_refresh=False) as live:
-        while not _is_over(run_dir):
+        begin = time.monotonic()
+        while _is_going(run_dir, begin):
             _check_alive(run_dir)
             time.sleep(_SECONDS)
             live.update(_picture(run_dir), refresh=True)
+
+
+def _is_going(run_dir: Path, begin: float) -> bool:
+    """Return whether to go on watching, which began at a time of the monotonic clock."""
+    # A run that has just been started again has told nothing since its last end.
+    return not _is_over(run_dir) or (time.monotonic() < begin + _STARTING_SECONDS and is_owned(run_dir))
 
 
 def _check_alive(run_dir: Path) -> None:

@@ -39,6 +39,7 @@ class Answers:
     Attributes:
         state: the learner's newest that was kept: the policy's and the whole one as bytes, and the updates made; -1
             before there is one.
+        made: frames and seconds of the run when this state came.
         snapshot: the replay's of a checkpoint.
         collector_states: each collector's newest; None if it has none.
         lost_node: why Ray has given up this node, once it has.
@@ -55,6 +56,7 @@ class Answers:
     ) -> None:
         """Begin with what is resumed, or with nothing."""
         self.state: tuple[bytes, bytes, int] = b"", b"", -1
+        self.made = metrics.frames, metrics.seconds
         if resume is not None:
             self.state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
         self.snapshot: dict[str, Any] = {}
@@ -142,6 +144,7 @@ class Answers:
         # Answers may come out of order.
         if state[2] >= self.state[2]:
             self.state, self._processes.learner_state = state, state[1]
+            self.made = self._metrics.frames, self._metrics.seconds
 
     def _take_figures(self, figures: Mapping[str, Any], weights: Any) -> None:
         metrics = self._metrics

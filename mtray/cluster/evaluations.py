@@ -83,22 +83,22 @@ class Evaluations:
 
         A run that is too short for any other has no last one either.
         """
-        self._is_last, self._untrained = True, None
+        self._untrained = None
         if self._call is not None:
             self._look(self._call, now)
-        if self._call is None and self._evaluator is not None:
+        if self._call is None and self._asked and not self._is_last:
+            self._is_last = True
             self._begin(now)
         return self._call is not None
 
     def _begin(self, now: float) -> None:
         state, _, updates = self._answers.state
-        made = self._metrics.frames, self._metrics.seconds
         policy: Any = state
         if self._untrained is not None:
-            policy, self._policy = self._untrained, (None, 0, *made)
+            policy, self._policy = self._untrained, (None, 0, self._metrics.frames, self._metrics.seconds)
             self._is_new, self._untrained = False, None
         elif updates > self._last_updates:
-            self._policy = state, updates, *made
+            self._policy = state, updates, *self._answers.made
         else:
             return
         if self._evaluator is None:

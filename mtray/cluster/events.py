@@ -5,7 +5,9 @@ Runs in the driver; fed by the supervisor.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -29,8 +31,8 @@ class EventLog:
         """
         self._seconds = seconds
         self._logs = run_dir / "logs"
-        path = run_dir / "events.jsonl"
-        self._lines = Guarded(JsonLines(path), str(path))
+        self._path = run_dir / "events.jsonl"
+        self._lines = Guarded(JsonLines(self._path), str(self._path))
         # The process of each part that is there, by the part's name.
         self._processes: dict[str, Hello] = {}
 
@@ -74,6 +76,11 @@ class EventLog:
         except OSError:
             return ""
         return f"; the traceback is in {path}"
+
+    def touch(self) -> None:
+        """Have those who watch from another node see that the run is there, though it has nothing to tell."""
+        with contextlib.suppress(OSError):
+            os.utime(self._path)
 
     def close(self) -> None:
         """Close events.jsonl."""

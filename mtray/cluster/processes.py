@@ -162,9 +162,13 @@ class Processes:
         return f"{both}; collectors: " + (", ".join(f"{count} on {on}" for on, count in counts.most_common()) or "none")
 
     def close(self) -> None:
-        """Let collectors end their simulators, then end every process."""
+        """End what runs in the driver, and every process."""
         limit_shutdown()
         self._jobs.put(None)
+        self.close_actors()
+
+    def close_actors(self) -> None:
+        """Let collectors end their simulators, then end every process but an evaluator."""
         closing = [actor.close.remote() for part, actor in self._actors.items() if part.kind == "collector"]
         try:
             if closing:

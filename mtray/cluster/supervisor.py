@@ -116,8 +116,9 @@ class Supervisor:
         self._watch: Watch | None = None
         self._where = ""
         self._next_line = 0.0
-        # Whether the run has finished, and only its last evaluation is left.
-        self.is_saved = False
+        # When the run finished, by control's clock; and whether only its last evaluation is left.
+        self._finished: float | None = None
+        self.is_evaluated_last = False
 
     def run(self) -> str:
         """Run to the end and return the reason why it ended.
@@ -147,7 +148,7 @@ class Supervisor:
                 self._watch = Watch(put, nodes, self._cpus_per_actor, follows_room=self._follows_room)
             while self._end is None:
                 self._turn()
-            if self._end.outcome == "done" and not self._asked_to_stop:
+            if self._end.is_finished and not self._asked_to_stop:
                 self._evaluate_last()
             self._line()
             self._tell(Tell("end", {"cause": self._end.reason}))
@@ -237,17 +238,32 @@ class Supervisor:
             self._screen.say(where)
 
     def _evaluate_last(self) -> None:
-        """Evaluate what a finished run has come to, with all cores to itself; a request to stop ends that."""
-        self.is_saved = True
+        """Evaluate what a finished run has come to, with all cores to itself; a signal or Ray's death ends that."""
+        self._finished = self._clock.now()
         self.metrics.stop_clock()
-        if not self._evaluations.goes_on(self._clock.now()):
+        if not self._evaluations.goes_on(self._finished):
             return
+        self.is_evaluated_last = True
         self._screen.say("evaluating the policy that the run ends with ...")
-        self.processes.close()
-        while not self._asked_to_stop and self._evaluations.goes_on(self._clock.now()):
-            time.sleep(_LOOK_SECONDS)
-            if self._ray_death() is not None:
+        # All is saved: a second signal does not make it a run that failed.
+        with contextlib.suppress(KeyboardInterrupt):
+            self.processes.close_actors()
+            self._await_evaluation()
+        self.is_evaluated_last = False
+        self._screen.print_all_tasks()
+
+    def _await_evaluation(self) -> None:
+        while not self._asked_to_stop:
+            death = self._ray_death()
+            if death is not None:
                 self._evaluations.leave_ray()
+                cause = {"cause": death}
+                self._tell(Tell("evaluation_failed", cause, f"the last evaluation failed, all is saved: {death}"))
+                return
+            if not self._evaluations.goes_on(self._clock.now()):
+                return
+            self._events.touch()
+            time.sleep(_LOOK_SECONDS)
 
     # Lines and checkpoints.
 
@@ -255,7 +271,8 @@ class Supervisor:
         metrics, control = self.metrics, self.control
         self._count_faults()
         metrics.updates_owed = control.updates_owed
-        metrics.waiting = control.take_waits(self._clock.now(), metrics.replay_seconds())
+        now = self._clock.now() if self._finished is None else self._finished
+        metrics.waiting = control.take_waits(now, metrics.replay_seconds())
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)

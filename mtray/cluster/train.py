@@ -291,7 +291,7 @@ def _run(
         return supervisor is not None and supervisor.control.has_made()
 
     def what_follows() -> str:
-        if supervisor is not None and supervisor.is_saved:
+        if supervisor is not None and supervisor.is_evaluated_last:
             return "all is saved, the last evaluation is left out"
         return "saving a checkpoint" if has_made() else "nothing is collected yet, so nothing is saved"
 

@@ -169,8 +169,8 @@ class Config:
     """If a task's own code keeps failing after its first rollout: continue with the other tasks and exit with code 1 at
     the end, or abort at once. Both save."""
     preset: Literal["fast", "frugal"] = "fast"
-    """Settings of learner, networks and noise that are not given. fast: the highest returns after some minutes, with as
-    many frames as the learner leaves cores for. frugal: the highest returns after some frames."""
+    """Settings of learner, networks and noise that are not given. fast: the highest returns after some minutes, with at
+    most 4 agent steps of every task for each update. frugal: the highest returns after some frames."""
     seed: int = 0
     """Seed of environments, networks, exploration and sampling."""
     deterministic: bool = False

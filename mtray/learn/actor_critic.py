@@ -253,8 +253,8 @@ class ActorCritic(ABC):
         self._networks.load_state_dict(state)
         self.reward_scale.copy_(state["reward_scale"])
         self.actor_loss_scale.copy_(state["actor_loss_scale"])
-        # Earlier versions had none.
-        if "balance" in state:
+        # Earlier versions had none; and this run may not ask for any.
+        if self.config.balance and "balance" in state:
             self.balance.load_state(state["balance"])
         saved = state["generator"].cpu()
         if saved.numel() == self.generator.get_state().numel():

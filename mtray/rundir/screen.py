@@ -311,6 +311,10 @@ class Screen:
                 shown = f"{row.trend:{_TREND_WIDTH}}   {counted(episodes, 'episode')}{more}"
                 say(f"    {task:24} return {row.return_mean:>14} {shown}\n")
 
+    def print_all_tasks(self) -> None:
+        """Print every task with the next line, also those that were printed a moment ago."""
+        self._printed.clear()
+
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
         """Take an event."""
         before = self.picture.news

@@ -174,6 +174,9 @@ def _is_module(name: str) -> bool:
 
 
 def _has(engine: str, name: str) -> bool:
+    """Return whether an engine is installed and has a task or a set of this name."""
+    if engine not in _installed():
+        return False
     module = load_engine(engine)
     return name in module.task_names() or name in module.task_sets()
 
@@ -181,7 +184,7 @@ def _has(engine: str, name: str) -> bool:
 def _other_engine(name: str, engine: str) -> str | None:
     """Return another engine that has the task or set; EnvPool is recognised by its names where it is not installed."""
     for other in ENGINES:
-        if other != engine and other in _installed() and _has(other, name):
+        if other != engine and _has(other, name):
             return other
     is_envpools = name.startswith("metaworld") or re.fullmatch(r"[A-Z]\w*-v\d+", name) or name == "gymnasium"
     return "envpool" if is_envpools and engine != "envpool" and "envpool" not in _installed() else None

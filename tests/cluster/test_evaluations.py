@@ -37,7 +37,7 @@ class World:
         self.now, self.told, self.started, self.killed = 100.0, [], [], []
         monkeypatch.setattr(evaluations.ray, "kill", self.killed.append)
         self.processes = types.SimpleNamespace(weights=(0, [OTHER]), aside={OTHER}, start_evaluator=self._start)
-        self.answers = types.SimpleNamespace(state=state)
+        self.answers = types.SimpleNamespace(state=state, made=(7, 3.5))
         self.metrics = Metrics([TASK])
         config = Config(tasks=(TASK,), run=RunConfig(evaluate_every=every))
         specs = [make_spec(TASK), make_spec(OTHER)]
@@ -127,6 +127,18 @@ def test_a_run_that_ends_before_its_first_evaluation_has_no_last_one(begun):
     begun.answers.state = b"last", b"", 70
     assert not begun.evaluations.goes_on(begun.now)
     assert begun.started == []
+
+
+def test_the_last_evaluation_is_made_by_a_new_process_where_the_one_before_has_died(begun):
+    begun.turn(12)
+    begun.answers.state = b"last", b"", 70
+    begun.calls[-1][1].set_exception(ValueError("died"))
+    begun.turn(1)
+    assert begun.evaluations.goes_on(begun.now)
+    assert len(begun.started) == 2
+    begun.end(5.0)
+    assert not begun.evaluations.goes_on(begun.now)
+    assert begun.metrics.evaluated_updates == 70
 
 
 def test_a_run_ends_when_its_last_evaluation_fails(begun):

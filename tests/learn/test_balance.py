@@ -88,6 +88,9 @@ def test_weights_come_back_with_the_state_and_a_state_without_them_is_of_an_earl
     for each in (learner, resumed):
         each.update(batch)
     assert torch.equal(resumed.algorithm.balance.weights, learner.algorithm.balance.weights)
+    without = trained(tasks, [], balance=False)
+    without.load_state_dict(copy.deepcopy(state))
+    assert without.algorithm.balance.weights.tolist() == [1.0, 1.0], "a run that does not ask for them has none"
     earlier = trained(tasks, [], balance=True)
     state.pop("balance")
     earlier.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from time import monotonic
 
 import pytest
 from rich.console import Console
@@ -110,6 +111,18 @@ def test_success_is_shown_where_an_environment_reports_it(capsys):
     without = Picture(None, 1.0)
     without.add(line(9.0, 10, mine=mine))
     assert "success" not in drawn(without)
+
+
+def test_a_task_is_printed_again_after_a_while_or_when_it_is_asked_for(capsys):
+    shown = Screen(Picture(None, 1.0), "plain")
+    for seconds, episodes in ((1.0, 4), (2.0, 5), (3.0, 6)):
+        if episodes == 6:
+            shown.print_all_tasks()
+        shown.write(line(seconds, 10, mine=figures(10, episodes, 2.5)))
+    shown.close()
+    rows = [text for text in capsys.readouterr().err.splitlines() if text.startswith("    mine")]
+    assert ["4 episodes" in row for row in rows] == [True, False]
+    assert "6 episodes" in rows[1], "no row after 2 seconds"
 
 
 def test_until_there_are_figures_the_screen_says_what_is_waited_for():
@@ -243,6 +256,20 @@ def test_watch_says_that_a_run_was_killed(run_dir, capsys, monkeypatch):
     with (run_dir / "events.jsonl").open("a") as file:
         file.write('{"time": 3.0, "event": "end"}\n')
     assert watch.main([str(run_dir)]) == 0, "it has ended by itself"
+
+
+def test_watch_waits_for_a_run_that_is_being_resumed_and_leaves_one_that_has_ended(run_dir):
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write('{"time": 3.0, "event": "end"}\n')
+    begin = monotonic()
+    assert not watch._is_going(run_dir, begin)
+    with claim(run_dir) as owned:
+        owned.keep()
+        assert watch._is_going(run_dir, begin), "it starts Ray, and has told nothing since its last end"
+        assert not watch._is_going(run_dir, begin - watch._STARTING_SECONDS)
+    with (run_dir / "events.jsonl").open("a") as file:
+        file.write('{"time": 3.0, "event": "resume"}\n')
+    assert watch._is_going(run_dir, begin)
 
 
 def test_watch_says_what_is_no_run(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The registry: names, sets and makers, and the errors of wrong names and wrong makers."""
 
+import dataclasses
 import pickle
 import tomllib
 from pathlib import Path
@@ -294,6 +295,16 @@ def test_a_policys_set_is_of_the_engine_that_has_it():
     assert resolve_like(["gymnasium"], learned) == tuple(Task(name, "envpool") for name in names)
     with pytest.raises(UsageError, match="'cartpole-swingup' was not learned by this policy"):
         resolve_like(["cartpole-swingup"], learned)
+
+
+def test_a_policys_tasks_are_found_where_another_of_its_engines_is_missing(monkeypatch):
+    task = Task("point", "torchrl", makers.point)
+    learned = [Task("cartpole-balance", "mujoco").spec, dataclasses.replace(task.spec, name="Ant-v5", engine="envpool")]
+    monkeypatch.setattr(registry, "_installed", lambda: frozenset({"mujoco"}))
+    loaded = []
+    monkeypatch.setattr(registry, "load_engine", lambda name: loaded.append(name) or tasks_module.load_engine(name))
+    assert resolve_like(["tests.makers:point"], [*learned, task.spec]) == (task,)
+    assert "envpool" not in loaded
 
 
 def test_task_of_an_engine_that_is_not_installed_names_its_extra(monkeypatch):

@@ -128,7 +128,7 @@ class Collector:
         self._give_way()
 
     def _give_way(self) -> None:
-        """Where only the cores limit what is collected, leave those that the learner computes on to it."""
+        """Where no fixed ratio is kept, leave the cores that the learner computes on to it."""
         learner = self._config.learner
         if learner.least_updates_per_step != learner.updates_per_step:
             # Those of the first began before; simulators that are built anew come from the fork server.

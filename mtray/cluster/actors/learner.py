@@ -80,8 +80,10 @@ class Learner:
         settings = config.learner
         # How sums are rounded depends on the library and on the number of threads.
         assert settings.batch_rows is not None
-        if config.device == "cpu" and not config.deterministic:
+        # Once oneDNN is chosen, torch refuses to say its older setting, which inductor may ask for.
+        if config.device == "cpu" and not config.deterministic and settings.compiler is None:
             products.use(products.fastest(settings.batch_rows, config.network.sizes.critic_width))
+        print(f"float32 matrix products by {products.library().name}", flush=True)
         cores = 1 if config.deterministic or config.device != "cpu" else usable_cores()
         counts = [settings.threads] if settings.threads else [count for count in (1, 2, 4) if count <= cores]
         self._threads = Threads(counts, learner.set_threads)

@@ -208,10 +208,12 @@ class End:
     Attributes:
         reason: ``finished``, the reason of a stop, or what went wrong.
         outcome: ``done`` (finished, or stopped on request), ``failed``, or ``input`` (what the user gave can't work).
+        is_finished: whether it made all that it was to make, and saved it; a task may have been set aside.
     """
 
     reason: str
     outcome: Literal["done", "failed", "input"] = "done"
+    is_finished: bool = False
 
 
 Command: TypeAlias = Start | Call | Kill | SetAside | Tell | End

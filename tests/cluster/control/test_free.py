@@ -83,7 +83,7 @@ def test_a_run_that_goes_on_with_all_its_frames_makes_the_updates_that_it_owes_a
     assert script.find(Method.COLLECT) is None
     assert script.answer(Method.TRAIN, 480).amount == 480
     finish(script, 500)
-    assert (script.end.reason, script.end.outcome) == ("finished", "done")
+    assert (script.end.reason, script.end.outcome, script.end.is_finished) == ("finished", "done", True)
     assert script.events()[-1] == "save"
 
 
@@ -553,6 +553,7 @@ def test_a_run_whose_time_is_over_before_anything_was_collected_has_failed(is_du
     script.event(Stop("enough", is_due=is_due))
     assert script.end.outcome == outcome
     assert ("before anything was collected" in script.end.reason) == is_due
+    assert not script.end.is_finished
 
 
 @pytest.mark.parametrize(("is_due", "outcome"), [(True, "failed"), (False, "done")])
@@ -567,6 +568,7 @@ def test_a_run_without_a_task_has_failed_when_its_time_is_over_but_not_when_it_i
     script.event(Stop("enough", is_due=is_due))
     finish(script, 10)
     assert (script.end.reason, script.end.outcome) == ("enough without b, which failed: b: it melted", outcome)
+    assert script.end.is_finished == is_due
 
 
 def test_a_run_that_has_finished_without_a_task_has_failed_also_if_it_is_interrupted_while_it_saves():
