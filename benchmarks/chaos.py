@@ -158,8 +158,11 @@ class Session:
     def kill(self, kind: str) -> None:
         """Kill a process of this kind and wait until its successor works."""
         victim = self._find(kind)
-        if victim is None:
+        if victim is None and kind == "evaluator":
+            # It comes with the first evaluation.
             return
+        if victim is None:
+            raise RuntimeError(f"there is no process of the {kind}: {[each.name() for each in self.processes()]}")
         kill = Kill(kind, self.now)
         self.seen.kills.append(kill)
         victim.send_signal(signal.SIGKILL)
@@ -168,6 +171,10 @@ class Session:
             self.driver.wait()
             psutil.wait_procs(below, timeout=RECOVERY_SECONDS)
             left = [process for process in below if process.is_running()]
+            for process in left:
+                # The new driver does not know them.
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
             if left:
                 raise RuntimeError(f"the killed driver left {left}")
             self.start()
@@ -348,10 +355,11 @@ def _block_counter(rows: Any) -> Callable[[int, int], int]:
 
 def _last_run(folder: Path) -> str:
     """Return the prefix of the sources of the last driver's collectors: that of the newest log with a push."""
-    newest = max((folder / "logs").glob("collector-*.log"), key=lambda path: path.stat().st_mtime)
-    for line in newest.read_text().splitlines():
-        if line.startswith('{"acknowledged"'):
-            return str(json.loads(line)["source"]).partition("/")[0]
+    logs = (folder / "logs").glob("collector-*.log")
+    for path in sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True):
+        for line in path.read_text().splitlines():
+            if line.startswith('{"acknowledged"'):
+                return str(json.loads(line)["source"]).partition("/")[0]
     return ""
 
 
@@ -445,7 +453,10 @@ def main() -> None:
         harness.write(options.json, {**origin, "rows": [asdict(row) for row in rows], **figures})
     if options.plot:
         plot(seen, quiet, options.plot)
-    if counts["lost"] or counts["doubled"] or seen.exit_code != 0:
+    # A benchmark that killed nothing, or compared nothing, shows nothing.
+    is_idle = not seen.kills or not counts["acknowledged"]
+    never_back = any(kill.recovery_seconds is None for kill in seen.kills)
+    if is_idle or never_back or counts["lost"] or counts["doubled"] or seen.exit_code != 0:
         raise SystemExit(1)
 
 

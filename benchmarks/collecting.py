@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtray.config.settings import Config
+    from mtray.data.specs import FloatArray, TaskSpec
 
 # Longer than the default, which keeps the learner's data fresh.
 ROLLOUT_STEPS = 32
 # Standard deviation of the actions before the tanh.
 DEVIATION = 0.83
+# Length of the actions that `held_actions` draws.
+HELD_STEPS = 512
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,25 @@ def measure(
         for size, rollouts in zip(sizes, ends, strict=True)
     ]
     return Measured(sum(rates), spent)
+
+
+def held_actions(spec: TaskSpec, copies: int, seed: int) -> FloatArray:
+    """Return actions [HELD_STEPS, copies, act], distributed and held as those of `measure`.
+
+    For loops without a policy: what a simulator's step costs depends on what its body does.
+    """
+    import numpy as np
+
+    from mtray.collect.exploration import normal_noise
+    from mtray.config.learner import NetworkConfig
+    from mtray.config.settings import CollectorConfig
+    from mtray.policy.acting import Acting
+    from mtray.policy.policy import MultiTaskPolicy
+
+    size = (1, copies, spec.action_size)
+    noise = normal_noise(size, CollectorConfig().noise_steps, np.random.default_rng(seed))
+    drawn = np.stack([noise.draw()[0].copy() for _ in range(HELD_STEPS)])
+    return Acting(MultiTaskPolicy([spec], NetworkConfig())).to_bounds(np.tanh(DEVIATION * drawn))
 
 
 def settings(tasks: Sequence[str], engine: str, host: str, workers: int, copies: int, action_repeat: int) -> Config:

@@ -20,8 +20,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence, Sized
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from multiprocessing import connection
@@ -98,7 +98,8 @@ class Row:
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the arguments of every script."""
+    """Return a parser with the arguments of every script; from now on SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Without abbreviations, so that `_command` recognises the file arguments.
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="short windows and few repeats: about two minutes in all")
@@ -141,7 +142,6 @@ def in_own_processes(
         KeyboardInterrupt: Ctrl-C, and not every process returned a partial result.
     """
     os.environ.update(_ENVIRONMENT)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     context = multiprocessing.get_context("spawn")
     processes, pending = [], {}
     results: list[Any] = [None] * len(arguments)
@@ -178,44 +178,63 @@ def in_own_processes(
         for process in processes:
             process.join(_CLOSE_SECONDS)
     finally:
-        # SIGINT first, so that context managers end the process's own children.
-        for process in processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGINT)
-        for process in processes:
-            process.join(_CLOSE_SECONDS)
-            process.kill()
-            process.join()
         signal.signal(signal.SIGINT, before)
+        with _undisturbed():
+            # SIGINT first, so that context managers end the process's own children.
+            for process in processes:
+                if process.is_alive() and process.pid is not None:
+                    os.kill(process.pid, signal.SIGINT)
+            for process in processes:
+                process.join(_CLOSE_SECONDS)
+                process.kill()
+                process.join()
     return results
 
 
-def run_program(command: Sequence[str], timeout_seconds: float = 300.0) -> str:
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM while processes are ended: a second one, as timeout(1) sends, would leave them."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_program(
+    command: Sequence[str], timeout_seconds: float = 300.0, environment: Mapping[str, str] = _ENVIRONMENT
+) -> str:
     """Run a program in a new session, with this folder on its module path; return its stdout.
 
     All processes of the session have ended when this returns or raises.
+
+    Args:
+        command: the program and its arguments.
+        timeout_seconds: limit of its time.
+        environment: what it has beside this process's; by default one thread, as where there is a process per core.
 
     Raises:
         RuntimeError: it failed; the message has the end of its stderr.
         TimeoutError: it took too long.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": str(Path(__file__).absolute().parent)}
+    variables = {**os.environ, **environment, "PYTHONPATH": str(Path(__file__).absolute().parent)}
     # Files, because orphaned processes could keep a pipe open.
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as logged:
-        process = subprocess.Popen(command, stdout=printed, stderr=logged, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stdout=printed, stderr=logged, env=variables, start_new_session=True)
         try:
             code = process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
             raise TimeoutError(f"{' '.join(command)} took more than {timeout_seconds:g} seconds") from None
         finally:
-            # SIGINT first, so that context managers end its children.
-            process.send_signal(signal.SIGINT)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_CLOSE_SECONDS)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with _undisturbed():
+                # SIGINT first, so that context managers end its children.
+                process.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_CLOSE_SECONDS)
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         printed.seek(0)
         logged.seek(0)
         if code:
@@ -326,10 +345,13 @@ def report(
     """
     origin = introduce(versions)
     if rows:
-        print(f"medians of up to {max(row.repeats for row in rows)} interleaved repeats, {rows[0].unit}\n")
+        print(f"medians of up to {max(row.repeats for row in rows)} interleaved repeats")
     width = max([24, *(len(row.name) + 2 for row in rows)])
-    print(f"{'':{width}}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
+    unit = ""
     for row in rows:
+        if row.unit != unit:
+            unit = row.unit
+            print(f"\n{unit}\n{'':{width}}{'median':>10}{'min':>10}{'max':>10}{'ratio':>8}  of")
         figures = "".join(f"{_short(value):>10}" for value in (row.value, row.min, row.max))
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         print(f"{row.name:{width}}{figures}{ratio:>8}  {row.baseline}")

@@ -115,7 +115,8 @@ def theirs(goals: Mapping[str, float], most: float, seed: int, folder: Path) -> 
     curves: Curves = {}
     for task, goal in goals.items():
         arguments = ("--task", task, "--minutes", str(most), "--target", str(goal), "--seed", str(seed))
-        printed = SBX.run(folder, *arguments, timeout_seconds=60 * most + _END_SECONDS)
+        # As many threads as it takes by itself.
+        printed = SBX.run(folder, *arguments, timeout_seconds=60 * most + _END_SECONDS, environment={})
         lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
         curves[task] = [(line["minute"], line["return"]) for line in lines if "return" in line]
         sys.stderr.write(f"SBX, {task}: {reached(curves[task], goal, most):.1f} minutes to {goal:.0f}\n")

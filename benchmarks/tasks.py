@@ -22,8 +22,6 @@ import collecting
 import harness
 
 COPIES = 8
-# Length of the actions drawn beforehand.
-STEPS = 512
 # Their step costs less than 20 us.
 LIGHT = (
     "cartpole-swingup",
@@ -54,29 +52,37 @@ def chosen(count: int) -> tuple[str, ...]:
     return tuple(names[index * len(names) // count] for index in range(count))
 
 
-def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: float, seconds: float) -> float:
-    """Step the engine's simulators of these tasks one after another; return frames per second."""
+def shares(tasks: Sequence[str]) -> list[dict[str, int]]:
+    """Return task to copies, of each of mtray's collectors: many tasks are partitioned."""
+    from mtray.cluster.plan import Shares
+    from mtray.tasks.registry import resolve
+
+    config = collecting.settings(tasks, "mujoco", "inline", harness.cores(), COPIES, 1)
+    return [dict(share) for share in Shares(config, resolve(tasks, "mujoco", 1)).of(harness.cores())]
+
+
+def step_alone(barrier: Any, share: dict[str, int], seed: int, warmup_seconds: float, seconds: float) -> float:
+    """Step what one collector steps, one task after another; return frames per second."""
     import numpy as np
 
     from mtray.engines.base import StepArrays
     from mtray.tasks.plan import Task
 
-    sims = [Task(task, "mujoco").make_sim(COPIES, seed) for task in tasks]
-    outs = [StepArrays.empty(COPIES, sim.spec) for sim in sims]
-    # A simulator's cost depends on its state, so actions are distributed and held as a collector's are.
-    actions = [held_actions(sim.spec, seed) for sim in sims]
+    sims = [Task(task, "mujoco").make_sim(copies, seed) for task, copies in share.items()]
+    outs = [StepArrays.empty(sim.num_envs, sim.spec) for sim in sims]
+    actions = [collecting.held_actions(sim.spec, sim.num_envs, seed) for sim in sims]
     for sim, out in zip(sims, outs, strict=True):
-        sim.reset(np.ones(COPIES, bool), out.observation)
+        sim.reset(np.ones(sim.num_envs, bool), out.observation)
 
     def step_for(seconds: float) -> float:
         steps, begin = 0, time.perf_counter()
         while (now := time.perf_counter()) < begin + seconds:
             for sim, out, drawn in zip(sims, outs, actions, strict=True):
-                sim.step(drawn[steps % STEPS], out)
+                sim.step(drawn[steps % len(drawn)], out)
                 if (ended := out.terminated | out.truncated).any():
                     sim.reset(ended, out.observation)
             steps += 1
-        return steps * COPIES * len(sims) / (now - begin)
+        return steps * sum(sim.num_envs for sim in sims) / (now - begin)
 
     barrier.wait()
     step_for(warmup_seconds)
@@ -85,26 +91,11 @@ def step_alone(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: fl
     return rate
 
 
-def held_actions(spec: Any, seed: int) -> Any:
-    """Return actions [STEPS, COPIES, act] distributed and held as those of `collecting.measure`."""
-    import numpy as np
-
-    from mtray.collect.exploration import normal_noise
-    from mtray.config.learner import NetworkConfig
-    from mtray.config.settings import CollectorConfig
-    from mtray.policy.acting import Acting
-    from mtray.policy.policy import MultiTaskPolicy
-
-    size = (1, COPIES, spec.action_size)
-    noise = normal_noise(size, CollectorConfig().noise_steps, np.random.default_rng(seed))
-    drawn = np.stack([noise.draw()[0].copy() for _ in range(STEPS)])
-    return Acting(MultiTaskPolicy([spec], NetworkConfig())).to_bounds(np.tanh(collecting.DEVIATION * drawn))
-
-
 def alone(tasks: Sequence[str], window: tuple[float, float]) -> float:
     """Run `step_alone` in one process per core; return the sum of the rates."""
     barrier = multiprocessing.get_context("spawn").Barrier(harness.cores())
-    arguments = [(barrier, tasks, seed, *window) for seed in range(harness.cores())]
+    found = harness.in_own_processes(shares, [(tasks,)])[0]
+    arguments = [(barrier, share, seed, *window) for seed, share in enumerate(found)]
     return sum(harness.in_own_processes(step_alone, arguments))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import os
 import select
@@ -14,6 +15,9 @@ from pathlib import Path
 
 from mtray.errors import MtrayError, UsageError
 from mtray.rundir.sinks import say
+
+# Of paths that were given: no search through them can begin.
+_UNREACHABLE = errno.ENAMETOOLONG, errno.EACCES
 
 
 def run_program(program: Callable[[], None]) -> int:
@@ -42,8 +46,8 @@ def run_program(program: Callable[[], None]) -> int:
 
 def check_writable(option: str, path: Path) -> None:
     """Raise a UsageError if the file of an option can't be written: before the work, not after."""
-    existed = path.exists()
     try:
+        existed = path.exists()
         path.open("a").close()
         if not existed:
             path.unlink()
@@ -75,6 +79,10 @@ def _run(program: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _UNREACHABLE and error.filename is not None:
+            return _fail(
+                f"{os.fsdecode(error.filename)}: {error.strerror}; give another path, or make it accessible", 2
+            )
         if isinstance(error, BrokenPipeError) and _is_reader_gone():
             # It has read what it wanted, as `head` does.
             _drop_output()

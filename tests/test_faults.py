@@ -124,7 +124,7 @@ def test_evaluations_go_on_when_the_evaluator_is_killed(tmp_path):
 def test_what_a_run_came_to_is_evaluated_last(is_cut_off, tmp_path):
     run_dir = tmp_path / "a"
     episodes = 200 if is_cut_off else 2
-    arguments = ("--run.evaluate-every", 60, "--run.evaluate-episodes", episodes, "--total-minutes", 0.5)
+    arguments = ("--run.evaluate-every", 60, "--run.evaluate-episodes", episodes, "--total-minutes", 1)
     with Run(*BUSY, *arguments, "--run-dir", run_dir, cwd=tmp_path) as run:
         if is_cut_off:
             run.wait_until(lambda: "evaluating the policy" in run.output, 200)
@@ -133,8 +133,8 @@ def test_what_a_run_came_to_is_evaluated_last(is_cut_off, tmp_path):
         assert run.all_gone(), run.alive()
     events = [json.loads(line)["event"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
     summary, line = summary_of(run_dir), lines_of(run_dir)[-1]
-    assert "finished after 0.5 minutes" in summary["exit_reason"]
-    assert 30 <= summary["wall_seconds"] == pytest.approx(line["time"], abs=0.001), "the evaluation is not counted"
+    assert "finished after 1 minute" in summary["exit_reason"]
+    assert 60 <= summary["wall_seconds"] == pytest.approx(line["time"], abs=0.001), "the evaluation is not counted"
     if is_cut_off:
         assert "stopping: all is saved, the last evaluation is left out" in run.output
         assert events[-1] == "end"

@@ -1,6 +1,6 @@
-"""What the simulators give alone: their own loops, with random actions, a process or a thread per core.
+"""What the simulators give alone: their own loops, a process or a thread per core.
 
-These are the baselines: no policy, no replay, no Ray.
+These are the baselines: no policy, no replay, no Ray; their actions are as those of mtray's policy there.
 """
 
 from __future__ import annotations
@@ -10,26 +10,28 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import collecting
 import harness
 
 
 def step_dm_control(barrier: Any, tasks: Sequence[str], seed: int, warmup_seconds: float, seconds: float) -> float:
-    """dm_control's own loop over one copy of each task, uniformly random actions; gives frames per second."""
-    import numpy as np
+    """dm_control's own loop over one copy of each task; gives frames per second."""
     from dm_control import suite
 
-    generator = np.random.default_rng(seed)
+    from mtray.tasks.plan import Task
+
     envs = [suite.load(*task.split("-"), task_kwargs={"random": seed}) for task in tasks]
-    bounds = [(env.action_spec().minimum, env.action_spec().maximum) for env in envs]
+    # Drawn beforehand: what a generator costs is no part of stepping.
+    actions = [collecting.held_actions(Task(task, "dm_control").spec, 1, seed)[:, 0] for task in tasks]
 
     def step_for(seconds: float) -> float:
-        frames, begin = 0, time.perf_counter()
+        steps, begin = 0, time.perf_counter()
         while (now := time.perf_counter()) < begin + seconds:
-            for env, (low, high) in zip(envs, bounds, strict=True):
-                if env.step(generator.uniform(low, high)).last():
+            for env, drawn in zip(envs, actions, strict=True):
+                if env.step(drawn[steps % len(drawn)]).last():
                     env.reset()
-            frames += len(envs)
-        return frames / (now - begin)
+            steps += 1
+        return steps * len(envs) / (now - begin)
 
     for env in envs:
         env.reset()
@@ -51,23 +53,27 @@ def dm_control(tasks: Sequence[str], processes: int, warmup_seconds: float, seco
 def step_pools(
     barrier: Any, tasks: Sequence[str], copies: int, seed: int, warmup_seconds: float, seconds: float
 ) -> float:
-    """EnvPool's own loop over a pool per task, a thread each, uniformly random actions; gives frames per second."""
+    """EnvPool's own loop over a pool per task, a thread each; gives frames per second."""
     import envpool
     import numpy as np
 
+    from mtray.tasks.plan import Task
+
     names = ["".join(part.title() for part in task.split("-")) + "-v1" for task in tasks]
     pools = [envpool.make_dm(name, num_envs=copies, num_threads=1, seed=seed) for name in names]
-    generator = np.random.default_rng(seed)
     ids = np.arange(copies, dtype=np.int32)
-    sizes = [pool.spec.action_array_spec["action"].shape[-1] for pool in pools]
-    # Drawn beforehand: what a generator costs is no part of stepping.
-    actions = [generator.uniform(-1, 1, (64, copies, size)) for size in sizes]
+    # Of the type that it takes, so that it converts nothing.
+    types = [pool.spec.action_array_spec["action"].dtype for pool in pools]
+    actions = [
+        collecting.held_actions(Task(task, "envpool").spec, copies, seed).astype(kind)
+        for task, kind in zip(tasks, types, strict=True)
+    ]
 
     def step_for(seconds: float) -> float:
         steps, begin = 0, time.perf_counter()
         while (now := time.perf_counter()) < begin + seconds:
             for pool, drawn in zip(pools, actions, strict=True):
-                pool.send(drawn[steps % 64], ids)
+                pool.send(drawn[steps % len(drawn)], ids)
             for pool in pools:
                 pool.recv()
             steps += 1

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import plain_ray
+from collecting import DEVIATION
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -76,8 +77,8 @@ def _one_of_each(tasks: Sequence[str]) -> EnvBase:
     return SerialEnv(len(tasks), [functools.partial(make_env, task) for task in tasks], use_buffers=False)
 
 
-def ray_collector_apart(tasks: Sequence[str], warmup_seconds: float, seconds: float) -> float:
-    """RayCollector with a task per collector: what tasks of one width and as many collectors allow."""
+def ray_collector_apart(tasks: Sequence[str], cores: int, warmup_seconds: float, seconds: float) -> float:
+    """RayCollector with a task per collector, on all cores: what tasks of one width and as many collectors allow."""
     from torchrl.data import LazyTensorStorage, ReplayBuffer
 
     replays = {f"observation_{task}": ReplayBuffer(storage=LazyTensorStorage(_REPLAY_ROWS)) for task in tasks}
@@ -85,7 +86,7 @@ def ray_collector_apart(tasks: Sequence[str], warmup_seconds: float, seconds: fl
     def store(batch: Any) -> None:
         replays[next(key for key in replays if key in batch.keys())].extend(batch.reshape(-1))  # noqa: SIM118
 
-    makers = [functools.partial(_copies_of, task) for task in tasks]
+    makers = [functools.partial(_copies_of, task) for task in tasks] * max(1, cores // len(tasks))
     return _collect(makers, tasks, store, _ALONE_BATCH_FRAMES, warmup_seconds, seconds)
 
 
@@ -103,6 +104,17 @@ def ray_collector_together(tasks: Sequence[str], collectors: int, warmup_seconds
     return _collect(makers, tasks, store, _TOGETHER_BATCH_FRAMES, warmup_seconds, seconds)
 
 
+def _noise() -> Any:
+    """Return a layer that adds noise and bounds the sum."""
+    import torch
+
+    class Noise(torch.nn.Module):
+        def forward(self, actions: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(actions + DEVIATION * torch.randn_like(actions))
+
+    return Noise()
+
+
 def _collect(
     makers: list[Callable[[], EnvBase]],
     tasks: Sequence[str],
@@ -113,6 +125,7 @@ def _collect(
 ) -> float:
     """First come first served, with a network that acts; a frame counts when it is in its task's replay buffer."""
     import ray
+    import torch
     from tensordict.nn import TensorDictModule
     from torchrl.collectors import Collector
     from torchrl.collectors.distributed import RayCollector
@@ -124,7 +137,9 @@ def _collect(
     env = make_env(tasks[0])
     sizes = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     env.close()
-    policy = TensorDictModule(MLP(*sizes, num_cells=[128, 128]), in_keys=["observation"], out_keys=["action"])
+    # Actions as those of everybody here: a new network's alone are near zero, and limp humanoids cost MuJoCo more.
+    network = torch.nn.Sequential(MLP(*sizes, num_cells=[128, 128]), _noise())
+    policy = TensorDictModule(network, in_keys=["observation"], out_keys=["action"])
     with plain_ray.start(len(makers)):
         collector = RayCollector(
             makers,

@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import harness
 
@@ -72,15 +73,15 @@ class Peer:
         printed = self.run(folder, f"--warmup-seconds={warmup_seconds}", f"--seconds={seconds}")
         return float(json.loads(printed.splitlines()[-1])["frames_per_second"])
 
-    def run(self, folder: Path, *arguments: str, timeout_seconds: float = 300.0) -> str:
-        """Run its program and return what it prints.
+    def run(self, folder: Path, *arguments: str, timeout_seconds: float = 300.0, **options: Any) -> str:
+        """Run its program, with options of `harness.run_program`, and return what it prints.
 
         Raises:
             RuntimeError: it failed.
             TimeoutError: that took too long.
         """
         command = [self._python(folder), "-m", f"{__package__}.{self.module}", *arguments]
-        return harness.run_program(command, timeout_seconds)
+        return harness.run_program(command, timeout_seconds, **options)
 
     def _home(self, folder: Path) -> Path:
         return folder.absolute() / f"venv-{self.module}"

@@ -131,7 +131,8 @@ class Evaluations:
         self._take(found, failures, now)
 
     def _fail(self, cause: str) -> None:
-        self._tell(Tell("evaluation_failed", {"cause": cause}, f"an evaluation failed, and the run goes on: {cause}"))
+        which = "the last evaluation failed, all is saved" if self._is_last else "an evaluation failed, the run goes on"
+        self._tell(Tell("evaluation_failed", {"cause": cause}, f"{which}: {cause}"))
         self.close()
 
     def _take(self, found: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str], now: float) -> None:

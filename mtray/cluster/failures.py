@@ -7,6 +7,7 @@ import re
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
+    ObjectLostError,
     OutOfMemoryError,
     OwnerDiedError,
     RayActorError,
@@ -32,6 +33,9 @@ def failure_of(call: int, error: BaseException) -> Failed:
         return Failed(call, Failure.UNAVAILABLE, one_line(error))
     if isinstance(error, _OF_PROCESSES):
         return Failed(call, Failure.DIED, _cause_of_death(error))
+    if isinstance(error, ObjectLostError):
+        # The call ran, but the node of its answer has gone before it came: Ray tells of the process next.
+        return Failed(call, Failure.UNAVAILABLE, one_line(error))
     return _raised(call, error)
 
 
@@ -47,7 +51,7 @@ def _raised(call: int, cause: BaseException) -> Failed:
         return Failed(call, Failure.TASK, str(cause), cause.task)
     if isinstance(cause, UsageError):
         return Failed(call, Failure.INPUT, str(cause))
-    if isinstance(cause, UnreachableError | RayActorError):
+    if isinstance(cause, UnreachableError | RayActorError | ObjectLostError):
         return Failed(call, Failure.PEER, one_line(cause))
     if isinstance(cause, MtrayError | OSError):
         return Failed(call, Failure.RAISED, one_line(cause))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from mtray.cluster.failures import one_line
 from mtray.config.settings import Config
@@ -74,6 +74,8 @@ class RowsKeeper:
         Raises:
             RunError: nothing was collected, or the replay does not end.
         """
+        if self._memory is None and self._was_filled:
+            raise RunError("the replay was on another node, and its rows with it")
         if self._memory is None:
             raise RunError("nothing was collected yet")
         replay = ReplayBuffer(self._specs, self._config.replay, self._config.seed, self._memory)
@@ -92,7 +94,7 @@ class RowsKeeper:
                         # Overwritten since: what came before has nothing to follow it.
                         kept = []
                     kept.append(rows)
-            except RayActorError as error:
+            except (RayActorError, ObjectLostError) as error:
                 raise UnreachableError("the replay is gone, so its rows can't be saved") from error
             joined = np.concatenate(kept)
             return end - len(joined), joined

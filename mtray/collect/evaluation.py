@@ -103,7 +103,7 @@ def play(
             returns, running = np.zeros(episodes), np.ones(episodes, dtype=bool)
             is_whole = np.ones(episodes, dtype=bool)
             reports, reported = InfoTracker(task.spec.info, episodes), dict[int, dict[str, float]]()
-            for _ in range(_MOST_STEPS):
+            for step in range(1, _MOST_STEPS + 1):
                 reached, state = env.step_and_maybe_reset(policy(state))
                 reward = reached.get(("next", "reward")).numpy()
                 done = reached.get(("next", "done")).numpy()[:, 0]
@@ -113,7 +113,8 @@ def play(
                 check_finite(task.name, "step", "reward", reward[counts])
                 check_finite(task.name, "step", "observation", reached.get(("next", task.spec.key)).numpy()[counts])
                 returns += np.where(counts, reward[:, 0], 0)
-                for copy, values in reports.add(env.info, done).items():
+                # Episodes that are cut count as they are then.
+                for copy, values in reports.add(env.info, done | (step == _MOST_STEPS)).items():
                     if counts[copy]:
                         reported[copy] = values
                 running &= ~done

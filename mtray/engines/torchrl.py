@@ -182,7 +182,14 @@ class TorchrlSim(BatchSim):
             truncated = result.get("truncated", None)
             part.ended = terminated | done | (False if truncated is None else _flag(truncated, part.size))
             for index, name in enumerate(self.spec.info):
-                out.info[copies, index] = _array(result.get(self._info[name]), part.size, torch.float32)[:, 0]
+                value = result.get(self._info[name], None)
+                if value is None:
+                    raise TaskError(
+                        f"task {self.name!r}: its step returns no {self._info[name]!r}, which its observation spec "
+                        "declares: return it in every step, or leave it out of the spec",
+                        self.name,
+                    )
+                out.info[copies, index] = _array(value, part.size, torch.float32)[:, 0]
             out.terminated[copies] = terminated
             out.truncated[copies] = part.ended & ~terminated
             part.last_observation = out.observation[copies]

@@ -22,8 +22,9 @@ def read_last(run_dir: Path) -> dict[str, Any]:
         UsageError: it is no run directory, has no figures yet, or they are damaged.
     """
     summary, lines = run_dir / "summary.json", run_dir / "metrics.jsonl"
-    place = summary if summary.is_file() else lines
+    place = lines
     try:
+        place = summary if summary.is_file() else lines
         data = place.read_bytes()
         if place == summary:
             figures = {**json.loads(data)}

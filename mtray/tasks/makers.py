@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mtray.tasks.env import TaskEnv
 
 
-@dataclass(frozen=True)
+# Hashed by its identity, as TorchRL hashes it: a user's maker need not be hashable.
+@dataclass(frozen=True, eq=False)
 class TaskMaker:
     """A picklable maker of a task's `TaskEnv`.
 

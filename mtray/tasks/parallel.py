@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from torchrl.envs import ParallelEnv
 
 from mtray.data.specs import DONE_KEYS, NEXT, OBSERVATION, REWARD
-from mtray.engines.base import copy_seed
 from mtray.errors import RunError, TaskError
 from mtray.tasks.env import PolicyLike, check_copies, tasks_like
 from mtray.tasks.makers import TaskMaker, make_makers
@@ -36,8 +36,8 @@ class MultiTaskEnv(ParallelEnv):
         self.makers = list(makers)
         self._step_seconds = 0.0
         kwargs = {"mp_start_method": "forkserver", "use_buffers": True, "daemon": True, **kwargs}
-        super().__init__(len(makers), self.makers, **kwargs)
         # One task has the same layout as several: a lazy stack over tasks.
+        super().__init__(len(makers), self.makers, **{"share_individual_td": True, **kwargs})
         self._single_task = False
 
     def _start_workers(self) -> None:
@@ -52,6 +52,9 @@ class MultiTaskEnv(ParallelEnv):
         return _advance
 
     def _wait_for_workers(self, workers_range: Sequence[int]) -> None:
+        if not self._use_buffers:
+            super()._wait_for_workers(workers_range)
+            return
         flags, pending = self._shm_done_flags, list(workers_range)
         begin = time.monotonic()
         # Polling takes CPU time from the workers if there are few cores, so the parent first sleeps for most of the
@@ -138,5 +141,7 @@ def make_multi_task_env(
     """
     check_copies(num_envs, seed)
     tasks = tasks_like(names, engine, action_repeat, like)
-    seeds = [copy_seed(seed, index) for index in range(len(tasks))]
+    # Four words: two give the seed of a copy (`copy_seed`).
+    others = [int(np.random.SeedSequence([seed, 0, 3, index]).generate_state(1)[0]) for index in range(1, len(tasks))]
+    seeds = [seed, *others]
     return MultiTaskEnv(make_makers(tasks, num_envs, seeds))

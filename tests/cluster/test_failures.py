@@ -3,7 +3,7 @@
 import pickle
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, OwnerDiedError, RayActorError, RayTaskError
 
 from mtray.cluster.control.protocol import Failure
 from mtray.cluster.failures import failure_of, trace_of
@@ -35,6 +35,14 @@ def test_a_killed_process_is_told_in_plain_words():
 def test_of_another_death_the_first_cause_is_told():
     failed = failure_of(7, OutOfMemoryError("The node is low on memory.\nRefer to the documentation\nfor more."))
     assert (failed.kind, failed.text) == (Failure.DIED, "The node is low on memory.")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(ObjectLostError, Failure.UNAVAILABLE), (OwnerDiedError, Failure.DIED)])
+def test_an_answer_that_went_with_its_node_is_no_error_of_the_part(kind, expected):
+    error = kind("ff" * 28, None, "a call")
+    assert failure_of(7, error).kind is expected
+    # What a part could not fetch of another's.
+    assert failure_of(7, raised(error)).kind is Failure.PEER
 
 
 def test_the_traceback_of_a_tasks_error_travels_with_it():

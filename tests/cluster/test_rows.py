@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from ray.exceptions import ObjectLostError
 
 from mtray.cluster import rows as rows_module
 from mtray.cluster.actors.replay import Replay
@@ -12,7 +13,7 @@ from mtray.cluster.rows import RowsKeeper
 from mtray.config.settings import Config, ReplayConfig
 from mtray.data.messages import Push
 from mtray.data.rows import TRANSITION, row_flags
-from mtray.errors import UsageError
+from mtray.errors import RunError, UnreachableError, UsageError
 from mtray.rundir.checkpoints.checkpoint import Checkpoint, read
 from mtray.rundir.checkpoints.writer import CheckpointWriter
 from tests.makers import make_spec
@@ -63,6 +64,21 @@ def save(writer, keeper, replay):
     state = replay.snapshot.remote()[1]
     saved = Checkpoint(sum(state["frames"].values()), {"specs": []}, b"", b"", state)
     return writer.write(saved, keeper.reader(replay))
+
+
+def test_rows_of_another_node_that_are_lost_are_told_as_such(begun, monkeypatch):
+    _, keeper, replay = begun
+    with pytest.raises(RunError, match="the replay was on another node, and its rows with it"):
+        keeper.take_over()
+    with pytest.raises(RunError, match="nothing was collected yet"):
+        RowsKeeper(SPECS, CONFIG).take_over()
+
+    def lost(answer):
+        raise ObjectLostError("ff" * 28, None, "a call")
+
+    monkeypatch.setattr(rows_module, "ray", types.SimpleNamespace(get=lost))
+    with pytest.raises(UnreachableError, match="the replay is gone"):
+        keeper.reader(replay)("left", 0, 8)
 
 
 def test_a_replaced_replay_has_the_newest_checkpoints_rows(begun):

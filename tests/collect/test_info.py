@@ -5,6 +5,7 @@ import pytest
 from torchrl.data import Composite
 
 import mtray
+from mtray.collect import evaluation
 from mtray.collect.episodes import InfoTracker
 from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
@@ -104,6 +105,14 @@ def test_an_evaluation_has_them():
     figures = mtray.evaluate_policy(policy, ["tests.makers:reporting"], episodes=3)["reporting"]
     assert figures["info_success"] == 1.0
     assert 2 <= figures["info_steps"] <= 5
+
+
+def test_episodes_that_an_evaluation_cuts_count_as_they_are_then(monkeypatch):
+    monkeypatch.setattr(evaluation, "_MOST_STEPS", 3)
+    policy = MultiTaskPolicy([TASK.spec], NetworkConfig(actor_width=16)).requires_grad_(False)
+    returns, infos = evaluation.play(policy, TASK, 8)
+    assert len(returns) == len(infos["success"]) == len(infos["steps"]) == 8
+    assert 3.0 in infos["steps"], "one was cut"
 
 
 def test_a_task_whose_reports_changed_is_the_same_task():

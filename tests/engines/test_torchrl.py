@@ -39,7 +39,7 @@ from mtray.engines.base import copy_seed
 from mtray.errors import UsageError
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv
-from tests.makers import PointEnv, drawing, observing, started, vector
+from tests.makers import PointEnv, ReportingEnv, drawing, observing, started, vector
 
 COPIES, STEPS = 3, 40
 
@@ -366,6 +366,15 @@ class BreaksSpec(CountingEnv):
 )
 def test_data_that_does_not_match_its_spec_is_refused(given, message):
     assert message in refused(lambda num_envs, seed: BreaksSpec(num_envs, **given))
+
+
+def test_an_entry_that_is_declared_but_missing_in_a_step_is_named():
+    class Silent(ReportingEnv):
+        def _step(self, data):
+            return super()._step(data).exclude("success")
+
+    error = refused(Silent)
+    assert "task 'mine': its step returns no 'success', which its observation spec declares" in error
 
 
 class FixedReward(CountingEnv):

@@ -9,11 +9,13 @@ from torchrl.envs import EnvBase
 import mtray
 from mtray.config.learner import NetworkConfig
 from mtray.config.settings import CollectorConfig
+from mtray.engines.base import copy_seed
 from mtray.errors import UsageError
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.tasks import registry
 from mtray.tasks.env import TaskEnv, make_task_env
-from mtray.tasks.parallel import make_multi_task_env
+from mtray.tasks.makers import make_makers
+from mtray.tasks.parallel import MultiTaskEnv, make_multi_task_env
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve_like
 from mtray.testing import CountingEnv, CountingMaker
@@ -131,7 +133,43 @@ def test_several_tasks_like_a_policy():
         assert [maker.task.action_repeat for maker in env.makers] == [1, 3]
         seeds = [maker.seed for maker in env.makers]
         assert seeds[0] == 4
-        assert len(set(seeds)) == 2
+        # Of every copy of both tasks.
+        assert len({copy_seed(seed, copy) for seed in seeds for copy in range(9)}) == 18
+    finally:
+        env.close()
+
+
+def test_one_task_has_the_layout_of_several():
+    env = make_multi_task_env("count", num_envs=2)
+    try:
+        data = env.reset()
+        assert isinstance(data, LazyStackedTensorDict)
+        rollout = env.rollout(3, return_contiguous=False)
+        assert isinstance(rollout, LazyStackedTensorDict)
+        assert rollout[0]["observation_count"][0, :, 0].tolist() == [0, 1, 2]
+    finally:
+        env.close()
+
+
+def test_several_tasks_without_shared_buffers():
+    tasks = [Task(name, "torchrl", CountingMaker(truncate_after=4)) for name in ("a", "b")]
+    env = MultiTaskEnv(make_makers(tasks, 2, [0, 1]), use_buffers=False)
+    try:
+        rollout = env.rollout(3, return_contiguous=False)
+        assert rollout[1]["observation_b"][0, :, 0].tolist() == [0, 1, 2]
+    finally:
+        env.close()
+
+
+class Unhashable(CountingMaker):
+    __hash__ = None
+
+
+def test_a_maker_of_one_of_several_tasks_need_not_be_hashable():
+    registry._REGISTERED["mine"] = Unhashable(truncate_after=4)
+    env = make_multi_task_env(["count", "mine"], num_envs=2)
+    try:
+        assert "observation_mine" in env.reset()[1].keys()
     finally:
         env.close()
 

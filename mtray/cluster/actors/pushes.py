@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from mtray.collect.clock import Clock
 from mtray.data.messages import Push
@@ -148,7 +148,8 @@ def answer_of(reference: Any, timeout: float | None = None) -> Any:
         return ray.get(reference, timeout=timeout)
     except ActorUnavailableError:
         raise
-    except RayActorError as error:
+    except (RayActorError, ObjectLostError) as error:
+        # An answer that was not fetched yet goes with its node.
         raise UnreachableError("the replay is gone") from error
     except RayTaskError as error:
         if isinstance(error.cause, MtrayError):

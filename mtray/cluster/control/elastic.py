@@ -27,7 +27,7 @@ ABSENT_SECONDS = 10.0
 UNFIT_SECONDS = 30.0
 # Time from a change to a new spread, and from one spread to the next where no task is without a collector.
 SETTLE_SECONDS, SPREAD_SECONDS = 5.0, 30.0
-# Time after which a collector without a process is waited for no longer, if there is no room for it.
+# Least time after which a collector without a process is waited for no longer, if there is no room for it.
 CLOSE_SECONDS = 60.0
 # How long what is under way may take before the node that it is on is left.
 LEAVE_SECONDS = 15.0
@@ -211,13 +211,12 @@ class Elastic(Recovery):
         # One waits for room that may come.
         count = max(1, count)
         filled = [actor for actor in self.collectors if not actor.is_closed]
-        # A process takes its core some seconds before it can say that it is there.
+        # A process takes its core some time before it can say that it is there.
+        limit = max(CLOSE_SECONDS, self.limits.start_seconds)
         waiting = [
             actor
             for actor in filled
-            if actor.phase is Phase.PLACING
-            and actor.index not in self._present
-            and self.now - actor.since >= CLOSE_SECONDS
+            if actor.phase is Phase.PLACING and actor.index not in self._present and self.now - actor.since >= limit
         ]
         for actor in waiting[: max(0, len(filled) - count)]:
             actor.is_closed = True

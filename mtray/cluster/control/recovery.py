@@ -14,8 +14,9 @@ from mtray.cluster.control.run import Run
 from mtray.cluster.control.saving import FINISHED
 from mtray.replay.pacing import Pacing
 
-# Time after which a replay or learner that is to be replaced and finds no room is given a collector's, and how often.
-ROOM_SECONDS, MADE_ROOMS = 15.0, 2
+# Time after which a replay or learner that is to be replaced and finds no room is given a collector's, again and again:
+# both need room on one node, and each collector may be on another.
+ROOM_SECONDS = 15.0
 # For which other collectors wait for the first at most.
 FIRST_SECONDS = 20.0
 
@@ -100,7 +101,7 @@ class Recovery(Run):
             return
         super()._start(actor)
         if actor.kind != "collector" and actor.life and self.limits.shares_cluster:
-            self._make_room(actor, actor.life, MADE_ROOMS)
+            self._make_room(actor, actor.life)
 
     def _answered_start(self, actor: Actor, call: Call, value: Any) -> None:
         super()._answered_start(actor, call, value)
@@ -140,7 +141,7 @@ class Recovery(Run):
         for actor in empty:
             self._start(actor)
 
-    def _make_room(self, actor: Actor, life: int, times: int) -> None:
+    def _make_room(self, actor: Actor, life: int) -> None:
         """Give a collector's room to a replay or learner that finds none, since nothing goes on without it."""
 
         def check() -> None:
@@ -152,8 +153,7 @@ class Recovery(Run):
             placed = [other for other in self.collectors if other.phase in (Phase.BUILDING, Phase.UP)]
             for other in waiting + placed[-1:]:
                 self._die(other, f"its room is given to {actor.part.name}")
-            if times > 1:
-                self._make_room(actor, life, times - 1)
+            self._make_room(actor, life)
 
         self._after(ROOM_SECONDS, check)
 
@@ -180,7 +180,10 @@ class Recovery(Run):
             self._die(actor, failure.text)
 
     def _works_elsewhere(self, actor: Actor) -> bool:
-        return actor.kind == "collector" and any(other.has_worked for other in self.collectors if other is not actor)
+        if actor.kind != "collector":
+            # It did, before it came to this node.
+            return actor.life > 0
+        return any(other.has_worked for other in self.collectors if other is not actor)
 
     def _task_raised(self, actor: Actor, failure: Failed) -> None:
         task = failure.task or ""

@@ -103,6 +103,8 @@ class Placement:
         """
         self._cpus, self._needs_gpu = cpus, needs_gpu
         self._group: Any = None
+        # Those before it, in which a process of the run may live: Ray ends all that a group holds when it is removed.
+        self._left: list[Any] = []
         self._promised: list[tuple[float, str]] = []
         self._seen: tuple[float, list[Node]] = -_SEEN_SECONDS, []
 
@@ -142,7 +144,8 @@ class Placement:
         import ray
         from ray.util import placement_group
 
-        self.release()
+        if self._group is not None:
+            self._leave_group()
         home = choose_home(look(), self._cpus, ray.get_runtime_context().get_node_id(), needs_gpu=self._needs_gpu)
         gpu = {"GPU": 1.0} if self._needs_gpu else {}
         if home is not None:
@@ -155,17 +158,35 @@ class Placement:
 
     def _is_lost(self) -> bool:
         """Return whether what was reserved lies on a node that is gone or will go."""
+        alive = {node.id for node in look() if not node.is_draining}
+        return any(node and node not in alive for node in self._group_nodes())
+
+    def _group_nodes(self) -> Collection[str]:
         from ray.util import placement_group_table
 
-        alive = {node.id for node in look() if not node.is_draining}
         nodes: Collection[str] = placement_group_table(self._group)["bundles_to_node_id"].values()
-        return any(node and node not in alive for node in nodes)
+        return nodes
+
+    def _leave_group(self) -> None:
+        """Keep what is reserved for who is there still; give it back if all of its nodes are gone."""
+        there = {node.id for node in look()}
+        if any(node in there for node in self._group_nodes()):
+            self._left.append(self._group)
+        else:
+            _remove(self._group)
+        self._group = None
 
     def release(self) -> None:
         """Give back what is reserved."""
-        from ray.util import remove_placement_group
+        groups, self._left = [*self._left, self._group], []
+        self._group = None
+        for group in groups:
+            if group is not None:
+                _remove(group)
 
-        group, self._group = self._group, None
-        if group is not None:
-            with contextlib.suppress(Exception):
-                remove_placement_group(group)
+
+def _remove(group: Any) -> None:
+    from ray.util import remove_placement_group
+
+    with contextlib.suppress(Exception):
+        remove_placement_group(group)

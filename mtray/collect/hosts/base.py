@@ -26,7 +26,7 @@ class Host(ABC):
     """Tasks stepped together: write ``slots[i].action``, call `step`, read the slots.
 
     An error of a task's own code is a `TaskError` that names the task. Where the host rebuilds, it raises none that a
-    new simulator mends. After an error the host can only be closed.
+    new simulator mends. After an error the host can only be closed: every step raises it again.
     """
 
     specs: tuple[TaskSpec, ...]
@@ -38,6 +38,18 @@ class Host(ABC):
         self._makers = list(makers)
         self._rebuilds = rebuilds
         self._failures: list[TaskError] = []
+        self._error: BaseException | None = None
+
+    def step(self) -> None:
+        """Take one agent step in every copy; copies whose episode ended start the next one."""
+        if self._error is not None:
+            # A call that was made before the caller knew: stepped without simulators, slots would stay as they are.
+            raise self._error
+        try:
+            self._step()
+        except BaseException as error:
+            self._error = error
+            raise
 
     def take_failures(self) -> tuple[TaskError, ...]:
         """Return the error of each simulator that was built anew since the last call."""
@@ -70,8 +82,8 @@ class Host(ABC):
         return []
 
     @abstractmethod
-    def step(self) -> None:
-        """Take one agent step in every copy; copies whose episode ended start the next one."""
+    def _step(self) -> None:
+        """Step every task; mend those that failed."""
 
     @abstractmethod
     def states(self) -> list[State | None]:

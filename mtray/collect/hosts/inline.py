@@ -35,8 +35,8 @@ class InlineHost(Host):
             self.close()
             raise _task_error(name, "maker", error) from error
 
-    def step(self) -> None:
-        """Take one agent step in every copy; simulators with threads of their own compute at the same time."""
+    def _step(self) -> None:
+        # Simulators with threads of their own compute at the same time.
         failed: dict[int, BaseException] = {}
         for index, (sim, slot) in enumerate(zip(self._sims, self.slots, strict=True)):
             try:

@@ -40,7 +40,7 @@ class ParallelHost(Host):
         """The process id of each task."""
         return [worker.process.pid or 0 for worker in self._workers]
 
-    def _step(self) -> dict[int, TaskError]:
+    def _step_all(self) -> dict[int, TaskError]:
         """Have every process step; return the errors of those that failed."""
         failed: dict[int, TaskError] = {}
         for index, worker in enumerate(self._workers):
@@ -56,11 +56,10 @@ class ParallelHost(Host):
                 failed[index] = error
         return failed
 
-    def step(self) -> None:
-        """Take one agent step in every copy, all tasks in parallel."""
+    def _step(self) -> None:
         begin = time.monotonic()
         try:
-            failed = self._step()
+            failed = self._step_all()
             for index, error in failed.items():
                 self._mend(index, error)
         except BaseException:

@@ -91,7 +91,8 @@ class Worker:
         except ConnectionResetError:
             answer = b""
         except BlockingIOError:
-            self.process.kill()
+            # Kills its process group, too.
+            self._lifeline.close()
             raise TaskError(f"task {self.name!r}: the process that steps it hangs", self.name) from None
         if answer == _DONE:
             return
@@ -135,8 +136,11 @@ class Worker:
     def close(self, deadline: float) -> None:
         """Wait for the process to end; at the deadline (`time.monotonic`) kill it and its children."""
         self.process.join(timeout=max(0.0, deadline - time.monotonic()))
-        # Kills the rest of its process group: see `die_with`.
+        # Kills its process group: see `die_with`. Once it is gone nobody listens, but what it started may be left.
         self._lifeline.close()
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self._connection.close()

@@ -218,7 +218,8 @@ def test_collectors_follow_the_room_there_is():
     script.event(Room(3))
     assert [part.place for _, part in script.started if part.kind == "collector"] == [0, 1, 2]
     script.up(collector(1))
-    script.wait(CLOSE_SECONDS - 1)
+    assert script.control.limits.start_seconds > CLOSE_SECONDS
+    script.wait(script.control.limits.start_seconds - 1)
     script.event(Room(2))
     assert collector(2) not in script.killed, "it may have a core already, and be on its way"
     script.wait(1)
@@ -324,3 +325,13 @@ def test_a_node_on_which_something_is_missing_does_not_end_a_run_that_works_else
     script.event(Failed(call.id, Failure.INPUT, "my_tasks can't be imported"))
     assert script.end is None
     assert "death" in script.events()
+    # So it is with a replay that has come to such a node.
+    script.wait(1)
+    script.fail(Method.COUNT, Failure.DIED)
+    moved = REPLAY._replace(life=1)
+    script.answer(Method.HELLO, part=moved)
+    call = script.find(Method.BUILD, moved)
+    script.event(Failed(call.id, Failure.INPUT, "the replay on 10.0.0.7 has torch 2.12"))
+    assert script.end is None
+    script.wait(2)
+    assert REPLAY._replace(life=2) in [part for _, part in script.started]

@@ -467,15 +467,18 @@ def test_a_stop_without_a_replay_ends_unsaved_and_says_so():
     assert "the replay was not back in time" in script.end.reason
 
 
-def test_a_replay_that_finds_no_room_is_given_a_collectors():
-    script = with_ten_frames(tasks=({"a"}, {"a"}), shares_cluster=True)
+@pytest.mark.parametrize("rooms", [1, 3])
+def test_a_replay_that_finds_no_room_is_given_that_of_one_collector_after_the_other(rooms):
+    script = with_ten_frames(tasks=({"a"},) * 4, shares_cluster=True)
     script.fail(Method.COUNT, Failure.DIED)
-    script.wait(ROOM_SECONDS)
-    assert script.killed[-1] == collector(1)
-    # That one waits until the replay has its place.
-    assert collector(1, 1) not in [part for _, part in script.started]
+    killed = len(script.killed)
+    for _ in range(rooms):
+        script.wait(ROOM_SECONDS)
+    assert script.killed[killed:] == [collector(3 - index) for index in range(rooms)]
+    # Those wait until the replay has its place.
+    assert collector(3, 1) not in [part for _, part in script.started]
     script.answer(Method.HELLO, part=Part("replay", 0, 1))
-    assert collector(1, 1) in [part for _, part in script.started]
+    assert collector(3, 1) in [part for _, part in script.started]
 
 
 def test_a_learner_that_can_not_reach_the_replay_is_not_blamed():

@@ -1,6 +1,7 @@
 """Where processes of a run are put on a cluster, and how many there is room for."""
 
 import time
+import types
 from collections import Counter
 
 import pytest
@@ -64,6 +65,28 @@ def test_room_is_what_is_free_and_what_the_run_has_already_without_nodes_that_wi
 def test_a_cluster_of_fewer_than_three_cores_has_room_for_three_processes(nodes, cpus, collectors):
     session = _joined(nodes, None)
     assert (session.cpus_per_actor, session.room) == (cpus, collectors)
+
+
+@pytest.mark.parametrize(
+    ("left", "removed_at_once"), [(Node("a", is_draining=True), []), (None, ["first"])], ids=["drained", "gone"]
+)
+def test_a_process_that_starts_elsewhere_leaves_the_other_of_the_two_alive(monkeypatch, left, removed_at_once):
+    """Ray ends all that a placement group holds when it is removed."""
+    found, removed, made = [[Node("a", cpus=4, free_cpus=4)]], [], iter(["first", "second"])
+    monkeypatch.setattr(nodes, "look", lambda: found[-1])
+    monkeypatch.setattr("ray.util.placement_group", lambda *_, **options: next(made))
+    monkeypatch.setattr("ray.util.remove_placement_group", removed.append)
+    monkeypatch.setattr("ray.util.placement_group_table", lambda group: {"bundles_to_node_id": {0: "a"}})
+    monkeypatch.setattr("ray.get_runtime_context", lambda: types.SimpleNamespace(get_node_id=lambda: "driver"))
+    monkeypatch.setattr("ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", lambda group: group)
+    placement = nodes.Placement(1.0, needs_gpu=False)
+    for kind in ("replay", "learner"):
+        assert placement.options(kind)["scheduling_strategy"] == "first"
+    found.append([Node("b", cpus=4, free_cpus=4), *([left] if left else [])])
+    assert placement.options("learner")["scheduling_strategy"] == "second"
+    assert removed == removed_at_once
+    placement.release()
+    assert sorted(removed) == ["first", "second"]
 
 
 def test_a_thousand_collectors_are_placed_without_asking_for_the_nodes_each_time(monkeypatch):

@@ -1,8 +1,10 @@
 """Simulators that fail in a step and are built anew, beside the others."""
 
+import subprocess
 import time
 
 import numpy as np
+import psutil
 import pytest
 from torchrl.envs import RenameTransform, TransformedEnv
 
@@ -89,8 +91,10 @@ def test_one_that_can_not_be_built_again_is_an_error(name, tmp_path):
     (tmp_path / "licence").unlink()
     for _ in range(LATER - 1):
         host.step()
-    with pytest.raises(TaskError, match="no licence left"):
-        host.step()
+    # Twice: a call may be under way when the first one fails.
+    for _ in range(2):
+        with pytest.raises(TaskError, match="no licence left"):
+            host.step()
     host.close()
 
 
@@ -110,6 +114,38 @@ def test_one_that_is_built_again_as_another_is_the_tasks_failure(name, tmp_path)
     with pytest.raises(TaskError, match="reward"):
         host.step()
     host.close()
+
+
+@pytest.mark.parametrize("what", ["killed", "hangs"])
+def test_programs_that_a_simulator_started_end_with_it(what, monkeypatch, tmp_path):
+    monkeypatch.setattr(host_module, "_HANG_SECONDS", 0.5)
+
+    def maker(num_envs, seed):
+        program = subprocess.Popen(["sleep", "1000"])
+        with (tmp_path / "programs").open("a") as file:
+            file.write(f"{program.pid}\n")
+        return FailingMaker(what)(num_envs, seed)
+
+    task = Task("mine", "torchrl", maker)
+    task.__dict__["spec"] = Task("mine", "torchrl", FailingMaker(what)).spec
+    host = host_of("parallel", task)
+    while not host.take_failures():
+        host.step()
+    first, second = map(int, (tmp_path / "programs").read_text().split())
+    assert has_ended(first)
+    assert psutil.Process(second).status() != psutil.STATUS_ZOMBIE
+    host.close()
+    assert has_ended(second)
+
+
+def has_ended(process_id):
+    """Of processes whose parent is gone."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        if not psutil.pid_exists(process_id) or psutil.Process(process_id).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def test_a_new_simulator_has_seeds_of_its_own():
@@ -151,7 +187,8 @@ def test_a_slow_step_does_not_count_as_a_hang(monkeypatch):
     class Slow(CountingMaker):
         def __call__(self, num_envs, seed):
             env = super().__call__(num_envs, seed)
-            env._step = lambda data, step=env._step: (time.sleep(0.15), step(data))[1]
+            # The first step has no limit, and the others ten times its length.
+            env._step = lambda data, step=env._step: (time.sleep(0.4), step(data))[1]
             return env
 
     host = host_of("parallel", Task("mine", "torchrl", Slow(truncate_after=4)))
