@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -265,6 +266,28 @@ def test_a_run_whose_own_ray_dies_is_saved_by_the_driver_and_ends_with_one_line(
     with Run("--resume", run_dir, "--total-frames", saved.frames + 1000, cwd=tmp_path) as run:
         assert run.wait() == 0, run.output
     assert_whole(run_dir)
+
+
+def test_a_run_that_its_shell_has_left_is_saved_when_its_ray_dies(tmp_path):
+    """Ray's core takes it for a process that the raylet has started, and would end it at once."""
+    run_dir = tmp_path / "a"
+    arguments = (*BUSY, "--host", "inline", "--total-frames", 1_000_000, "--run-dir", run_dir)
+    with Run(*arguments, cwd=tmp_path, module="tests.orphan") as run:
+        assert run.wait() == 0
+        until = time.monotonic() + 120
+        while frames_so_far(run_dir) < 3000:
+            assert time.monotonic() < until, run.output
+            time.sleep(0.1)
+        (driver,) = [process for process in run.alive() if "mtray.launch" in process.cmdline()]
+        if driver.ppid() != 1:
+            pytest.skip("orphans are taken in by another process than the first")
+        (raylet,) = [process for process in run.alive() if process.name() == "raylet"]
+        raylet.send_signal(signal.SIGKILL)
+        assert run.all_gone(60), run.alive()
+    last = run.output.strip().splitlines()[-1]
+    saved = saved_of(run_dir)
+    assert last.endswith(f"go on with --resume {saved.path}")
+    assert saved.frames == summary_of(run_dir)["frames"] > 3000
 
 
 @contextlib.contextmanager

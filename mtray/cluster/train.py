@@ -15,6 +15,7 @@ from typing import Any
 
 from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_compiler, has_gpu
 from mtray.cluster.session.nodes import Placement, look
+from mtray.cluster.session.own import outlive_the_raylet
 from mtray.cluster.session.session import Session, check_address, ray_session
 from mtray.cluster.session.signals import stop_signals
 from mtray.cluster.session.travel import runtime_env
@@ -60,6 +61,7 @@ def train(config: Config) -> dict[str, Any]:
     if not isinstance(config, Config):
         raise UsageError(f"mtray.train takes a mtray.Config, not a {type(config).__name__}")
     with process_restored():
+        outlive_the_raylet()
         given = _with_paths(config)
         # A maker may change the folder.
         with process_restored():

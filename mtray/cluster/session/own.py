@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -75,6 +76,18 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
                 if is_last or "timed out" not in str(error):
                     raise RunError(f"Ray could not be started here: {last_line(error)}") from error
                 _LOGGER.warning("Ray is started once more: %s", last_line(error))
+
+
+def outlive_the_raylet() -> None:
+    """Have Ray's core not end this process as soon as the raylet is gone; it saves first. Call before Ray is imported.
+
+    The core does so where the parent is the first process: with `nohup` in a shell that has ended, under systemd, or in
+    a container with an init. It then takes this process for one that the raylet has started. But where the environment
+    has a raylet's id, it asks whether that process lives: here it is this one's. `process_restored` takes it back, and
+    Ray's other processes have the raylet's own.
+    """
+    if "ray" not in sys.modules:
+        os.environ["RAY_RAYLET_PID"] = str(os.getpid())
 
 
 def limit_shutdown() -> None:
