@@ -490,6 +490,14 @@ def test_evaluating_a_folder_that_is_no_run_directory(fail, tmp_path):
     assert str(tmp_path / "nothing") in fail(tmp_path / "nothing", program=evaluate.main)
 
 
+@pytest.mark.parametrize("program", [evaluate.main, report.main])
+def test_a_path_that_no_file_system_has(fail, tmp_path, program):
+    path = tmp_path / ("a" * 300)
+    error = fail(path, program=program)
+    assert str(path) in error
+    assert "File name too long" in error
+
+
 def test_evaluating_no_episodes(fail, tmp_path):
     assert "--episodes 0" in fail(tmp_path, "--episodes", 0, program=evaluate.main)
 

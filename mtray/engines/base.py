@@ -114,7 +114,12 @@ class BatchSim(ABC):
 
 def copy_seed(seed: int, copy: int) -> int:
     """Return the seed of one copy: the seed itself for the first, an independent one for every other."""
-    return seed if copy == 0 else int(np.random.SeedSequence([seed, copy]).generate_state(1)[0])
+    return seed if copy == 0 else derive_seed(seed, copy)
+
+
+def derive_seed(*words: int) -> int:
+    """Return a seed that these words give: two are a copy's (`copy_seed`), so others take more."""
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def task_error(task: str, call: str, error: BaseException) -> TaskError:

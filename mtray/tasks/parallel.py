@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from torchrl.envs import ParallelEnv
 
 from mtray.data.specs import DONE_KEYS, NEXT, OBSERVATION, REWARD
+from mtray.engines.base import derive_seed
 from mtray.errors import RunError, TaskError
 from mtray.tasks.env import PolicyLike, check_copies, tasks_like
 from mtray.tasks.makers import TaskMaker, make_makers
@@ -141,7 +141,5 @@ def make_multi_task_env(
     """
     check_copies(num_envs, seed)
     tasks = tasks_like(names, engine, action_repeat, like)
-    # Four words: two give the seed of a copy (`copy_seed`).
-    others = [int(np.random.SeedSequence([seed, 0, 3, index]).generate_state(1)[0]) for index in range(1, len(tasks))]
-    seeds = [seed, *others]
+    seeds = [seed, *(derive_seed(seed, 0, 3, index) for index in range(1, len(tasks)))]
     return MultiTaskEnv(make_makers(tasks, num_envs, seeds))

@@ -83,7 +83,8 @@ class Learner:
         # Once oneDNN is chosen, torch refuses to say its older setting, which inductor may ask for.
         if config.device == "cpu" and not config.deterministic and settings.compiler is None:
             products.use(products.fastest(settings.batch_rows, config.network.sizes.critic_width))
-        print(f"float32 matrix products by {products.library().name}", flush=True)
+        if config.device == "cpu":
+            print(f"float32 matrix products by {products.library().name}", flush=True)
         cores = 1 if config.deterministic or config.device != "cpu" else usable_cores()
         counts = [settings.threads] if settings.threads else [count for count in (1, 2, 4) if count <= cores]
         self._threads = Threads(counts, learner.set_threads)

@@ -237,12 +237,12 @@ class Run(Saving):
             self._tell("unsaved", f"the run ends unsaved: {failure}", cause=failure)
             if ending.outcome == "done":
                 ending = replace(ending, reason=failure, outcome="failed")
-        is_due = ending.outcome == "done" and not self._is_interrupted
-        if is_due and not self.counts.frames:
+        has_finished = ending.outcome == "done" and not self._is_interrupted
+        if has_finished and not self.counts.frames:
             text = "before anything was collected, since starting took all of the time: give more"
             ending = replace(ending, reason=f"{ending.reason}, {text}", outcome="failed")
         if self._aside and ending.outcome == "done":
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
             outcome: Outcome = "done" if self._is_interrupted else "failed"
             ending = replace(ending, reason=f"{ending.reason} {texts}", outcome=outcome)
-        self._give(End(ending.reason, ending.outcome, is_due and self.counts.frames > 0))
+        self._give(End(ending.reason, ending.outcome, has_finished and self.counts.frames > 0))

@@ -144,9 +144,10 @@ class Placement:
         import ray
         from ray.util import placement_group
 
+        found = look()
         if self._group is not None:
-            self._leave_group()
-        home = choose_home(look(), self._cpus, ray.get_runtime_context().get_node_id(), needs_gpu=self._needs_gpu)
+            self._leave_group(found)
+        home = choose_home(found, self._cpus, ray.get_runtime_context().get_node_id(), needs_gpu=self._needs_gpu)
         gpu = {"GPU": 1.0} if self._needs_gpu else {}
         if home is not None:
             both = {"CPU": 2 * self._cpus, **gpu}
@@ -167,9 +168,9 @@ class Placement:
         nodes: Collection[str] = placement_group_table(self._group)["bundles_to_node_id"].values()
         return nodes
 
-    def _leave_group(self) -> None:
+    def _leave_group(self, found: Sequence[Node]) -> None:
         """Keep what is reserved for who is there still; give it back if all of its nodes are gone."""
-        there = {node.id for node in look()}
+        there = {node.id for node in found}
         if any(node in there for node in self._group_nodes()):
             self._left.append(self._group)
         else:

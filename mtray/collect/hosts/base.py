@@ -13,10 +13,9 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
-
 from mtray.collect.hosts.slots import Slot, mark_broken
 from mtray.data.specs import TaskSpec
+from mtray.engines.base import derive_seed
 from mtray.engines.states import State
 from mtray.errors import TaskError, UsageError
 from mtray.tasks.makers import TaskMaker
@@ -61,9 +60,7 @@ class Host(ABC):
         if not self._rebuilds:
             raise error
         maker = self._makers[index]
-        # Three words: two give the seed of a copy (`copy_seed`).
-        seed = int(np.random.SeedSequence([maker.seed, 0, 1]).generate_state(1)[0])
-        self._makers[index] = dataclasses.replace(maker, seed=seed)
+        self._makers[index] = dataclasses.replace(maker, seed=derive_seed(maker.seed, 0, 1))
         try:
             self._rebuild(index)
         except UsageError as found:
