@@ -16,6 +16,8 @@ from mtray.config.checks import (
 )
 from mtray.config.types import convert_fields
 
+# The backend that compiles for the CPU while updates are made.
+BESIDE = "inductor"
 # Beyond these, one side would wait for years.
 UPDATES_PER_STEP = 1e-6, 1e6
 
@@ -147,8 +149,9 @@ class LearnerConfig:
     CPU excludes --learner.compile."""
     compile: str | None = None
     """Backend of torch.compile for networks and losses, for example inductor; off for none. By default inductor on a
-    GPU with --preset fast if a new local Ray runs on a machine that has a C compiler, else off. On the CPU it halves
-    the speed."""
+    GPU with --preset fast if a new local Ray runs on a machine that has a C compiler, else off. On the CPU inductor
+    compiles gradients beside the run, within a minute or two, and needs a C++ compiler; other backends halve the
+    speed."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
@@ -205,8 +208,12 @@ class LearnerConfig:
         return None if self.compile == "off" else self.compile
 
     def can_record(self, device: str) -> bool:
-        """Return whether updates on this device can be recorded; code compiled for the CPU can't."""
-        return device.startswith("cuda") or (device == "cpu" and not self.compiler)
+        """Return whether updates on this device can be recorded; code compiled for the CPU by others can't."""
+        return device.startswith("cuda") or (device == "cpu" and self.compiler in (None, BESIDE))
+
+    def compiles_beside(self, device: str) -> bool:
+        """Return whether gradients are compiled while recorded updates are made; otherwise before the first update."""
+        return device == "cpu" and self.compiler == BESIDE and self.graphs is not False
 
     def check_device(self, device: str) -> None:
         """Raise a UsageError if the device does not support the given precision or graphs."""

@@ -101,7 +101,8 @@ class ActorCritic(ABC):
         self._metrics = {name: torch.full_like(self.discount, math.nan) for name in self._RECORDED}
 
     def _compile(self, function: Any) -> Any:
-        backend = self.config.compiler
+        # Otherwise gradients are compiled whole: see `mtray.learn.execution.compiled`.
+        backend = None if self.config.compiles_beside(self.device.type) else self.config.compiler
         return torch.compile(function, backend=backend, dynamic=False) if backend else function
 
     @property

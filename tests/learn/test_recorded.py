@@ -203,15 +203,6 @@ def test_bfloat16_and_compiled_updates_are_nearly_equal(tasks, replay, changes):
         assert other.metrics()[task]["critic_loss"] == pytest.approx(figures["critic_loss"], rel=0.02)
 
 
-@pytest.mark.slow
-@ignores_warnings
-def test_updates_compiled_by_inductor_are_nearly_equal(tasks, replay):
-    batches = sampled_batches(replay)
-    plain, compiled = trained(tasks, batches), trained(tasks, batches, compile="inductor")
-    start = numbers(trained(tasks, []))
-    assert (numbers(compiled) - numbers(plain)).norm() < 0.05 * (numbers(plain) - start).norm()
-
-
 @pytest.mark.gpu
 @ignores_warnings
 @pytest.mark.parametrize(

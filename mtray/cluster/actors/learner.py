@@ -80,8 +80,8 @@ class Learner:
         settings = config.learner
         # How sums are rounded depends on the library and on the number of threads.
         assert settings.batch_rows is not None
-        # Once oneDNN is chosen, torch refuses to say its older setting, which inductor may ask for.
-        if config.device == "cpu" and not config.deterministic and settings.compiler is None:
+        # Once oneDNN is chosen, torch refuses to say its older setting, which compilers in this process may ask for.
+        if config.device == "cpu" and not config.deterministic and settings.can_record("cpu"):
             products.use(products.fastest(settings.batch_rows, config.network.sizes.critic_width))
         if config.device == "cpu":
             print(f"float32 matrix products by {products.library().name}", flush=True)

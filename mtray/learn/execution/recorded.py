@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtray.data.batch import Batch
 from mtray.learn.actor_critic import ActorCritic, Gradient
+from mtray.learn.execution.compiled import MOST_ERROR, Compiled
 from mtray.learn.execution.tape import Tape
 
 # Calls of a function on a GPU before it is recorded.
@@ -76,14 +77,47 @@ class _Rows:
     def copy_(self, batch: Batch) -> None:
         self._batch.copy_(batch.rows(self._begin, self._end))
 
+    def _compute_critic(self) -> tuple[Gradient, Tensor]:
+        return self._algorithm.critic_gradient(self._batch, self._noise, self._ids, self._rows)
+
+    def _compute_actor(self) -> Gradient:
+        # The critic comes first: this reads the observations that it wrote.
+        return self._algorithm.actor_gradient(self._observation, self._noise, self._ids, self._rows)
+
     def differentiate_critic(self) -> None:
-        self.critic, self._observation = self._algorithm.critic_gradient(
-            self._batch, self._noise, self._ids, self._rows
-        )
+        self.critic, self._observation = self._compute_critic()
 
     def differentiate_actor(self) -> None:
-        # The critic comes first: this reads the observations that it wrote.
-        self.actor = self._algorithm.actor_gradient(self._observation, self._noise, self._ids, self._rows)
+        self.actor = self._compute_actor()
+
+    def compiled(self, generator: torch.Generator) -> tuple[Compiled, Compiled]:
+        """Return what differentiates critic and actor: recorded, and compiled beside it."""
+        error = MOST_ERROR[self._algorithm.precision]
+
+        def compute_critic() -> list[Tensor]:
+            gradient, observation = self._compute_critic()
+            return [*_parts_of(gradient), observation]
+
+        return (
+            Compiled(
+                "the critic's gradient",
+                Recorded(self.differentiate_critic, generator),
+                compute_critic,
+                lambda: [*_parts_of(self.critic), self._observation],
+                error,
+            ),
+            Compiled(
+                "the actor's gradient",
+                Recorded(self.differentiate_actor, generator),
+                lambda: _parts_of(self._compute_actor()),
+                lambda: _parts_of(self.actor),
+                error,
+            ),
+        )
+
+
+def _parts_of(gradient: Gradient) -> list[Tensor]:
+    return [*gradient.tensors, *gradient.means.values()]
 
 
 class RecordedUpdates:
@@ -112,6 +146,9 @@ class RecordedUpdates:
             _Rows(algorithm, batch, self._noise, ids, begin, end) for begin, end in itertools.pairwise(bounds)
         ]
         self._shape = batch.tasks, batch.reward.shape
+        self._compiled: Sequence[Compiled] = ()
+        if threads == 1 and algorithm.config.compiles_beside(algorithm.device.type):
+            self._compiled = self._parts[0].compiled(algorithm.generator)
         self._critic = self._stages([part.differentiate_critic for part in self._parts], self._step_critic)
         self._actor = self._stages([part.differentiate_actor for part in self._parts], self._step_actor)
 
@@ -121,6 +158,9 @@ class RecordedUpdates:
         """Return half an update as functions to be called side by side, one list after another."""
         generator = self._algorithm.generator
         draw = functools.partial(self._algorithm.draw_, self._noise)
+        if self._compiled:
+            critic, actor = self._compiled
+            return [[draw], [critic if step == self._step_critic else actor], [Recorded(step, generator)]]
         if len(gradients) == 1:
 
             def half() -> None:
@@ -152,6 +192,11 @@ class RecordedUpdates:
         functions[0]()
         for other in others:
             other.result()
+
+    def close(self) -> None:
+        """End what compiles."""
+        for function in self._compiled:
+            function.close()
 
     def _step_critic(self) -> None:
         self._algorithm.step_critic([part.critic for part in self._parts], self._ids)

@@ -85,6 +85,8 @@ class UpdateRunner:
             threads = min(self._threads, rows)
             recorded = self._recorded.get(threads)
             if recorded is None or not recorded.fits(batch):
+                if recorded is not None:
+                    recorded.close()
                 recorded = RecordedUpdates(algorithm, batch, ids, threads, self._executor)
                 self._recorded[threads] = recorded
             recorded.update(batch, with_actor=with_actor)
@@ -117,13 +119,20 @@ class UpdateRunner:
             self.updates = error.update
             raise error
 
+    def close(self) -> None:
+        """Forget what was recorded, and end what compiles."""
+        for recorded in self._recorded.values():
+            recorded.close()
+        self._recorded.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers of updates."""
         return {"updates": self.updates, "task_updates": self.task_updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        self._recorded.clear()  # A recording uses the optimisers' old state.
+        # A recording uses the optimisers' old state.
+        self.close()
         # A failure of the state that is replaced would stop the next updates, and be raised as theirs.
         self._failures.clear()
         self.updates = state["updates"]

@@ -1,0 +1,212 @@
+"""Gradients compiled for the CPU beside the run: fewer and larger kernels than a tape replays.
+
+A function is traced once, the tensors that it reads become inputs, and a process of its own compiles it with torch's
+AOTInductor, which needs a C++ compiler and takes half a minute or more of a core. Until then, and where it fails, the
+caller goes on as before. The results differ from a tape's in rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtray.tasks.processes import kill_group_at_end
+
+# Error of each result relative to its norm, against the same function without a compiler, above which a compiled one is
+# not used; by the precision of the matrix products.
+MOST_ERROR = {"float32": 1e-3, "bfloat16": 0.1}
+# As collectors beside it.
+_NICENESS = 10
+# Calls between two looks at the compiler.
+_CALLS = 100
+
+_LOGGER = logging.getLogger("mtray")
+
+# Alone in its group; nothing of mtray's is imported.
+_PROGRAM = """
+import sys
+import torch
+import torch._inductor.config
+
+torch._inductor.config.cpp.threads = 1
+program = torch.export.load(sys.argv[1])
+torch._inductor.aoti_compile_and_package(program, package_path=sys.argv[2])
+"""
+
+
+class Compiled:
+    """A function that writes tensors at fixed addresses: as given, until what a compiler makes of it is there."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[], None],
+        compute: Callable[[], Sequence[Tensor]],
+        results: Callable[[], Sequence[Tensor]],
+        most_error: float,
+    ) -> None:
+        """Compile nothing before the first call.
+
+        Args:
+            name: of the function, for the log.
+            function: writes its results.
+            compute: returns the same results in new tensors; traced and compiled.
+            results: returns where the function writes them, once it was called.
+            most_error: of each, relative to its norm.
+        """
+        self._name, self._function, self._compute, self._results = name, function, compute, results
+        self._most_error = most_error
+        self._calls = 0
+        self._compiler: Compiler | None = None
+        self._run: Callable[[], list[Tensor]] | None = None
+        self._targets: list[Tensor] = []
+
+    def __call__(self) -> None:
+        """Write the results."""
+        if self._run is not None:
+            torch._foreach_copy_(self._targets, self._run())
+            return
+        self._function()
+        self._calls += 1
+        try:
+            if self._calls == 1:
+                self._compiler = Compiler(self._compute)
+            elif self._compiler is not None and self._calls % _CALLS == 0 and self._compiler.is_done:
+                self._take(self._compiler.load())
+        except Exception as error:
+            # Of torch's compiler anything may come; what is recorded works.
+            _LOGGER.warning("%s is not compiled, and slower: %s", self._name, " ".join(str(error).split()))
+            self.close()
+
+    def _take(self, run: Callable[[], list[Tensor]]) -> None:
+        """Use a compiled function, if its results are those that were just written."""
+        targets = list(self._results())
+        error = error_of(run(), targets)
+        if error > self._most_error:
+            raise RuntimeError(f"its results have a relative error of {error:.1g}")
+        print(f"{self._name} is compiled", flush=True)
+        self._targets, self._run = targets, run
+        self.close()
+
+    def close(self) -> None:
+        """End the compiler."""
+        compiler, self._compiler = self._compiler, None
+        if compiler is not None:
+            compiler.close()
+
+
+class Compiler:
+    """A function of tensors at fixed addresses while it is being compiled."""
+
+    def __init__(self, function: Callable[[], Sequence[Tensor]]) -> None:
+        """Trace the function, which takes a second or two, and start to compile it.
+
+        Raises:
+            Exception: whatever torch raises of a function that it can't trace.
+        """
+        graph, self._inputs = _traced(function)
+        program = torch.export.export(graph, tuple(self._inputs))
+        self._folder = tempfile.TemporaryDirectory(prefix="mtray-")
+        folder = Path(self._folder.name)
+        torch.export.save(program, folder / "program.pt2")
+        self._package = folder / "package.pt2"
+        self._log = folder / "log"
+        lifeline, self._lifeline = os.pipe()
+        environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        try:
+            with self._log.open("w") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _PROGRAM, folder / "program.pt2", self._package],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **environment},
+                    process_group=0,
+                    pass_fds=[lifeline],
+                )
+            kill_group_at_end(lifeline, self._process.pid)
+        finally:
+            os.close(lifeline)
+        os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._process.poll() is not None
+
+    def load(self) -> Callable[[], list[Tensor]]:
+        """Return the compiled function.
+
+        Raises:
+            RuntimeError: it could not be compiled, with the last line of what the compiler printed.
+        """
+        if self._process.returncode:
+            lines = [line for line in self._log.read_text().splitlines() if line.strip()]
+            raise RuntimeError(lines[-1] if lines else f"exit code {self._process.returncode}")
+        run = torch._inductor.aoti_load_package(str(self._package), run_single_threaded=True)
+        inputs = self._inputs
+        return lambda: list(run(*inputs))
+
+    def close(self) -> None:
+        """End the compiler, and remove its files; a function that was loaded stays."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._lifeline)
+        self._folder.cleanup()
+
+
+def _traced(function: Callable[[], Sequence[Tensor]]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+    """Return a graph of functional operations, and the tensors that are its inputs."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    table = select_decomp_table()
+    graph = make_fx(function, decomposition_table=table)()
+    inputs = _lift(graph)
+    with torch.no_grad():
+        functional = torch.func.functionalize(graph, remove="mutations")
+        traced = make_fx(functional, decomposition_table=table, tracing_mode="fake")(*inputs)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced, inputs
+
+
+def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make inputs of the tensors that a graph holds; return them."""
+    placeholders: dict[int, Any] = {}
+    inputs: list[Tensor] = []
+    nodes = graph.graph
+    first = next(iter(nodes.nodes))
+    for node in [node for node in nodes.nodes if node.op == "get_attr"]:
+        tensor = getattr(graph, node.target)
+        if id(tensor) not in placeholders:
+            with nodes.inserting_before(first):
+                placeholders[id(tensor)] = nodes.placeholder(f"input_{len(inputs)}")
+            inputs.append(tensor.detach())
+        node.replace_all_uses_with(placeholders[id(tensor)])
+        nodes.erase_node(node)
+    graph.recompile()
+    return inputs
+
+
+def error_of(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest error of a result relative to its norm; infinite if a number is not finite."""
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        norm, error = float(theirs.norm()), float((ours - theirs).norm())
+        error = error / norm if norm else error
+        worst = max(worst, error if math.isfinite(error) else math.inf)
+    return worst

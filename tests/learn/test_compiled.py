@@ -1,0 +1,117 @@
+"""Gradients compiled for the CPU beside the updates: the results of what is recorded, or none."""
+
+import copy
+import os
+import time
+
+import psutil
+import pytest
+import torch
+
+from mtray.errors import NotFiniteError
+from mtray.learn.execution import compiled as module
+from mtray.learn.execution.compiled import Compiled, Compiler, error_of
+from tests.learn.test_recorded import numbers, sampled_batches, trained
+from tests.learn.trainers import batch_of, parameters, with_nan
+
+WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def gradients(learner):
+    """What is compiled of a learner's updates."""
+    return learner._runner._recorded[1]._compiled
+
+
+def wait_until(condition, seconds=240):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_compiled_gradients_are_taken_when_they_are_there_and_are_those_of_the_tape(tasks, replay, monkeypatch):
+    monkeypatch.setattr(module, "_CALLS", 1)
+    batches = sampled_batches(replay)
+    plain, learner = (trained(tasks, batches, **changes) for changes in ({}, {"compile": "inductor"}))
+    assert torch.equal(numbers(plain), numbers(learner)), "until then it is recorded as without a compiler"
+    compilers = [each._compiler for each in gradients(learner)]
+    folders = [compiler._folder.name for compiler in compilers]
+    wait_until(lambda: all(compiler.is_done for compiler in compilers))
+    # Two updates with the actor: the first takes what was compiled, and the second uses it.
+    for batch in (*batches, *batches):
+        plain.update(batch)
+        learner.update(batch)
+    assert all(each._run is not None for each in gradients(learner))
+    assert not any(map(os.path.exists, folders))
+    start = numbers(trained(tasks, []))
+    apart = (numbers(learner) - numbers(plain)).norm()
+    assert 0 < apart < 0.01 * (numbers(plain) - start).norm()
+    # What is saved goes on without it, and data that is not finite are found.
+    state = copy.deepcopy(learner.state_dict())
+    plain.load_state_dict(state)
+    assert torch.equal(numbers(plain), numbers(learner))
+    before = parameters(learner.critic)
+    learner.update(with_nan(batch_of(replay), 1))
+    assert torch.equal(parameters(learner.critic), before)
+    with pytest.raises(NotFiniteError):
+        learner.weights()
+    learner._runner.close()
+
+
+def test_a_compiler_that_fails_leaves_what_is_recorded(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_PROGRAM", "raise SystemExit('no C++ compiler')")
+    monkeypatch.setattr(module, "_CALLS", 1)
+    calls, target = [], torch.zeros(8, 8)
+
+    def function():
+        calls.append(target.copy_(WEIGHT * 2))
+
+    compiled = Compiled("it", function, lambda: [WEIGHT * 2], lambda: [target], 1e-3)
+    compiled()
+    wait_until(lambda: compiled._compiler.is_done)
+    compiled()
+    compiled()
+    assert len(calls) == 3
+    assert "it is not compiled, and slower: no C++ compiler" in caplog.text
+
+
+def test_a_function_that_can_not_be_traced_leaves_what_is_recorded(caplog):
+    compiled = Compiled("it", lambda: None, lambda: [WEIGHT * WEIGHT.sum().item()][len(str(WEIGHT)) :], list, 1e-3)
+    compiled()
+    compiled()
+    assert "it is not compiled" in caplog.text
+
+
+def test_wrong_results_are_not_used(monkeypatch, caplog):
+    monkeypatch.setattr(module, "_PROGRAM", "")
+    monkeypatch.setattr(module, "_CALLS", 1)
+    monkeypatch.setattr(Compiler, "load", lambda compiler: lambda: [WEIGHT * 2.01])
+    target = torch.zeros(8, 8)
+    compiled = Compiled("it", lambda: target.copy_(WEIGHT * 2), lambda: [WEIGHT * 2], lambda: [target], 1e-3)
+    compiled()
+    wait_until(lambda: compiled._compiler.is_done)
+    compiled()
+    compiled()
+    assert torch.equal(target, WEIGHT * 2)
+    assert "its results have a relative error of 0.005" in caplog.text
+
+
+def test_a_compiler_ends_with_whoever_started_it(monkeypatch):
+    monkeypatch.setattr(module, "_PROGRAM", "import subprocess; subprocess.run(['sleep', '1000'])")
+    compiler = Compiler(lambda: [WEIGHT * 2])
+    process = psutil.Process(compiler._process.pid)
+    wait_until(process.children)
+    below = process.children()
+    # As when this process is killed.
+    os.close(compiler._lifeline)
+    wait_until(lambda: not any(each.is_running() and each.status() != "zombie" for each in below))
+    compiler._lifeline = os.open(os.devnull, os.O_RDONLY)
+    compiler.close()
+    assert not process.is_running()
+
+
+def test_errors_are_relative_and_a_number_that_is_missing_is_infinite():
+    assert error_of([WEIGHT * 1.001, torch.zeros(2)], [WEIGHT, torch.zeros(2)]) == pytest.approx(1e-3, rel=1e-3)
+    assert error_of([torch.tensor([1.0, float("nan")])], [torch.ones(2)]) == float("inf")
