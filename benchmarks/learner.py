@@ -18,7 +18,8 @@ updates per second of wall clock.
 
     python benchmarks/learner.py --products --json products.json
 
-compares oneDNN's matrix products with MKL's, torch's default, in updates per second of CPU time.
+compares what computes the gradients on a CPU, in updates per second of CPU time: MKL's matrix products, torch's
+default, oneDNN's, and products of bfloat16, each as they are recorded and as inductor compiles them.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "kernel by kernel": {"graphs": False, "precision": "float32"},
     "recorded": {"precision": "float32"},
     "recorded, bfloat16": {"precision": "bfloat16"},
-    # Recorded on a GPU only.
+}
+WAYS_ON_GPU: dict[str, dict[str, Any]] = {
+    **WAYS,
     "inductor": {"precision": "float32", "compile": "inductor"},
     "bfloat16, inductor": {"precision": "bfloat16", "compile": "inductor"},
-    # tfloat32 exists on a GPU only.
     "recorded, tfloat32": {"precision": "tfloat32"},
     "tfloat32, inductor": {"precision": "tfloat32", "compile": "inductor"},
 }
@@ -182,11 +184,11 @@ def measure(tasks: int, contender: str, seconds: float) -> float:
 
 
 def measure_way(tasks: int, way: str, device: str, seconds: float) -> float:
-    """Return updates per second of wall clock of large networks on a device, executed in one of `WAYS`."""
+    """Return updates per second of wall clock of large networks on a device, executed in one of `WAYS_ON_GPU`."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    learner, batch = build(tasks, LARGE, WAYS[way], device)
+    learner, batch = build(tasks, LARGE, WAYS_ON_GPU[way], device)
     gpu = device.startswith("cuda")
 
     def run(updates: int) -> None:
@@ -232,8 +234,7 @@ def alone(function: Callable[..., float], *arguments: Any) -> Callable[[], float
 def ways(device: str, seconds: float, repeats: int) -> tuple[list[harness.Row], dict[str, str]]:
     """Compare all ways to execute an update on a device with kernel by kernel."""
     tasks = TASKS[0]
-    gpu = device.startswith("cuda")
-    plain, *others = (way for way, config in WAYS.items() if gpu or config["precision"] != "tfloat32")
+    plain, *others = WAYS_ON_GPU if device.startswith("cuda") else WAYS
     measured = harness.interleave(
         {way: alone(measure_way, tasks, way, device, seconds) for way in (plain, *others)}, repeats
     )
@@ -275,29 +276,42 @@ def threads(count: int, seconds: float, repeats: int, budget: float) -> tuple[li
     return rows, left_out
 
 
-def measure_library(rows: int, library: str, seconds: float) -> float:
-    """Return updates of two tasks per second of CPU time, with the products of a library."""
+def measure_products(rows: int, library: str, precision: str, is_compiled: bool, seconds: float) -> float:
+    """Return updates of two tasks per second of CPU time, with a library's float32 products or others."""
     from mtray.learn.execution import products
     from mtray.learn.execution.threads import prepare_updates
 
     prepare_updates()
-    learner, batch = build(2, batch_rows=rows)
+    config = {"precision": precision, "compile": "inductor" if is_compiled else "off"}
+    learner, batch = build(2, config=config, batch_rows=rows)
     with products.using(products.Library[library]):
+        for _ in range(2):
+            learner.update(batch)
+        if is_compiled and not learner.finish_compiling():
+            raise RuntimeError("inductor could not compile the gradients: is there a C++ compiler?")
         return rate_of(learner, batch, seconds, time.process_time)
 
 
-def libraries(seconds: float, repeats: int, budget: float) -> tuple[list[harness.Row], dict[str, str]]:
-    """Compare oneDNN's products with MKL's."""
+def kinds_of_products(
+    sizes: Sequence[int], seconds: float, repeats: int, budget: float
+) -> tuple[list[harness.Row], dict[str, str]]:
+    """Compare oneDNN's products, those of bfloat16 and compiled gradients with MKL's products."""
+    kinds = {
+        "MKL": ("MKL", "float32", False),
+        "oneDNN": ("ONEDNN", "float32", False),
+        "oneDNN, compiled": ("ONEDNN", "float32", True),
+        "bfloat16": ("ONEDNN", "bfloat16", False),
+        "bfloat16, compiled": ("ONEDNN", "bfloat16", True),
+    }
     rows: list[harness.Row] = []
     left_out: dict[str, str] = {}
-    for size in PRODUCT_ROWS:
-        mkl, onednn = (f"{size} rows, {name}" for name in ("MKL", "oneDNN"))
+    for size in sizes:
         contenders = {
-            mkl: alone(measure_library, size, "MKL", seconds),
-            onednn: alone(measure_library, size, "ONEDNN", seconds),
+            f"{size} rows, {name}": alone(measure_products, size, *kind, seconds) for name, kind in kinds.items()
         }
-        measured = harness.interleave(contenders, repeats, budget / len(PRODUCT_ROWS))
-        rows += harness.compare(measured.rates, mkl, [onednn], "updates/s of two tasks on one core")
+        measured = harness.interleave(contenders, repeats, budget / len(sizes))
+        first, *others = contenders
+        rows += harness.compare(measured.rates, first, others, "updates/s of two tasks on one core")
         left_out |= measured.left_out
     return rows, left_out
 
@@ -327,7 +341,7 @@ def main() -> None:
     parser = harness.make_parser(__doc__)
     parser.add_argument("--device", help="compare the ways to execute an update there, for example cuda")
     parser.add_argument("--threads", type=int, help="compare the ways to use so many threads of the CPU")
-    parser.add_argument("--products", action="store_true", help="compare the CPU's libraries of matrix products")
+    parser.add_argument("--products", action="store_true", help="compare what computes gradients on the CPU")
     options = parser.parse_args()
     seconds, repeats = (1.0, 2) if options.quick else (3.0, 5)
     budget = harness.QUICK_SECONDS if options.quick else float("inf")
@@ -336,7 +350,9 @@ def main() -> None:
     elif options.threads:
         rows, left_out = threads(options.threads, seconds, repeats, budget)
     elif options.products:
-        rows, left_out = libraries(seconds, repeats, budget)
+        # Compiling takes longer than measuring, in every round.
+        sizes = PRODUCT_ROWS[:1] if options.quick else PRODUCT_ROWS
+        rows, left_out = kinds_of_products(sizes, seconds, repeats, budget)
     else:
         # Starting a contender takes longer than measuring it.
         counts = (TASKS[0], TASKS[-1]) if options.quick else TASKS

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_compiler, has_gpu
+from mtray.cluster.session.checks import check_machine, choose_device, cost_line, has_bfloat16, has_compiler, has_gpu
 from mtray.cluster.session.nodes import Placement, look
 from mtray.cluster.session.own import outlive_the_raylet
 from mtray.cluster.session.session import Session, check_address, ray_session
@@ -95,8 +95,13 @@ def train(config: Config) -> dict[str, Any]:
 
 def _filled(given: Config, device: str, tasks: int) -> Config:
     """The config of a run of so many tasks on this device, with its preset's values."""
-    can_compile = given.address is None and device.startswith("cuda") and has_compiler()
-    return fill(dataclasses.replace(given, device=device), tasks, can_compile=can_compile)
+    is_here = given.address is None
+    return fill(
+        dataclasses.replace(given, device=device),
+        tasks,
+        can_compile=is_here and has_compiler(device),
+        has_bfloat16=is_here and has_bfloat16(),
+    )
 
 
 def _resumed(config: Config) -> Path:

@@ -23,18 +23,24 @@ _NOISE = {"fast": (0.5, 4.0), "frugal": (1.0, 1.0)}
 _LEAST_ROWS_PER_TASK = 16
 
 
-def fill(config: Config, tasks: int, *, can_compile: bool = False) -> Config:
+def fill(config: Config, tasks: int, *, can_compile: bool = False, has_bfloat16: bool = False) -> Config:
     """Return the config of a run of so many tasks with its preset's values in place of settings that were not given.
 
-    The device must be chosen, or counts as the CPU. ``can_compile``: whether the learner's machine has what inductor
-    needs.
+    Args:
+        config: as given; its device must be chosen, or counts as the CPU.
+        tasks: number of tasks.
+        can_compile: whether the learner's machine has what inductor needs for this device.
+        has_bfloat16: whether the learner's CPU multiplies numbers of bfloat16.
     """
     learner, preset = config.learner, config.preset
     is_on_gpu = config.device.startswith("cuda")
     is_large = is_on_gpu and preset == "fast"
     least, most = _ratios(learner, preset, is_deterministic=config.deterministic)
     rows = _ROWS_ON_GPU if is_on_gpu else _ROWS
-    compiler = "inductor" if is_large and can_compile and not config.deterministic else "off"
+    # Neither changes what is learned from, and both how sums are rounded.
+    is_quick = preset == "fast" and not config.deterministic and (is_on_gpu or learner.graphs is not False)
+    compiler = "inductor" if is_quick and can_compile else "off"
+    has_bfloat16 = has_bfloat16 and is_quick and not is_on_gpu
     filled = dataclasses.replace(
         learner,
         updates_per_step=most,
@@ -43,6 +49,7 @@ def fill(config: Config, tasks: int, *, can_compile: bool = False) -> Config:
         balance=preset == "fast" if learner.balance is None else learner.balance,
         batch_rows=learner.batch_rows or max(_LEAST_ROWS_PER_TASK * tasks, rows[preset]),
         compile=learner.compile or compiler,
+        precision=learner.precision or ("bfloat16" if has_bfloat16 else None),
     )
     least_noise, most_noise = _noise(config.collector, preset)
     collector = dataclasses.replace(config.collector, least_noise=least_noise, most_noise=most_noise)

@@ -71,6 +71,10 @@ class Trainer:
         """Compute updates on the CPU with so many threads; their number decides how sums are rounded."""
         self._runner.set_threads(count)
 
+    def finish_compiling(self) -> bool:
+        """Compile gradients for the CPU now, if that was asked for, and wait; return whether they are compiled."""
+        return self._runner.finish_compiling()
+
     def check(self) -> None:
         """Raise the first deferred failure of updates, if any: see `UpdateRunner.check`."""
         self._runner.check()

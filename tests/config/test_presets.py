@@ -72,17 +72,39 @@ def test_networks_are_larger_on_a_gpu_but_not_to_save_frames():
     [
         (Config(device="cuda"), True, "inductor"),
         (Config(device="cuda"), False, None),
-        (Config(device="cpu"), True, None),
+        (Config(device="cpu"), True, "inductor"),
+        (Config(device="cpu"), False, None),
+        (Config(device="cpu", preset="frugal"), True, None),
+        (Config(device="cpu", deterministic=True), True, None),
+        # Updates that are not recorded would wait for it.
+        (Config(device="cpu", learner=LearnerConfig(graphs=False)), True, None),
+        (Config(device="cuda", learner=LearnerConfig(graphs=False)), True, "inductor"),
         (Config(device="cuda", preset="frugal"), True, None),
         (Config(device="cuda", deterministic=True), True, None),
         (Config(device="cuda", learner=LearnerConfig(compile="off")), True, None),
         (Config(device="cpu", learner=LearnerConfig(compile="eager")), False, "eager"),
     ],
 )
-def test_updates_are_compiled_on_a_gpu_where_that_is_possible(config, can_compile, compiler):
+def test_updates_are_compiled_where_that_is_possible(config, can_compile, compiler):
     learner = fill(config, 2, can_compile=can_compile).learner
     assert learner.compiler == compiler
     assert fill(dataclasses.replace(config, learner=learner), 2, can_compile=True).learner == learner
+
+
+@pytest.mark.parametrize(
+    ("config", "precision"),
+    [
+        (Config(device="cpu"), "bfloat16"),
+        (Config(device="cuda"), None),
+        (Config(device="cpu", preset="frugal"), None),
+        (Config(device="cpu", deterministic=True), None),
+        (Config(device="cpu", learner=LearnerConfig(precision="float32")), "float32"),
+        (Config(device="cpu", preset="frugal", learner=LearnerConfig(precision="bfloat16")), "bfloat16"),
+    ],
+)
+def test_products_are_of_bfloat16_where_the_cpu_has_them(config, precision):
+    assert fill(config, 2, has_bfloat16=True).learner.precision == precision
+    assert fill(config, 2).learner.precision == config.learner.precision
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import collections
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import ray
+import ray._private.worker
 
 from mtray.cluster.actors.draws import Draws
 from mtray.cluster.actors.hello import Hello, say_hello
@@ -73,6 +77,9 @@ class Learner:
         from mtray.rundir.checkpoints import checkpoint
 
         prepare_updates()
+        # Goes with old sessions: a learner that is killed leaves what it was compiling.
+        node: Any = ray._private.worker._global_node
+        tempfile.tempdir = node.get_session_dir_path()
         self._checkpoint, self._unpack = checkpoint, unpack
         self._specs = specs
         self._deterministic = config.deterministic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import resource
@@ -79,14 +80,28 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def has_compiler() -> bool:
-    """Return whether this machine has what inductor needs for a GPU: triton, a C compiler, Python's headers."""
+def has_compiler(device: str) -> bool:
+    """Return whether this machine has what inductor needs.
+
+    For the CPU a C++ compiler; for a GPU triton, a C compiler and Python's headers.
+    """
+    if not device.startswith("cuda"):
+        return shutil.which(os.environ.get("CXX", "g++")) is not None
     compilers = (os.environ.get("CC"), "gcc", "clang")
     return (
         importlib.util.find_spec("triton") is not None
         and any(shutil.which(name) for name in compilers if name)
         and (Path(sysconfig.get_path("include")) / "Python.h").exists()
     )
+
+
+def has_bfloat16(cpu: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether this machine's CPU multiplies numbers of bfloat16, by AMX or AVX-512; else torch emulates it."""
+    with contextlib.suppress(OSError), cpu.open() as lines:
+        # All cores have the same.
+        flags = next((line.split() for line in lines if line.startswith("flags")), [])
+        return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
+    return False
 
 
 def check_device(config: Config) -> None:

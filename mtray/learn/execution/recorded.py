@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtray.data.batch import Batch
 from mtray.learn.actor_critic import ActorCritic, Gradient
-from mtray.learn.execution.compiled import MOST_ERROR, Compiled
+from mtray.learn.execution.compiled import Compiled
 from mtray.learn.execution.tape import Tape
 
 # Calls of a function on a GPU before it is recorded.
@@ -92,28 +92,37 @@ class _Rows:
 
     def compiled(self, generator: torch.Generator) -> tuple[Compiled, Compiled]:
         """Return what differentiates critic and actor: recorded, and compiled beside it."""
-        error = MOST_ERROR[self._algorithm.precision]
 
         def compute_critic() -> list[Tensor]:
             gradient, observation = self._compute_critic()
             return [*_parts_of(gradient), observation]
+
+        def compute_actor() -> list[Tensor]:
+            return _parts_of(self._compute_actor())
 
         return (
             Compiled(
                 "the critic's gradient",
                 Recorded(self.differentiate_critic, generator),
                 compute_critic,
+                functools.partial(self._in_float32, compute_critic),
                 lambda: [*_parts_of(self.critic), self._observation],
-                error,
             ),
             Compiled(
                 "the actor's gradient",
                 Recorded(self.differentiate_actor, generator),
-                lambda: _parts_of(self._compute_actor()),
+                compute_actor,
+                functools.partial(self._in_float32, compute_actor),
                 lambda: _parts_of(self.actor),
-                error,
             ),
         )
+
+    def _in_float32(self, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+        precision, self._algorithm.precision = self._algorithm.precision, "float32"
+        try:
+            return compute()
+        finally:
+            self._algorithm.precision = precision
 
 
 def _parts_of(gradient: Gradient) -> list[Tensor]:
@@ -192,6 +201,12 @@ class RecordedUpdates:
         functions[0]()
         for other in others:
             other.result()
+
+    def finish_compiling(self) -> bool:
+        """Compile now if that was asked for, and wait for it; return whether gradients are compiled."""
+        for function in self._compiled:
+            function.start()
+        return bool(self._compiled) and all([function.finish() for function in self._compiled])
 
     def close(self) -> None:
         """End what compiles."""

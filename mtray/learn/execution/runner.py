@@ -119,6 +119,10 @@ class UpdateRunner:
             self.updates = error.update
             raise error
 
+    def finish_compiling(self) -> bool:
+        """Compile what was recorded now if that was asked for, and wait; return whether gradients are compiled."""
+        return any([recorded.finish_compiling() for recorded in self._recorded.values()])
+
     def close(self) -> None:
         """Forget what was recorded, and end what compiles."""
         for recorded in self._recorded.values():

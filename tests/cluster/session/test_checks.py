@@ -74,7 +74,33 @@ def test_inductor_needs_triton_a_c_compiler_and_python_s_headers(
     monkeypatch.setattr(checks.sysconfig, "get_path", lambda _: str(tmp_path))
     if headers:
         (tmp_path / "Python.h").touch()
-    assert checks.has_compiler() == has
+    assert checks.has_compiler("cuda:1") == has
+
+
+@pytest.mark.parametrize(("programs", "has"), [(["g++"], True), (["own-c++"], False), ([], False)])
+def test_inductor_needs_a_cpp_compiler_for_the_cpu(monkeypatch, programs, has):
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: name if name in programs else None)
+    monkeypatch.delenv("CXX", raising=False)
+    assert checks.has_compiler("cpu") == has
+    monkeypatch.setenv("CXX", "own-c++")
+    assert checks.has_compiler("cpu") == ("own-c++" in programs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16 amx_tile", True), ("fpu avx512f avx512_bf16x", False)],
+)
+def test_a_cpu_that_multiplies_bfloat16_says_so(tmp_path, flags, has):
+    cpu = tmp_path / "cpuinfo"
+    cpu.write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: {flags}\n")
+    assert checks.has_bfloat16(cpu) == has
+
+
+def test_a_machine_that_does_not_tell_has_none(tmp_path):
+    assert not checks.has_bfloat16(tmp_path / "none")
+    (tmp_path / "other").write_text("Features : fp asimd bf16\n")
+    assert not checks.has_bfloat16(tmp_path / "other")
 
 
 def test_a_machine_without_a_gpu_s_driver_is_not_asked_by_torch(monkeypatch):
