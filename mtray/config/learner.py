@@ -142,15 +142,16 @@ class LearnerConfig:
     """Threads of an update on the CPU; by default one, two or four, whichever is measured to be fastest during the run;
     one with --deterministic."""
     precision: Literal["float32", "tfloat32", "bfloat16"] | None = None
-    """Precision of the networks' matrix products: float32, tfloat32 (GPU only, 10 bits of mantissa) or bfloat16; by
-    default tfloat32 on a GPU and float32 on the CPU. Parameters, losses and optimisers are always float32."""
+    """Precision of the networks' matrix products: float32, tfloat32 (GPU only, 10 bits of mantissa) or bfloat16. By
+    default tfloat32 on a GPU; on the CPU bfloat16 with --preset fast if a new local Ray runs on a machine whose CPU has
+    such products (AMX or AVX-512), else float32. Parameters, losses and optimisers are always float32."""
     graphs: bool | None = None
     """Record an update once and replay its kernels (CUDA graphs on a GPU). By default wherever possible, which on the
-    CPU excludes --learner.compile."""
+    CPU excludes other compilers than inductor."""
     compile: str | None = None
-    """Backend of torch.compile for networks and losses, for example inductor; off for none. By default inductor on a
-    GPU with --preset fast if a new local Ray runs on a machine that has a C compiler, else off. On the CPU inductor
-    compiles gradients beside the run, within a minute or two, and needs a C++ compiler; other backends halve the
+    """Backend of torch.compile for networks and losses, for example inductor; off for none. By default inductor with
+    --preset fast if a new local Ray runs on a machine that has the compiler it needs, else off. For the CPU it compiles
+    the gradients of updates of one thread, beside the run and within a minute or two; other backends halve the
     speed."""
 
     def __post_init__(self) -> None:
