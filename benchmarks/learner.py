@@ -352,7 +352,7 @@ def main() -> None:
     elif options.products:
         # Compiling takes longer than measuring, in every round.
         sizes = PRODUCT_ROWS[:1] if options.quick else PRODUCT_ROWS
-        rows, left_out = kinds_of_products(sizes, seconds, repeats, budget)
+        rows, left_out = kinds_of_products(sizes, seconds, min(repeats, 3), budget)
     else:
         # Starting a contender takes longer than measuring it.
         counts = (TASKS[0], TASKS[-1]) if options.quick else TASKS

@@ -30,6 +30,8 @@ from mtray.tasks.processes import kill_group_at_end
 _MOST_ERROR, _MOST_RATIO = 1e-3, 2.0
 # Calls before anything is compiled: a shorter run would end before it is done. And calls between two looks at it.
 _FIRST_CALLS, _CALLS = 1000, 100
+# Between the learner's and collectors': it slows the first minute less than without, and is done earlier than with 10.
+_NICENESS = 5
 
 _LOGGER = logging.getLogger("mtray")
 
@@ -163,6 +165,7 @@ class Compiler:
                     pass_fds=[lifeline],
                 )
             kill_group_at_end(lifeline, self._process.pid)
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, _NICENESS)
         finally:
             os.close(lifeline)
 
