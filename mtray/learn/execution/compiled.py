@@ -28,8 +28,9 @@ from mtray.tasks.processes import kill_group_at_end
 # Error of each result relative to its norm, against the same function in float32, above which a compiled one is not
 # used: this much, or so many times the recorded one's, which is large with bfloat16.
 _MOST_ERROR, _MOST_RATIO = 1e-3, 2.0
-# Calls before anything is compiled: a shorter run would end before it is done. And calls between two looks at it.
-_FIRST_CALLS, _CALLS = 1000, 100
+# Calls before anything is compiled: until then all processes start, and the untrained policy is evaluated. And calls
+# between two looks at the compiler.
+_FIRST_CALLS, _CALLS = 4000, 100
 # Between the learner's and collectors': it slows the first minute less than without, and is done earlier than with 10.
 _NICENESS = 5
 
