@@ -221,7 +221,7 @@ class LearnerConfig:
         require(
             self.can_record(device) or not self.graphs,
             f"--learner.graphs True with --learner.compile {self.compile} on {device}: updates can be recorded on a "
-            "CUDA device, or on the CPU if they are not compiled; leave one of them out",
+            f"CUDA device, or on the CPU if {BESIDE} or nothing compiles them; leave one of them out",
         )
         require(
             device.startswith("cuda") or self.precision != "tfloat32",

@@ -88,7 +88,8 @@ class Learner:
         # How sums are rounded depends on the library and on the number of threads.
         assert settings.batch_rows is not None
         # Once oneDNN is chosen, torch refuses to say its older setting, which compilers in this process may ask for.
-        if config.device == "cpu" and not config.deterministic and settings.can_record("cpu"):
+        is_compiled_here = settings.compiler is not None and not settings.compiles_beside("cpu")
+        if config.device == "cpu" and not config.deterministic and not is_compiled_here:
             products.use(products.fastest(settings.batch_rows, config.network.sizes.critic_width))
         if config.device == "cpu":
             print(f"float32 matrix products by {products.library().name}", flush=True)

@@ -155,21 +155,21 @@ class RecordedUpdates:
             _Rows(algorithm, batch, self._noise, ids, begin, end) for begin, end in itertools.pairwise(bounds)
         ]
         self._shape = batch.tasks, batch.reward.shape
-        self._compiled: Sequence[Compiled] = ()
+        self._compiled: tuple[Compiled, Compiled] | tuple[()] = ()
         if threads == 1 and algorithm.config.compiles_beside(algorithm.device.type):
             self._compiled = self._parts[0].compiled(algorithm.generator)
-        self._critic = self._stages([part.differentiate_critic for part in self._parts], self._step_critic)
-        self._actor = self._stages([part.differentiate_actor for part in self._parts], self._step_actor)
+        critic, actor = self._compiled or (None, None)
+        self._critic = self._stages([part.differentiate_critic for part in self._parts], critic, self._step_critic)
+        self._actor = self._stages([part.differentiate_actor for part in self._parts], actor, self._step_actor)
 
     def _stages(
-        self, gradients: Sequence[Callable[[], None]], step: Callable[[], None]
+        self, gradients: Sequence[Callable[[], None]], compiled: Compiled | None, step: Callable[[], None]
     ) -> list[list[Callable[[], Any]]]:
         """Return half an update as functions to be called side by side, one list after another."""
         generator = self._algorithm.generator
         draw = functools.partial(self._algorithm.draw_, self._noise)
-        if self._compiled:
-            critic, actor = self._compiled
-            return [[draw], [critic if step == self._step_critic else actor], [Recorded(step, generator)]]
+        if compiled is not None:
+            return [[draw], [compiled], [Recorded(step, generator)]]
         if len(gradients) == 1:
 
             def half() -> None:
