@@ -15,6 +15,14 @@ HUMANOIDS = ("humanoid-stand", "humanoid-walk")
 MIXED = ("cartpole-swingup", "cheetah-run", "humanoid-walk")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory):
+    """What runs compile is kept for this session only: a test must not depend on what was run before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def humanoids():
     from mtray.tasks.registry import resolve

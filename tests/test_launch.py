@@ -1,5 +1,6 @@
 """Whole runs: real Ray, real simulators, real signals; what they leave behind, in files and in processes."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -161,6 +163,34 @@ def test_the_default_command_with_more_workers_than_cores(tmp_path):
     assert summary_of(run_dir)["frames"] >= 4000
     assert "26 processes (16 simulate)" in run.output
     assert set(summary_of(run_dir)["tasks"]) == {"humanoid-stand", "humanoid-walk"}
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_the_learner_has_a_core_to_itself_while_it_has_data(tmp_path):
+    every, cores = frozenset(os.sched_getaffinity(0)), {}
+
+    def is_kept():
+        cores.clear()
+        for process in run.alive():
+            with contextlib.suppress(psutil.Error):
+                name = " ".join(process.cmdline())
+                kind = name.partition(".")[0] if name.startswith("ray::") else name.split()[0]
+                cores.setdefault(kind, set()).add(frozenset(process.cpu_affinity()))
+        return cores.get("ray::Collector", {every}) != {every}
+
+    arguments = (*TASKS, "--workers", 1, "--host", "parallel", "--learner.warmup-steps", 200, "--run.log-seconds", 0.5)
+    with Run(*arguments, "--device", "cpu", "--run.evaluate-every", 0, cwd=tmp_path) as run:
+        # A process may be changing its title, or not have been kept from it yet.
+        kinds = {"ray::Collector", "ray::Replay", "ray::Learner"}
+        run.wait_until(lambda: is_kept() and cores.keys() >= kinds and cores["ray::Collector"] == cores["ray::Replay"])
+        (left,) = cores["ray::Collector"]
+        assert len(every - left) == 1
+        # The fork server and simulators.
+        assert any(left in found for name, found in cores.items() if not name.startswith("ray::")), cores
+        assert cores["ray::Learner"] == {every}
+        run.interrupt()
+        assert run.wait() == 0, run.output
 
 
 @pytest.mark.cluster

@@ -208,6 +208,14 @@ def test_updates_that_others_compile_are_not_recorded_on_the_cpu(fail):
     assert "leave one of them out" in error
 
 
+def test_what_is_compiled_beside_a_run_is_not_deterministic(fail):
+    # The device is chosen later: as given and as chosen.
+    for device in ((), ("--device", "cpu")):
+        error = fail("--learner.compile", "inductor", "--deterministic", *device)
+        assert "--learner.compile inductor" in error
+        assert "add --learner.graphs False" in error
+
+
 def test_a_missing_compiler_backend(fail):
     error = fail("--learner.compile", "quantum")
     assert "--learner.compile quantum" in error

@@ -56,6 +56,7 @@ class Evaluations:
         self._is_new = answers.state[2] < 0
         self._next: float | None = None
         self._evaluator: Any = None
+        self._hello: Future[Any] | None = None
         self._call: Future[Any] | None = None
         self._asked, self._longest = 0.0, 0.0
         # What is evaluated: its state if it was trained, the updates and frames it was made of, and the run's time.
@@ -77,6 +78,14 @@ class Evaluations:
                 self._next = now + _FIRST_SECONDS
         elif now >= self._next:
             self._begin(now)
+
+    @property
+    def processes(self) -> list[int]:
+        """The id of the process that evaluates, once it is known."""
+        hello = self._hello
+        if self._evaluator is None or hello is None or not hello.done() or hello.exception() is not None:
+            return []
+        return [hello.result().process]
 
     def goes_on(self, now: float) -> bool:
         """Return whether an evaluation is under way, once the run has finished; the last one is of what it came to.
@@ -104,7 +113,7 @@ class Evaluations:
         if self._evaluator is None:
             self._evaluator = self._processes.start_evaluator()
             # Its file tells the cause of its death.
-            self._evaluator.hello.remote(self._run_dir / "logs", "evaluator")
+            self._hello = self._evaluator.hello.remote(self._run_dir / "logs", "evaluator").future()
         self._asked = now
         self._call = self._evaluator.evaluate.remote(policy, sorted(self._processes.aside)).future()
 

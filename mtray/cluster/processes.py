@@ -153,6 +153,12 @@ class Processes:
         """Return the node of each process that has one."""
         return {part: hello.node for part, hello in self._nodes.copy().items()}
 
+    def here(self, *kinds: Kind) -> list[int]:
+        """Return the ids of the processes of these kinds that are on this process's node."""
+        here = ray.get_runtime_context().get_node_id()
+        hellos = [(part.kind, hello) for part, hello in self._nodes.copy().items()]
+        return [hello.process for kind, hello in hellos if kind in kinds and hello.node == here]
+
     def where(self) -> str:
         """Return where the processes of the run are, in one line."""
         core = {part.kind: hello.address for part, hello in self._nodes.items() if part.kind != "collector"}

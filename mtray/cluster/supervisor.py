@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtray.cluster.actors.cores import LearnersCore
 from mtray.cluster.answers import Answers
 from mtray.cluster.control.free import Control
 from mtray.cluster.control.lockstep import Lockstep
@@ -40,6 +41,7 @@ from mtray.cluster.session.watch import Watch
 from mtray.config.plain import to_dict
 from mtray.config.settings import Config
 from mtray.errors import RunError, UsageError
+from mtray.replay.waiting import START
 from mtray.rundir.checkpoints.checkpoint import Checkpoint
 from mtray.rundir.checkpoints.writer import CheckpointWriter, Fetch
 from mtray.rundir.metrics import Metrics
@@ -114,6 +116,10 @@ class Supervisor:
         self._end: End | None = None
         self._has_stopped = False
         self._watch: Watch | None = None
+        learner = config.learner
+        # On a cluster each process has a core. Where a fixed ratio is kept, both sides wait for each other.
+        is_first = config.address is None and learner.least_updates_per_step != learner.updates_per_step
+        self._learners_core = LearnersCore() if is_first and config.device == "cpu" else None
         self._where = ""
         self._next_line = 0.0
         # When the run finished, by control's clock; and whether only its last evaluation is left.
@@ -245,6 +251,8 @@ class Supervisor:
             return
         self.is_evaluated_last = True
         self._screen.say("evaluating the policy that the run ends with ...")
+        if self._learners_core is not None:
+            self._learners_core.give_back(self._beside_learner())
         # All is saved: a second signal does not make it a run that failed.
         with contextlib.suppress(KeyboardInterrupt):
             self.processes.close_actors()
@@ -276,6 +284,18 @@ class Supervisor:
         line = self.metrics.line()
         for sink in self._sinks:
             sink.write(line)
+        if self._finished is None and self._end is None:
+            self._share_cores()
+
+    def _share_cores(self) -> None:
+        learner = self.processes.here("learner")
+        if self._learners_core is not None and learner:
+            # Processes that start need all cores.
+            waits = {START: 1.0} if self.control.is_starting else self.metrics.waiting["learner"]
+            self._learners_core.share(learner[0], self._beside_learner(), waits, self._clock.now())
+
+    def _beside_learner(self) -> list[int]:
+        return [*self.processes.here("collector", "replay"), *self._evaluations.processes]
 
     def _count_faults(self) -> None:
         control = self.control

@@ -225,6 +225,11 @@ class Config:
         )
         if self.device != "auto":
             self.learner.check_device(self.device)
+        require(
+            not (self.deterministic and self.learner.compiles_beside(self.device)),
+            f"--learner.compile {self.learner.compile}: with --deterministic numbers must not depend on when "
+            "the compiler is done; leave it out, or add --learner.graphs False, which compiles before the first update",
+        )
         require(0 <= self.seed < 2**32, f"--seed {self.seed}: must be between 0 and 2**32 - 1")
 
     def copies(self, tasks: int = 1) -> int:

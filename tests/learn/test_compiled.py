@@ -11,11 +11,17 @@ import torch
 
 from mtray.errors import NotFiniteError
 from mtray.learn.execution import compiled as module
-from mtray.learn.execution.compiled import Compiled, Compiler, error_of
+from mtray.learn.execution import kept
+from mtray.learn.execution.compiled import Compiled, Compiler, Program, error_of
 from tests.learn.test_recorded import numbers, sampled_batches, trained
 from tests.learn.trainers import batch_of, parameters, with_nan
 
 WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -37,11 +43,22 @@ def wait_until(condition, seconds=240):
         time.sleep(0.1)
 
 
+def check_kept(tasks, batches, precision, monkeypatch):
+    """Check that a later run takes what is there at the call in which it looks, and that one of other code does not."""
+    monkeypatch.setattr(module, "_LOOK_CALLS", 2)
+    monkeypatch.setattr(module, "_FIRST_CALLS", 1000)
+    later = trained(tasks, batches, precision=precision, compile="inductor")
+    assert all(each._run is not None and each._compiler is None for each in gradients(later))
+    another = "float32" if precision == "bfloat16" else "bfloat16"
+    other = trained(tasks, batches, precision=another, compile="inductor")
+    assert not any(each._run for each in gradients(other))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("precision", "most"), [("float32", 0.01), ("bfloat16", 0.1)])
 def test_compiled_gradients_are_taken_when_they_are_there_and_are_those_of_the_tape(
-    tasks, replay, at_once, precision, most
+    tasks, replay, at_once, monkeypatch, precision, most
 ):
     batches = sampled_batches(replay)
     plain, learner = (
@@ -56,6 +73,7 @@ def test_compiled_gradients_are_taken_when_they_are_there_and_are_those_of_the_t
         plain.update(batch)
         learner.update(batch)
     assert not any(map(os.path.exists, folders))
+    check_kept(tasks, batches, precision, monkeypatch)
     start = numbers(trained(tasks, []))
     apart = (numbers(learner) - numbers(plain)).norm()
     assert 0 < apart < most * (numbers(plain) - start).norm()
@@ -94,6 +112,13 @@ def test_a_function_that_can_not_be_traced_leaves_what_is_recorded(at_once, capl
     assert "it is not compiled" in caplog.text
 
 
+def made_of(monkeypatch, function):
+    """Let the compiler end at once, and this be what it made."""
+    monkeypatch.setattr(module, "_PROGRAM", "")
+    monkeypatch.setattr(Compiler, "library", lambda compiler: compiler._log)
+    monkeypatch.setattr(Program, "load", lambda program, library: function)
+
+
 # Of float32 and of bfloat16: the error that a recorded function may have already.
 @pytest.mark.parametrize(
     ("recorded", "compiled", "is_used"),
@@ -102,8 +127,7 @@ def test_a_function_that_can_not_be_traced_leaves_what_is_recorded(at_once, capl
 def test_results_that_are_further_from_float32_than_rounding_puts_them_are_not_used(
     at_once, monkeypatch, caplog, recorded, compiled, is_used
 ):
-    monkeypatch.setattr(module, "_PROGRAM", "")
-    monkeypatch.setattr(Compiler, "load", lambda compiler: lambda: [WEIGHT * compiled])
+    made_of(monkeypatch, lambda: [WEIGHT * compiled])
     target = torch.zeros(8, 8)
     function = Compiled(
         "it", lambda: target.copy_(WEIGHT * recorded), lambda: [WEIGHT], lambda: [WEIGHT], lambda: [target]
@@ -114,11 +138,11 @@ def test_results_that_are_further_from_float32_than_rounding_puts_them_are_not_u
     function()
     assert torch.equal(target, WEIGHT * (compiled if is_used else recorded))
     assert ("it is not compiled, and slower: its results have a relative error" in caplog.text) == (not is_used)
+    assert kept.has_any() == is_used
 
 
 def test_what_was_compiled_waits_for_numbers_that_can_be_compared(monkeypatch):
-    monkeypatch.setattr(module, "_PROGRAM", "")
-    monkeypatch.setattr(Compiler, "load", lambda compiler: lambda: [WEIGHT])
+    made_of(monkeypatch, lambda: [WEIGHT])
     target, factor = torch.zeros(8, 8), torch.tensor(math.nan)
     function = Compiled(
         "it",
@@ -133,11 +157,37 @@ def test_what_was_compiled_waits_for_numbers_that_can_be_compared(monkeypatch):
     factor.fill_(1)
     function()
     assert function.finish()
+    assert kept.has_any()
+
+
+def test_what_is_kept_and_can_not_be_used_is_removed_and_compiled_anew(tmp_path, monkeypatch, caplog):
+    target = torch.zeros(8, 8)
+    function = Compiled(
+        "it", lambda: target.copy_(WEIGHT * 2), lambda: [WEIGHT * 2], lambda: [WEIGHT * 2], lambda: [target]
+    )
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"cut off")
+    kept.keep(broken, Program(lambda: [WEIGHT * 2]).key)
+    monkeypatch.setattr(module, "_LOOK_CALLS", 1)
+    function()
+    assert "removed, since it can't be used" in caplog.text
+    assert not kept.has_any()
+    monkeypatch.setattr(module, "_PROGRAM", "")
+    function.start()
+    assert function._compiler is not None
+    function.close()
+    # Nor is what has other results.
+    made_of(monkeypatch, lambda: [WEIGHT * 3])
+    kept.keep(broken, Program(lambda: [WEIGHT * 2]).key)
+    assert not function._take_kept(Program(lambda: [WEIGHT * 2]))
+    assert not kept.has_any()
+    function()
+    assert torch.equal(target, WEIGHT * 2)
 
 
 def test_a_compiler_ends_with_whoever_started_it(monkeypatch):
     monkeypatch.setattr(module, "_PROGRAM", "import subprocess; subprocess.run(['sleep', '1000'])")
-    compiler = Compiler(lambda: [WEIGHT * 2])
+    compiler = Compiler(Program(lambda: [WEIGHT * 2]))
     process = psutil.Process(compiler._process.pid)
     wait_until(process.children)
     below = process.children()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ObjectLostError
 
-from mtray.cluster.actors.hello import Hello, give_way, say_hello
+from mtray.cluster.actors.cores import give_way
+from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.cluster.actors.pushes import Pusher
 from mtray.config.settings import Config
 from mtray.data.messages import Report

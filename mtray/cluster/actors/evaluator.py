@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtray.cluster.actors.hello import Hello, give_way, say_hello
+from mtray.cluster.actors.cores import give_way
+from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.config.settings import Config
 from mtray.errors import TaskError
 from mtray.tasks.plan import Task

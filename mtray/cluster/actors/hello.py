@@ -8,16 +8,13 @@ import faulthandler
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import ray
 
 from mtray.rundir.directory import versions
-
-# Of processes that leave the cores they share to the learner: a tenth of its share of one that both want.
-_NICENESS = 10
 
 
 class Hello(NamedTuple):
@@ -42,14 +39,6 @@ def say_hello(logs: Path, name: str) -> Hello:
     """Keep what this process prints in a file of ``logs``; return where it is."""
     node = ray.get_runtime_context().get_node_id()
     return Hello(os.getpid(), keep_output(logs, name), node, ray.util.get_node_ip_address(), versions())
-
-
-def give_way(processes: Iterable[int] = ()) -> None:
-    """Leave the cores that this process and others of its run share to the learner."""
-    for process in (0, *processes):
-        # One that has ended meanwhile is replaced.
-        with contextlib.suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, process, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, process)))
 
 
 def keep_output(folder: Path, name: str) -> str | None:

@@ -77,6 +77,11 @@ class Ledger(Lifecycle):
         return sum(actor.phase is Phase.PLACING for actor in self.collectors)
 
     @property
+    def is_starting(self) -> bool:
+        """Whether a collector is being started."""
+        return any(actor.phase in (Phase.PLACING, Phase.BUILDING) for actor in self.collectors)
+
+    @property
     def is_ready(self) -> bool:
         """Whether replay and learner work, so that collectors may."""
         return self.replay.is_up and self.learner.is_up

@@ -1,8 +1,8 @@
 """Gradients compiled for the CPU beside the run: fewer and larger kernels than a tape replays.
 
-A function is traced once, the tensors that it reads become inputs, and a process of its own compiles it with torch's
-AOTInductor, which needs a C++ compiler and takes half a minute or more of a core. Until then, and where it fails, the
-caller goes on as before. The results differ from a tape's in rounding.
+A function is traced, the tensors that it reads become inputs, and a process of its own compiles it with torch's
+AOTInductor, which needs a C++ compiler and takes half a minute or more of a core; what an earlier run compiled is taken
+at once. Until then, and where it fails, the caller goes on as before. The results differ from a tape's in rounding.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtray.learn.execution import kept
 from mtray.tasks.processes import kill_group_at_end
 
 # Error of each result relative to its norm, against the same function in float32, above which a compiled one is not
 # used: this much, or so many times the recorded one's, which is large with bfloat16.
 _MOST_ERROR, _MOST_RATIO = 1e-3, 2.0
+# Calls before what an earlier run compiled is looked for: gradients have left zero then, and can be compared.
+_LOOK_CALLS = 100
 # Calls before anything is compiled: until then all processes start, and the untrained policy is evaluated. And calls
 # between two looks at the compiler.
 _FIRST_CALLS, _CALLS = 4000, 100
@@ -83,7 +86,9 @@ class Compiled:
         self._function()
         self._calls += 1
         with self._none_on_error():
-            if self._calls == _FIRST_CALLS:
+            if self._calls == _LOOK_CALLS and kept.has_any():
+                self._take_kept(Program(self._compute))
+            elif self._calls == _FIRST_CALLS:
                 self._start()
             elif self._compiler is not None and self._calls % _CALLS == 0 and self._compiler.is_done:
                 self._take(self._compiler)
@@ -95,7 +100,9 @@ class Compiled:
 
     def _start(self) -> None:
         if self._compiler is None and self._run is None:
-            self._compiler = Compiler(self._compute)
+            program = Program(self._compute)
+            if not self._take_kept(program):
+                self._compiler = Compiler(program)
 
     def finish(self) -> bool:
         """Wait for what was started; return whether it is used."""
@@ -114,19 +121,42 @@ class Compiled:
             _LOGGER.warning("%s is not compiled, and slower: %s", self._name, " ".join(str(error).split()))
             self.close()
 
+    def _take_kept(self, program: Program) -> bool:
+        """Use what an earlier run compiled, if there is such a thing and it is right; return whether it is used."""
+        library = kept.find(program.key)
+        if library is None:
+            return False
+        try:
+            self._use(program.load(library))
+        except Exception as error:
+            # It is compiled anew.
+            _LOGGER.warning("%s: removed, since it can't be used: %s", library, " ".join(str(error).split()))
+            kept.remove(library)
+        return self._run is not None
+
     def _take(self, compiler: Compiler) -> None:
-        """Use what was compiled, if its results are those that were just written; wait if those can't be compared."""
+        """Use what was compiled, and keep it for later runs."""
+        library = compiler.library()
+        self._use(compiler.program.load(library))
+        if self._run is not None:
+            kept.keep(library, compiler.program.key)
+            self.close()
+
+    def _use(self, run: Callable[[], list[Tensor]]) -> None:
+        """Use it if its results are those that were just written; not yet if those can't be compared.
+
+        Raises:
+            RuntimeError: they are not.
+        """
         targets, exact = list(self._results()), self._exact()
         usual = error_of(targets, exact)
         if not math.isfinite(usual):
             return
-        run = compiler.load()
         error = error_of(run(), exact)
         if error > max(_MOST_ERROR, _MOST_RATIO * usual):
             raise RuntimeError(f"its results have a relative error of {error:.1g}")
         print(f"{self._name} is compiled", flush=True)
         self._targets, self._run = targets, run
-        self.close()
 
     def close(self) -> None:
         """End the compiler."""
@@ -135,20 +165,60 @@ class Compiled:
             compiler.close()
 
 
-class Compiler:
-    """A function of tensors at fixed addresses while it is being compiled."""
+class Program:
+    """A function of tensors at fixed addresses, traced.
+
+    Attributes:
+        key: of what is compiled from it on this machine: equal keys, equal code.
+    """
 
     def __init__(self, function: Callable[[], Sequence[Tensor]]) -> None:
-        """Trace the function, which takes a second or two, and start to compile it.
+        """Trace the function, which takes about a second.
 
         Raises:
             Exception: whatever torch raises of a function that it can't trace.
         """
-        graph, self._inputs = _traced(function)
-        program = torch.export.export(graph, tuple(self._inputs))
+        from torch._inductor.decomposition import select_decomp_table
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        self._graph = make_fx(function, decomposition_table=select_decomp_table())()
+        self._inputs = _lift(self._graph)
+        sizes = [f"{tuple(each.shape)} {each.stride()} {each.dtype}" for each in self._inputs]
+        self.key = kept.key_of(_PROGRAM, self._graph.code, *sizes)
+
+    def save(self, path: Path) -> None:
+        """Write it for torch's compiler, which can't be given operations that write in place."""
+        from torch._inductor.decomposition import select_decomp_table
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with torch.no_grad():
+            functional = torch.func.functionalize(self._graph, remove="mutations")
+            table = select_decomp_table()
+            traced = make_fx(functional, decomposition_table=table, tracing_mode="fake")(*self._inputs)
+        traced.graph.eliminate_dead_code()
+        traced.recompile()
+        torch.export.save(torch.export.export(traced, tuple(self._inputs)), path)
+
+    def load(self, library: Path) -> Callable[[], list[Tensor]]:
+        """Return the function that was compiled to this library."""
+        # torch's own loader of packages leaves a folder in the temporary folder if this process is killed.
+        run, inputs = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1).run, self._inputs
+        return lambda: run(inputs)
+
+
+class Compiler:
+    """A program while it is being compiled.
+
+    Attributes:
+        program: what is compiled.
+    """
+
+    def __init__(self, program: Program) -> None:
+        """Start to compile."""
+        self.program = program
         self._folder = tempfile.TemporaryDirectory(prefix="mtray-")
         folder = Path(self._folder.name)
-        torch.export.save(program, folder / "program.pt2")
+        program.save(folder / "program.pt2")
         self._package = folder / "package.pt2"
         self._log = folder / "log"
         lifeline, self._lifeline = os.pipe()
@@ -179,8 +249,8 @@ class Compiler:
         """Wait until it has ended."""
         self._process.wait()
 
-    def load(self) -> Callable[[], list[Tensor]]:
-        """Return the compiled function.
+    def library(self) -> Path:
+        """Return the file that the compiler made.
 
         Raises:
             RuntimeError: it could not be compiled, with the last line of what the compiler printed.
@@ -188,12 +258,9 @@ class Compiler:
         if self._process.returncode:
             lines = [line for line in self._log.read_text().splitlines() if line.strip()]
             raise RuntimeError(lines[-1] if lines else f"exit code {self._process.returncode}")
-        # torch's own loader of packages leaves a folder in the temporary folder if this process is killed.
         with zipfile.ZipFile(self._package) as package:
-            (library,) = (name for name in package.namelist() if name.endswith(".so"))
-            path = package.extract(library, self._folder.name)
-        run, inputs = torch._C._aoti.AOTIModelContainerRunnerCpu(path, 1).run, self._inputs
-        return lambda: run(inputs)
+            (name,) = (name for name in package.namelist() if name.endswith(".so"))
+            return Path(package.extract(name, self._folder.name))
 
     def close(self) -> None:
         """End the compiler, and remove its files; a function that was loaded stays."""
@@ -202,22 +269,6 @@ class Compiler:
         self._process.wait()
         os.close(self._lifeline)
         self._folder.cleanup()
-
-
-def _traced(function: Callable[[], Sequence[Tensor]]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-    """Return a graph of functional operations, and the tensors that are its inputs."""
-    from torch._inductor.decomposition import select_decomp_table
-    from torch.fx.experimental.proxy_tensor import make_fx
-
-    table = select_decomp_table()
-    graph = make_fx(function, decomposition_table=table)()
-    inputs = _lift(graph)
-    with torch.no_grad():
-        functional = torch.func.functionalize(graph, remove="mutations")
-        traced = make_fx(functional, decomposition_table=table, tracing_mode="fake")(*inputs)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced, inputs
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
