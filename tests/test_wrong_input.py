@@ -167,6 +167,7 @@ def test_an_address_of_another_server_is_refused_quickly(fail, answer):
         ("--learner.row-weights humanoid-stand=2 humanoid-stand=3", "gives ['humanoid-stand'] twice"),
         ("--envs-per-task 1000000000", "--envs-per-task"),
         ("--collector.rollout-steps 99999999", "--collector.rollout-steps"),
+        ("--replay.recent-share 1.5", "--replay.recent-share 1.5: must be between 0 and 1"),
         ("--run.evaluate-every -1", "--run.evaluate-every -1.0: at least 0"),
         ("--run.evaluate-every 1 --deterministic", "with --deterministic there are no evaluations"),
     ],

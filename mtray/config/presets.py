@@ -20,6 +20,8 @@ _ROWS_ON_GPU = {"fast": 1024, "frugal": 384}
 _SIZES_ON_GPU = Sizes(actor_width=256, critic_width=512, critic_blocks=2)
 # Factors of exploration noise, the least and the most.
 _NOISE = {"fast": (0.5, 4.0), "frugal": (1.0, 1.0)}
+# Share of rows that are drawn from the newest.
+_RECENT_SHARE = {"fast": 0.5, "frugal": 0.0}
 _LEAST_ROWS_PER_TASK = 16
 
 
@@ -54,7 +56,9 @@ def fill(config: Config, tasks: int, *, can_compile: bool = False, has_bfloat16:
     least_noise, most_noise = _noise(config.collector, preset)
     collector = dataclasses.replace(config.collector, least_noise=least_noise, most_noise=most_noise)
     network = config.network.filled(_SIZES_ON_GPU if is_large else Sizes())
-    return dataclasses.replace(config, collector=collector, network=network, learner=filled)
+    share = config.replay.recent_share
+    replay = dataclasses.replace(config.replay, recent_share=_RECENT_SHARE[preset] if share is None else share)
+    return dataclasses.replace(config, collector=collector, replay=replay, network=network, learner=filled)
 
 
 def _noise(collector: CollectorConfig, preset: str) -> tuple[float, float]:

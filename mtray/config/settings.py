@@ -81,13 +81,20 @@ class ReplayConfig:
     capacity_rows: int = 1_000_000
     """Rows of a task's ring. A transition is one row; each rollout and each episode's end adds a row for its last
     observation (6 percent at the default rollout length)."""
+    recent_share: float | None = None
+    """Share of an update's rows, on average, that are drawn from the newest of a ring only, the others from all of it:
+    most are of the present policy, and old mistakes are not forgotten. By default 0.5, with --preset frugal 0."""
+    recent_rows: int = 100_000
+    """How many of a ring's rows are its newest."""
     save: bool = True
     """Save the rings in checkpoints, so that a resumed run continues with its data."""
 
     def __post_init__(self) -> None:
         """Convert and validate."""
         convert_fields(self)
-        require_at_least(self, 2, "capacity_rows")
+        require_at_least(self, 2, "capacity_rows", "recent_rows")
+        share = self.recent_share
+        require(share is None or 0 <= share <= 1, f"--replay.recent-share {share}: must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The shared replay: a dense ring per task.
 
-Enters: pushes, each a mapping of tasks to rows under an id. Leaves: rows drawn uniformly from each task's ring, equally
-many of every task. Runs in one actor of the cluster (or in a plain test). A push that is sent twice is stored and
+Enters: pushes, each a mapping of tasks to rows under an id. Leaves: rows drawn from each task's ring, equally many of
+every task. Runs in one actor of the cluster (or in a plain test). A push that is sent twice is stored and
 counted once. Rows are laid out by `mtray.data.rollout.pack`, each task's of its own width.
 
 `extend` and `sample` give and take TensorDicts, for use within one process. Only they import torch: the actor, which
@@ -51,6 +51,7 @@ class ReplayBuffer:
             for spec in specs
         }
         self._account = Account(specs, config.capacity_rows)
+        self._recent = config.recent_share or 0.0, config.recent_rows
         self._generator = self._new_generator()
 
     def _new_generator(self, *entropy: int) -> np.random.Generator:
@@ -142,7 +143,7 @@ class ReplayBuffer:
             }
         elif out.keys() != set(tasks):
             out = {task: out[task] for task in tasks}
-        ages = {task: self._rings[task].sample(out[task], self._generator, steps) for task in tasks}
+        ages = {task: self._rings[task].sample(out[task], self._generator, steps, *self._recent) for task in tasks}
         return Sampled(out, self._account.statistics, ages)
 
     def sample(self, rows_per_task: int, tasks: tuple[str, ...] | None = None) -> LazyStackedTensorDict:

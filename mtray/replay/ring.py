@@ -140,14 +140,23 @@ class Ring:
         self._is_transition[places] = False
         self.rows[places] = 0
 
-    def sample(self, out: FloatArray, generator: np.random.Generator, steps: int = 1) -> float:
-        """Draw transitions uniformly, with replacement, each with its next observation.
+    def sample(
+        self,
+        out: FloatArray,
+        generator: np.random.Generator,
+        steps: int = 1,
+        recent_share: float = 0.0,
+        recent_rows: int = 0,
+    ) -> float:
+        """Draw transitions with replacement, each with its next observation: uniformly, or the newest more often.
 
         Args:
             out: contiguous [N, B, row_size + obs_t] to write: N independent batches, each sorted from the lowest place
                 in the ring to the highest.
             generator: draws.
             steps: n of the n-step return; see `ReplayBuffer.sample_rows`.
+            recent_share: with which probability each is drawn from the newest rows only.
+            recent_rows: how many these are, at least 2.
 
         Returns:
             The mean number of rows written after those drawn.
@@ -157,11 +166,18 @@ class Ring:
         # Negative places wrap around, as numpy's indices do.
         newest = (self.written - 1) % capacity
         oldest = newest - (self.written - 1 - self.start)
+        recent = max(oldest, newest - recent_rows)
         picked = np.empty(0, np.int64)
         while len(picked) < batches * size:
             missing = batches * size - len(picked)
-            drawn = generator.integers(oldest, newest, size=missing + missing // 16 + 16)
-            picked = np.concatenate([picked, drawn[self._is_transition[drawn]]])
+            count = missing + missing // 16 + 16
+            low = np.where(generator.random(count) < recent_share, recent, oldest) if recent_share else oldest
+            drawn = generator.integers(low, newest, size=count)
+            found = drawn[self._is_transition[drawn]]
+            if not len(found):
+                # The newest may be without any.
+                recent = oldest
+            picked = np.concatenate([picked, found])
         # Sorted within a batch they are read a fifth faster.
         picked_by_batch = np.sort(picked[: batches * size].reshape(batches, size))
         # A row and its next observation are adjacent: one item of an array whose items overlap, copied whole.

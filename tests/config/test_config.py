@@ -41,7 +41,7 @@ CHANGED = Config(
         rollout_steps=3, action_repeat=4, tasks_each=5, noise_steps=1, random_episodes=0.5, random_steps=7,
         pushes_in_flight=2, push_timeout_seconds=1.5, max_restarts=0, least_noise=0.25, most_noise=2.5,
     ),
-    replay=ReplayConfig(capacity_rows=77, save=False),
+    replay=ReplayConfig(capacity_rows=77, recent_share=0.3, recent_rows=7, save=False),
     network=NetworkConfig(
         actor_output_norm=False, critic_output_norm=False,
         actor_width=1, actor_blocks=0, critic_width=2, critic_blocks=3, critics=2, embedding_size=0, adapter_size=5,

@@ -6,7 +6,7 @@ import pytest
 
 from mtray.config.learner import LearnerConfig, NetworkConfig, Sizes
 from mtray.config.presets import fill
-from mtray.config.settings import CollectorConfig, Config
+from mtray.config.settings import CollectorConfig, Config, ReplayConfig
 from mtray.errors import UsageError
 
 
@@ -52,6 +52,15 @@ def test_losses_are_balanced_unless_frames_are_to_be_saved_or_it_was_asked_for_o
             value: fill(Config(preset=preset, learner=learner), 2).learner.balance for value, learner in given.items()
         }
         assert balance == {None: usual, True: True, False: False}
+
+
+def test_the_newest_rows_are_drawn_more_often_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise():
+    for preset, usual in (("fast", 0.5), ("frugal", 0.0)):
+        shares = [
+            fill(Config(preset=preset, replay=ReplayConfig(recent_share=given)), 2).replay.recent_share
+            for given in (None, 0.0, 0.7)
+        ]
+        assert shares == [usual, 0.0, 0.7]
 
 
 def test_an_update_has_more_rows_on_a_gpu():
@@ -139,6 +148,7 @@ def test_a_limit_of_noise_beyond_the_other_one_of_the_preset_is_refused(given):
 def test_what_was_given_stays():
     config = Config(
         collector=CollectorConfig(least_noise=0.75, most_noise=0.75),
+        replay=ReplayConfig(recent_share=0.1),
         network=NetworkConfig(actor_width=3, actor_blocks=0, critic_width=5, critic_blocks=4),
         learner=LearnerConfig(
             n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5, compile="off", balance=False
@@ -150,7 +160,8 @@ def test_what_was_given_stays():
 def test_what_is_filled_has_no_gaps_left():
     config = fill(Config(), 2)
     assert fill(config, 2) == config
-    assert fill(dataclasses.replace(config, preset="frugal"), 2).learner == config.learner
+    frugal = fill(dataclasses.replace(config, preset="frugal"), 2)
+    assert (frugal.learner, frugal.replay) == (config.learner, config.replay)
 
 
 @pytest.mark.parametrize(

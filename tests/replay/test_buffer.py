@@ -39,8 +39,8 @@ NAMES = tuple(spec.name for spec in SPECS)
 BY_NAME = {spec.name: spec for spec in SPECS}
 
 
-def make_replay(capacity=100, seed=0, specs=SPECS):
-    return ReplayBuffer(specs, ReplayConfig(capacity_rows=capacity), seed)
+def make_replay(capacity=100, seed=0, specs=SPECS, **settings):
+    return ReplayBuffer(specs, ReplayConfig(capacity_rows=capacity, **settings), seed)
 
 
 def stack_of(*elements):
@@ -521,6 +521,39 @@ def test_every_transition_held_is_drawn_equally_often(wrapped):
     counts = [drawn.count(value) for value in held]
     assert sum(counts) == 20_000
     assert chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_share_is_drawn_from_the_newest_rows(share, wrapped):
+    replay, state = make_replay(capacity=64, seed=5, recent_share=share, recent_rows=22), 1
+    for _ in range(8 if wrapped else 2):
+        data, _, state = numbered_rollout(SPECS[0], WIDTH, np.zeros((2, 10), bool), state)
+        replay.extend(data)
+    held = [int(value) for value in held_transitions(replay, "left")["observation_left"][:, 0]]
+    # A push has two copies' rollouts, each of ten transitions and the observation that it reached.
+    recent = held[-20:]
+    assert len(held) > 2 * len(recent) - 5
+    batches = replay.sample_rows(100, 200, ("left",)).rows["left"][..., 0]
+    of_batch = np.isin(batches, recent).mean(1)
+    usual = share + (1 - share) * len(recent) / len(held)
+    assert of_batch.mean() == pytest.approx(usual, abs=0.02)
+    assert len(set(of_batch)) > 1 or share == 1, "drawn row by row"
+    drawn = batches.ravel().astype(int).tolist()
+    for part in (recent, held[:-20]) if share < 1 else (recent,):
+        assert chisquare([drawn.count(value) for value in part]).pvalue > 0.01
+
+
+def test_newest_rows_without_a_transition_are_not_waited_for():
+    replay = make_replay(capacity=100, recent_share=1.0, recent_rows=2)
+    fill(replay, pushes=2)
+    assert len(replay.sample_rows(8, 4).rows["left"]) == 4
+    # What was lost before the newest push leaves a hole.
+    end = len(replay.rows("left"))
+    rows = replay.rows("left")[:4].copy()
+    row_flags(rows)[:] = 0
+    replay.write_rows("left", end, rows)
+    assert np.isfinite(replay.sample_rows(8, 4).rows["left"]).all()
 
 
 @pytest.mark.parametrize("batch", [0, 3, 7])
