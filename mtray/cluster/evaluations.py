@@ -81,11 +81,12 @@ class Evaluations:
 
     @property
     def processes(self) -> list[int]:
-        """The id of the process that evaluates, once it is known."""
+        """The id of the process that evaluates, once it is known, if it is on this process's node."""
         hello = self._hello
         if self._evaluator is None or hello is None or not hello.done() or hello.exception() is not None:
             return []
-        return [hello.result().process]
+        said = hello.result()
+        return [said.process] if said.node == ray.get_runtime_context().get_node_id() else []
 
     def goes_on(self, now: float) -> bool:
         """Return whether an evaluation is under way, once the run has finished; the last one is of what it came to.

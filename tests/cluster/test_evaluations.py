@@ -76,6 +76,23 @@ def begun(monkeypatch, tmp_path):
     return world
 
 
+def test_the_process_is_known_once_it_has_said_so_from_this_node(monkeypatch, begun):
+    here = types.SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(evaluations.ray, "get_runtime_context", lambda: here)
+    assert begun.evaluations.processes == []
+    begun.turn(20)
+    (actor,) = begun.started
+    ((_, hello),) = actor.hello.calls
+    assert begun.evaluations.processes == []
+    hello.set_result(types.SimpleNamespace(process=123, node="here"))
+    assert begun.evaluations.processes == [123]
+    here.get_node_id = lambda: "elsewhere"
+    assert begun.evaluations.processes == []
+    here.get_node_id = lambda: "here"
+    begun.evaluations.close()
+    assert begun.evaluations.processes == []
+
+
 def test_nothing_is_played_before_the_first_frame(monkeypatch, tmp_path):
     world = World(monkeypatch, tmp_path)
     world.turn(100)

@@ -185,6 +185,19 @@ def test_what_is_kept_and_can_not_be_used_is_removed_and_compiled_anew(tmp_path,
     assert torch.equal(target, WEIGHT * 2)
 
 
+def test_what_was_made_is_not_written_again_since_it_may_be_loaded(monkeypatch):
+    made = "import sys, zipfile; zipfile.ZipFile(sys.argv[2], 'w').writestr('a/made.so', 'code')"
+    monkeypatch.setattr(module, "_PROGRAM", made)
+    compiler = Compiler(Program(lambda: [WEIGHT * 2]))
+    compiler.wait()
+    library = compiler.library()
+    assert library.read_text() == "code"
+    library.write_text("loaded")
+    assert compiler.library().read_text() == "loaded"
+    compiler.close()
+    assert not library.exists()
+
+
 def test_a_compiler_ends_with_whoever_started_it(monkeypatch):
     monkeypatch.setattr(module, "_PROGRAM", "import subprocess; subprocess.run(['sleep', '1000'])")
     compiler = Compiler(Program(lambda: [WEIGHT * 2]))

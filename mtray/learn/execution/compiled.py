@@ -260,7 +260,9 @@ class Compiler:
             raise RuntimeError(lines[-1] if lines else f"exit code {self._process.returncode}")
         with zipfile.ZipFile(self._package) as package:
             (name,) = (name for name in package.namelist() if name.endswith(".so"))
-            return Path(package.extract(name, self._folder.name))
+            path = Path(self._folder.name) / name
+            # It may be loaded already, and must not be written again then.
+            return path if path.exists() else Path(package.extract(name, self._folder.name))
 
     def close(self) -> None:
         """End the compiler, and remove its files; a function that was loaded stays."""
