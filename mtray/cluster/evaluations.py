@@ -86,7 +86,7 @@ class Evaluations:
         if self._evaluator is None or hello is None or not hello.done() or hello.exception() is not None:
             return []
         said = hello.result()
-        return [said.process] if said.node == ray.get_runtime_context().get_node_id() else []
+        return [said.process] if said.is_here else []
 
     def goes_on(self, now: float) -> bool:
         """Return whether an evaluation is under way, once the run has finished; the last one is of what it came to.

@@ -155,9 +155,7 @@ class Processes:
 
     def here(self, *kinds: Kind) -> list[int]:
         """Return the ids of the processes of these kinds that are on this process's node."""
-        here = ray.get_runtime_context().get_node_id()
-        hellos = [(part.kind, hello) for part, hello in self._nodes.copy().items()]
-        return [hello.process for kind, hello in hellos if kind in kinds and hello.node == here]
+        return [hello.process for part, hello in self._nodes.copy().items() if part.kind in kinds and hello.is_here]
 
     def where(self) -> str:
         """Return where the processes of the run are, in one line."""

@@ -116,10 +116,9 @@ class Supervisor:
         self._end: End | None = None
         self._has_stopped = False
         self._watch: Watch | None = None
-        learner = config.learner
-        # On a cluster each process has a core. Where a fixed ratio is kept, both sides wait for each other.
-        is_first = config.address is None and learner.least_updates_per_step != learner.updates_per_step
-        self._learners_core = LearnersCore() if is_first and config.device == "cpu" else None
+        # On a cluster each process has a core.
+        is_first = config.address is None and config.device == "cpu" and not config.learner.keeps_ratio
+        self._learners_core = LearnersCore() if is_first else None
         self._where = ""
         self._next_line = 0.0
         # When the run finished, by control's clock; and whether only its last evaluation is left.
@@ -288,11 +287,12 @@ class Supervisor:
             self._share_cores()
 
     def _share_cores(self) -> None:
-        learner = self.processes.here("learner")
-        if self._learners_core is not None and learner:
-            # Processes that start need all cores.
-            waits = {START: 1.0} if self.control.is_starting else self.metrics.waiting["learner"]
-            self._learners_core.share(learner[0], self._beside_learner(), waits, self._clock.now())
+        if self._learners_core is None:
+            return
+        # Processes that start need all cores.
+        waits = {START: 1.0} if self.control.is_starting else self.metrics.waiting["learner"]
+        for learner in self.processes.here("learner"):
+            self._learners_core.share(learner, self._beside_learner(), waits, self._clock.now())
 
     def _beside_learner(self) -> list[int]:
         return [*self.processes.here("collector", "replay"), *self._evaluations.processes]

@@ -204,6 +204,11 @@ class LearnerConfig:
         return self.action_noise if self.algorithm == "td3" else None
 
     @property
+    def keeps_ratio(self) -> bool:
+        """Whether updates and frames keep one ratio, for which both sides wait for each other; once it is filled."""
+        return self.least_updates_per_step == self.updates_per_step
+
+    @property
     def compiler(self) -> str | None:
         """The backend of torch.compile; None for none."""
         return None if self.compile == "off" else self.compile

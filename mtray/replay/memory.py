@@ -12,13 +12,13 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mtray.data.blocks import Address, Block, hold
 from mtray.data.specs import FloatArray, TaskSpec
 from mtray.errors import RunError
 from mtray.replay.journal import Journal
 from mtray.replay.ring import words_of
+from mtray.tasks.processes import stat_of
 
 # Time for which a killed process may still be there.
 _END_SECONDS = 10.0
@@ -90,7 +90,7 @@ def end_process(identity: Sequence[int]) -> None:
 def _start_ticks(process: int) -> int | None:
     """Return when a process started, in the system's clock ticks; None if it has ended."""
     with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        fields = stat_of(process)
         if fields[0] not in "ZX":
             return int(fields[19])
     return None

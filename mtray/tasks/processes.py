@@ -93,6 +93,16 @@ def die_with(lifeline: int) -> None:
         os._exit(1)
 
 
+def stat_of(process: int) -> list[str]:
+    """Return the fields of a process's ``/proc/<pid>/stat`` from the third on, its state.
+
+    Raises:
+        OSError: it has ended.
+    """
+    # Its name, in parentheses, may have spaces.
+    return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def usable_cores(root: Path = Path("/")) -> int:
     """Return the number of cores this process may use: its CPU affinity, within the quotas of its control groups.
 

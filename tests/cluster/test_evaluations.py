@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from mtray.cluster import evaluations
+from mtray.cluster.actors.hello import Hello
 from mtray.collect.evaluation import summarise
 from mtray.config.settings import Config, RunConfig
 from mtray.errors import UsageError
@@ -84,7 +85,7 @@ def test_the_process_is_known_once_it_has_said_so_from_this_node(monkeypatch, be
     (actor,) = begun.started
     ((_, hello),) = actor.hello.calls
     assert begun.evaluations.processes == []
-    hello.set_result(types.SimpleNamespace(process=123, node="here"))
+    hello.set_result(Hello(123, None, "here", "10.0.0.1", {}))
     assert begun.evaluations.processes == [123]
     here.get_node_id = lambda: "elsewhere"
     assert begun.evaluations.processes == []

@@ -130,8 +130,7 @@ class Collector:
 
     def _give_way(self) -> None:
         """Where no fixed ratio is kept, leave the cores that the learner computes on to it."""
-        learner = self._config.learner
-        if learner.least_updates_per_step != learner.updates_per_step:
+        if not self._config.learner.keeps_ratio:
             # Those of the first began before; simulators that are built anew come from the fork server.
             simulators = [] if self._host is None else [*self._host.processes, *fork_server()]
             give_way(simulators)

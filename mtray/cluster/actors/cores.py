@@ -6,9 +6,9 @@ import contextlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from pathlib import Path
 
 from mtray.replay.waiting import DONE, FRAMES, START, WARM_UP
+from mtray.tasks.processes import stat_of
 
 # Of processes that leave the cores they share to the learner: a tenth of its share of one that both want.
 _NICENESS = 10
@@ -85,18 +85,16 @@ def _move(processes: Iterable[int], old: frozenset[int], new: frozenset[int]) ->
 def _core_of(process: int) -> int:
     """Return the core that a process was last on; -1 if it has ended."""
     with contextlib.suppress(OSError):
-        # Its name, in parentheses, may have spaces. The core is the 39th field.
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[36])
+        return int(stat_of(process)[36])
     return -1
 
 
 def _threads(processes: Iterable[int]) -> Iterator[int]:
     """Return the threads of processes and of all that they have started."""
     children = defaultdict(list)
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         with contextlib.suppress(OSError):
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            children[parent].append(int(folder.name))
+            children[int(stat_of(process)[1])].append(process)
     left = list(processes)
     while left:
         process = left.pop()

@@ -34,6 +34,11 @@ class Hello(NamedTuple):
     address: str
     versions: Mapping[str, str]
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this process's node."""
+        return self.node == ray.get_runtime_context().get_node_id()
+
 
 def say_hello(logs: Path, name: str) -> Hello:
     """Keep what this process prints in a file of ``logs``; return where it is."""

@@ -21,7 +21,7 @@ from mtray.cluster.session.checks import is_joined
 from mtray.cluster.session.nodes import Node, look, room
 from mtray.config.settings import Config
 from mtray.errors import UsageError
-from mtray.tasks.processes import usable_cores
+from mtray.tasks.processes import stat_of, usable_cores
 
 _CONNECT_SECONDS = 5.0
 # Python and Ray start in it.
@@ -60,13 +60,13 @@ class Joined:
 
     def __init__(self, process_id: int) -> None:
         """Take its id."""
-        self._folder = Path(f"/proc/{process_id}")
+        self._id = process_id
         self._began = self._look()
 
-    def _look(self) -> tuple[bytes, bytes] | None:
+    def _look(self) -> tuple[str, str] | None:
         """Return the state, and when it was started; None once it is gone."""
         try:
-            fields = (self._folder / "stat").read_bytes().rpartition(b") ")[2].split()
+            fields = stat_of(self._id)
         except OSError:
             return None
         return fields[0], fields[19]
@@ -74,7 +74,7 @@ class Joined:
     def poll(self) -> int | None:
         """Return None while it is there."""
         found = self._look()
-        is_there = found is not None and self._began is not None and found[1] == self._began[1] and found[0] != b"Z"
+        is_there = found is not None and self._began is not None and found[1] == self._began[1] and found[0] != "Z"
         return None if is_there else -1
 
 

@@ -178,23 +178,16 @@ class Program:
         Raises:
             Exception: whatever torch raises of a function that it can't trace.
         """
-        from torch._inductor.decomposition import select_decomp_table
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        self._graph = make_fx(function, decomposition_table=select_decomp_table())()
+        self._graph = _trace(function)
         self._inputs = _lift(self._graph)
         sizes = [f"{tuple(each.shape)} {each.stride()} {each.dtype}" for each in self._inputs]
         self.key = kept.key_of(_PROGRAM, self._graph.code, *sizes)
 
     def save(self, path: Path) -> None:
         """Write it for torch's compiler, which can't be given operations that write in place."""
-        from torch._inductor.decomposition import select_decomp_table
-        from torch.fx.experimental.proxy_tensor import make_fx
-
         with torch.no_grad():
             functional = torch.func.functionalize(self._graph, remove="mutations")
-            table = select_decomp_table()
-            traced = make_fx(functional, decomposition_table=table, tracing_mode="fake")(*self._inputs)
+            traced = _trace(functional, *self._inputs, tracing_mode="fake")
         traced.graph.eliminate_dead_code()
         traced.recompile()
         torch.export.save(torch.export.export(traced, tuple(self._inputs)), path)
@@ -271,6 +264,15 @@ class Compiler:
         self._process.wait()
         os.close(self._lifeline)
         self._folder.cleanup()
+
+
+def _trace(function: Callable[..., Any], *inputs: Tensor, **options: Any) -> torch.fx.GraphModule:
+    """Return every operation that a function calls, with options of torch's `make_fx`."""
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph: torch.fx.GraphModule = make_fx(function, decomposition_table=select_decomp_table(), **options)(*inputs)
+    return graph
 
 
 def _lift(graph: torch.fx.GraphModule) -> list[Tensor]:
