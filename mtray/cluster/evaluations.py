@@ -128,11 +128,11 @@ class Evaluations:
         self._call = None
         self._next = self._asked + max(self._every, seconds / _SHARE)
         if not call.done():
-            self._fail(f"it did not end within {limit:.0f} s")
+            self.fail(f"it did not end within {limit:.0f} s")
             return
         error = call.exception()
         if error is not None:
-            self._fail(failure_of(-1, error).text)
+            self.fail(failure_of(-1, error).text)
             return
         self._longest = max(self._longest, seconds)
         found, failures, busy = call.result()
@@ -140,7 +140,8 @@ class Evaluations:
         self._next = self._asked + max(self._every, busy / _SHARE)
         self._take(found, failures, now)
 
-    def _fail(self, cause: str) -> None:
+    def fail(self, cause: str) -> None:
+        """Tell that the evaluation under way has failed, and end its process."""
         which = "the last evaluation failed, all is saved" if self._is_last else "an evaluation failed, the run goes on"
         self._tell(Tell("evaluation_failed", {"cause": cause}, f"{which}: {cause}"))
         self.close()

@@ -264,8 +264,7 @@ class Supervisor:
             death = self._ray_death()
             if death is not None:
                 self._evaluations.leave_ray()
-                cause = {"cause": death}
-                self._tell(Tell("evaluation_failed", cause, f"the last evaluation failed, all is saved: {death}"))
+                self._evaluations.fail(death)
                 return
             if not self._evaluations.goes_on(self._clock.now()):
                 return

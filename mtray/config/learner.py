@@ -110,8 +110,11 @@ class LearnerConfig:
     polyak: float = 0.01
     """Step size of the target critic's moving average, per update."""
     actor_polyak: float = 0.002
-    """Step size of the actor's moving average, per update of the actor. The average is saved and evaluated; 1 for the
-    actor itself. Collectors act with the actor itself."""
+    """Step size of the actor's moving average, per update of the actor, at most. The average is saved and evaluated; 1
+    for the actor itself. Collectors act with the actor itself."""
+    actor_average: float | None = None
+    """Share of all updates of the actor that its moving average spans, once that is more than 1 / actor_polyak updates;
+    0 keeps the step size. By default as --preset says."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
     atoms: int = 51
@@ -159,10 +162,10 @@ class LearnerConfig:
         convert_fields(self)
         require_at_least(self, 1, "batch_rows", "n_step", "actor_period", "atoms", "headroom")
         require_at_least(self, 1, "batches_per_call", "calls_ahead", "threads")
-        require_at_least(self, 0, "updates_per_step", "warmup_steps", "slack_steps", "weight_decay")
+        require_at_least(self, 0, "updates_per_step", "warmup_steps", "slack_steps", "weight_decay", "actor_average")
         require_above_zero(self, "learning_rate", "temperature_learning_rate", "value_limit", "initial_temperature")
         require_above_zero(self, "action_noise", "slice_seconds")
-        require_at_most(self, 1, "learning_rate", "temperature_learning_rate", "weight_decay")
+        require_at_most(self, 1, "learning_rate", "temperature_learning_rate", "weight_decay", "actor_average")
         self._check_ratios()
         for name in ("polyak", "actor_polyak"):
             share = getattr(self, name)

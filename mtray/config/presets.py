@@ -22,6 +22,8 @@ _SIZES_ON_GPU = Sizes(actor_width=256, critic_width=512, critic_blocks=2)
 _NOISE = {"fast": (0.5, 4.0), "frugal": (1.0, 1.0)}
 # Share of rows that are drawn from the newest.
 _RECENT_SHARE = {"fast": 0.5, "frugal": 0.0}
+# Share of the actor's updates that its average spans.
+_ACTOR_AVERAGE = {"fast": 0.02, "frugal": 0.0}
 _LEAST_ROWS_PER_TASK = 16
 
 
@@ -48,6 +50,7 @@ def fill(config: Config, tasks: int, *, can_compile: bool = False, has_bfloat16:
         updates_per_step=most,
         least_updates_per_step=least,
         n_step=learner.n_step or _N_STEP[preset],
+        actor_average=_ACTOR_AVERAGE[preset] if learner.actor_average is None else learner.actor_average,
         balance=preset == "fast" if learner.balance is None else learner.balance,
         batch_rows=learner.batch_rows or max(_LEAST_ROWS_PER_TASK * tasks, rows[preset]),
         compile=learner.compile or compiler,

@@ -64,7 +64,18 @@ class Networks:
     def step_actor(self) -> None:
         """Make an optimiser step of the actor; move the average towards it."""
         self.actor_group.step()
-        torch._foreach_lerp_(self._average_tensors, self.actor_group.tensors, self._config.actor_polyak)
+        weight = self._average_weight()
+        for average, tensor in zip(self._average_tensors, self.actor_group.tensors, strict=True):
+            average.lerp_(tensor, weight)
+
+    def _average_weight(self) -> Tensor | float:
+        """Return the step size of the average, which falls as updates are made if it spans a share of them."""
+        most, share = self._config.actor_polyak, self._config.actor_average
+        if not share:
+            return most
+        # Counted by the optimiser, so that a recorded update reads it and a resumed run goes on with it.
+        made: Tensor = self.actor_group.optimiser.state[self.actor_group.tensors[0]]["step"]
+        return (1 / (share * made)).clamp(max=most)
 
     @torch.no_grad()
     def _share_embedding(self) -> None:

@@ -53,7 +53,7 @@ CHANGED = Config(
         temperature_learning_rate=1e-5, weight_decay=0.0, algorithm="td3", action_noise=0.1,
         polyak=1.0, actor_polyak=0.5, actor_period=1, atoms=2, value_limit=1 / 3, headroom=1.5, initial_temperature=2.0,
         batches_per_call=3, calls_ahead=1, slice_seconds=0.25, threads=2, loss_weights=("cartpole-balance=2",),
-        row_weights=("cartpole-balance=2",), balance=True,
+        row_weights=("cartpole-balance=2",), balance=True, actor_average=0.25,
         n_step=2, precision="bfloat16", graphs=False, compile="eager",
     ),
     run=RunConfig(
@@ -210,6 +210,8 @@ def test_every_group_of_the_config_is_tested_here():
         ("learner", "polyak", 1.01),
         ("learner", "actor_polyak", 0.0),
         ("learner", "actor_polyak", 1.01),
+        ("learner", "actor_average", -0.01),
+        ("learner", "actor_average", 1.01),
         ("learner", "headroom", 0.99),
         ("learner", "actor_period", 0),
         ("learner", "atoms", 0),

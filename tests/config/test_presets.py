@@ -63,6 +63,15 @@ def test_the_newest_rows_are_drawn_more_often_unless_frames_are_to_be_saved_or_i
         assert shares == [usual, 0.0, 0.7]
 
 
+def test_the_actors_average_grows_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise():
+    for preset, usual in (("fast", 0.02), ("frugal", 0.0)):
+        shares = [
+            fill(Config(preset=preset, learner=LearnerConfig(actor_average=given)), 2).learner.actor_average
+            for given in (None, 0.0, 0.2)
+        ]
+        assert shares == [usual, 0.0, 0.2]
+
+
 def test_an_update_has_more_rows_on_a_gpu():
     assert fill(Config(device="cuda"), 2).learner.batch_rows == 1024
     assert fill(Config(device="auto"), 2).learner.batch_rows == fill(Config(device="cpu"), 2).learner.batch_rows
@@ -151,7 +160,13 @@ def test_what_was_given_stays():
         replay=ReplayConfig(recent_share=0.1),
         network=NetworkConfig(actor_width=3, actor_blocks=0, critic_width=5, critic_blocks=4),
         learner=LearnerConfig(
-            n_step=5, batch_rows=3, updates_per_step=1.0, least_updates_per_step=0.5, compile="off", balance=False
+            n_step=5,
+            batch_rows=3,
+            updates_per_step=1.0,
+            least_updates_per_step=0.5,
+            compile="off",
+            balance=False,
+            actor_average=0.5,
         ),
     )
     assert fill(config, 4) == config

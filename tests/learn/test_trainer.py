@@ -187,6 +187,31 @@ def test_weights_hold_the_actor_and_states_its_average_with_equal_statistics(tas
         assert torch.equal(saved.get_buffer(name), buffer)
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_average_that_spans_all_updates_is_the_mean_of_all_actors(tasks, replay, graphs):
+    """Also where updates are recorded, and over a resume."""
+    config = {"actor_polyak": 1.0, "actor_average": 1.0, "actor_period": 1, "graphs": graphs}
+    learner, passed = learner_of(tasks, **config), []
+    for made in range(8):
+        if made == 5:
+            state, learner = learner.state_dict(), learner_of(tasks, **config)
+            learner.load_state_dict(state)
+        learner.update(batch_of(replay))
+        passed.append(parameters(learner.policy))
+    torch.testing.assert_close(parameters(learner.algorithm.average), torch.stack(passed).mean(0))
+
+
+def test_the_average_spans_a_share_of_the_updates_once_that_is_more_than_its_least(tasks, replay):
+    learner, before, steps = learner_of(tasks, actor_polyak=0.5, actor_average=0.5, actor_period=1), None, []
+    for _ in range(8):
+        before = parameters(learner.algorithm.average)
+        learner.update(batch_of(replay))
+        change = parameters(learner.algorithm.average) - before
+        wanted = parameters(learner.policy) - before
+        steps.append(float(change @ wanted / (wanted @ wanted)))
+    assert steps == pytest.approx([0.5, 0.5, 0.5, 0.5, 2 / 5, 2 / 6, 2 / 7, 2 / 8], rel=1e-3)
+
+
 def test_versions_count_snapshots(tasks, replay):
     learner = learner_of(tasks)
     assert learner.weights().version == 0
