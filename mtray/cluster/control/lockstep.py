@@ -146,6 +146,7 @@ class Lockstep(Run):
             self._end(failure.text, "input" if is_first else "failed")
         else:
             self._end(f"{actor.part.name} failed: {failure.text}", "failed")
+        self._part_raised(actor, call, failure.text)
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         if call.method in (Method.ACT, Method.PUSH, Method.TRAIN):

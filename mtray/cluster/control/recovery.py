@@ -161,6 +161,7 @@ class Recovery(Run):
 
     def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
         self._decide(actor, failure)
+        self._part_raised(actor, call, failure.text)
         if actor.kind == "collector" and actor.is_up:
             # It has not ended: what else it was asked for is flushed.
             self.free.put(actor)

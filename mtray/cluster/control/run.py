@@ -46,6 +46,8 @@ class Run(Saving):
         self._has_begun = False
         self.is_over = False
         self._is_interrupted = False
+        # Whether learner or replay raised as they were asked for their part of a checkpoint.
+        self._has_save_raised = False
         # The first request to end the run.
         self._stop: Stop | None = None
         # Tasks of which a rollout was stepped without a failure, and those that were set aside, each with its error.
@@ -169,6 +171,16 @@ class Run(Saving):
                 if self._saving is Method.SNAPSHOT:
                     self._last_saved = event.value.frames, self._kept_updates
                     self._save_step(Method.WRITE, None)
+
+    def _part_raised(self, actor: Actor, call: Call, text: str) -> None:
+        """Save anew if a part of a checkpoint raised, as a failure of updates is raised once; the second time end."""
+        if self.is_over or self._saving is not call.method or call.id < self._save_call:
+            return
+        if self._has_save_raised:
+            self._close(f"{actor.part.name} failed as it was to be saved: {text}")
+            return
+        self._has_save_raised = True
+        self._break_off_save(call.method)
 
     def _follow(self, stop: Stop) -> None:
         """End as asked; where the run has finished, and is being saved, that changes nothing."""

@@ -203,6 +203,45 @@ def test_a_learner_that_hangs_ends_a_stop_unsaved_and_it_is_told():
     assert "the learner did not answer" in script.end.reason
 
 
+@pytest.mark.parametrize("is_ending", [False, True])
+@pytest.mark.parametrize("method", [Method.STATE, Method.SNAPSHOT])
+def test_a_part_of_a_checkpoint_that_raises_is_asked_for_once_more_and_the_run_is_saved(method, is_ending):
+    """As after an update that was not finite: its failure is raised once, and the state before it is whole."""
+    script = Script(total=10**6, checkpoint=10, stop_seconds=10).all_up()
+    collect_all(script, 1)
+    script.wait(0.2)
+    script.answer(Method.COUNT, counts(10))
+    if is_ending:
+        script.event(Stop("interrupted"))
+    if method is Method.SNAPSHOT:
+        script.answer(Method.STATE)
+    script.fail(method, Failure.RAISED, text="update 7: not finite")
+    while script.find(Method.COLLECT):
+        script.answer(Method.COLLECT)
+    finish(script, 10)
+    assert script.events().count("save") == 1
+    assert script.end.outcome == "failed"
+    assert script.end.reason.endswith("failed: update 7: not finite")
+    assert script.now < 10
+
+
+@pytest.mark.parametrize("method", [Method.STATE, Method.SNAPSHOT])
+def test_a_part_of_a_checkpoint_that_keeps_raising_ends_the_run_at_once_and_is_named(method):
+    script = Script(total=10, stop_seconds=10).all_up()
+    collect_all(script, 1)
+    script.answer(Method.FLUSH, 10)
+    for _ in range(2):
+        while script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(10))
+        if method is Method.SNAPSHOT:
+            script.answer(Method.STATE)
+        script.fail(method, Failure.RAISED, text="no memory left")
+    [unsaved] = [told for told in script.told if told.event == "unsaved"]
+    assert "failed as it was to be saved: no memory left" in unsaved.sentence
+    assert script.end.reason.endswith("failed: no memory left")
+    assert script.now < 1
+
+
 @pytest.mark.parametrize("stop", [Stop("interrupted"), Stop("finished after 60 minutes", is_due=True), None])
 def test_a_checkpoint_that_is_under_way_as_the_run_ends_is_waited_for(stop):
     """Its frames are those of the end, so that nothing else would be saved."""
