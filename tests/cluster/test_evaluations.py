@@ -171,6 +171,20 @@ def test_a_run_ends_when_its_last_evaluation_fails(begun):
     assert begun.evaluated == 3.0
 
 
+def test_a_last_evaluation_that_loses_ray_is_told_and_asks_ray_for_nothing(begun):
+    begun.turn(12)
+    begun.end(3.0)
+    begun.turn(1)
+    begun.answers.state = b"last", b"", 70
+    assert begun.evaluations.goes_on(begun.now)
+    begun.evaluations.leave_ray()
+    begun.evaluations.fail("the raylet is gone")
+    assert begun.told[-1].sentence == "the last evaluation failed, all is saved: the raylet is gone"
+    assert not begun.evaluations.goes_on(begun.now)
+    begun.evaluations.close()
+    assert (len(begun.started), begun.killed) == (1, [])
+
+
 def test_a_policy_that_has_not_changed_is_not_played_again(begun):
     begun.turn(12)
     begun.end(1.0)

@@ -31,7 +31,7 @@ class LastEvaluation:
     """The last evaluation of a run, which goes on for so many looks, and the run's actors."""
 
     def __init__(self, supervisor, looks, on_close=lambda: None):
-        self.looks, self.has_left_ray, self.ended = looks, False, 0
+        self.looks, self.has_left_ray, self.ended, self.failures = looks, False, 0, []
         self.on_close, self.supervisor = on_close, supervisor
         supervisor._evaluations = self
         # Not all of what ends a run: Ray, which the evaluator needs, would end with it.
@@ -44,6 +44,10 @@ class LastEvaluation:
 
     def leave_ray(self):
         self.has_left_ray = True
+
+    def fail(self, cause):
+        assert self.has_left_ray, "no call of Ray's is made after its death"
+        self.failures.append(cause)
 
     def close_actors(self):
         assert self.supervisor.is_evaluated_last
@@ -67,10 +71,7 @@ def test_a_run_without_a_last_evaluation_leaves_its_actors_to_the_end(tmp_path):
 
 def test_ray_s_death_ends_the_last_evaluation_and_is_told(tmp_path):
     last = LastEvaluation(supervisor_of(tmp_path, ray_death=lambda: "Ray's process raylet was killed"), 10)
-    assert (last.looks, last.has_left_ray) == (9, True), "no call of Ray's is made after it"
-    assert [(event["event"], event["cause"]) for event in told_in(tmp_path)] == [
-        ("evaluation_failed", "Ray's process raylet was killed")
-    ]
+    assert (last.looks, last.failures) == (9, ["Ray's process raylet was killed"])
 
 
 def test_signals_end_the_last_evaluation_and_the_run_has_finished(tmp_path):
