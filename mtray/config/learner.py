@@ -110,11 +110,11 @@ class LearnerConfig:
     polyak: float = 0.01
     """Step size of the target critic's moving average, per update."""
     actor_polyak: float = 0.002
-    """Step size of the actor's moving average, per update of the actor, at most. The average is saved and evaluated; 1
-    for the actor itself. Collectors act with the actor itself."""
+    """Step size of the actor's moving average, per update of the actor, at most. The average is saved and evaluated; 1,
+    with --learner.actor-average 0, for the actor itself. Collectors act with the actor itself."""
     actor_average: float | None = None
-    """Share of all updates of the actor that its moving average spans, once that is more than 1 / actor_polyak updates;
-    0 keeps the step size. By default as --preset says."""
+    """Share of all updates of the actor that its moving average spans, once that is more than 1 / actor_polyak updates,
+    and up to 20,000 updates; 0 keeps the step size. By default as --preset says."""
     actor_period: int = 2
     """Updates of the critic per update of actor and temperatures."""
     atoms: int = 51

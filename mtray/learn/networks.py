@@ -16,6 +16,8 @@ from mtray.policy.critic import MultiTaskCritic
 from mtray.policy.policy import MultiTaskPolicy
 
 _MODULES = ("policy", "average", "critic", "target")
+# Least step size of the actor's average: much smaller changes are lost in float32's rounding.
+_LEAST_STEP = 5e-5
 
 
 class Networks:
@@ -75,7 +77,7 @@ class Networks:
             return most
         # Counted by the optimiser, so that a recorded update reads it and a resumed run goes on with it.
         made: Tensor = self.actor_group.optimiser.state[self.actor_group.tensors[0]]["step"]
-        return (1 / (share * made)).clamp(max=most)
+        return (1 / (share * made)).clamp(min=min(_LEAST_STEP, most), max=most)
 
     @torch.no_grad()
     def _share_embedding(self) -> None:

@@ -201,15 +201,32 @@ def test_the_average_that_spans_all_updates_is_the_mean_of_all_actors(tasks, rep
     torch.testing.assert_close(parameters(learner.algorithm.average), torch.stack(passed).mean(0))
 
 
+def step_of_average(learner, replay):
+    """The step size of the average in the next update."""
+    before = parameters(learner.algorithm.average)
+    learner.update(batch_of(replay))
+    change = (parameters(learner.algorithm.average) - before).double()
+    wanted = (parameters(learner.policy) - before).double()
+    return float(change @ wanted / (wanted @ wanted))
+
+
 def test_the_average_spans_a_share_of_the_updates_once_that_is_more_than_its_least(tasks, replay):
-    learner, before, steps = learner_of(tasks, actor_polyak=0.5, actor_average=0.5, actor_period=1), None, []
-    for _ in range(8):
-        before = parameters(learner.algorithm.average)
-        learner.update(batch_of(replay))
-        change = parameters(learner.algorithm.average) - before
-        wanted = parameters(learner.policy) - before
-        steps.append(float(change @ wanted / (wanted @ wanted)))
+    learner = learner_of(tasks, actor_polyak=0.5, actor_average=0.5, actor_period=1)
+    steps = [step_of_average(learner, replay) for _ in range(8)]
     assert steps == pytest.approx([0.5, 0.5, 0.5, 0.5, 2 / 5, 2 / 6, 2 / 7, 2 / 8], rel=1e-3)
+
+
+@pytest.mark.parametrize(("polyak", "least"), [(0.002, 5e-5), (1e-5, 1e-5)])
+def test_the_average_moves_on_after_any_number_of_updates(tasks, replay, polyak, least):
+    """In float32 it would stand still with a step size that falls for ever."""
+    learner = learner_of(tasks, actor_polyak=polyak, actor_average=0.02, actor_period=1)
+    learner.update(batch_of(replay))
+    group = learner.algorithm.actor_group
+    group.optimiser.state[group.tensors[0]]["step"].fill_(1e7)
+    for parameter in learner.policy.parameters():
+        # Far from its average, whose change is then not rounded away.
+        parameter.data.add_(100.0)
+    assert step_of_average(learner, replay) == pytest.approx(least, rel=0.02)
 
 
 def test_versions_count_snapshots(tasks, replay):
