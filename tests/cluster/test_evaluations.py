@@ -77,6 +77,15 @@ def begun(monkeypatch, tmp_path):
     return world
 
 
+def begin_last(begun):
+    """Play the untrained policy, and begin to play what the run came to."""
+    begun.turn(12)
+    begun.end(3.0)
+    begun.turn(1)
+    begun.answers.state = b"last", b"", 70
+    assert begun.evaluations.goes_on(begun.now)
+
+
 def test_the_process_is_known_once_it_has_said_so_from_this_node(monkeypatch, begun):
     here = types.SimpleNamespace(get_node_id=lambda: "here")
     monkeypatch.setattr(evaluations.ray, "get_runtime_context", lambda: here)
@@ -160,11 +169,7 @@ def test_the_last_evaluation_is_made_by_a_new_process_where_the_one_before_has_d
 
 
 def test_a_run_ends_when_its_last_evaluation_fails(begun):
-    begun.turn(12)
-    begun.end(3.0)
-    begun.turn(1)
-    begun.answers.state = b"last", b"", 70
-    assert begun.evaluations.goes_on(begun.now)
+    begin_last(begun)
     begun.calls[-1][1].set_exception(ValueError("no"))
     assert not begun.evaluations.goes_on(begun.now)
     assert [told.event for told in begun.told] == ["evaluated", "evaluation_failed"]
@@ -172,11 +177,7 @@ def test_a_run_ends_when_its_last_evaluation_fails(begun):
 
 
 def test_a_last_evaluation_that_loses_ray_is_told_and_asks_ray_for_nothing(begun):
-    begun.turn(12)
-    begun.end(3.0)
-    begun.turn(1)
-    begun.answers.state = b"last", b"", 70
-    assert begun.evaluations.goes_on(begun.now)
+    begin_last(begun)
     begun.evaluations.leave_ray()
     begun.evaluations.fail("the raylet is gone")
     assert begun.told[-1].sentence == "the last evaluation failed, all is saved: the raylet is gone"

@@ -45,31 +45,24 @@ def test_every_task_has_at_least_16_rows(preset, rows):
     assert filled == [rows, rows, 800]
 
 
-def test_losses_are_balanced_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise():
-    for preset, usual in (("fast", True), ("frugal", False)):
-        given = {value: LearnerConfig(balance=value) for value in (None, True, False)}
-        balance = {
-            value: fill(Config(preset=preset, learner=learner), 2).learner.balance for value, learner in given.items()
-        }
-        assert balance == {None: usual, True: True, False: False}
-
-
-def test_the_newest_rows_are_drawn_more_often_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise():
-    for preset, usual in (("fast", 0.5), ("frugal", 0.0)):
-        shares = [
-            fill(Config(preset=preset, replay=ReplayConfig(recent_share=given)), 2).replay.recent_share
-            for given in (None, 0.0, 0.7)
+@pytest.mark.parametrize(
+    ("group", "setting", "fast", "frugal", "others"),
+    [
+        ("learner", "balance", True, False, (True, False)),
+        ("replay", "recent_share", 0.5, 0.0, (0.0, 0.7)),
+        ("learner", "actor_average", 0.02, 0.0, (0.0, 0.2)),
+    ],
+)
+def test_what_minutes_gain_is_the_default_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise(
+    group, setting, fast, frugal, others
+):
+    kind = {"learner": LearnerConfig, "replay": ReplayConfig}[group]
+    for preset, usual in (("fast", fast), ("frugal", frugal)):
+        filled = [
+            getattr(getattr(fill(Config(preset=preset, **{group: kind(**{setting: given})}), 2), group), setting)
+            for given in (None, *others)
         ]
-        assert shares == [usual, 0.0, 0.7]
-
-
-def test_the_actors_average_grows_unless_frames_are_to_be_saved_or_it_was_asked_for_otherwise():
-    for preset, usual in (("fast", 0.02), ("frugal", 0.0)):
-        shares = [
-            fill(Config(preset=preset, learner=LearnerConfig(actor_average=given)), 2).learner.actor_average
-            for given in (None, 0.0, 0.2)
-        ]
-        assert shares == [usual, 0.0, 0.2]
+        assert filled == [usual, *others]
 
 
 def test_an_update_has_more_rows_on_a_gpu():

@@ -140,13 +140,12 @@ class Lockstep(Run):
         self._end(f"{actor.part.name} died: {text}; {remedy}", "failed")
         return False
 
-    def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
+    def _decide(self, actor: Actor, failure: Failed) -> None:
         if failure.kind in (Failure.INPUT, Failure.TASK):
             is_first = failure.kind is Failure.INPUT or failure.task not in self._stepped
             self._end(failure.text, "input" if is_first else "failed")
         else:
             self._end(f"{actor.part.name} failed: {failure.text}", "failed")
-        self._part_raised(actor, call, failure.text)
 
     def _unreached(self, actor: Actor, call: Call, failure: Failed) -> None:
         if call.method in (Method.ACT, Method.PUSH, Method.TRAIN):

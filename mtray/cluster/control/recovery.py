@@ -160,8 +160,7 @@ class Recovery(Run):
     # What a part raised, and what may have run.
 
     def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
-        self._decide(actor, failure)
-        self._part_raised(actor, call, failure.text)
+        super()._raised(actor, call, failure)
         if actor.kind == "collector" and actor.is_up:
             # It has not ended: what else it was asked for is flushed.
             self.free.put(actor)

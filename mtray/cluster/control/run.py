@@ -68,6 +68,10 @@ class Run(Saving):
         """Take that the node of these will go soon."""
 
     @abstractmethod
+    def _decide(self, actor: Actor, failure: Failed) -> None:
+        """Replace a part that raised, go on without a task, or end the run."""
+
+    @abstractmethod
     def _finished_work(self, actor: Actor, call: Call) -> None:
         """Take a collector's answer: a rollout was stepped or pushed."""
 
@@ -172,12 +176,13 @@ class Run(Saving):
                     self._last_saved = event.value.frames, self._kept_updates
                     self._save_step(Method.WRITE, None)
 
-    def _part_raised(self, actor: Actor, call: Call, text: str) -> None:
-        """Save anew if a part of a checkpoint raised, as a failure of updates is raised once; the second time end."""
+    def _raised(self, actor: Actor, call: Call, failure: Failed) -> None:
+        self._decide(actor, failure)
         if self.is_over or self._saving is not call.method or call.id < self._save_call:
             return
+        # A part of a checkpoint: it is asked for once more, as a failure of updates is raised once.
         if self._has_save_raised:
-            self._close(f"{actor.part.name} failed as it was to be saved: {text}")
+            self._close(f"{actor.part.name} failed as it was to be saved: {failure.text}")
             return
         self._has_save_raised = True
         self._break_off_save(call.method)
