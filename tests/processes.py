@@ -1,6 +1,7 @@
 """Whole runs as subprocesses whose every descendant can be found, also after its parent has died."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from mtray.cluster.session.checks import has_bfloat16, has_compiler
+from mtray.config.plain import from_dict
+from mtray.config.presets import fill
+from mtray.rundir.directory import describe
 
 _MARK = "MTRAY_TEST_RUN"
 
@@ -29,6 +35,17 @@ def ray_without_token(num_cpus):
             yield
         finally:
             ray.shutdown()
+
+
+def chosen_here(described, tasks):
+    """What a run of so many tasks, whose config.json this is, is to choose on this machine.
+
+    Its host and device are taken from there; the presets' own values are those of tests/config/test_presets.py.
+    """
+    host, device = described["chosen"]["host"], described["chosen"]["device"]
+    given = dataclasses.replace(from_dict(described["config"]), host=host, device=device)
+    config = fill(given, tasks, can_compile=has_compiler(device), has_bfloat16=has_bfloat16())
+    return describe(given, config)["chosen"]
 
 
 class Run:

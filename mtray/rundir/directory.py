@@ -132,11 +132,11 @@ def _make(path: Path) -> list[Path]:
 def describe(given: Config, config: Config) -> dict[str, Any]:
     """Return what config.json holds: the settings as given, those that may be chosen, versions, the git commit."""
     chosen = {name: getattr(config, name) for name in ("host", "workers", "envs_per_task", "device")}
-    # What a preset fills.
-    gaps = [field.name for field in dataclasses.fields(config.learner) if field.default is None]
-    chosen["collector"] = {name: getattr(config.collector, name) for name in ("least_noise", "most_noise")}
-    chosen["network"] = config.network.sizes._asdict()
-    chosen["learner"] = {name: value for name in gaps if (value := getattr(config.learner, name)) is not None}
+    # What a preset fills: the settings without a value of their own.
+    for section in ("collector", "replay", "network", "learner"):
+        settings = getattr(config, section)
+        gaps = [field.name for field in dataclasses.fields(settings) if field.default is None]
+        chosen[section] = {name: value for name in gaps if (value := getattr(settings, name)) is not None}
     return {
         "config": to_dict(given),
         "chosen": chosen,

@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from mtray.config.plain import to_dict
+from mtray.config.presets import fill
 from mtray.config.settings import Config
 from mtray.errors import RunError
 from mtray.rundir.checkpoints.checkpoint import latest, read
-from mtray.rundir.directory import begin, run_dir_of
+from mtray.rundir.directory import begin, describe, run_dir_of
 from tests.rundir.test_checkpoint import make_checkpoint, write
 
 
@@ -93,3 +95,18 @@ def test_a_run_may_be_in_a_folder_named_as_a_checkpoint(tmp_path):
     run_dir.mkdir(parents=True)
     (run_dir / "config.json").write_text(json.dumps(str(Config())))
     assert run_dir_of(run_dir) == run_dir
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("preset", ["fast", "frugal"])
+def test_all_that_a_preset_fills_is_told_beside_what_was_given(preset, device):
+    given = Config(preset=preset, device=device)
+    filled = fill(given, 2, can_compile=True, has_bfloat16=True)
+    described = json.loads(json.dumps(describe(given, filled)))
+    assert described["config"] == to_dict(given)
+    for section, settings in to_dict(filled).items():
+        if isinstance(settings, dict):
+            before = described["config"][section]
+            changed = {name: value for name, value in settings.items() if value != before[name]}
+            assert changed.items() <= described["chosen"].get(section, {}).items(), section
+    assert described["chosen"]["replay"] == {"recent_share": filled.replay.recent_share}
