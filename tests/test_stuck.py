@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.processes import Run
-from tests.test_faults import BUSY, events_of
+from tests.test_faults import BUSY, events_of, head_of_a_cluster, saved_of
 from tests.test_launch import frames_so_far, lines_of, summary_of
 
 # Tests of other parts of a machine's CI may compute beside.
@@ -88,3 +88,23 @@ def test_a_run_whose_ray_is_stuck_says_so_saves_alone_and_ends(tmp_path):
     (failure,) = events_of(run_dir, "failure")
     assert failure["cause"].startswith("Ray's node process on this machine is gone or stuck")
     assert events_of(run_dir, "save")[-1]["frames"] == summary_of(run_dir)["frames"] > 600
+    assert run.output.strip().splitlines()[-1].startswith("error: Ray's node process on this machine is gone or stuck")
+
+
+def test_a_run_on_a_cluster_whose_node_is_stuck_is_saved_and_ends(tmp_path, monkeypatch):
+    run_dir = tmp_path / "a"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with head_of_a_cluster(tmp_path) as (address, cluster):
+        arguments = (*BUSY, "--address", address, "--total-frames", 10**7, "--run-dir", run_dir)
+        with Run(*arguments, cwd=tmp_path) as run:
+            run.wait_until(lambda: frames_so_far(run_dir) > 600 and last_line(run_dir)["updates"] > 400, 300)
+            (node,) = [process for process in cluster.alive() if process.name() == "raylet"]
+            node.send_signal(signal.SIGSTOP)
+            assert run.wait(400) == 1, run.output
+        assert node.status() == "stopped"
+        node.send_signal(signal.SIGCONT)
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith("error: Ray's node process on this machine is gone or stuck"), run.output
+    saved = saved_of(run_dir)
+    assert last.endswith(f"go on with --resume {saved.path}")
+    assert saved.frames == summary_of(run_dir)["frames"] > 600

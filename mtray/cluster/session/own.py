@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import stat
 import sys
 import tempfile
@@ -34,7 +35,7 @@ _FOLDER_BYTES = 16 * 2**20
 # Write ends of pipes that nobody writes to: Ray's processes end when this process closes them by ending.
 _lifelines: list[int] = []
 _timers: list[threading.Timer] = []
-_SHUTDOWN_SECONDS = 20.0
+_SHUTDOWN_SECONDS, _CUT_SECONDS = 20.0, 5.0
 # Folders of Ray's logs that are kept, so that the cause of a death can be read; the most that are removed at once; and
 # for how long nothing was written to those.
 _KEPT_SESSIONS, _REMOVED_SESSIONS, _OLD_SECONDS = 10, 20, 24 * 3600.0
@@ -91,7 +92,7 @@ def outlive_the_raylet() -> None:
 
 
 def limit_shutdown() -> None:
-    """Have Ray's processes killed unless they end soon: Ray waits without a limit for a node process that is stuck."""
+    """Have Ray's processes killed unless `shut_down` is called soon: what is asked of them before may wait for ever."""
     if _lifelines:
         _timers.append(threading.Timer(_SHUTDOWN_SECONDS, _kill))
         _timers[-1].start()
@@ -100,23 +101,62 @@ def limit_shutdown() -> None:
 def shut_down() -> None:
     """Leave Ray, and end its processes if it was started here; a signal meanwhile ends them at once.
 
-    Left half-way, it would be taken for one that is up by the next run of this process.
+    Left half-way, it would be taken for one that is up by the next run of this process. Ray waits without a limit, and
+    deaf to signals, for a node process that is stuck: it goes on without its answers, and where Ray can't, this process
+    ends, with the error that is being handled as its last line.
     """
     import ray
 
+    for timer in _timers:
+        timer.cancel()
+        timer.join()
+    _timers.clear()
+    node: Any = ray._private.worker._global_node
+    has_left = threading.Event()
     with signals_hasten(_kill):
+        if node is not None:
+            arguments = has_left, node.raylet_socket_name, sys.exc_info()[1]
+            threading.Thread(target=_limit_leaving, args=arguments, daemon=True).start()
         ray.shutdown()
-        for timer in _timers:
-            timer.cancel()
-            timer.join()
-        _timers.clear()
+        has_left.set()
         _kill()
         _forget_token()
+
+
+def _limit_leaving(has_left: threading.Event, address: str, error: BaseException | None) -> None:
+    """Have Ray wait no longer for its node process, which listens at an address, or end this process."""
+    import ray
+
+    if has_left.wait(_SHUTDOWN_SECONDS):
+        return
+    _cut(address)
+    if has_left.wait(_CUT_SECONDS):
+        return
+    if hasattr(ray._private.worker.global_worker, "core_worker"):
+        # It waits for the object store, without whose answer it would end this process, and say nothing.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+            sys.stderr.write(f"error: {error or 'the run has ended, but Ray is stuck'}\n")
+            sys.stderr.flush()
+        os._exit(1)
+    # It has left, and waits for processes that it started.
+    _kill()
 
 
 def _kill() -> None:
     while _lifelines:
         os.close(_lifelines.pop())
+
+
+def _cut(address: str) -> None:
+    """End this process's connections to a Unix socket: who waits there for an answer goes on without one."""
+    for name in os.listdir("/proc/self/fd"):
+        # Other threads may close theirs meanwhile.
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                with socket.socket(fileno=os.dup(int(name))) as connection:
+                    if connection.getpeername() == address:
+                        connection.shutdown(socket.SHUT_RDWR)
 
 
 def last_line(error: object) -> str:
