@@ -26,8 +26,8 @@ SMALL = (
     *TASKS,
     *("--workers", 2, "--envs-per-task", 2, "--run.log-seconds", 0.5, "--learner.batch-rows", 32),
     *("--learner.warmup-steps", 200, "--learner.updates-per-step", 0.05, "--replay.capacity-rows", 20000),
-    # The evaluator starts a process: tests of it ask for it.
-    *("--run.evaluate-every", 0),
+    # The evaluator starts a process, and a compiler has a core for minutes: tests of them ask for them.
+    *("--run.evaluate-every", 0, "--learner.compile", "off"),
 )
 
 METRICS, _, EVENTS = (Path(__file__).parents[1] / "docs/metrics.md").read_text().partition("## Events")
