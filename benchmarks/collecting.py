@@ -67,8 +67,9 @@ def measure(
     from mtray.cluster.actors.replay import Replay
     from mtray.cluster.plan import Shares
     from mtray.cluster.session.session import ray_session
-    from mtray.policy import weights
-    from mtray.policy.policy import LOG_STD_HIGH, LOG_STD_LOW, MultiTaskPolicy
+    from mtray.policy import snapshots
+    from mtray.policy.layout import LOG_STD_HIGH, LOG_STD_LOW
+    from mtray.policy.policy import MultiTaskPolicy
     from mtray.tasks.registry import resolve
 
     config = settings(tasks, engine, host, workers, copies, action_repeat)
@@ -80,7 +81,7 @@ def measure(
     bias = math.atanh((math.log(DEVIATION) - (LOG_STD_HIGH + LOG_STD_LOW) / 2) / ((LOG_STD_HIGH - LOG_STD_LOW) / 2))
     policy.heads.output.bias.data.chunk(2, -1)[1].fill_(bias)
     # Before version 1 actions are random, which costs less than the network.
-    snapshot = weights.snapshot(policy, version=1)
+    snapshot = snapshots.snapshot(policy, version=1)
     shares = Shares(config, built).of(workers)
     with ray_session(config) as session:
         cpus = session.cpus_per_actor
@@ -143,12 +144,13 @@ def held_actions(spec: TaskSpec, copies: int, seed: int) -> FloatArray:
     from mtray.config.learner import NetworkConfig
     from mtray.config.settings import CollectorConfig
     from mtray.policy.acting import Acting
-    from mtray.policy.policy import MultiTaskPolicy
+    from mtray.policy.layout import PolicyLayout
 
     size = (1, copies, spec.action_size)
     noise = normal_noise(size, CollectorConfig().noise_steps, np.random.default_rng(seed))
     drawn = np.stack([noise.draw()[0].copy() for _ in range(HELD_STEPS)])
-    return Acting(MultiTaskPolicy([spec], NetworkConfig())).to_bounds(np.tanh(DEVIATION * drawn))
+    layout = PolicyLayout((spec,), NetworkConfig())
+    return Acting(layout, layout.initial_arrays()).to_bounds(np.tanh(DEVIATION * drawn))
 
 
 def settings(tasks: Sequence[str], engine: str, host: str, workers: int, copies: int, action_repeat: int) -> Config:

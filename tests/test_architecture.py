@@ -37,6 +37,9 @@ WITHOUT_TORCH = (
     "data.messages",
     "data.statistics",
     "data.blocks",
+    "policy.acting",
+    "collect.loop",
+    "collect.hosts.make",
 )
 
 

@@ -17,7 +17,7 @@ from mtray.config.settings import ReplayConfig
 from mtray.data.schema import by_task, validate
 from mtray.errors import TaskError
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.weights import snapshot
+from mtray.policy.snapshots import snapshot
 from mtray.replay.buffer import ReplayBuffer
 from mtray.tasks.env import TaskEnv
 from mtray.tasks.makers import make_makers
@@ -34,15 +34,15 @@ class Rollouts:
         self.specs = tuple(task.spec for task in tasks)
         self.host = make_host(host, make_makers(tasks, COPIES, SEEDS))
         torch.manual_seed(0)
-        policy = MultiTaskPolicy(self.specs, NetworkConfig(actor_width=32)).requires_grad_(False)
+        self.policy = MultiTaskPolicy(self.specs, NetworkConfig(actor_width=32)).requires_grad_(False)
         self.collector = ActingLoop(
             self.host,
-            policy,
+            self.policy.layout,
             rollout_steps=STEPS,
             discounts={spec.name: spec.discount for spec in self.specs},
             seed=9,
         )
-        self.collector.load(snapshot(policy, version=1))
+        self.collector.load(snapshot(self.policy, version=1))
         self.rollouts, self.episodes = [], []
         for _ in range(rollouts):
             rollout = self.collector.collect()
@@ -84,7 +84,7 @@ def test_law_1_an_observation_is_the_previous_next_observation_unless_an_episode
 
 def test_law_1_actions_are_computed_from_the_observation_of_the_same_step(made):
     # With the policy's noise drawn again from its seed, every action follows from the observation of its step.
-    policy = made.collector.policy
+    policy = made.policy
     width = policy.action_mask.shape[-1]
     noise = normal_noise((3, COPIES, width), 1, np.random.default_rng(9).spawn(3)[0])
     for data in made.rollouts[:3]:

@@ -1,4 +1,4 @@
-"""The acting loop: steps a host with a copy of the policy.
+"""The acting loop: steps a host with a copy of the policy, without torch.
 
 Enters: weights. Leaves: rollouts, arrays [K, L] per task. Runs in a collector's process; the caller pushes the rollout.
 """
@@ -19,14 +19,12 @@ from mtray.collect.hosts.slots import Slot
 from mtray.data.messages import Episode
 from mtray.data.rollout import TaskRollout
 from mtray.data.rows import NEXT_BITS, TRANSITION
-from mtray.data.specs import FloatArray, TaskSpec, observation_width
-from mtray.data.tensordicts import to_stack
+from mtray.data.specs import FloatArray, TaskSpec, action_width, observation_width
 from mtray.engines.base import BoolArray
 from mtray.engines.states import State, nested, part
 from mtray.errors import TaskError
-from mtray.policy import weights as weights_module
 from mtray.policy.acting import Acting
-from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.layout import PolicyLayout
 from mtray.policy.weights import Weights
 
 if TYPE_CHECKING:
@@ -58,6 +56,8 @@ class Rollout:
     @property
     def data(self) -> LazyStackedTensorDict:
         """A copy as a lazy stack over tasks of dense TensorDicts [K, L]; every access makes a new one."""
+        from mtray.data.tensordicts import to_stack
+
         return to_stack(self.tasks, self.specs)
 
 
@@ -67,7 +67,7 @@ class ActingLoop:
     def __init__(
         self,
         host: Host,
-        policy: MultiTaskPolicy,
+        layout: PolicyLayout,
         *,
         rollout_steps: int,
         discounts: Mapping[str, float],
@@ -81,7 +81,7 @@ class ActingLoop:
 
         Args:
             host: the host to step, every copy at an episode's start; its tasks are all or some of the policy's.
-            policy: this collector's copy of the policy.
+            layout: the policy's.
             rollout_steps: L.
             discounts: task to the discount of `Rollout.largest_returns`.
             noise_steps: longest time that noise is held, in agent steps (see `mtray.collect.exploration`).
@@ -91,19 +91,19 @@ class ActingLoop:
             seed: seed of noise and random actions.
         """
         self.host = host
-        self.policy = policy
+        self.layout = layout
         self.rollout_steps = rollout_steps
         self.weights_version = 0
         self.clock = Clock()
         names = [spec.name for spec in host.specs]
-        self._ids = None if tuple(names) == policy.names else np.array([policy.names.index(n) for n in names])
-        self._acting = Acting(policy, self._ids)
+        self._ids = None if tuple(names) == layout.names else np.array([layout.names.index(n) for n in names])
+        self._acting = Acting(layout, layout.initial_arrays(), self._ids)
         # The policy acts on equally many rows of every task; tasks with fewer copies leave rows unused.
         copies = [len(slot.reward) for slot in host.slots]
         size = (len(names), max(copies))
-        self._observation = np.zeros((*size, observation_width(policy.specs)), np.float32)
+        self._observation = np.zeros((*size, observation_width(layout.specs)), np.float32)
         self._ended = np.zeros(size, np.bool_)
-        actions = (*size, self.policy.action_mask.shape[-1])
+        actions = (*size, action_width(layout.specs))
         generators = np.random.default_rng(seed).spawn(5)
         self._noise = normal_noise(actions, noise_steps, generators[0])
         self._random = random_actions(actions, random_steps, generators[1])
@@ -120,9 +120,12 @@ class ActingLoop:
         self._reports = [index for index, spec in enumerate(host.specs) if spec.info]
 
     def load(self, weights: Weights) -> None:
-        """Act with these weights from the next step on."""
-        weights_module.load(self.policy, weights)
-        self._acting = Acting(self.policy, self._ids)
+        """Act with these weights from the next step on.
+
+        Raises:
+            SchemaError: they are those of a policy of another layout.
+        """
+        self._acting = Acting(self.layout, self.layout.arrays(weights), self._ids)
         self.weights_version = weights.version
 
     def state(self) -> State | None:
@@ -184,7 +187,7 @@ class ActingLoop:
             episodes += finished
         return Rollout(
             {tracker.task: buffer.rollout for tracker, buffer in zip(self._trackers, self._buffers, strict=True)},
-            self.policy.specs,
+            self.layout.specs,
             tuple(episodes),
             {tracker.task: tracker.largest_return for tracker in self._trackers},
             self.weights_version,

@@ -7,15 +7,14 @@ Terms that depend on the task alone are computed once per version of the weights
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
 
 from mtray.data.specs import FloatArray
-from mtray.policy.layers import ResidualBlock
-from mtray.policy.policy import INPUT_LIMIT, LOG_STD_HIGH, LOG_STD_LOW, MultiTaskPolicy
+from mtray.policy.layout import INPUT_LIMIT, LOG_STD_HIGH, LOG_STD_LOW, PolicyLayout
 
 _LOG_STD_MIDDLE = np.float32((LOG_STD_HIGH + LOG_STD_LOW) / 2)
 _LOG_STD_HALF_RANGE = np.float32((LOG_STD_HIGH - LOG_STD_LOW) / 2)
@@ -27,30 +26,42 @@ _EPSILON = 1e-5
 class Acting:
     """Computes the actions of a policy for some of its tasks, with the weights it had at construction."""
 
-    def __init__(self, policy: MultiTaskPolicy, ids: npt.NDArray[np.int64] | None = None) -> None:
-        """Copy or view the weights for tasks ``ids`` in this order (None: all)."""
+    def __init__(
+        self, layout: PolicyLayout, arrays: Mapping[str, FloatArray], ids: npt.NDArray[np.int64] | None = None
+    ) -> None:
+        """Copy or view the policy's arrays, by name, for tasks ``ids`` in this order (None: all)."""
 
-        def pick(table: Tensor) -> FloatArray:
-            return _array(table) if ids is None else _array(table)[ids]
+        def pick(name: str) -> FloatArray:
+            return arrays[name] if ids is None else arrays[name][ids]
 
-        self._mean, self._scale = pick(policy.mean)[:, None], pick(policy.scale)[:, None]
-        self._middle, self._half_range = pick(policy.action_middle)[:, None], pick(policy.action_reach)[:, None]
-        first, norm, _, *blocks = policy.backbone
-        weight, bias = _linear(first)
-        adapter, offset = pick(policy.adapters.weight), pick(policy.adapters.bias)
+        def grouped(name: str) -> tuple[FloatArray, FloatArray]:
+            return pick(f"{name}.weight"), pick(f"{name}.bias")[:, None]
+
+        def linear(name: str) -> tuple[FloatArray, FloatArray]:
+            return np.ascontiguousarray(arrays[f"{name}.weight"].T), arrays[f"{name}.bias"]
+
+        def norm(name: str) -> _Norm:
+            return _Norm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+
+        config = layout.config
+        self._mean, self._scale = pick("mean")[:, None], pick("scale")[:, None]
+        self._middle, self._half_range = pick("action_middle")[:, None], pick("action_reach")[:, None]
+        weight, bias = linear("backbone.0")
+        adapter, offset = pick("adapters.weight"), pick("adapters.bias")
         direct, adapted, embedded = np.split(weight, np.cumsum(adapter.shape[1:]))
         # An adapter and the layer behind it are linear, so they are merged. The embedding is the same for all rows of a
         # task, so its product is part of the bias.
-        self._first = direct + adapter @ adapted, (bias + offset @ adapted + pick(policy.embedding) @ embedded)[:, None]
-        self._norm = _Norm(norm)
+        self._first = direct + adapter @ adapted, (bias + offset @ adapted + pick("embedding") @ embedded)[:, None]
+        self._norm = norm("backbone.1")
+        blocks = [f"backbone.{index}.layers" for index in range(3, 3 + config.sizes.actor_blocks)]
         self._blocks = [
-            (_linear(first), _Norm(norm), _linear(second), _Norm(second_norm))
-            for first, norm, _, second, second_norm in (cast(ResidualBlock, block).layers for block in blocks)
+            (linear(f"{block}.0"), norm(f"{block}.1"), linear(f"{block}.3"), norm(f"{block}.4")) for block in blocks
         ]
-        self._heads = [(pick(layer.weight), pick(layer.bias)[:, None]) for layer in policy.heads.layers]
-        self._output_norm = policy.backbone.output_norm
-        self._action_noise = None if policy.action_noise is None else np.float32(policy.action_noise)
-        self._reads_observation = policy.config.head_reads_observation
+        self._heads = [grouped(f"heads.hidden.{index}") for index in range(config.head_layers)]
+        self._heads.append(grouped("heads.output"))
+        self._output_norm = config.actor_output_norm
+        self._action_noise = None if layout.action_noise is None else np.float32(layout.action_noise)
+        self._reads_observation = config.head_reads_observation
 
     def __call__(self, observation: FloatArray, noise: FloatArray) -> FloatArray:
         """Return actions [n, B, act] in the tasks' bounds for raw observations [n, B, obs] and noise [n, B, act]."""
@@ -96,10 +107,8 @@ class Acting:
 class _Norm:
     """A LayerNorm, applied in place."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        assert isinstance(layer, nn.LayerNorm)
-        assert layer.eps == _EPSILON
-        self._gain, self._bias = _array(layer.weight), _array(layer.bias)
+    def __init__(self, gain: FloatArray, bias: FloatArray) -> None:
+        self._gain, self._bias = gain, bias
 
     def __call__(self, values: FloatArray) -> FloatArray:
         _normalise(values)
@@ -134,13 +143,3 @@ def _shared_affine(values: FloatArray, weight: FloatArray, bias: FloatArray) -> 
 
 def _relu(values: FloatArray) -> FloatArray:
     return cast(FloatArray, np.maximum(values, 0, out=values))
-
-
-def _array(tensor: Tensor) -> FloatArray:
-    return cast(FloatArray, tensor.detach().numpy())
-
-
-def _linear(layer: nn.Module) -> tuple[FloatArray, FloatArray]:
-    """Return a layer's weight [in, out] and bias [out]."""
-    assert isinstance(layer, nn.Linear)
-    return np.ascontiguousarray(_array(layer.weight).T), _array(layer.bias)

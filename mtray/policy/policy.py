@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import LazyStackedTensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -21,16 +20,10 @@ from torch import Tensor, nn
 
 from mtray.config.learner import NetworkConfig
 from mtray.data.schema import task_of
-from mtray.data.specs import ACTION, OBSERVATION, UNBOUNDED, TaskSpec, action_width, observation_width, task_key
+from mtray.data.specs import ACTION, OBSERVATION, TaskSpec, observation_width, task_key
 from mtray.errors import SchemaError
 from mtray.policy.layers import Backbone, GroupedHead, GroupedLinear, select_for_rows
-
-# Bounds of the log standard deviation (BRO, Nauman et al. 2024).
-LOG_STD_LOW = -10.0
-LOG_STD_HIGH = 2.0
-
-# Bound of the absolute values of normalised observations.
-INPUT_LIMIT = 10.0
+from mtray.policy.layout import INPUT_LIMIT, LOG_STD_HIGH, LOG_STD_LOW, PolicyLayout, action_bounds
 
 
 class MultiTaskPolicy(TensorDictModuleBase):
@@ -68,18 +61,24 @@ class MultiTaskPolicy(TensorDictModuleBase):
         self.config = config
         self.action_noise = action_noise
         self.deterministic = deterministic
-        tasks, obs, act = len(specs), observation_width(specs), action_width(specs)
+        tasks, obs = len(specs), observation_width(specs)
         width, blocks = config.sizes.actor_width, config.sizes.actor_blocks
         self.mean = nn.Buffer(torch.zeros(tasks, obs))
         self.scale = nn.Buffer(torch.ones(tasks, obs))
         self.embedding = nn.Buffer(torch.zeros(tasks, config.embedding_size))
-        self.action_middle, self.action_reach, self.action_mask = map(nn.Buffer, _action_bounds(specs, act))
+        self.action_middle, self.action_reach, self.action_mask = (
+            nn.Buffer(torch.from_numpy(bounds)) for bounds in action_bounds(specs)
+        )
         inputs = obs + config.adapter_size + config.embedding_size
         self.backbone = Backbone(inputs, width, blocks, output_norm=config.actor_output_norm)
         self.adapters = GroupedLinear(tasks, obs, config.adapter_size)
         head_inputs = width + (obs if config.head_reads_observation else 0)
-        outputs = act if action_noise is not None else 2 * act
-        self.heads = GroupedHead(tasks, head_inputs, width, outputs, config.head_layers)
+        self.heads = GroupedHead(tasks, head_inputs, width, self.layout.head_outputs, config.head_layers)
+
+    @property
+    def layout(self) -> PolicyLayout:
+        """What its state holds."""
+        return PolicyLayout(self.specs, self.config, self.action_noise)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of adapters and backbone, which are all but those of the heads."""
@@ -205,19 +204,3 @@ def _leaves(data: Any) -> Iterator[TensorDictBase]:
             yield from _leaves(part)
     else:
         yield data
-
-
-def _action_bounds(specs: Sequence[TaskSpec], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return middle, half range and mask [T, act] of actions; the mask is 0 for padding and entries of equal bounds."""
-    middle, half_range, mask = np.zeros((3, len(specs), width), np.float32)
-    half_range += 1
-    for row, spec in enumerate(specs):
-        for column, (low, high) in enumerate(zip(spec.action_low, spec.action_high, strict=True)):
-            if low <= -UNBOUNDED and high >= UNBOUNDED:
-                low, high = -1.0, 1.0
-            centre, half = np.float32((low + high) / 2), np.float32((high - low) / 2)
-            # Rounding to float32 can move the ends outside the bounds.
-            while half > 0 and (float(centre + half) > high or float(centre - half) < low):
-                half = max(half - np.spacing(np.float32(max(abs(low), abs(high)))), np.float32(0))
-            middle[row, column], half_range[row, column], mask[row, column] = centre, half, half > 0
-    return torch.from_numpy(middle), torch.from_numpy(half_range), torch.from_numpy(mask)

@@ -13,6 +13,7 @@ from mtray.config.learner import NetworkConfig
 from mtray.data.messages import Episode, Report
 from mtray.data.specs import TaskSpec, check_specs
 from mtray.errors import UsageError
+from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
 from mtray.rundir.metrics import Metrics
 from mtray.tasks.makers import make_makers
@@ -39,8 +40,8 @@ def test_an_episode_has_its_last_value_and_its_highest_success():
 def test_a_loop_reports_them_with_each_episode(kind):
     assert TASK.spec.info == ("steps", "success"), "numbers, and no more"
     host = make_host(kind, make_makers([TASK], 2, [7]))
-    policy = MultiTaskPolicy([TASK.spec], NetworkConfig(actor_width=16)).requires_grad_(False)
-    loop = ActingLoop(host, policy, rollout_steps=4, discounts={"reporting": 0.9})
+    layout = PolicyLayout((TASK.spec,), NetworkConfig(actor_width=16))
+    loop = ActingLoop(host, layout, rollout_steps=4, discounts={"reporting": 0.9})
     try:
         episodes = [episode for _ in range(4) for episode in loop.collect().episodes]
     finally:

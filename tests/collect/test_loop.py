@@ -1,5 +1,10 @@
 """The acting loop: returns, lengths, random first actions, weights."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +21,9 @@ from mtray.data.specs import observation_width
 from mtray.data.tensordicts import to_rollout
 from mtray.engines import states
 from mtray.errors import SchemaError
+from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.weights import snapshot
+from mtray.policy.snapshots import snapshot
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
@@ -28,15 +34,16 @@ TASKS = [
     Task("short", "torchrl", CountingMaker(truncate_after=5)),
     Task("long", "torchrl", CountingMaker(terminate_after=12, action_size=3)),
 ]
-SPECS = [task.spec for task in TASKS]
+SPECS = tuple(task.spec for task in TASKS)
+LAYOUT = PolicyLayout(SPECS, NETWORK)
 # Tasks of different widths, of an engine without TensorDicts.
 PLAIN = ("cartpole-balance", "walker-walk")
 
 
 def make_collector(steps=8, seed=0, **settings):
     host = make_host("inline", make_makers(TASKS, 2, [0, 1]))
-    policy = MultiTaskPolicy(SPECS, NETWORK).requires_grad_(False)
-    return ActingLoop(host, policy, rollout_steps=steps, discounts={"short": 0.9, "long": 0.5}, seed=seed, **settings)
+    discounts = {"short": 0.9, "long": 0.5}
+    return ActingLoop(host, LAYOUT, rollout_steps=steps, discounts=discounts, seed=seed, **settings)
 
 
 def certain_policy():
@@ -200,8 +207,8 @@ def test_buffers_have_each_tasks_own_widths_and_are_allocated_once():
     specs = [task.spec for task in resolve(PLAIN)]
     assert len({(spec.observation_size, spec.action_size) for spec in specs}) == len(specs)
     host = make_host("inline", make_makers(resolve(PLAIN), [2, 3], [0, 1]))
-    policy = MultiTaskPolicy(specs, NETWORK).requires_grad_(False)
-    collector = ActingLoop(host, policy, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
+    layout = PolicyLayout(tuple(specs), NETWORK)
+    collector = ActingLoop(host, layout, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
     first, second = collector.collect().tasks, collector.collect().tasks
     assert tuple(first) == PLAIN
     for spec, copies in zip(specs, (2, 3), strict=True):
@@ -221,7 +228,7 @@ def test_no_tensordict_is_made_between_simulator_and_rows(monkeypatch):
     tasks = resolve(PLAIN)
     host = make_host("inline", make_makers(tasks, 2, [0, 1]))
     policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
-    collector = ActingLoop(host, policy, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
+    collector = ActingLoop(host, policy.layout, rollout_steps=4, discounts=dict.fromkeys(PLAIN, 0.9))
     collector.load(snapshot(policy, version=1))
 
     def refuse(*args, **kwargs):
@@ -262,6 +269,45 @@ def test_weights_of_another_network_are_refused():
     assert collector.weights_version == 0
 
 
+WITHOUT_TORCH = """
+import sys
+import numpy as np
+import mtray.cluster.actors.collector
+from mtray.collect.hosts.make import make_host
+from mtray.collect.loop import ActingLoop
+from mtray.config.learner import NetworkConfig
+from mtray.policy.layout import PolicyLayout
+from mtray.policy.weights import Weights
+from mtray.tasks.makers import make_makers
+from mtray.tasks.registry import resolve
+
+if __name__ == "__main__":
+    names, engine, host = sys.argv[1].split(","), *sys.argv[2:]
+    tasks = resolve(names, engine)
+    layout = PolicyLayout(tuple(task.spec for task in tasks), NetworkConfig())
+    host = make_host(host, make_makers(tasks, 2, [0, 1]))
+    loop = ActingLoop(host, layout, rollout_steps=4, discounts=dict.fromkeys(names, 0.9))
+    values = np.concatenate([array.ravel() for array in layout.initial_arrays().values()])
+    for version in (1, 2):
+        loop.load(Weights(version, layout.digest, values))
+        assert loop.collect().weights_version == version
+    host.close()
+    print(sorted({"torch", "tensordict", "torchrl"} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize("host", ["inline", "parallel"])
+@pytest.mark.parametrize("engine", ["mujoco", "dm_control"])
+def test_a_collector_has_no_torch(tmp_path, engine, host):
+    # In a file: those of the host's processes that are spawned import it.
+    (tmp_path / "program.py").write_text(WITHOUT_TORCH)
+    command = [sys.executable, tmp_path / "program.py", ",".join(PLAIN), engine, host]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
+
+
 def test_same_seed_same_rollout():
     first, second, third = (make_collector(seed=seed).collect().data for seed in (3, 3, 4))
     assert (first[1] == second[1]).all()
@@ -276,7 +322,7 @@ def test_noise_is_held_within_an_episode_and_drawn_again_in_the_next(monkeypatch
         drawn.append(torch.from_numpy(noise.copy()))
         return np.zeros_like(noise)
 
-    collector.load(snapshot(collector.policy, 1))
+    collector.load(snapshot(MultiTaskPolicy(SPECS, NETWORK), 1))
     monkeypatch.setattr(collector, "_acting", act)
     for _ in range(4):
         ended += collector.collect().data.tensordicts[0]["next", "done"][..., 0].clone().unbind(1)
@@ -292,7 +338,7 @@ def test_noise_is_multiplied_by_a_factor_of_each_episode(monkeypatch):
     one, other = (make_collector(noise_steps=4, noise_factors=factors) for factors in ((1.0, 1.0), (0.5, 4.0)))
     drawn = []
     for collector in (one, other):
-        collector.load(snapshot(collector.policy, 1))
+        collector.load(snapshot(MultiTaskPolicy(SPECS, NETWORK), 1))
         monkeypatch.setattr(collector, "_acting", lambda _, noise: drawn.append(noise.copy()) or np.zeros_like(noise))
         collector.collect()
     plain, multiplied = np.split(np.stack(drawn), 2)
@@ -305,11 +351,10 @@ def test_noise_is_multiplied_by_a_factor_of_each_episode(monkeypatch):
 
 def suite_loop(host, engine, seed, weights=None):
     tasks = resolve(PLAIN, engine, 2)
-    policy = MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False)
     settings = {"noise_steps": 16, "noise_factors": (0.5, 4.0), "random_share": 0.5, "random_steps": 16}
     loop = ActingLoop(
         make_host(host, make_makers(tasks, 2, [seed, seed + 1])),
-        policy,
+        PolicyLayout(tuple(task.spec for task in tasks), NETWORK),
         rollout_steps=90,
         discounts=dict.fromkeys(PLAIN, 0.9),
         seed=seed,
@@ -323,7 +368,8 @@ def suite_loop(host, engine, seed, weights=None):
 @pytest.mark.parametrize(("given", "taken"), [("inline", "parallel"), ("parallel", "inline")])
 @pytest.mark.parametrize("version", [0, 1])
 def test_a_loop_goes_on_from_a_state_within_episodes_whatever_its_host(given, taken, version):
-    weights = snapshot(suite_loop("inline", "mujoco", 0).policy, 1) if version else None
+    specs = [task.spec for task in resolve(PLAIN, "mujoco", 2)]
+    weights = snapshot(MultiTaskPolicy(specs, NETWORK), 1) if version else None
     one = suite_loop(given, "mujoco", 1, weights)
     # 270 of an episode's 500 steps; then 540, so that the next episodes begin, and are chosen to be random or not.
     for _ in range(3):
@@ -347,7 +393,7 @@ def test_a_loop_with_a_task_whose_engine_has_no_states_has_none(host):
     tasks = [TASKS[0], *resolve(PLAIN[:1])]
     loop = ActingLoop(
         make_host(host, make_makers(tasks, 1, [0, 1])),
-        MultiTaskPolicy([task.spec for task in tasks], NETWORK).requires_grad_(False),
+        PolicyLayout(tuple(task.spec for task in tasks), NETWORK),
         rollout_steps=2,
         discounts={task.name: 0.9 for task in tasks},
     )

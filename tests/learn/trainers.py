@@ -10,7 +10,7 @@ from mtray.data.batch import Batch, unpack_batches
 from mtray.data.messages import Push
 from mtray.data.rollout import pack
 from mtray.learn.trainer import Trainer
-from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.layout import PolicyLayout
 from mtray.replay.buffer import ReplayBuffer
 from mtray.tasks.makers import make_makers
 from mtray.testing import CountingMaker
@@ -31,9 +31,8 @@ def specs_of(tasks):
 def filled_replay(tasks, rollouts=20, action_noise=None):
     specs = specs_of(tasks)
     host = make_host("inline", make_makers(tasks, 4, [1, 2]))
-    policy = MultiTaskPolicy(specs, NETWORK, action_noise=action_noise).requires_grad_(False)
     discounts = {spec.name: spec.discount for spec in specs}
-    collector = ActingLoop(host, policy, rollout_steps=16, discounts=discounts)
+    collector = ActingLoop(host, PolicyLayout(specs, NETWORK, action_noise), rollout_steps=16, discounts=discounts)
     replay = ReplayBuffer(specs, ReplayConfig(capacity_rows=50_000))
     for _ in range(rollouts):
         extend(replay, collector.collect())

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from mtray.config.learner import NetworkConfig
+from mtray.errors import SchemaError
 from mtray.policy.acting import Acting
+from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.snapshots import layout_of, snapshot
 from mtray.tasks.registry import resolve
 
 TASKS = ("humanoid-walk", "cartpole-swingup", "lqr-lqr_2_1")
@@ -25,20 +28,54 @@ def random_policy(config, action_noise=None):
     return policy
 
 
+def acting_of(policy, ids=None):
+    return Acting(policy.layout, policy.layout.arrays(snapshot(policy, 1)), ids)
+
+
+NETWORKS = [
+    (NetworkConfig(), None),
+    (NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0), None),
+    (NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True), None),
+    (NetworkConfig(actor_output_norm=False), None),
+    (NetworkConfig(), 0.3),
+]
+
+
+@pytest.mark.parametrize(("config", "action_noise"), NETWORKS)
+def test_the_layout_is_that_of_the_policys_state(config, action_noise):
+    policy = random_policy(config, action_noise)
+    layout, state = PolicyLayout(policy.specs, config, action_noise), policy.state_dict()
+    assert policy.layout == layout
+    assert [*layout.shapes.items()] == [(name, tuple(tensor.shape)) for name, tensor in state.items()]
+    assert layout.digest == layout_of(policy)
+    found = layout.arrays(snapshot(policy, 1))
+    assert [*found] == [*state]
+    for name, array in found.items():
+        assert array.tobytes() == state[name].numpy().tobytes()
+        assert array.dtype == np.float32
+    new = layout.initial_arrays()
+    assert {name: array.shape for name, array in new.items()} == layout.shapes
+    for name in ("action_middle", "action_reach", "action_mask"):
+        assert (new[name] == state[name].numpy()).all()
+
+
+def test_arrays_are_copies_and_those_of_another_layout_are_refused():
+    policy = random_policy(NetworkConfig())
+    weights = snapshot(policy, 1)
+    before = weights.values.copy()
+    for array in policy.layout.arrays(weights).values():
+        array += 1
+    assert (weights.values == before).all()
+    other = PolicyLayout(policy.specs[::-1], policy.config)
+    with pytest.raises(SchemaError, match=f"layout {weights.layout} do not fit a policy of layout {other.digest}"):
+        other.arrays(weights)
+
+
 @pytest.mark.parametrize("ids", [None, [2, 0], [1]])
-@pytest.mark.parametrize(
-    ("config", "action_noise"),
-    [
-        (NetworkConfig(), None),
-        (NetworkConfig(actor_blocks=0, embedding_size=0, adapter_size=0), None),
-        (NetworkConfig(actor_blocks=2, head_layers=2, head_reads_observation=True), None),
-        (NetworkConfig(actor_output_norm=False), None),
-        (NetworkConfig(), 0.3),
-    ],
-)
+@pytest.mark.parametrize(("config", "action_noise"), NETWORKS)
 def test_actions_equal_the_policys(config, action_noise, ids):
     policy = random_policy(config, action_noise)
-    acting = Acting(policy, None if ids is None else np.array(ids))
+    acting = acting_of(policy, None if ids is None else np.array(ids))
     ids = None if ids is None else torch.tensor(ids)
     tasks, obs, act = (len(TASKS) if ids is None else len(ids)), policy.mean.shape[-1], policy.action_mask.shape[-1]
     generator = torch.Generator().manual_seed(1)
@@ -65,7 +102,7 @@ def test_observations_far_from_zero_keep_their_precision(mean, deviation):
     observation, noise = (torch.randn(len(TASKS), 1000, size, generator=generator) for size in sizes)
     observation = mean + deviation * observation
     exact = deepcopy(policy).double().act(observation.double(), noise=noise.double())
-    found = Acting(policy)(observation.numpy(), noise.numpy())
+    found = acting_of(policy)(observation.numpy(), noise.numpy())
     assert exact.std() > 0.1
     assert np.abs(found - exact.detach().numpy()).max() < 3e-5
 
@@ -75,8 +112,8 @@ def test_arguments_and_policy_are_not_changed():
     sizes = policy.mean.shape[-1], policy.action_mask.shape[-1]
     observation, noise = (np.ones((3, 2, size), np.float32) for size in sizes)
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
-    first = Acting(policy)(observation, noise)
-    again = Acting(policy)(observation, noise)
+    first = acting_of(policy)(observation, noise)
+    again = acting_of(policy)(observation, noise)
     assert (first == again).all()
     assert (observation == 1).all()
     assert (noise == 1).all()

@@ -9,9 +9,9 @@ from tensordict import LazyStackedTensorDict, TensorDict
 
 from mtray.config.learner import NetworkConfig
 from mtray.errors import SchemaError
-from mtray.policy.acting import Acting
 from mtray.policy.policy import MultiTaskPolicy
 from tests.makers import make_spec
+from tests.policy.test_acting import acting_of
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 5, 1))
 KEY = "observation_left"
@@ -114,7 +114,7 @@ def test_an_action_entry_with_equal_bounds_is_constant_and_masked():
         assert (action[:, 1] == 0.25).all()
         assert (action[:, 2] == 0.0).all()
     noise = np.random.default_rng(0).standard_normal((1, 50, 3)).astype(np.float32)
-    acted = Acting(policy)(np.zeros((1, 50, 3), np.float32), noise)[0]
+    acted = acting_of(policy)(np.zeros((1, 50, 3), np.float32), noise)[0]
     assert (acted[:, 1:] == (0.25, 0.0)).all()
     back = policy.from_bounds(action.unsqueeze(0))[0]
     assert torch.isfinite(back).all()
@@ -128,7 +128,7 @@ def test_an_action_entry_with_equal_bounds_is_constant_and_masked():
 def test_actions_are_within_their_bounds_in_float32(low, high):
     policy = bounded((low, high))
     ends = policy.to_bounds(torch.tensor([[[-1.0], [0.0], [1.0]]])).double()
-    acted = Acting(policy).to_bounds(np.array([[[-1.0], [0.0], [1.0]]], np.float32)).astype(np.float64)
+    acted = acting_of(policy).to_bounds(np.array([[[-1.0], [0.0], [1.0]]], np.float32)).astype(np.float64)
     for values in (ends.numpy(), acted):
         assert low <= values.min()
         assert values.max() <= high

@@ -94,14 +94,16 @@ class Collector:
         stepped = [task for task in tasks if task.name in share]
         if config.host == "parallel":
             start_fork_server(engine_modules(stepped), _socket_folder())
-        import torch
-
         from mtray.collect.hosts.make import make_host
         from mtray.collect.loop import ActingLoop
-        from mtray.policy.policy import MultiTaskPolicy
+        from mtray.policy.layout import PolicyLayout
         from mtray.tasks.makers import make_makers
 
-        torch.set_num_threads(1)
+        if any(task.maker is not None for task in stepped):
+            # Nobody else here has torch.
+            import torch
+
+            torch.set_num_threads(1)
         specs = [task.spec for task in tasks]
         width = observation_width(specs)
         own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]
@@ -109,10 +111,9 @@ class Collector:
         # Another simulator than the one that failed gives other numbers.
         rebuilds = not config.deterministic
         host = make_host(config.host, make_makers(stepped, copies, own_seeds, width), rebuilds=rebuilds)
-        policy = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise).requires_grad_(False)
         self._collector = ActingLoop(
             host,
-            policy,
+            PolicyLayout(tuple(specs), config.network, config.learner.policy_noise),
             rollout_steps=config.collector.rollout_steps,
             discounts={spec.name: spec.discount for spec in specs},
             noise_steps=config.collector.noise_steps,

@@ -17,7 +17,7 @@ from mtray.data.rollout import pack
 from mtray.data.rows import holds_transition
 from mtray.engines.base import copy_seed
 from mtray.errors import TaskError
-from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.layout import PolicyLayout
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
 from mtray.testing import CountingMaker
@@ -219,10 +219,9 @@ def test_a_slow_reset_at_an_episodes_end_does_not_count_as_a_hang(monkeypatch):
 
 def test_a_failed_step_is_no_transition_and_its_episode_does_not_count():
     tasks = [SOUND, Task("mine", "torchrl", FailingMaker("step_raises"))]
-    specs = [task.spec for task in tasks]
     host = make_host("inline", make_makers(tasks, 2, [0, 1]), rebuilds=True)
-    policy = MultiTaskPolicy(specs, NetworkConfig(actor_width=8, embedding_size=2)).requires_grad_(False)
-    loop = ActingLoop(host, policy, rollout_steps=8, discounts={"sound": 0.9, "mine": 0.9})
+    layout = PolicyLayout(tuple(task.spec for task in tasks), NetworkConfig(actor_width=8, embedding_size=2))
+    loop = ActingLoop(host, layout, rollout_steps=8, discounts={"sound": 0.9, "mine": 0.9})
     rollout = loop.collect()
     host.close()
     # Truncated after 3 steps; then the second of the next episode fails.

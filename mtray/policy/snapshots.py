@@ -1,0 +1,47 @@
+"""Snapshots of modules, and modules with a snapshot's values: for processes that have torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtray.errors import RunError
+from mtray.policy.layout import check_layout, digest
+from mtray.policy.weights import Weights
+
+
+def layout_of(module: nn.Module) -> str:
+    """Return a digest of a module's tasks (its ``names``) and its parameters' and buffers' names and shapes."""
+    return digest(getattr(module, "names", ()), {name: each.shape for name, each in module.state_dict().items()})
+
+
+@torch.no_grad()
+def snapshot(module: nn.Module, version: int) -> Weights:
+    """Copy a module's parameters and buffers into a snapshot.
+
+    Raises:
+        RunError: a value is not finite; the message names the tensor.
+    """
+    parts = []
+    for name, tensor in module.state_dict().items():
+        part = tensor.to("cpu", torch.float32).reshape(-1)
+        if not bool(torch.isfinite(part).all()):
+            raise RunError(f"weights of {name!r} are not finite at version {version}: no snapshot is made of them")
+        parts.append(part)
+    return Weights(version, layout_of(module), torch.cat(parts).numpy())
+
+
+@torch.no_grad()
+def load(module: nn.Module, weights: Weights) -> None:
+    """Copy a snapshot into a module of the same layout.
+
+    Raises:
+        SchemaError: the snapshot's layout differs from the module's.
+    """
+    check_layout(weights, layout_of(module))
+    start = 0
+    for tensor in module.state_dict().values():
+        part = weights.values[start : start + tensor.numel()]
+        tensor.copy_(torch.from_numpy(np.array(part)).view(tensor.shape))
+        start += tensor.numel()
