@@ -57,6 +57,8 @@ assert ray.get(ray.put(3)) == 3
 """,
     "before a ray of the caller's": """
 assert run("a")["exit_reason"] == "finished"
+# Its import would take as long as all else before Ray starts; where there may be a GPU, it is asked for it.
+assert "torch" not in sys.modules or os.path.exists("/dev/nvidia0")
 assert os.listdir(os.environ["HOME"]) == ["a"]
 assert not any("AUTH" in name for name in os.environ)
 ray = start_ray()

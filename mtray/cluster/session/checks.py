@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtray.config.checks import require
+from mtray.config.learner import BESIDE
 from mtray.config.settings import Config
 from mtray.data.specs import TaskSpec
 from mtray.errors import UsageError
@@ -110,12 +111,13 @@ def check_device(config: Config) -> None:
     Raises:
         UsageError: no such device or compiler, as far as this machine can tell.
     """
-    compiler = config.learner.compiler
-    if config.device in ("cpu", "auto") and not compiler:
+    # torch has inductor always, and importing it for the list of others takes as long as all else before Ray starts.
+    compiler = None if config.learner.compiler == BESIDE else config.learner.compiler
+    if config.device in ("cpu", "auto") and compiler is None:
         return
     import torch
 
-    if compiler and compiler not in torch.compiler.list_backends(exclude_tags=()):
+    if compiler is not None and compiler not in torch.compiler.list_backends(exclude_tags=()):
         usual = ", ".join(torch.compiler.list_backends())
         raise UsageError(f"--learner.compile {compiler}: torch.compile has no such backend; give off, {usual}")
     try:

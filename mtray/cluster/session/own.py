@@ -117,8 +117,10 @@ def shut_down() -> None:
         if node is not None:
             arguments = has_left, node.raylet_socket_name, sys.exc_info()[1]
             threading.Thread(target=_limit_leaving, args=arguments, daemon=True).start()
-        ray.shutdown()
-        has_left.set()
+        try:
+            ray.shutdown()
+        finally:
+            has_left.set()
         _kill()
         _forget_token()
 

@@ -111,6 +111,13 @@ def test_a_machine_without_a_gpu_s_driver_is_not_asked_by_torch(monkeypatch):
     assert checks.has_gpu()
 
 
+@pytest.mark.parametrize("compiler", ["off", "inductor", None])
+def test_torch_is_not_asked_for_the_compiler_that_it_always_has(monkeypatch, compiler):
+    monkeypatch.setattr(torch.compiler, "list_backends", None)
+    for device in ("cpu", "auto"):
+        check_device(Config(device=device, learner=LearnerConfig(compile=compiler)))
+
+
 def test_what_only_a_gpu_can_is_refused_once_there_is_none():
     config = Config(learner=LearnerConfig(precision="tfloat32"))
     with pytest.raises(UsageError, match="tfloat32 on cpu: only GPUs support it"):
