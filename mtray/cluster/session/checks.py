@@ -20,7 +20,7 @@ from mtray.errors import UsageError
 from mtray.rundir.screen import counted
 from mtray.tasks.processes import available_bytes, usable_bytes, usable_cores
 
-# Rings leave this share of the memory to processes: learner and collectors take half a GiB each.
+# Rings leave this share of the memory to processes: the learner takes 0.4 GiB, a collector 0.2.
 _RING_SHARE = 0.8
 # Ray's node process was seen to hold 58 files with 3 actors and 85 with 12.
 _FILES, _FILES_OF_ACTOR = 128, 8
