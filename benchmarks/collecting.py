@@ -67,7 +67,7 @@ def measure(
     from mtray.cluster.actors.replay import Replay
     from mtray.cluster.plan import Shares
     from mtray.cluster.session.session import ray_session
-    from mtray.policy import snapshots
+    from mtray.policy import weights
     from mtray.policy.layout import LOG_STD_HIGH, LOG_STD_LOW
     from mtray.policy.policy import MultiTaskPolicy
     from mtray.tasks.registry import resolve
@@ -81,7 +81,7 @@ def measure(
     bias = math.atanh((math.log(DEVIATION) - (LOG_STD_HIGH + LOG_STD_LOW) / 2) / ((LOG_STD_HIGH - LOG_STD_LOW) / 2))
     policy.heads.output.bias.data.chunk(2, -1)[1].fill_(bias)
     # Before version 1 actions are random, which costs less than the network.
-    snapshot = snapshots.snapshot(policy, version=1)
+    snapshot = weights.snapshot(policy, version=1)
     shares = Shares(config, built).of(workers)
     with ray_session(config) as session:
         cpus = session.cpus_per_actor

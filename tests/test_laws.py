@@ -17,7 +17,7 @@ from mtray.config.settings import ReplayConfig
 from mtray.data.schema import by_task, validate
 from mtray.errors import TaskError
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.snapshots import snapshot
+from mtray.policy.weights import snapshot
 from mtray.replay.buffer import ReplayBuffer
 from mtray.tasks.env import TaskEnv
 from mtray.tasks.makers import make_makers

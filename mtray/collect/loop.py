@@ -24,8 +24,7 @@ from mtray.engines.base import BoolArray
 from mtray.engines.states import State, nested, part
 from mtray.errors import TaskError
 from mtray.policy.acting import Acting
-from mtray.policy.layout import PolicyLayout
-from mtray.policy.weights import Weights
+from mtray.policy.layout import PolicyLayout, Weights
 
 if TYPE_CHECKING:
     from tensordict import LazyStackedTensorDict

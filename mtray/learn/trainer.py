@@ -21,8 +21,8 @@ from mtray.learn.execution.runner import UpdateRunner
 from mtray.learn.sac import SoftActorCritic
 from mtray.learn.scaling import Scaling
 from mtray.learn.td3 import TD3
-from mtray.policy import snapshots
-from mtray.policy.weights import Weights
+from mtray.policy import weights as weights_module
+from mtray.policy.layout import Weights
 
 
 class Trainer:
@@ -96,7 +96,7 @@ class Trainer:
             RunError: a value of the policy is not finite.
         """
         self.check()
-        snapshot = snapshots.snapshot(self.policy, self.version + 1 if self.updates else 0)
+        snapshot = weights_module.snapshot(self.policy, self.version + 1 if self.updates else 0)
         # The next is higher than what an earlier process may have sent, though nothing was learned yet.
         self.version = max(self.version, snapshot.version)
         return snapshot

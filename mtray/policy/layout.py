@@ -18,7 +18,6 @@ import numpy as np
 from mtray.config.learner import NetworkConfig
 from mtray.data.specs import UNBOUNDED, FloatArray, TaskSpec, action_width, observation_width
 from mtray.errors import SchemaError
-from mtray.policy.weights import Weights
 
 # Bounds of the log standard deviation (BRO, Nauman et al. 2024).
 LOG_STD_LOW = -10.0
@@ -26,6 +25,21 @@ LOG_STD_HIGH = 2.0
 
 # Bound of the absolute values of normalised observations.
 INPUT_LIMIT = 10.0
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A policy's parameters and buffers.
+
+    Attributes:
+        version: 0 before the first update, then incremented with every snapshot of the learner.
+        layout: digest of the tasks and of the tensors' names and shapes, in order.
+        values: [N] float32, all tensors flattened and concatenated.
+    """
+
+    version: int
+    layout: str
+    values: FloatArray
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,51 @@
 """Immutable, versioned snapshots of a policy's parameters and buffers.
 
 The learner makes a snapshot as one contiguous float32 array, which Ray shares among the processes of a node without a
-copy; collectors copy it into arrays of their own. All values are finite. A digest of the layout keeps a snapshot from
-being loaded into a policy of other shapes. Collectors have no torch: making a snapshot is in `mtray.policy.snapshots`.
+copy; collectors copy it into arrays of their own (`mtray.policy.layout`), as they have no torch. All values are finite.
+A digest of the layout keeps a snapshot from being loaded into a policy of other shapes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import numpy as np
+import torch
+from torch import nn
 
-from mtray.data.specs import FloatArray
+from mtray.errors import RunError
+from mtray.policy.layout import Weights, check_layout, digest
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A policy's parameters and buffers.
+def layout_of(module: nn.Module) -> str:
+    """Return a digest of a module's tasks (its ``names``) and its parameters' and buffers' names and shapes."""
+    return digest(getattr(module, "names", ()), {name: each.shape for name, each in module.state_dict().items()})
 
-    Attributes:
-        version: 0 before the first update, then incremented with every snapshot of the learner.
-        layout: digest of the tasks and of the tensors' names and shapes, in order.
-        values: [N] float32, all tensors flattened and concatenated.
+
+@torch.no_grad()
+def snapshot(module: nn.Module, version: int) -> Weights:
+    """Copy a module's parameters and buffers into a snapshot.
+
+    Raises:
+        RunError: a value is not finite; the message names the tensor.
     """
+    parts = []
+    for name, tensor in module.state_dict().items():
+        part = tensor.to("cpu", torch.float32).reshape(-1)
+        if not bool(torch.isfinite(part).all()):
+            raise RunError(f"weights of {name!r} are not finite at version {version}: no snapshot is made of them")
+        parts.append(part)
+    return Weights(version, layout_of(module), torch.cat(parts).numpy())
 
-    version: int
-    layout: str
-    values: FloatArray
+
+@torch.no_grad()
+def load(module: nn.Module, weights: Weights) -> None:
+    """Copy a snapshot into a module of the same layout.
+
+    Raises:
+        SchemaError: the snapshot's layout differs from the module's.
+    """
+    check_layout(weights, layout_of(module))
+    start = 0
+    for tensor in module.state_dict().values():
+        part = weights.values[start : start + tensor.numel()]
+        tensor.copy_(torch.from_numpy(np.array(part)).view(tensor.shape))
+        start += tensor.numel()

@@ -18,7 +18,7 @@ from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.config.settings import CollectorConfig, Config, ReplayConfig
 from mtray.errors import NotFiniteError
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.snapshots import snapshot
+from mtray.policy.weights import snapshot
 from mtray.rundir.checkpoints.checkpoint import from_bytes, to_bytes
 from mtray.tasks.plan import Task
 from mtray.testing import CountingMaker

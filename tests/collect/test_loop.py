@@ -23,7 +23,7 @@ from mtray.engines import states
 from mtray.errors import SchemaError
 from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.snapshots import snapshot
+from mtray.policy.weights import snapshot
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
 from mtray.tasks.registry import resolve
@@ -276,8 +276,7 @@ import mtray.cluster.actors.collector
 from mtray.collect.hosts.make import make_host
 from mtray.collect.loop import ActingLoop
 from mtray.config.learner import NetworkConfig
-from mtray.policy.layout import PolicyLayout
-from mtray.policy.weights import Weights
+from mtray.policy.layout import PolicyLayout, Weights
 from mtray.tasks.makers import make_makers
 from mtray.tasks.registry import resolve
 

@@ -14,7 +14,7 @@ from mtray.data.specs import TaskSpec
 from mtray.errors import RunError
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.snapshots import load
+from mtray.policy.weights import load
 from tests.learn.trainers import (
     NETWORK,
     TARGETS,

@@ -11,7 +11,7 @@ from mtray.errors import SchemaError
 from mtray.policy.acting import Acting
 from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.snapshots import layout_of, snapshot
+from mtray.policy.weights import layout_of, snapshot
 from mtray.tasks.registry import resolve
 
 TASKS = ("humanoid-walk", "cartpole-swingup", "lqr-lqr_2_1")

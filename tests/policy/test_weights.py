@@ -10,7 +10,7 @@ from torch import nn
 from mtray.config.learner import NetworkConfig
 from mtray.errors import RunError, SchemaError
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.snapshots import layout_of, load, snapshot
+from mtray.policy.weights import layout_of, load, snapshot
 from tests.makers import make_spec
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 5, 1))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mtray.collect.hosts.base import Host
     from mtray.collect.loop import Rollout
     from mtray.collect.placement import Share
-    from mtray.policy.weights import Weights
+    from mtray.policy.layout import Weights
 
 
 # multiprocessing makes <folder>/pymp-<8 letters>/listener-<8 letters>, and a socket's path has 107 bytes.

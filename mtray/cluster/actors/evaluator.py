@@ -15,7 +15,7 @@ from mtray.errors import TaskError
 from mtray.tasks.plan import Task
 
 if TYPE_CHECKING:
-    from mtray.policy.weights import Weights
+    from mtray.policy.layout import Weights
 
 
 class Evaluator:
@@ -54,7 +54,7 @@ class Evaluator:
         import torch
 
         from mtray.collect.evaluation import SEED, play, summarise
-        from mtray.policy import snapshots
+        from mtray.policy import weights
         from mtray.policy.policy import MultiTaskPolicy
         from mtray.rundir.checkpoints.checkpoint import from_bytes
 
@@ -65,7 +65,7 @@ class Evaluator:
         if isinstance(policy, bytes):
             module.load_state_dict(from_bytes(policy))
         else:
-            snapshots.load(module, policy)
+            weights.load(module, policy)
         found: dict[str, dict[str, Any]] = {}
         failures: dict[str, str] = {}
         for task in self._tasks:

@@ -23,7 +23,7 @@ from mtray.tasks.processes import usable_cores
 if TYPE_CHECKING:
     from mtray.data.batch import Batch
     from mtray.learn.trainer import Trainer
-    from mtray.policy.weights import Weights
+    from mtray.policy.layout import Weights
 
 
 class Learner:
