@@ -8,6 +8,7 @@ import torch
 
 from mtray.config.learner import NetworkConfig
 from mtray.errors import SchemaError
+from mtray.policy import acting
 from mtray.policy.acting import Acting
 from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
@@ -53,6 +54,8 @@ def test_the_layout_is_that_of_the_policys_state(config, action_noise):
     for name, array in found.items():
         assert array.tobytes() == state[name].numpy().tobytes()
         assert array.dtype == np.float32
+    # Acting has one number for all of them.
+    assert {module.eps for module in policy.modules() if isinstance(module, torch.nn.LayerNorm)} == {acting._EPSILON}
     new = layout.initial_arrays()
     assert {name: array.shape for name, array in new.items()} == layout.shapes
     for name in ("action_middle", "action_reach", "action_mask"):
@@ -75,7 +78,7 @@ def test_arrays_are_copies_and_those_of_another_layout_are_refused():
 @pytest.mark.parametrize(("config", "action_noise"), NETWORKS)
 def test_actions_equal_the_policys(config, action_noise, ids):
     policy = random_policy(config, action_noise)
-    acting = acting_of(policy, None if ids is None else np.array(ids))
+    found = acting_of(policy, None if ids is None else np.array(ids))
     ids = None if ids is None else torch.tensor(ids)
     tasks, obs, act = (len(TASKS) if ids is None else len(ids)), policy.mean.shape[-1], policy.action_mask.shape[-1]
     generator = torch.Generator().manual_seed(1)
@@ -86,7 +89,7 @@ def test_actions_equal_the_policys(config, action_noise, ids):
         exact = deepcopy(policy).double().act(observation.double(), ids, noise=noise.double())
         rounded = policy.act(observation, ids, noise=noise)
     assert exact.std() > 0.1
-    error = torch.as_tensor(acting(observation.numpy(), noise.numpy())) - exact
+    error = torch.as_tensor(found(observation.numpy(), noise.numpy())) - exact
     assert error.abs().max() < 2e-4
     assert error.square().mean() < 2**2 * (rounded - exact).square().mean()
 

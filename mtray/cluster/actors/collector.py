@@ -100,7 +100,7 @@ class Collector:
         from mtray.tasks.makers import make_makers
 
         if any(task.maker is not None for task in stepped):
-            # Nobody else here has torch.
+            # Makers bring it; mtray's own engines do without.
             import torch
 
             torch.set_num_threads(1)

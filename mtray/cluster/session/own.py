@@ -108,13 +108,13 @@ def shut_down() -> None:
     """
     import ray
 
-    for timer in _timers:
-        timer.cancel()
-        timer.join()
-    _timers.clear()
-    node: Any = ray._private.worker._global_node
     has_left = threading.Event()
     with signals_hasten(_kill):
+        for timer in _timers:
+            timer.cancel()
+            timer.join()
+        _timers.clear()
+        node: Any = ray._private.worker._global_node
         if node is not None:
             arguments = has_left, node.raylet_socket_name, sys.exc_info()[1]
             threading.Thread(target=_limit_leaving, args=arguments, daemon=True).start()
