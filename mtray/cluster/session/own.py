@@ -68,7 +68,6 @@ def start(workers: int, quiet: dict[str, Any]) -> None:
             try:
                 # Ray's CPUs are logical: as many as actors, so that none waits for ever.
                 ray.init(address="local", num_cpus=workers + 2, include_dashboard=False, **options, **quiet)
-                _tell_agent()
                 return
             except BaseException as error:
                 shut_down()
@@ -308,24 +307,22 @@ def _services_left_out() -> Iterator[None]:
 
     They bring the dashboard's nodes and jobs, more machines, and the output of actors to the driver.
     """
+    from ray._private import ray_constants
     from ray._private.node import Node
 
-    def start_nothing(*_: Any, **__: Any) -> None: ...
+    def start_nothing(node: Any) -> None: ...
 
-    with contextlib.ExitStack() as stack:
-        for name in ("start_api_server", "start_monitor", "start_log_monitor"):
-            stack.enter_context(replaced(Node, name, start_nothing))
+    def start_no_server(node: Any, **_: Any) -> None:
+        # The node's agent would look for its address every second. Nobody listens at this one.
+        key, space = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+        node.get_gcs_client().internal_kv_put(key, b"127.0.0.1:1", True, space)
+
+    with (
+        replaced(Node, "start_api_server", start_no_server),
+        replaced(Node, "start_monitor", start_nothing),
+        replaced(Node, "start_log_monitor", start_nothing),
+    ):
         yield
-
-
-def _tell_agent() -> None:
-    """Give the node's agent an address for its reports, which nobody reads: it would ask for one every second."""
-    import ray
-    from ray._private import ray_constants
-
-    worker: Any = ray._private.worker.global_worker
-    key, space = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
-    worker.gcs_client.internal_kv_put(key, b"127.0.0.1:1", True, space)
 
 
 @contextlib.contextmanager
