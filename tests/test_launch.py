@@ -239,6 +239,10 @@ def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
         # Of what Ray kills, folders are left; those of old sessions are removed.
         servers = [process for process in run.alive() if "multiprocessing.forkserver" in " ".join(process.cmdline())]
         sockets = [socket.laddr for server in servers for socket in server.net_connections("unix") if socket.laddr]
+        # Of Ray's own processes only those that a run needs.
+        commands = " ".join(" ".join(process.cmdline()) for process in run.alive())
+        assert all(name in commands for name in ("/raylet ", "/gcs_server "))
+        assert not any(name in commands for name in ("dashboard/dashboard.py", "/monitor.py", "log_monitor.py"))
         # The second collector may be starting still.
         assert sockets
         assert all("/ray/session_" in socket for socket in sockets), sockets
