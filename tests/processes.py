@@ -1,7 +1,6 @@
 """Whole runs as subprocesses whose every descendant can be found, also after its parent has died."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -14,9 +13,7 @@ import psutil
 import pytest
 
 from mtray.cluster.session.checks import has_bfloat16, has_compiler
-from mtray.config.plain import from_dict
-from mtray.config.presets import fill
-from mtray.rundir.directory import describe
+from mtray.config.learner import Sizes
 
 _MARK = "MTRAY_TEST_RUN"
 
@@ -37,15 +34,28 @@ def ray_without_token(num_cpus):
             ray.shutdown()
 
 
-def chosen_here(described, tasks):
-    """What a run of so many tasks, whose config.json this is, is to choose on this machine.
+def chosen_here(device, *, batch_rows, ratio, compiler=None):
+    """What config.json tells beside host, collectors and copies of a run on this machine with --preset fast.
 
-    Its host and device are taken from there; the presets' own values are those of tests/config/test_presets.py.
+    Args:
+        device: the run's.
+        batch_rows: rows of an update.
+        ratio: updates per step that were asked for.
+        compiler: the one that was asked for.
     """
-    host, device = described["chosen"]["host"], described["chosen"]["device"]
-    given = dataclasses.replace(from_dict(described["config"]), host=host, device=device)
-    config = fill(given, tasks, can_compile=has_compiler(device), has_bfloat16=has_bfloat16())
-    return describe(given, config)["chosen"]
+    assert device in ("cpu", "cuda")
+    learner = {"updates_per_step": ratio, "least_updates_per_step": ratio, "n_step": 3, "balance": True}
+    learner |= {"actor_average": 0.02, "batch_rows": batch_rows}
+    learner["compile"] = compiler or ("inductor" if has_compiler(device) else "off")
+    if device == "cpu" and has_bfloat16():
+        learner["precision"] = "bfloat16"
+    return {
+        "device": device,
+        "collector": {"least_noise": 0.5, "most_noise": 4.0},
+        "replay": {"recent_share": 0.5},
+        "network": (Sizes(256, 1, 512, 2) if device == "cuda" else Sizes())._asdict(),
+        "learner": learner,
+    }
 
 
 class Run:

@@ -101,11 +101,7 @@ class PolicyLayout:
             SchemaError: the snapshot's layout is another.
         """
         check_layout(weights, self.digest)
-        ends = itertools.accumulate(math.prod(shape) for shape in self.shapes.values())
-        parts = np.split(weights.values, list(ends)[:-1])
-        return {
-            name: part.reshape(shape).copy() for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        return {name: part.copy() for name, part in cut(weights, self.shapes).items()}
 
     def initial_arrays(self) -> dict[str, FloatArray]:
         """Return name to array of a policy that has learned nothing: it scales to the tasks' bounds."""
@@ -128,6 +124,13 @@ def check_layout(weights: Weights, expected: str) -> None:
             f"weights of layout {weights.layout} do not fit a policy of layout {expected}: "
             "tasks, their order and the network's settings must be those of the run that made them"
         )
+
+
+def cut(weights: Weights, shapes: Mapping[str, Sequence[int]]) -> dict[str, FloatArray]:
+    """Return views of a snapshot's values by name, given all names and shapes in order."""
+    ends = itertools.accumulate(math.prod(shape) for shape in shapes.values())
+    parts = np.split(weights.values, list(ends)[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def action_bounds(specs: Sequence[TaskSpec]) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -7,17 +7,16 @@ A digest of the layout keeps a snapshot from being loaded into a policy of other
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import nn
 
 from mtray.errors import RunError
-from mtray.policy.layout import Weights, check_layout, digest
+from mtray.policy.layout import Weights, check_layout, cut, digest
 
 
 def layout_of(module: nn.Module) -> str:
     """Return a digest of a module's tasks (its ``names``) and its parameters' and buffers' names and shapes."""
-    return digest(getattr(module, "names", ()), {name: each.shape for name, each in module.state_dict().items()})
+    return digest(getattr(module, "names", ()), _shapes(module))
 
 
 @torch.no_grad()
@@ -44,8 +43,10 @@ def load(module: nn.Module, weights: Weights) -> None:
         SchemaError: the snapshot's layout differs from the module's.
     """
     check_layout(weights, layout_of(module))
-    start = 0
-    for tensor in module.state_dict().values():
-        part = weights.values[start : start + tensor.numel()]
-        tensor.copy_(torch.from_numpy(np.array(part)).view(tensor.shape))
-        start += tensor.numel()
+    parts = cut(weights, _shapes(module))
+    for name, tensor in module.state_dict().items():
+        tensor.copy_(torch.from_numpy(parts[name].copy()))
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}
