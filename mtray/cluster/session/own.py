@@ -26,6 +26,7 @@ from typing import Any
 from mtray.cluster.session.signals import signals_hasten
 from mtray.cluster.session.store import store_options
 from mtray.errors import RunError, UsageError
+from mtray.rundir.sinks import say
 from mtray.tasks.processes import kill_group_at_end
 
 # Ray makes sockets at <folder>/mtray-<user>/ray/session_<time>_<pid>/sockets/plasma_store, and a socket's path has 107
@@ -138,8 +139,7 @@ def _limit_leaving(has_left: threading.Event, address: str, error: BaseException
         # It waits for the object store, without whose answer it would end this process, and say nothing.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stdout.flush()
-            sys.stderr.write(f"error: {error or 'the run has ended, but Ray is stuck'}\n")
-            sys.stderr.flush()
+        say(f"error: {error or 'the run has ended, but Ray is stuck'}\n")
         os._exit(1)
     # It has left, and waits for processes that it started.
     _kill()
