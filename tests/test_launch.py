@@ -242,7 +242,8 @@ def test_ctrl_c_saves_and_exits_0_and_the_run_resumes(tmp_path):
         # Of Ray's own processes only those that a run needs.
         commands = " ".join(" ".join(process.cmdline()) for process in run.alive())
         assert all(name in commands for name in ("/raylet ", "/gcs_server "))
-        assert not any(name in commands for name in ("dashboard/dashboard.py", "/monitor.py", "log_monitor.py"))
+        others = "dashboard/dashboard.py", "/monitor.py", "log_monitor.py", "DashboardAgent", "RuntimeEnvAgent"
+        assert not any(name in commands for name in others)
         # The second collector may be starting still.
         assert sockets
         assert all("/ray/session_" in socket for socket in sockets), sockets

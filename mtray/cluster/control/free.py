@@ -116,6 +116,7 @@ class Control(Elastic):
     def _finished_work(self, actor: Actor, call: Call) -> None:
         self._is_stale = True
         self.free.advance(actor)
+        self._start_later()
 
     def _settled(self, actor: Actor) -> None:
         self.free.put(actor)

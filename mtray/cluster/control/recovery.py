@@ -17,8 +17,6 @@ from mtray.replay.pacing import Pacing
 # Time after which a replay or learner that is to be replaced and finds no room is given a collector's, again and again:
 # both need room on one node, and each collector may be on another.
 ROOM_SECONDS = 15.0
-# For which other collectors wait for the first at most.
-FIRST_SECONDS = 20.0
 
 
 class Recovery(Run):
@@ -40,17 +38,17 @@ class Recovery(Run):
         # Collectors' places that are not filled for now: the run is ending, or replay or learner are given the room.
         self._empty: list[Actor] = []
         self._is_making_room = False
-        # Collectors that are started once the first is up.
+        # Collectors that are started once the first has brought frames.
         self._later: list[Actor] = []
 
     def start(self) -> list[Command]:
-        """Begin. On one machine the first collector has the cores until it is up, so that frames come early.
+        """Begin. On one machine the first collector has the cores until its first rollout, so that frames come early.
 
         Where collectors step different tasks all begin at once: those of the first alone would be ahead.
         """
-        if not self.limits.shares_cluster and not _differ(self.plan):
+        if not self.limits.shares_cluster and self.limits.first_seconds and not _differ(self.plan):
             self._later = self.collectors[1:]
-            self._after(FIRST_SECONDS, self._start_later)
+            self._after(self.limits.first_seconds, self._start_later)
         for actor in self.actors:
             if actor not in self._later:
                 self._start(actor)
@@ -67,7 +65,6 @@ class Recovery(Run):
     def _came_up(self, actor: Actor, value: Any) -> None:
         self._moved = self.now
         if actor.kind == "collector":
-            self._start_later()
             self._without.discard(actor.index)
             self.free.enter(actor)
         elif actor.life:

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,6 +41,16 @@ _SHUTDOWN_SECONDS, _CUT_SECONDS = 20.0, 5.0
 # Folders of Ray's logs that are kept, so that the cause of a death can be read; the most that are removed at once; and
 # for how long nothing was written to those.
 _KEPT_SESSIONS, _REMOVED_SESSIONS, _OLD_SECONDS = 10, 20, 24 * 3600.0
+
+# In place of the raylet's agents, which it has to have. Nobody listens at port 1.
+_IDLE = subprocess.list2cmdline([sys.executable, "-ISc", "import signal; signal.pause()"])
+_IDLE_AGENTS = [
+    *(f"--{agent}_agent_command={_IDLE}" for agent in ("dashboard", "runtime_env")),
+    *(
+        f"--{agent}_port=1"
+        for agent in ("dashboard_agent_listen", "metrics_agent", "metrics_export", "runtime_env_agent")
+    ),
+]
 
 _LOGGER = logging.getLogger("mtray")
 # Despite its name it holds on Linux too: a Ray without other nodes binds to the loopback address only.
@@ -171,6 +182,8 @@ def _set_environment() -> None:
     """Set what the processes of a Ray of the run's own inherit; `process_restored` takes it back."""
     # Ray's own 15 lets any other program of the machine outrun a run.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Nobody takes them.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     os.environ[_LOOPBACK[0]] = _LOOPBACK[1]
     other = _temporary_folder()
     folder = other or _usual_folder()
@@ -303,22 +316,24 @@ def signals_kept_from_ray() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _services_left_out() -> Iterator[None]:
-    """Let Ray start without the processes that nobody asks here: they take a core for seconds, and 0.2 GiB of memory.
+    """Let Ray start without the processes that nobody asks here: they take a core for seconds, and 0.3 GiB of memory.
 
-    They bring the dashboard's nodes and jobs, more machines, and the output of actors to the driver.
+    They bring the dashboard's nodes and jobs, more machines, the output of actors to the driver, metrics, and
+    environments of actors' own. The raylet waits for its agents, and ends with them: idle processes take their places.
     """
-    from ray._private import ray_constants
+    from ray._private import services
     from ray._private.node import Node
 
-    def start_nothing(node: Any) -> None: ...
+    start = services.ConsolePopen
 
-    def start_no_server(node: Any, **_: Any) -> None:
-        # The node's agent would look for its address every second. Nobody listens at this one.
-        key, space = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
-        node.get_gcs_client().internal_kv_put(key, b"127.0.0.1:1", True, space)
+    def popen(command: list[str], **options: Any) -> Any:
+        return start([*command, *_IDLE_AGENTS] if Path(command[0]).name == "raylet" else command, **options)
+
+    def start_nothing(node: Any, **_: Any) -> None: ...
 
     with (
-        replaced(Node, "start_api_server", start_no_server),
+        replaced(services, "ConsolePopen", popen),
+        replaced(Node, "start_api_server", start_nothing),
         replaced(Node, "start_monitor", start_nothing),
         replaced(Node, "start_log_monitor", start_nothing),
     ):

@@ -19,6 +19,7 @@ class Limits:
         stuck_seconds: for a call beyond ten times the longest of its kind.
         give_up_seconds: for starts to fail in a row.
         stop_seconds: for calls under way to end once the run shall end.
+        first_seconds: for which the other collectors of one machine wait for the first one's frames.
         shares_cluster: whether a process may have to wait for room, for as long as it takes.
     """
 
@@ -27,6 +28,7 @@ class Limits:
     stuck_seconds: float = 30.0
     give_up_seconds: float = 600.0
     stop_seconds: float = 10.0
+    first_seconds: float = 20.0
     shares_cluster: bool = False
 
 

@@ -2,7 +2,6 @@
 
 from mtray.cluster.control.lockstep import Lockstep
 from mtray.cluster.control.protocol import Failure, Method, Stop
-from mtray.cluster.control.recovery import FIRST_SECONDS
 from tests.cluster.control.script import LEARNER, REPLAY, Script, collector, counts
 
 
@@ -35,20 +34,25 @@ def test_collectors_of_different_tasks_start_at_once_also_on_one_machine():
 
 def test_on_one_machine_the_first_collector_starts_before_the_others_but_they_do_not_wait_for_ever():
     begun = [REPLAY, LEARNER, collector(0)]
-    alone, cluster = (Script(tasks=({"a"},) * 3, shares_cluster=shares) for shares in (False, True))
+    alone, soon, cluster = (
+        Script(tasks=({"a"},) * 3, shares_cluster=shares, first_seconds=20.0) for shares in (False, False, True)
+    )
     assert [part for _, part in alone.started] == begun
     assert [part for _, part in cluster.started] == [*begun, collector(1), collector(2)]
-    alone.wait(FIRST_SECONDS - 1)
+    alone.wait(19)
     assert [part for _, part in alone.started] == begun
     alone.wait(1)
     assert [part for _, part in alone.started] == [*begun, collector(1), collector(2)]
-    soon = Script(tasks=({"a"},) * 3).all_up()
+    # They would take the cores from its first rollout.
+    soon.up(*begun)
+    assert [part for _, part in soon.started] == begun
+    soon.answer(Method.COLLECT)
     assert soon.started == [(0.0, part) for part in [*begun, collector(1), collector(2)]]
     # One that is not yet started when the run ends never is.
-    ended = Script(tasks=({"a"},) * 2)
+    ended = Script(tasks=({"a"},) * 2, first_seconds=20.0)
     ended.up(REPLAY, LEARNER)
     ended.event(Stop("interrupted"))
-    ended.wait(2 * FIRST_SECONDS)
+    ended.wait(40)
     assert [part for _, part in ended.started] == begun
 
 
@@ -110,7 +114,6 @@ def test_a_part_that_can_not_be_started_for_ten_minutes_ends_the_run():
 
 def test_others_that_step_the_same_tasks_go_on_without_it_and_it_is_told_once():
     script = Script(tasks=({"a"}, {"a", "b"}), total=10**9)
-    script.wait(FIRST_SECONDS)
     script.up(REPLAY, LEARNER, collector(1))
     for life in range(30):
         script.fail(Method.HELLO, Failure.DIED, part=collector(0, life))
@@ -140,9 +143,8 @@ def test_a_learner_without_room_ends_the_run_after_ten_minutes():
 
 def test_a_process_that_does_not_come_up_on_a_ray_of_the_runs_own_is_replaced():
     script = Script(tasks=({"a"}, {"a"}), start_seconds=180.0, total=10**9)
-    script.wait(FIRST_SECONDS)
     script.up(REPLAY, LEARNER, collector(1))
-    script.wait(181 - FIRST_SECONDS)
+    script.wait(181)
     assert script.killed == [collector(0)]
     assert len(starts(script)) == 2
 
