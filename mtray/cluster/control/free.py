@@ -34,6 +34,7 @@ class Control(Elastic):
     def __init__(self, plan: Plan, pacing: Pacing, now: float) -> None:
         """Plan a run; `start` begins it."""
         super().__init__(plan, pacing, now)
+        self._is_new = plan.frames == plan.updates == 0
         # The first state is kept as soon as there is one.
         self._next_keep = now
 
@@ -44,8 +45,9 @@ class Control(Elastic):
         self._settle_held()
         self._step_move()
         is_asking = self._ending is None and not self.is_paused
-        if is_asking and self._has_begun and self.replay.is_up:
-            # Collectors go on with the weights they have where the learner is being replaced.
+        if is_asking and (self._has_begun or self._is_new) and self.replay.is_up:
+            # Collectors go on with the weights they have where the learner is being replaced, and a new run's have none
+            # before its first update: their actions are random.
             self._ask_collectors()
         if is_asking and self.is_ready:
             self._ask_learner()

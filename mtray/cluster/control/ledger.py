@@ -83,7 +83,7 @@ class Ledger(Lifecycle):
 
     @property
     def is_ready(self) -> bool:
-        """Whether replay and learner work, so that collectors may."""
+        """Whether replay and learner work."""
         return self.replay.is_up and self.learner.is_up
 
     @property

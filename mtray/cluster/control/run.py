@@ -255,8 +255,9 @@ class Run(Saving):
             if ending.outcome == "done":
                 ending = replace(ending, reason=failure, outcome="failed")
         has_finished = ending.outcome == "done" and not self._is_interrupted
-        if has_finished and not self.counts.frames:
-            text = "before anything was collected, since starting took all of the time: give more"
+        if has_finished and not (self.is_ready and self.counts.frames):
+            what = "the learner was ready" if self.counts.frames else "anything was collected"
+            text = f"before {what}, since starting took all of the time: give more"
             ending = replace(ending, reason=f"{ending.reason}, {text}", outcome="failed")
         if self._aside and ending.outcome == "done":
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())

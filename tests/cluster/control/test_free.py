@@ -37,12 +37,41 @@ def collect_all(script, rollouts, part=None):
 # Asking.
 
 
-def test_nothing_is_collected_before_replay_and_learner_are_up():
-    script = Script()
+def test_nothing_is_collected_before_the_replay_is_up_and_in_a_resumed_run_the_learner():
+    for frames in (0, 20):
+        script = Script(frames=frames)
+        script.up(collector())
+        assert script.find(Method.COLLECT) is None
+        script.up(REPLAY)
+        # Without weights actions are random, as they are in a new run until its first update.
+        assert (script.find(Method.COLLECT) is None) == (frames > 0)
+        script.up(LEARNER)
+        assert [call.method for call in script.open.values()].count(Method.COLLECT) == 2
+
+
+def test_collectors_that_are_warm_wait_for_a_learner_that_is_not_up():
+    script = Script(ratio=1.0, warmup=20, slack=40, total=10**6)
     script.up(REPLAY, collector())
-    assert script.find(Method.COLLECT) is None
+    asked = 0
+    while script.find(Method.COLLECT):
+        script.answer(Method.COLLECT)
+        asked += 10
+        script.wait(1)
+        if script.find(Method.COUNT):
+            script.answer(Method.COUNT, counts(asked, warm=asked >= 20))
+    assert 20 < asked <= 60
     script.up(LEARNER)
-    assert [call.method for call in script.open.values()].count(Method.COLLECT) == 2
+    assert script.find(Method.TRAIN)
+
+
+def test_a_run_whose_learner_is_not_up_in_time_has_not_finished():
+    script = Script(total=10**6)
+    script.up(REPLAY, collector())
+    script.answer(Method.COLLECT)
+    script.answer(Method.COUNT, counts(10))
+    script.event(Stop("its time is up", is_due=True))
+    assert script.end.outcome == "failed"
+    assert script.end.reason.startswith("its time is up, before the learner was ready, since starting took all of the")
 
 
 def test_a_collector_has_two_calls_under_way_and_no_more_is_asked_than_wanted():
