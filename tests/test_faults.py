@@ -185,7 +185,8 @@ def test_every_part_is_killed_once_and_the_run_ends_as_if_nothing_was(tmp_path):
         assert run.wait() == 0, run.output
         assert run.all_gone(), run.alive()
     summary = summary_of(run_dir)
-    assert (summary["exit_reason"], summary["restarts"], summary["frames_lost"]) == ("finished", 4, 0)
+    deaths = [(death["part"], death["cause"]) for death in events_of(run_dir, "death")]
+    assert (summary["exit_reason"], summary["restarts"], summary["frames_lost"]) == ("finished", 4, 0), deaths
 
 
 def test_a_replay_whose_memory_is_lost_goes_on_from_the_checkpoint_and_says_what_is_lost(tmp_path):

@@ -88,7 +88,8 @@ def test_a_run_whose_ray_is_stuck_says_so_saves_alone_and_ends(tmp_path):
     (failure,) = events_of(run_dir, "failure")
     assert failure["cause"].startswith("Ray's node process on this machine is gone or stuck")
     assert events_of(run_dir, "save")[-1]["frames"] == summary_of(run_dir)["frames"] > 600
-    assert run.output.strip().splitlines()[-1].startswith("error: Ray's node process on this machine is gone or stuck")
+    last = run.output.strip().splitlines()[-1]
+    assert last.startswith("error: Ray's node process on this machine is gone or stuck"), run.output
 
 
 def test_a_run_on_a_cluster_whose_node_is_stuck_is_saved_and_ends(tmp_path, monkeypatch):

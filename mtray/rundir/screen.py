@@ -119,7 +119,7 @@ class Picture:
             self._up.add(str(fields["part"]))
             self.news = self._ready()
         elif event == "warm":
-            self.news = "every task has its warm-up's steps: learning begins"
+            self.news = "the warm-up is over: every task has its steps"
         elif event == "save":
             self.news = f"saved at {fields['frames']:,} frames"
         elif event == "evaluated":

@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from mtray.cluster.session.checks import has_bfloat16
 from mtray.errors import NotFiniteError
 from mtray.learn.execution import compiled as module
 from mtray.learn.execution import kept
@@ -54,9 +55,10 @@ def check_kept(tasks, batches, precision, monkeypatch):
     assert not any(each._run for each in gradients(other))
 
 
+# With what a run takes on this machine: a compiler has a core for minutes.
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("precision", "most"), [("float32", 0.01), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(("precision", "most"), [("bfloat16", 0.1) if has_bfloat16() else ("float32", 0.01)])
 def test_compiled_gradients_are_taken_when_they_are_there_and_are_those_of_the_tape(
     tasks, replay, at_once, monkeypatch, precision, most
 ):

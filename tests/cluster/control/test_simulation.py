@@ -13,7 +13,7 @@ from tests.cluster.control import simulation
 from tests.cluster.control.simulation import Broken, Saved, World, draw, play, tell
 
 # Whole runs are about 2.5 times as many.
-SEEDS, SLOW_SEEDS, FAULT_SEEDS = 800, 5000, 400
+SEEDS, SLOW_SEEDS, FAULT_SEEDS = 800, 3000, 400
 
 
 def play_all(seeds, worlds=None, **kwargs):
