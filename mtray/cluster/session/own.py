@@ -320,8 +320,9 @@ def _services_left_out() -> Iterator[None]:
 
     They bring the dashboard's nodes and jobs, more machines, the output of actors to the driver, metrics, and
     environments of actors' own. The raylet waits for its agents, and ends with them: idle processes take their places.
+    The environment that `uv run`, a hook or a job would give to actors is this process's, which they inherit.
     """
-    from ray._private import services
+    from ray._private import services, worker
     from ray._private.node import Node
 
     start = services.ConsolePopen
@@ -333,6 +334,7 @@ def _services_left_out() -> Iterator[None]:
 
     with (
         replaced(services, "ConsolePopen", popen),
+        replaced(worker, "_maybe_modify_runtime_env", lambda *_: None),
         replaced(Node, "start_api_server", start_nothing),
         replaced(Node, "start_monitor", start_nothing),
         replaced(Node, "start_log_monitor", start_nothing),

@@ -1,9 +1,12 @@
-"""Where Ray of a run's own keeps its files: whatever the temporary folder and the home are."""
+"""A Ray of a run's own: where it keeps its files, whatever temporary folder and home are, and what it starts."""
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import pytest
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
@@ -163,3 +166,34 @@ def test_a_long_folder_for_simulators_is_replaced_where_ray_has_another(tmp_path
     with process_restored():
         own._set_environment()
         assert os.environ["TMPDIR"] == "/tmp"
+
+
+def hook(runtime_env):
+    """What Ray calls where the environment names it."""
+    return {"env_vars": {"OF_THE_HOOK": "1"}}
+
+
+STARTED = """
+from mtray.cluster.session import own
+own.outlive_the_raylet()
+import ray
+own.start(1, {"log_to_driver": False, "logging_level": "error"})
+print(ray.get(ray.remote(lambda: 7).remote(), timeout=100))
+own.shut_down()
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("way", ["RAY_RUNTIME_ENV_HOOK", "RAY_JOB_CONFIG_JSON_ENV_VAR", "uv run"])
+def test_no_environment_for_actors_is_asked_of_an_agent_that_is_not_there(monkeypatch, tmp_path, way):
+    command = [sys.executable, "-c", STARTED]
+    if way == "uv run":
+        # Ray looks for it among the parents: here it is a shell with a script of this name.
+        (tmp_path / "uv").symlink_to(shutil.which("bash"))
+        (tmp_path / "run").write_text('"$@"; exit $?')
+        command = [str(tmp_path / "uv"), "run", *command]
+    else:
+        monkeypatch.setenv(way, f"{__name__}.hook" if "HOOK" in way else '{"runtime_env": {"env_vars": {"A": "1"}}}')
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert (run.returncode, run.stdout) == (0, "7\n"), run.stderr
