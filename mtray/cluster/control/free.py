@@ -115,6 +115,11 @@ class Control(Elastic):
             else:
                 self.free.park(actor)
 
+    def _comes_back(self) -> bool:
+        assert self._ending is not None
+        # A new run's frames are there before its learner is ready, which may be what has failed.
+        return super()._comes_back() or (self._is_new and self.has_made() and self._ending.outcome == "done")
+
     def _finished_work(self, actor: Actor, call: Call) -> None:
         self._is_stale = True
         self.free.advance(actor)

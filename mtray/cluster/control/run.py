@@ -218,7 +218,7 @@ class Run(Saving):
         return self.is_ready and self.has_made()
 
     def _comes_back(self) -> bool:
-        """Return whether a replay or learner that is down is being replaced, and had anything to save."""
+        """Return whether replay and learner are waited for at the end, since there is something to save."""
         return self._has_begun and self.has_made()
 
     def _finish(self) -> None:
@@ -236,7 +236,11 @@ class Run(Saving):
                 self._close()
             elif overdue:
                 part = "the learner" if self.replay.is_up else "the replay"
-                self._close(f"{part} was not back in time, so nothing was saved after the last checkpoint")
+                if self._has_begun:
+                    self._close(f"{part} was not back in time, so nothing was saved after the last checkpoint")
+                else:
+                    self._tell("unsaved", f"the run ends unsaved: {part} was not ready", cause=f"{part} was not ready")
+                    self._close()
         elif (self.is_idle or overdue) and self._can_save():
             self._is_final = True
             self._save()
@@ -255,7 +259,8 @@ class Run(Saving):
             if ending.outcome == "done":
                 ending = replace(ending, reason=failure, outcome="failed")
         has_finished = ending.outcome == "done" and not self._is_interrupted
-        if has_finished and not (self.is_ready and self.counts.frames):
+        was_ready = self.is_ready and self.counts.frames > 0
+        if has_finished and not was_ready:
             what = "the learner was ready" if self.counts.frames else "anything was collected"
             text = f"before {what}, since starting took all of the time: give more"
             ending = replace(ending, reason=f"{ending.reason}, {text}", outcome="failed")
@@ -263,4 +268,4 @@ class Run(Saving):
             texts = "; ".join(f"without {task}, which failed: {text}" for task, text in self._aside.items())
             outcome: Outcome = "done" if self._is_interrupted else "failed"
             ending = replace(ending, reason=f"{ending.reason} {texts}", outcome=outcome)
-        self._give(End(ending.reason, ending.outcome, has_finished and self.counts.frames > 0))
+        self._give(End(ending.reason, ending.outcome, has_finished and was_ready))

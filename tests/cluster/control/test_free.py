@@ -64,14 +64,50 @@ def test_collectors_that_are_warm_wait_for_a_learner_that_is_not_up():
     assert script.find(Method.TRAIN)
 
 
-def test_a_run_whose_learner_is_not_up_in_time_has_not_finished():
+def stopped_before_the_learner_is_up(**stop):
     script = Script(total=10**6)
     script.up(REPLAY, collector())
     script.answer(Method.COLLECT)
     script.answer(Method.COUNT, counts(10))
-    script.event(Stop("its time is up", is_due=True))
-    assert script.end.outcome == "failed"
-    assert script.end.reason.startswith("its time is up, before the learner was ready, since starting took all of the")
+    script.event(Stop("enough", **stop))
+    while script.find(Method.COLLECT):
+        script.answer(Method.COLLECT)
+    script.answer(Method.FLUSH, 30)
+    script.answer(Method.COUNT, counts(30))
+    script.wait(9)
+    assert script.end is None
+    return script
+
+
+def test_what_was_collected_before_the_learner_is_up_is_saved_once_it_is():
+    script = stopped_before_the_learner_is_up()
+    script.up(LEARNER)
+    script.answer(Method.STATE)
+    script.answer(Method.SNAPSHOT, counts(30))
+    script.answer(Method.WRITE)
+    assert (script.end.outcome, script.end.reason) == ("done", "enough")
+    assert "save" in script.events()
+
+
+@pytest.mark.parametrize("is_due", [True, False])
+def test_a_run_whose_learner_is_not_up_in_time_has_not_finished(is_due):
+    script = stopped_before_the_learner_is_up(is_due=is_due)
+    script.wait(1)
+    assert script.told[-1].sentence == "the run ends unsaved: the learner was not ready"
+    assert script.end.outcome == ("failed" if is_due else "done")
+    assert not script.end.is_finished
+    more = ", before the learner was ready, since starting took all of the time: give more" if is_due else ""
+    assert script.end.reason == "enough" + more
+
+
+def test_a_learner_that_can_not_be_built_ends_the_run_at_once_whatever_was_collected():
+    script = Script(total=10**6)
+    script.up(REPLAY, collector())
+    script.answer(Method.COLLECT)
+    script.answer(Method.COUNT, counts(10))
+    script.answer(Method.HELLO, part=LEARNER)
+    script.fail(Method.BUILD, Failure.INPUT, part=LEARNER, text="no such device")
+    assert (script.end.outcome, script.end.reason) == ("input", "no such device")
 
 
 def test_a_collector_has_two_calls_under_way_and_no_more_is_asked_than_wanted():
