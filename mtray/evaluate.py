@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mtray.config.checks import require_count, require_seed
 from mtray.config.command_line import parse
 from mtray.errors import UsageError
 from mtray.program import check_writable, run_program
@@ -45,6 +46,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Evaluate, print a line per task, and write the files that are given."""
+    require_count("--episodes", options.episodes)
+    require_seed("--seed", options.seed)
     for option, path in (("--json", options.json), ("--film", options.film)):
         if path is not None:
             check_writable(option, path)
@@ -53,23 +56,23 @@ def run(options: Options) -> None:
 
         # Where MuJoCo can't draw as it was told to, nothing that imports it works.
         check_film(options.film)
+    from mtray.rundir.checkpoints.checkpoint import read_config
+    from mtray.rundir.directory import run_dir_of
+
+    # Before torch and TorchRL, which take seconds to import. A maker's task is named after the last part of its path.
+    paths = {name.rpartition(":")[2]: name for name in read_config(run_dir_of(options.run_dir)).tasks if ":" in name}
     import torch
 
-    from mtray.collect.evaluation import check_options, play, summarise
-    from mtray.rundir.checkpoints.checkpoint import read_config
+    from mtray.collect.evaluation import play, summarise
     from mtray.rundir.checkpoints.policies import load_policy
-    from mtray.rundir.directory import run_dir_of
     from mtray.rundir.screen import counted
     from mtray.tasks.guarded import process_restored
     from mtray.tasks.registry import resolve_like
 
     torch.set_num_threads(1)
-    check_options(options.episodes, options.seed)
     policy = load_policy(options.run_dir, options.checkpoint)
     if options.checkpoint == "best":
         _tell_age(options.run_dir)
-    # A maker's task is named after the last part of the maker's path.
-    paths = {name.rpartition(":")[2]: name for name in read_config(run_dir_of(options.run_dir)).tasks if ":" in name}
     results = {}
     # A maker may change the folder, and files are written after the episodes.
     with process_restored():

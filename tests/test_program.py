@@ -71,6 +71,12 @@ def test_help_on_a_terminal_of_ascii(tmp_path):
     assert done.stdout.isascii()
 
 
+def test_a_folder_that_is_no_run_is_refused_before_torch_is_imported(tmp_path):
+    program = "import sys; from mtray.evaluate import main; print(main(['nothing']), 'torch' in sys.modules)"
+    done = shell(f'$PY -c "{program}"', tmp_path)
+    assert (done.stdout, done.stderr[:34]) == ("2 False\n", "error: nothing is no run directory")
+
+
 def test_output_to_a_full_disk_is_one_line(tmp_path):
     done = shell("$PY -m mtray --version > /dev/full", tmp_path)
     assert done.returncode == 1

@@ -57,17 +57,12 @@ def evaluate_policy(
     """
     if not isinstance(policy, MultiTaskPolicy):
         raise UsageError(f"{policy!r} is no policy of mtray's: pass the result of mtray.load_policy")
-    check_options(episodes, seed)
+    require_count("--episodes", episodes)
+    require_seed("--seed", seed)
     # Makers may change the working directory or environment variables.
     with process_restored(), _one_thread():
         found = resolve_like(tasks or policy.names, policy.specs)
         return {task.name: summarise(*play(policy, task, episodes, seed=seed)) for task in found}
-
-
-def check_options(episodes: int, seed: int) -> None:
-    """Raise a UsageError if the number of episodes or the seed is out of range."""
-    require_count("--episodes", episodes)
-    require_seed("--seed", seed)
 
 
 @contextlib.contextmanager
