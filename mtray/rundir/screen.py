@@ -95,6 +95,8 @@ class Picture:
         self.line: Mapping[str, Any] | None = None
         self.returns: dict[str, list[float]] = {}
         self.news = ""
+        # That the run has ended and why, once it has.
+        self.ended: str | None = None
         self._total_frames, self._total_minutes = total_frames, total_minutes
         self._processes, self._copies, self._up = processes, copies, set[str]()
         self._first: tuple[float, int] | None = None
@@ -115,6 +117,10 @@ class Picture:
         """Take an event: what is waited for until there are figures."""
         if event in ("start", "resume"):
             self._up.clear()
+            self.ended = None
+        elif event == "end":
+            # Earlier versions did not tell the cause.
+            self.ended = "the run has ended" + (f": {fields['cause']}" if fields.get("cause") else "")
         elif event == "up":
             self._up.add(str(fields["part"]))
             self.news = self._ready()
@@ -172,6 +178,8 @@ class Picture:
             f"{line['updates']:,} updates, {line['updates_per_second']:,.0f}/s   {duration(line['time'])}"
         )
         text += f", {self._owed():,} updates are still owed" if self._owed() else ""
+        if self.ended is not None:
+            return f"{text}; {self.ended}"
         text += f", about {duration(left)} left" if left and left >= 0.5 else ""
         return text + (f", {self._ready()}" if 0 < len(self._up) < self._processes else "")
 
@@ -200,11 +208,15 @@ class Picture:
         """Return what was replaced and lost, in one line; empty if nothing was."""
         line = self.line or {}
         counts = (
-            ("restarts", "processes replaced"),
-            ("frames_lost", "frames lost"),
-            ("updates_lost", "updates lost"),
+            ("restarts", "process", "processes", "replaced"),
+            ("frames_lost", "frame", "frames", "lost"),
+            ("updates_lost", "update", "updates", "lost"),
         )
-        return ", ".join(f"{line[name]:,} {text}" for name, text in counts if line.get(name))
+        return ", ".join(
+            f"{line[name]:,} {one if line[name] == 1 else many} {what}"
+            for name, one, many, what in counts
+            if line.get(name)
+        )
 
     def tasks(self) -> list[Row]:
         """Return a row for each task."""
@@ -304,7 +316,9 @@ class Screen:
         for row in self.picture.tasks():
             task, episodes = row.task, line["tasks"][row.task]["episodes"]
             when, before = self._printed.get(task, (-_TASK_SECONDS, 0))
-            if row.return_mean != "-" and episodes > before and line["time"] >= when + _TASK_SECONDS:
+            # Long episodes may not have ended when the policy was evaluated.
+            is_new = episodes > before if row.return_mean != "-" else row.evaluated and task not in self._printed
+            if is_new and line["time"] >= when + _TASK_SECONDS:
                 self._printed[task] = line["time"], episodes
                 named = [("evaluated", row.evaluated), ("published", row.published), ("success", row.success)]
                 more = "".join(f"   {name} {text}" for name, text in named if text)

@@ -137,6 +137,29 @@ def test_troubles_are_counted():
     picture = Picture(None, 1.0)
     picture.add(line(1.0, 1) | {"restarts": 2, "updates_lost": 1200})
     assert picture.troubles() == "2 processes replaced, 1,200 updates lost"
+    picture.add(line(2.0, 1) | {"restarts": 1})
+    assert picture.troubles() == "1 process replaced"
+
+
+def test_a_run_that_has_ended_says_so_in_place_of_the_time_that_was_left():
+    picture = Picture(None, 1.0)
+    picture.add(line(9.0, 10))
+    assert picture.totals().endswith("left")
+    picture.tell("end", {"cause": "interrupted"})
+    assert picture.totals().endswith("9 s; the run has ended: interrupted")
+    picture.tell("resume", {})
+    assert picture.totals().endswith("left")
+
+
+def test_a_task_whose_episodes_are_long_is_printed_once_it_is_evaluated(capsys):
+    shown = Screen(Picture(None, 1.0), "plain")
+    for seconds in (1.0, 30.0):
+        shown.write(line(seconds, 10, mine=figures(10, 0) | {"return_evaluated": 7.5}))
+    shown.print_all_tasks()
+    shown.write(line(60.0, 10, mine=figures(10, 0) | {"return_evaluated": 8.5}))
+    shown.close()
+    rows = [text for text in capsys.readouterr().err.splitlines() if text.startswith("    mine")]
+    assert [row.split()[-2:] for row in rows] == [["evaluated", "7.5"], ["evaluated", "8.5"]]
 
 
 def test_without_a_terminal_totals_are_a_line_and_a_task_one_when_it_has_news(capsys):
