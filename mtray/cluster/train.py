@@ -44,8 +44,8 @@ from mtray.tasks.registry import resolve
 _LOGGER = logging.getLogger("mtray")
 # Of a line of figures those that the summary repeats.
 _OF_SUMMARY = (
-    *("frames", "updates", "weights_version", "restarts", "frames_lost", "updates_lost", "evaluated_updates", "tasks"),
-)
+    "frames", "updates", "weights_version", "restarts", "frames_lost", "updates_lost", "evaluated_updates", "tasks",
+)  # fmt: skip
 # What begins the reason of a run that failed.
 _FAILED = "failed: "
 

@@ -213,9 +213,7 @@ class Picture:
             ("updates_lost", "update", "updates", "lost"),
         )
         return ", ".join(
-            f"{line[name]:,} {one if line[name] == 1 else many} {what}"
-            for name, one, many, what in counts
-            if line.get(name)
+            f"{counted(line[name], one, many)} {what}" for name, one, many, what in counts if line.get(name)
         )
 
     def tasks(self) -> list[Row]:

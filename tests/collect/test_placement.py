@@ -82,8 +82,8 @@ def test_no_share_exceeds_an_equal_part_by_more_than_a_copy(costs, copies, colle
 
 
 def test_measured_costs_distinguish_expensive_from_cheap_tasks():
-    expensive, cheap = (step_seconds(Task(name, "mujoco")) for name in ("humanoid-walk", "pendulum-swingup"))
-    assert expensive > 2 * cheap
+    expensive, cheap = (step_seconds(Task(name, "mujoco")) for name in ("dog-run", "pendulum-swingup"))
+    assert expensive > 5 * cheap
 
 
 @pytest.mark.parametrize(
