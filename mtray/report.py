@@ -18,6 +18,9 @@ from mtray.errors import UsageError
 from mtray.program import check_writable, run_program
 from mtray.rundir.report import read_last, table
 
+# Characters of why a run ended, in its column.
+_WIDTH = 60
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -40,9 +43,7 @@ def run(options: Options) -> None:
     if options.page is not None:
         check_writable("--page", options.page)
     rows = table({str(path): read_last(path) for path in options.run_dirs})
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    _print(rows)
     if options.page is not None:
         from mtray.rundir.page import write_page
 
@@ -51,6 +52,22 @@ def run(options: Options) -> None:
         except OSError as error:
             raise UsageError(f"--page {options.page} can't be written: {error.strerror or error}") from error
         print("written: " + ", ".join(map(str, written)))
+
+
+def _print(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text as a table; why a run ended stands whole below it if it is long."""
+    shown = [[_shortened(text) for text in row] if row[0] == "ended" else row for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for row, short in zip(rows, shown, strict=True):
+        for run, text, cell in zip(rows[0], row, short, strict=True):
+            if cell != text:
+                print(f"{run}: {text}")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4]} ..."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

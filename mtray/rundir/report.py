@@ -11,9 +11,6 @@ from mtray.rundir.files import whole_lines
 from mtray.rundir.metrics import RECENT_EPISODES
 from mtray.rundir.screen import counted, evaluated_text
 
-# Characters of why a run ended, at most; all of it is in summary.json.
-_WIDTH = 60
-
 
 def read_last(run_dir: Path) -> dict[str, Any]:
     """Return a run's summary, or the last whole line of its metrics while it goes on.
@@ -64,10 +61,6 @@ def _set_aside(run_dir: Path) -> list[str]:
     return list(aside)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 4]} ..."
-
-
 def _averaged(episodes: int) -> str:
     """Return which episodes a mean return is of."""
     # "Up to": episodes with random actions count here, but are not averaged.
@@ -82,7 +75,7 @@ def table(runs: dict[str, dict[str, Any]]) -> list[list[str]]:
         rows.append([name, *(f"{run.get(name, 0):,}" for run in runs.values())])
     seconds = [run.get("wall_seconds", run.get("time", 0.0)) for run in runs.values()]
     rows.append(["seconds", *(f"{value:,.0f}" for value in seconds)])
-    rows.append(["ended", *(_shortened(str(run["exit_reason"])) for run in runs.values())])
+    rows.append(["ended", *(str(run["exit_reason"]) for run in runs.values())])
     aside = [_set_aside(Path(name)) for name in runs]
     if any(aside):
         rows.append(["set aside", *(", ".join(tasks) or "-" for tasks in aside)])

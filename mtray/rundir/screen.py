@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,10 @@ from mtray.rundir.sinks import say
 
 _BARS = "▁▂▃▄▅▆▇█"
 _TREND_WIDTH = 16
+# Columns of a terminal below which names of tasks are cut, and to how many.
+_NARROW, _NARROW_TASK = 100, 18
+# Of a figure of the policy before its first update.
+_UNTRAINED = " untrained"
 # Returns kept of each task: every second one is dropped when there are more.
 _MOST_RETURNS = 512
 # A task's line is printed again after this time at the earliest, where there is no terminal.
@@ -236,24 +240,28 @@ class Picture:
             )
         return rows
 
-    def __rich__(self) -> Any:
-        """Return the table."""
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        """Draw the table."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("task")
-        for name in ("frames", "episodes", "return"):
-            table.add_column(name, justify="right")
-        table.add_column("trend")
-        table.add_column("evaluated", justify="right")
-        table.add_column("published", justify="right", style="dim")
         rows = self.tasks()
+        # On a narrow terminal these two give way, and no number breaks.
+        table.add_column("task", no_wrap=True, max_width=_NARROW_TASK if options.max_width < _NARROW else None)
+        for name in ("frames", "episodes", "return"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("trend")
+        is_untrained = any(row.evaluated.endswith(_UNTRAINED) for row in rows)
+        table.add_column(_UNTRAINED.strip() if is_untrained else "evaluated", justify="right", no_wrap=True)
+        table.add_column("published", justify="right", style="dim", no_wrap=True)
         if any(row.success for row in rows):
-            table.add_column("success", justify="right")
+            table.add_column("success", justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(*row[: len(table.columns)])
+            shown = row._replace(evaluated=row.evaluated.removesuffix(_UNTRAINED))._asdict()
+            shown["trend"] = _Trend(self.returns.get(row.task, []))
+            table.add_row(*list(shown.values())[: len(table.columns)])
         below = [
             Text(self.totals()),
             *(Text(text, style="yellow") for text in (*self.waits(), *self.endless().values())),
@@ -263,7 +271,24 @@ class Picture:
         if self.news and self.line is not None:
             below.append(Text(self.news, style="dim"))
         above: list[Any] = [table, Text("")] if self.line else []
-        return Group(*above, *below)
+        yield Group(*above, *below)
+
+
+class _Trend:
+    """A sparkline as wide as its cell."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values = values
+
+    def __rich_measure__(self, console: Any, options: Any) -> Any:
+        from rich.measure import Measurement
+
+        return Measurement(5, _TREND_WIDTH).clamp(max_width=options.max_width)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        yield Text(trend(self._values, min(_TREND_WIDTH, options.max_width)))
 
 
 class Screen:
@@ -357,7 +382,7 @@ def evaluated_text(line: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     value = figures.get("return_evaluated")
     if value is None:
         return ""
-    return f"{value:,.1f}" + (" untrained" if line.get("evaluated_updates") == 0 else "")
+    return f"{value:,.1f}" + (_UNTRAINED if line.get("evaluated_updates") == 0 else "")
 
 
 def trend(values: Sequence[float], width: int = _TREND_WIDTH) -> str:

@@ -34,11 +34,21 @@ def write_lines(run_dir, *lines, tail=""):
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
 
 
-def test_a_long_reason_is_shortened_and_tasks_that_were_set_aside_are_named(tmp_path):
+def test_a_long_reason_is_shortened_in_the_table_and_stands_whole_below_it(tmp_path, capsys):
+    for name, reason in (("a", "failed: " + "x" * 300), ("b", "finished")):
+        write_lines(tmp_path / name, LINE)
+        (tmp_path / name / "summary.json").write_text(json.dumps(SUMMARY | {"exit_reason": reason}))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    *told, below = capsys.readouterr().out.splitlines()
+    (ended,) = (row.split() for row in told if row.startswith("ended"))
+    assert ended == ["ended", "failed:", "x" * 48, "...", "finished"]
+    assert below == f"{tmp_path / 'a'}: failed: {'x' * 300}"
+
+
+def test_tasks_that_were_set_aside_are_named(tmp_path):
     events = [{"time": 1.0, "event": "set_aside", "part": "left", "cause": "it melted"}]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    rows = {row[0]: row[1] for row in table({str(tmp_path): SUMMARY | {"exit_reason": "x" * 300}})}
-    assert rows["ended"] == "x" * 56 + " ..."
+    rows = {row[0]: row[1] for row in table({str(tmp_path): SUMMARY})}
     assert rows["set aside"] == "left"
 
 

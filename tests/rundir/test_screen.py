@@ -24,8 +24,8 @@ def line(time, frames, waiting=None, **tasks):
     }  # fmt: skip
 
 
-def drawn(picture):
-    console = Console(file=io.StringIO(), width=100)
+def drawn(picture, width=100):
+    console = Console(file=io.StringIO(), width=width)
     console.print(picture)
     return console.file.getvalue()
 
@@ -97,6 +97,26 @@ def test_an_evaluation_is_shown_beside_the_training_return():
     assert picture.news == (
         "the policy after 1,200 updates was evaluated: the best so far, kept; the next is due in 9 min 30 s"
     )
+
+
+def test_on_80_columns_the_trend_and_long_names_give_way_and_no_figure_does():
+    picture = Picture(None, 60.0)
+    for number in range(40):
+        tasks = {
+            "humanoid-stand": figures(8_145_678, 12_345, 912.3 - number) | {"return_evaluated": 23.2},
+            "humanoid-run_pure_state": figures(1, 1, None, 5.1) | {"return_evaluated": 1.5},
+        }
+        picture.add(line(float(number), 10, **tasks) | {"evaluated_updates": 0})
+    head, stand, run = drawn(picture, 80).splitlines()[:3]
+    assert head.split() == ["task", "frames", "episodes", "return", "trend", "untrained", "published"]
+    best = f"{published()['humanoid-stand']['return']:,.0f}"
+    assert stand.split()[:4] == ["humanoid-stand", "8,145,678", "12,345", "873.3"]
+    assert stand.split()[5:] == ["23.2", best]
+    assert stand.split()[4].startswith("█")
+    assert run.split() == ["humanoid-run_pure…", "1", "1", "5.1", "random", "1.5"]
+    wide = drawn(picture, 120)
+    assert "humanoid-run_pure_state" in wide
+    assert trend(picture.returns["humanoid-stand"]) in wide
 
 
 def test_success_is_shown_where_an_environment_reports_it(capsys):
