@@ -64,6 +64,7 @@ def run(options: Options) -> None:
     import torch
 
     from mtray.collect.evaluation import play, summarise
+    from mtray.policy.weights import snapshot
     from mtray.rundir.checkpoints.policies import load_policy
     from mtray.rundir.screen import counted
     from mtray.tasks.guarded import process_restored
@@ -71,6 +72,7 @@ def run(options: Options) -> None:
 
     torch.set_num_threads(1)
     policy = load_policy(options.run_dir, options.checkpoint)
+    weights = snapshot(policy, 0)
     if options.checkpoint == "best":
         _tell_age(options.run_dir)
     results = {}
@@ -81,7 +83,9 @@ def run(options: Options) -> None:
             # Before the episodes, not after.
             drawn = drawable([task.name for task in tasks])
         for task in tasks:
-            results[task.name] = figures = summarise(*play(policy, task, options.episodes, seed=options.seed))
+            results[task.name] = figures = summarise(
+                *play(policy.layout, weights, task, options.episodes, seed=options.seed)
+            )
             mean, deviation = figures["return_mean"], figures["return_std"]
             infos = "".join(f"  {name[5:]} {value:.3g}" for name, value in figures.items() if name.startswith("info_"))
             print(f"{task.name:20}  {mean:8.1f} ± {deviation:.1f}  ({counted(figures['episodes'], 'episode')}){infos}")

@@ -40,6 +40,8 @@ WITHOUT_TORCH = (
     "policy.acting",
     "collect.loop",
     "collect.hosts.make",
+    "collect.evaluation",
+    "cluster.actors.evaluator",
 )
 
 

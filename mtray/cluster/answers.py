@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtray.cluster.actors.hello import Hello
+from mtray.cluster.actors.learner import LearnerState
 from mtray.cluster.control.protocol import (
     Answered,
     Call,
@@ -37,8 +38,7 @@ class Answers:
     """The newest of what parts gave.
 
     Attributes:
-        state: the learner's newest that was kept: the policy's and the whole one as bytes, and the updates made; -1
-            before there is one.
+        state: the learner's newest that was kept.
         made: frames and seconds of the run when this state came.
         snapshot: the replay's of a checkpoint.
         collector_states: each collector's newest; None if it has none.
@@ -55,10 +55,10 @@ class Answers:
         resume: Checkpoint | None,
     ) -> None:
         """Begin with what is resumed, or with nothing."""
-        self.state: tuple[bytes, bytes, int] = b"", b"", -1
+        self.state = LearnerState()
         self.made = metrics.frames, metrics.seconds
         if resume is not None:
-            self.state = resume.policy, resume.learner, resume.meta["metrics"]["updates"]
+            self.state = LearnerState(resume.policy, resume.learner, resume.meta["metrics"]["updates"])
         self.snapshot: dict[str, Any] = {}
         self.collector_states: dict[int, bytes | None] = {}
         self.lost_node: str | None = None
@@ -117,7 +117,7 @@ class Answers:
                 return Answered(call.id, result is not None)
             case Method.STATE:
                 self._keep_state(result)
-                return Answered(call.id, result[2])
+                return Answered(call.id, result.updates)
             case Method.COUNT:
                 return Answered(call.id, self.count(result))
             case Method.SNAPSHOT:
@@ -140,10 +140,14 @@ class Answers:
             self._metrics.tasks[name].frames = max(count, self._metrics.tasks[name].frames)
         return Counts(sum(frames.values()), counts["is_warm"])
 
-    def _keep_state(self, state: tuple[bytes, bytes, int]) -> None:
+    def _keep_state(self, state: LearnerState) -> None:
         # Answers may come out of order.
-        if state[2] >= self.state[2]:
-            self.state, self._processes.learner_state = state, state[1]
+        if state.updates >= self.state.updates:
+            if state.average is not None:
+                # A view would keep all of the answer in Ray's store.
+                average = dataclasses.replace(state.average, values=state.average.values.copy())
+                state = state._replace(average=average)
+            self.state, self._processes.learner_state = state, state.whole
             self.made = self._metrics.frames, self._metrics.seconds
 
     def _take_figures(self, figures: Mapping[str, Any], weights: Any) -> None:

@@ -53,7 +53,7 @@ class Evaluations:
         self._begin_frames = metrics.frames
         # A new run's weights before its first update, which are evaluated first.
         self._untrained: Any = None
-        self._is_new = answers.state[2] < 0
+        self._is_new = answers.state.updates < 0
         self._next: float | None = None
         self._evaluator: Any = None
         self._hello: Future[Any] | None = None
@@ -102,13 +102,13 @@ class Evaluations:
         return self._call is not None
 
     def _begin(self, now: float) -> None:
-        state, _, updates = self._answers.state
-        policy: Any = state
+        state = self._answers.state
+        weights: Any = state.average
         if self._untrained is not None:
-            policy, self._policy = self._untrained, (None, 0, self._metrics.frames, self._metrics.seconds)
+            weights, self._policy = self._untrained, (None, 0, self._metrics.frames, self._metrics.seconds)
             self._is_new, self._untrained = False, None
-        elif updates > self._last_updates:
-            self._policy = state, updates, *self._answers.made
+        elif weights is not None and state.updates > self._last_updates:
+            self._policy = state.policy, state.updates, *self._answers.made
         else:
             return
         if self._evaluator is None:
@@ -116,7 +116,7 @@ class Evaluations:
             # Its file tells the cause of its death.
             self._hello = self._evaluator.hello.remote(self._run_dir / "logs", "evaluator").future()
         self._asked = now
-        self._call = self._evaluator.evaluate.remote(policy, sorted(self._processes.aside)).future()
+        self._call = self._evaluator.evaluate.remote(weights, sorted(self._processes.aside)).future()
 
     def _look(self, call: Future[Any], now: float) -> None:
         """Take what an evaluation gave, if it has ended."""

@@ -303,11 +303,11 @@ class Supervisor:
     def _writing(self, fetch: Fetch) -> Callable[[], Any]:
         """Return what writes a checkpoint of the last state and snapshot, with the rows that ``fetch`` reads."""
         self._count_faults()
-        policy, learner, updates = self._answers.state
+        state = self._answers.state
         replay = self._answers.snapshot
         states = self._answers.collector_states if self.control.has_states else {}
         collectors = [state for _, state in sorted(states.items()) if state is not None]
-        metrics = {**self.metrics.state(), "updates": updates}
+        metrics = {**self.metrics.state(), "updates": state.updates}
         for name, count in replay["frames"].items():
             metrics["tasks"][name]["frames"] = count
         meta = {
@@ -318,7 +318,8 @@ class Supervisor:
             "config": to_dict(self.config),
             "specs": [spec.to_dict() for spec in self.specs],
         }
-        saved = Checkpoint(sum(replay["frames"].values()), meta, policy, learner, replay, collectors=collectors)
+        frames = sum(replay["frames"].values())
+        saved = Checkpoint(frames, meta, state.policy, state.whole, replay, collectors=collectors)
         return lambda: self._writer.write(saved, fetch if self.config.replay.save else None)
 
     def _end_alone(self, death: str) -> End:
@@ -342,7 +343,7 @@ class Supervisor:
 
     def _save_alone(self) -> None:
         replay = self.processes.leave_ray(is_stuck=self._ray_death() is None)
-        updates = self._answers.state[2]
+        updates = self._answers.state.updates
         if self.config.deterministic:
             raise RunError("--deterministic goes on from a multiple of --run.checkpoint-frames")
         if updates < 0:

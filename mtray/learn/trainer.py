@@ -101,6 +101,14 @@ class Trainer:
         self.version = max(self.version, snapshot.version)
         return snapshot
 
+    def average(self) -> Weights:
+        """Return a snapshot of the averaged policy; its version is the last of `weights`.
+
+        Raises:
+            RunError: a value is not finite.
+        """
+        return weights_module.snapshot(self.algorithm.average, self.version)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state of training.
 

@@ -35,6 +35,9 @@ def seed_generators(task: Task, seed: int) -> None:
 @contextlib.contextmanager
 def generators_seeded(task: Task, seed: int) -> Iterator[None]:
     """Seed them as `seed_generators` does; restore them when the block ends."""
+    if task.maker is None:
+        yield
+        return
     import torch
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

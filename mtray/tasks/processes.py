@@ -23,6 +23,17 @@ def engine_modules(tasks: Iterable[Task]) -> list[str]:
     return sorted({ENGINES.get(task.engine, TORCHRL_MODULE) for task in tasks})
 
 
+def limit_torch(tasks: Iterable[Task]) -> None:
+    """Let torch compute in one thread in a process that steps these tasks: on batches so small more are slower.
+
+    Only makers bring it; mtray's own engines do without.
+    """
+    if any(task.maker is not None for task in tasks):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 def start_fork_server(modules: Sequence[str], folder: str | None = None) -> None:
     """Start the fork server, unless it runs, with these modules imported; imports that fail are ignored.
 

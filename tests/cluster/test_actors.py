@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_its_task_and_update(filled, graphs):
     learner.build.remote()
     figures, _ = learner.train.options(num_returns=2).remote(4, 60.0)
     assert ray.get(figures)["updates"] == 4
-    state = from_bytes(ray.get(learner.state.remote())[1])
+    state = from_bytes(ray.get(learner.state.remote()).whole)
     state["critic"]["raw_embedding"][1] = float("inf")
     ray.kill(learner)
     resumed.build.remote(to_bytes(state))

@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError
 
 from mtray.cluster import evaluations
 from mtray.cluster.actors.hello import Hello
+from mtray.cluster.actors.learner import LearnerState
 from mtray.collect.evaluation import summarise
 from mtray.config.settings import Config, RunConfig
 from mtray.errors import UsageError
@@ -17,6 +18,11 @@ from mtray.rundir.metrics import Metrics
 from tests.makers import make_spec
 
 TASK, OTHER = "cartpole-balance", "other"
+
+
+def state_of(name, updates):
+    """Return the state of a learner, whose policy's bytes and weights have this name."""
+    return LearnerState(name.encode(), b"", updates, name)
 
 
 class Remote:
@@ -31,10 +37,13 @@ class Remote:
         return types.SimpleNamespace(future=lambda: future)
 
 
+_NO_STATE = LearnerState()
+
+
 class World:
     """What evaluations see of a run, and a clock that the test moves."""
 
-    def __init__(self, monkeypatch, run_dir, *, every=1.0, state=(b"", b"", -1)):
+    def __init__(self, monkeypatch, run_dir, *, every=1.0, state=_NO_STATE):
         self.now, self.told, self.started, self.killed = 100.0, [], [], []
         monkeypatch.setattr(evaluations.ray, "kill", self.killed.append)
         self.processes = types.SimpleNamespace(weights=(0, [OTHER]), aside={OTHER}, start_evaluator=self._start)
@@ -82,7 +91,7 @@ def begin_last(begun):
     begun.turn(12)
     begun.end(3.0)
     begun.turn(1)
-    begun.answers.state = b"last", b"", 70
+    begun.answers.state = state_of("last", 70)
     assert begun.evaluations.goes_on(begun.now)
 
 
@@ -112,7 +121,7 @@ def test_nothing_is_played_before_the_first_frame(monkeypatch, tmp_path):
 def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interval(begun, tmp_path):
     begun.turn(12)
     assert [arguments for arguments, _ in begun.calls] == [("untrained", [OTHER])]
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(2)
     begun.end(3.0)
     begun.turn(1)
@@ -124,7 +133,7 @@ def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interva
     begun.turn(55)
     assert len(begun.calls) == 1
     begun.turn(10)
-    assert [arguments for arguments, _ in begun.calls][1:] == [(b"one", [OTHER])]
+    assert [arguments for arguments, _ in begun.calls][1:] == [("one", [OTHER])]
     begun.end(5.0)
     begun.turn(1)
     assert (best_of(tmp_path) / "policy.pt").read_bytes() == b"one"
@@ -135,12 +144,12 @@ def test_the_untrained_policy_comes_first_then_the_newest_state_at_every_interva
 
 def test_the_last_evaluation_is_of_what_a_run_came_to_after_the_one_under_way(begun, tmp_path):
     begun.turn(12)
-    begun.answers.state = b"last", b"", 70
+    begun.answers.state = state_of("last", 70)
     assert begun.evaluations.goes_on(begun.now)
     assert len(begun.calls) == 1, "the one under way goes on"
     begun.end(3.0)
     assert begun.evaluations.goes_on(begun.now)
-    assert begun.calls[-1][0] == (b"last", [OTHER])
+    assert begun.calls[-1][0] == ("last", [OTHER])
     begun.end(5.0)
     assert not begun.evaluations.goes_on(begun.now)
     assert (begun.evaluated, begun.metrics.evaluated_updates) == (5.0, 70)
@@ -151,14 +160,14 @@ def test_the_last_evaluation_is_of_what_a_run_came_to_after_the_one_under_way(be
 
 def test_a_run_that_ends_before_its_first_evaluation_has_no_last_one(begun):
     begun.turn(5)
-    begun.answers.state = b"last", b"", 70
+    begun.answers.state = state_of("last", 70)
     assert not begun.evaluations.goes_on(begun.now)
     assert begun.started == []
 
 
 def test_the_last_evaluation_is_made_by_a_new_process_where_the_one_before_has_died(begun):
     begun.turn(12)
-    begun.answers.state = b"last", b"", 70
+    begun.answers.state = state_of("last", 70)
     begun.calls[-1][1].set_exception(ValueError("died"))
     begun.turn(1)
     assert begun.evaluations.goes_on(begun.now)
@@ -189,19 +198,19 @@ def test_a_last_evaluation_that_loses_ray_is_told_and_asks_ray_for_nothing(begun
 def test_a_policy_that_has_not_changed_is_not_played_again(begun):
     begun.turn(12)
     begun.end(1.0)
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(70)
     begun.end(1.0)
     begun.turn(200)
     assert len(begun.calls) == 2
-    begun.answers.state = b"two", b"", 60
+    begun.answers.state = state_of("two", 60)
     begun.turn(1)
-    assert begun.calls[-1][0] == (b"two", [OTHER])
+    assert begun.calls[-1][0] == ("two", [OTHER])
 
 
 def test_one_that_takes_long_is_made_less_often(begun):
     begun.turn(12)
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(60)
     begun.end(1.0, busy=30.0)
     begun.turn(1)
@@ -213,7 +222,7 @@ def test_one_that_takes_long_is_made_less_often(begun):
 
 def test_one_that_waits_for_a_core_is_made_at_its_time(begun):
     begun.turn(12)
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(45)
     begun.end(1.0, busy=5.0)
     begun.turn(20)
@@ -222,12 +231,12 @@ def test_one_that_waits_for_a_core_is_made_at_its_time(begun):
 
 def test_one_that_died_is_told_and_the_next_has_a_new_process(begun):
     begun.turn(12)
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.calls[-1][1].set_exception(ActorDiedError())
     begun.turn(70)
     assert [told.event for told in begun.told] == ["evaluation_failed"]
     assert len(begun.started) == 2
-    assert begun.calls[-1][0] == (b"one", [OTHER])
+    assert begun.calls[-1][0] == ("one", [OTHER])
 
 
 def test_one_that_hangs_is_ended(begun):
@@ -235,7 +244,7 @@ def test_one_that_hangs_is_ended(begun):
     begun.turn(evaluations._STUCK_SECONDS + 5)
     assert begun.killed == begun.started
     assert "did not end within 600 s" in begun.told[0].fields["cause"]
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(10 * evaluations._STUCK_SECONDS)
     assert len(begun.started) == 2
 
@@ -252,14 +261,14 @@ def test_a_policy_that_was_not_evaluated_in_every_task_is_not_kept(begun, tmp_pa
     begun.processes.aside.clear()
     begun.turn(12)
     begun.end(1.0)
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(70)
     begun.end(2.0, {OTHER: "it broke"})
     begun.turn(1)
     assert begun.told[-2].fields["is_best"] is False
     # Once it is set aside, nothing is missing.
     begun.processes.aside.add(OTHER)
-    begun.answers.state = b"two", b"", 60
+    begun.answers.state = state_of("two", 60)
     begun.turn(200)
     begun.end(2.0)
     begun.turn(1)
@@ -287,7 +296,7 @@ def test_tasks_that_are_set_aside_are_left_out(begun):
 def test_a_full_disk_is_told_and_the_figures_count(begun, monkeypatch):
     begun.turn(12)
     begun.end(1.0)
-    begun.answers.state = b"one", b"", 50
+    begun.answers.state = state_of("one", 50)
     begun.turn(70)
 
     def full(*_):
@@ -301,16 +310,19 @@ def test_a_full_disk_is_told_and_the_figures_count(begun, monkeypatch):
     assert "No space left" in begun.told[1].sentence
 
 
-def test_a_resumed_run_plays_what_it_continues_from(monkeypatch, tmp_path):
-    world = World(monkeypatch, tmp_path, state=(b"saved", b"", 80))
+def test_a_resumed_run_plays_the_first_state_that_its_learner_gives(monkeypatch, tmp_path):
+    world = World(monkeypatch, tmp_path, state=LearnerState(b"saved", b"", 80))
     world.processes.weights = 7, ["weights"]
     world.metrics.tasks[TASK].frames = 10
-    world.turn(12)
-    assert [arguments for arguments, _ in world.calls] == [(b"saved", [OTHER])]
+    world.turn(20)
+    assert world.calls == [], "weights are in no checkpoint, and a process without torch can't read its state"
+    world.answers.state = state_of("saved", 80)
+    world.turn(1)
+    assert [arguments for arguments, _ in world.calls] == [("saved", [OTHER])]
 
 
 def test_a_run_that_was_resumed_in_its_warm_up_has_no_best_policy_before_its_first_update(monkeypatch, tmp_path):
-    world = World(monkeypatch, tmp_path, state=(b"untrained", b"", 0))
+    world = World(monkeypatch, tmp_path, state=state_of("untrained", 0))
     world.metrics.tasks[TASK].frames = 10
     world.turn(12)
     world.end(3.0)

@@ -3,6 +3,7 @@
 import json
 import types
 
+from mtray.cluster.actors.learner import LearnerState
 from mtray.cluster.plan import Shares
 from mtray.cluster.supervisor import Supervisor
 from mtray.config.presets import fill
@@ -90,7 +91,7 @@ def test_a_checkpoint_has_the_faults_until_then(tmp_path):
     """Not those of the last line of figures."""
     supervisor = supervisor_of(tmp_path)
     supervisor._writer = CheckpointWriter(tmp_path, 2, {})
-    supervisor._answers = types.SimpleNamespace(state=(b"", b"", 3), snapshot={"frames": {TASK: 10}})
+    supervisor._answers = types.SimpleNamespace(state=LearnerState(updates=3), snapshot={"frames": {TASK: 10}})
     supervisor._answers.collector_states = {}
     control = supervisor.control
     control.restarts, control.frames_lost, control.updates_lost = 2, 5, 7

@@ -10,12 +10,13 @@ import torch
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import mtray
-from mtray.collect.evaluation import play
+from mtray.collect import evaluation
 from mtray.config.learner import NetworkConfig
 from mtray.engines.mujoco import MujocoSim
 from mtray.engines.torchrl import TorchrlSim
 from mtray.errors import TaskError, UsageError
 from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.weights import snapshot
 from mtray.tasks import registry
 from mtray.tasks.plan import Task
 from mtray.testing import CountingEnv, CountingMaker
@@ -23,6 +24,10 @@ from tests.failing import FailingMaker
 from tests.makers import Drawing, point, reporting
 
 COUNT = CountingMaker(truncate_after=4)
+
+
+def play(policy, task, episodes, **options):
+    return evaluation.play(policy.layout, snapshot(policy, 0), task, episodes, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +60,23 @@ def test_the_callers_exploration_type_adds_no_noise(policy):
     expected = returns()
     with set_exploration_type(ExplorationType.RANDOM):
         assert returns() == expected
+
+
+def test_returns_are_those_of_the_policy_in_torchrl_environments(monkeypatch):
+    """The oracle: TorchRL's rollout of the policy itself, as long as rounding has not grown."""
+    monkeypatch.setattr(evaluation, "_MOST_STEPS", 60)
+    tasks = registry.resolve(["cartpole-balance", "walker-walk"], action_repeat=2)
+    torch.manual_seed(0)
+    policy = MultiTaskPolicy([task.spec for task in tasks], NetworkConfig(actor_width=16)).requires_grad_(False)
+    for task in tasks:
+        env = mtray.make_task_env(task.name, num_envs=3, seed=5)
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            data = env.rollout(60, policy)
+        env.close()
+        expected = data["next", "reward"].sum(1)[:, 0].tolist()
+        returns, _ = play(policy, task, 3, seed=5)
+        assert returns == pytest.approx(expected, rel=1e-4)
+        assert len(set(returns)) == 3
 
 
 def test_a_task_registered_in_another_process_has_a_remedy(policy):
@@ -148,6 +170,15 @@ def test_nor_does_what_was_reported_of_it(monkeypatch):
     assert min(infos["steps"]) >= 2
 
 
+class Longer(FailingMaker):
+    """The episodes of all copies but the first have nine steps."""
+
+    def __call__(self, num_envs, seed):
+        env = super().__call__(num_envs, seed)
+        env._limits[1] = torch.tensor([[3.0], *[[9.0]] * (num_envs - 1)])
+        return env
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
@@ -156,12 +187,6 @@ def test_nor_does_what_was_reported_of_it(monkeypatch):
     ],
 )
 def test_a_number_that_is_not_finite_is_an_error_as_in_training(what, message):
-    class Longer(FailingMaker):
-        def __call__(self, num_envs, seed):
-            env = super().__call__(num_envs, seed)
-            env._limits[1] = 9
-            return env
-
     task = Task("mine", "torchrl", Longer(what))
     policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
     with pytest.raises(TaskError, match=f"task 'mine': {message}") as caught:
@@ -192,8 +217,8 @@ def test_episodes_are_the_same_and_the_processs_generators_go_on():
 
 
 def test_a_task_that_raises_is_named():
-    task = Task("mine", "torchrl", FailingMaker("reset_raises"))
+    task = Task("mine", "torchrl", Longer("reset_raises"))
     policy = MultiTaskPolicy([task.spec], NetworkConfig(actor_width=16))
-    mtray.register_task("mine", FailingMaker("reset_raises"))
+    mtray.register_task("mine", Longer("reset_raises"))
     with pytest.raises(TaskError, match="task 'mine': its reset raised OSError: no licence left"):
         mtray.evaluate_policy(policy)

@@ -15,6 +15,7 @@ from mtray.data.specs import TaskSpec, check_specs
 from mtray.errors import UsageError
 from mtray.policy.layout import PolicyLayout
 from mtray.policy.policy import MultiTaskPolicy
+from mtray.policy.weights import snapshot
 from mtray.rundir.metrics import Metrics
 from mtray.tasks.makers import make_makers
 from mtray.tasks.plan import Task
@@ -111,7 +112,7 @@ def test_an_evaluation_has_them():
 def test_episodes_that_an_evaluation_cuts_count_as_they_are_then(monkeypatch):
     monkeypatch.setattr(evaluation, "_MOST_STEPS", 3)
     policy = MultiTaskPolicy([TASK.spec], NetworkConfig(actor_width=16)).requires_grad_(False)
-    returns, infos = evaluation.play(policy, TASK, 8)
+    returns, infos = evaluation.play(policy.layout, snapshot(policy, 0), TASK, 8)
     assert len(returns) == len(infos["success"]) == len(infos["steps"]) == 8
     assert 3.0 in infos["steps"], "one was cut"
 

@@ -21,7 +21,7 @@ from mtray.data.specs import observation_width
 from mtray.data.statistics import TaskStatistics
 from mtray.engines import states
 from mtray.tasks.plan import Task
-from mtray.tasks.processes import engine_modules, fork_server, start_fork_server
+from mtray.tasks.processes import engine_modules, fork_server, limit_torch, start_fork_server
 
 if TYPE_CHECKING:
     from mtray.collect.hosts.base import Host
@@ -99,11 +99,7 @@ class Collector:
         from mtray.policy.layout import PolicyLayout
         from mtray.tasks.makers import make_makers
 
-        if any(task.maker is not None for task in stepped):
-            # Makers bring it; mtray's own engines do without.
-            import torch
-
-            torch.set_num_threads(1)
+        limit_torch(stepped)
         specs = [task.spec for task in tasks]
         width = observation_width(specs)
         own_seeds = [seed for task, seed in zip(tasks, seeds, strict=False) if task.name in share]

@@ -13,6 +13,7 @@ from mtray.cluster.actors.hello import Hello, say_hello
 from mtray.config.settings import Config
 from mtray.errors import TaskError
 from mtray.tasks.plan import Task
+from mtray.tasks.processes import limit_torch
 
 if TYPE_CHECKING:
     from mtray.policy.layout import Weights
@@ -35,12 +36,12 @@ class Evaluator:
         return say_hello(logs, name)
 
     def evaluate(
-        self, policy: bytes | Weights, aside: Sequence[str]
+        self, weights: Weights, aside: Sequence[str]
     ) -> tuple[dict[str, dict[str, Any]], dict[str, str], float]:
         """Play each task's episodes.
 
         Args:
-            policy: what `torch.save` made of its state, or weights.
+            weights: the policy's.
             aside: tasks that are left out.
 
         Returns:
@@ -51,27 +52,18 @@ class Evaluator:
         give_way()
         # Nothing is drawn here; without this, importing dm_control looks for a display.
         os.environ.setdefault("MUJOCO_GL", "disabled")
-        import torch
-
         from mtray.collect.evaluation import SEED, play, summarise
-        from mtray.policy import weights
-        from mtray.policy.policy import MultiTaskPolicy
-        from mtray.rundir.checkpoints.checkpoint import from_bytes
+        from mtray.policy.layout import PolicyLayout
 
-        torch.set_num_threads(1)
-        config, specs = self._config, [task.spec for task in self._tasks]
-        module = MultiTaskPolicy(specs, config.network, action_noise=config.learner.policy_noise, deterministic=True)
-        module.requires_grad_(False).eval()
-        if isinstance(policy, bytes):
-            module.load_state_dict(from_bytes(policy))
-        else:
-            weights.load(module, policy)
+        limit_torch(self._tasks)
+        config, specs = self._config, tuple(task.spec for task in self._tasks)
+        layout = PolicyLayout(specs, config.network, config.learner.policy_noise)
         found: dict[str, dict[str, Any]] = {}
         failures: dict[str, str] = {}
         for task in self._tasks:
             if task.name not in aside:
                 try:
-                    found[task.name] = summarise(*play(module, task, config.run.evaluate_episodes, seed=SEED))
+                    found[task.name] = summarise(*play(layout, weights, task, config.run.evaluate_episodes, seed=SEED))
                 except TaskError as error:
                     failures[task.name] = str(error)
         return found, failures, time.process_time() - begin

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import ray._private.worker
@@ -24,6 +24,22 @@ if TYPE_CHECKING:
     from mtray.data.batch import Batch
     from mtray.learn.trainer import Trainer
     from mtray.policy.layout import Weights
+
+
+class LearnerState(NamedTuple):
+    """What a run goes on from, and what it evaluates.
+
+    Attributes:
+        policy: state of the averaged policy, as bytes.
+        whole: the whole state of training, as bytes.
+        updates: made; -1 before there is a state.
+        average: the averaged policy's weights, for processes without torch; None of a state read from a checkpoint.
+    """
+
+    policy: bytes = b""
+    whole: bytes = b""
+    updates: int = -1
+    average: Weights | None = None
 
 
 class Learner:
@@ -153,8 +169,8 @@ class Learner:
         assert self._learner is not None, "build first"
         return self._learner
 
-    def state(self) -> tuple[bytes, bytes, int]:
-        """Return the averaged policy's state and the whole learner's, as bytes, and the updates made."""
-        state = self._built.state_dict()
-        to_bytes = self._checkpoint.to_bytes
-        return to_bytes(state["average"]), to_bytes(state), self._built.updates
+    def state(self) -> LearnerState:
+        """Return what a checkpoint holds of the learner."""
+        learner, to_bytes = self._built, self._checkpoint.to_bytes
+        state = learner.state_dict()
+        return LearnerState(to_bytes(state["average"]), to_bytes(state), learner.updates, learner.average())

@@ -24,7 +24,7 @@ from mtray.engines.base import TASK_FAILURES, BatchSim, task_error
 from mtray.engines.states import State
 from mtray.errors import MtrayError, RunError, TaskError
 from mtray.tasks.generators import seed_generators
-from mtray.tasks.processes import die_with, hidden_main
+from mtray.tasks.processes import die_with, hidden_main, limit_torch
 
 if TYPE_CHECKING:
     from mtray.tasks.makers import TaskMaker
@@ -169,10 +169,7 @@ def _run(connection: Connection, lifeline: Connection, memory: Any, blob: bytes)
 
         task, copies, seed = cloudpickle.loads(blob)
         name = task.name
-        if task.maker is not None:
-            import torch
-
-            torch.set_num_threads(1)
+        limit_torch([task])
         seed_generators(task, seed)
         sim = task.make_sim(copies, seed)
         slot, call, begin = Slot.view(memory, task.spec, copies), "reset", time.monotonic()
