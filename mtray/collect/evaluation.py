@@ -45,7 +45,7 @@ def evaluate_policy(
         mtray.evaluate_policy(policy, episodes=10)["pendulum"]["return_mean"]
 
     Args:
-        policy: a policy of `load_policy`; it acts deterministically during the evaluation.
+        policy: a policy of `load_policy`; its weights act deterministically, in numpy.
         tasks: names of tasks or paths of makers (``package.module:maker``); a single name needs no list; by
             default all of the policy's tasks.
         episodes: episodes of each task, stepped together; each is cut after 10,000 agent steps.
@@ -65,7 +65,8 @@ def evaluate_policy(
     from mtray.policy.policy import MultiTaskPolicy
     from mtray.policy.weights import snapshot
 
-    if not isinstance(policy, MultiTaskPolicy):
+    # Its weights act, so what a class of the user's own adds would be left out.
+    if type(policy) is not MultiTaskPolicy:
         raise UsageError(f"{policy!r} is no policy of mtray's: pass the result of mtray.load_policy")
     require_count("--episodes", episodes)
     require_seed("--seed", seed)

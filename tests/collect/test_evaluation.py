@@ -108,6 +108,15 @@ def test_other_tasks_and_no_episodes_are_refused(policy):
             mtray.evaluate_policy(policy, seed=seed)
 
 
+def test_a_policy_of_another_class_is_refused_since_only_its_weights_would_act(policy):
+    class Mine(MultiTaskPolicy):
+        pass
+
+    mine = Mine(policy.specs, policy.config)
+    with pytest.raises(UsageError, match=r"is no policy of mtray's: pass the result of mtray\.load_policy"):
+        mtray.evaluate_policy(mine)
+
+
 def test_a_single_task_needs_no_list(policy):
     mtray.register_task("count", COUNT)
     assert list(mtray.evaluate_policy(policy, "count", episodes=np.int64(1))) == ["count"]
