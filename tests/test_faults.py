@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from mtray.cluster.session.checks import has_compiler
-from mtray.collect.evaluation import SEED, play
+from mtray.collect.evaluation import evaluate_policy
 from mtray.rundir.checkpoints import checkpoint
 from mtray.rundir.checkpoints.policies import load_policy
-from mtray.tasks.registry import resolve_like
 from tests.processes import Run
 from tests.test_launch import PARALLEL, SMALL, frames_so_far, lines_of, rows_of, summary_of
 
@@ -117,7 +116,7 @@ def test_evaluations_go_on_when_the_evaluator_is_killed(tmp_path):
     for task, figures in summary["tasks"].items():
         assert figures["return_evaluated"] is not None
         # The same episodes with the same policy: what was kept is what was evaluated.
-        kept, _ = play(policy, resolve_like([task], policy.specs)[0], 2, seed=SEED)
+        kept = evaluate_policy(policy, task, episodes=2)[task]["returns"]
         assert kept == pytest.approx(best["returns"][task])
 
 
@@ -146,7 +145,7 @@ def test_what_a_run_came_to_is_evaluated_last(is_cut_off, tmp_path):
     assert last["updates"] == line["evaluated_updates"] == summary["updates"]
     policy = load_policy(run_dir)
     for task, returns in last["returns"].items():
-        played, _ = play(policy, resolve_like([task], policy.specs)[0], 2, seed=SEED)
+        played = evaluate_policy(policy, task, episodes=2)[task]["returns"]
         assert played == pytest.approx(returns), "the newest checkpoint's"
         assert summary["tasks"][task]["return_evaluated"] == pytest.approx(sum(returns) / 2)
 
