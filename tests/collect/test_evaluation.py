@@ -45,9 +45,9 @@ def test_tasks_that_were_registered_are_evaluated(policy):
     mtray.register_task("count", COUNT)
     found = mtray.evaluate_policy(policy, ["count"], episodes=3)
     assert found["count"]["episodes"] == len(found["count"]["returns"]) == 3
-    # All episodes are equal: four steps with rewards of at most one.
+    # All episodes are equal, but for a product's rounding: four steps with rewards of at most one.
     assert max(found["count"]["returns"]) <= 4
-    assert found["count"]["return_std"] == 0
+    assert found["count"]["return_std"] == pytest.approx(0, abs=1e-6)
     assert not policy.deterministic
 
 
