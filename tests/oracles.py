@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from mtray.data.specs import task_key
+from mtray.policy.layout import check_layout, cut
+from mtray.policy.weights import layout_of
 
 
 def project(probabilities, values, atoms):
@@ -83,3 +85,13 @@ class _Head(nn.Module):
             features = torch.relu(layer(features))
         mean = self.layers[-1](features).chunk(2, -1)[0][..., :size]
         return policy.action_middle[self.index, :size] + torch.tanh(mean) * policy.action_reach[self.index, :size]
+
+
+@torch.no_grad()
+def load(module, weights):
+    """Copy a snapshot of weights into a module of the same layout; in a run no process needs it."""
+    check_layout(weights, layout_of(module))
+    state = module.state_dict()
+    parts = cut(weights, {name: tensor.shape for name, tensor in state.items()})
+    for name, tensor in state.items():
+        tensor.copy_(torch.from_numpy(parts[name].copy()))

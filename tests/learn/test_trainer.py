@@ -14,7 +14,6 @@ from mtray.data.specs import TaskSpec
 from mtray.errors import RunError
 from mtray.learn.trainer import Trainer
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.weights import load
 from tests.learn.trainers import (
     NETWORK,
     TARGETS,
@@ -27,6 +26,7 @@ from tests.learn.trainers import (
     specs_of,
     with_nan,
 )
+from tests.oracles import load
 
 
 @pytest.mark.parametrize("changes", [{}, {"atoms": 1}, {"algorithm": "td3"}], ids=["sac", "scalar", "td3"])

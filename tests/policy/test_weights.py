@@ -10,8 +10,9 @@ from torch import nn
 from mtray.config.learner import NetworkConfig
 from mtray.errors import RunError, SchemaError
 from mtray.policy.policy import MultiTaskPolicy
-from mtray.policy.weights import layout_of, load, snapshot
+from mtray.policy.weights import layout_of, snapshot
 from tests.makers import make_spec
+from tests.oracles import load
 
 SPECS = (make_spec("left", 3, 2), make_spec("right", 5, 1))
 NETWORK = NetworkConfig(actor_width=8, embedding_size=4, head_layers=1)
