@@ -20,7 +20,8 @@ from mtray.config.task_weights import loss_weights
 from mtray.data.batch import Batch
 from mtray.data.specs import TaskSpec
 from mtray.learn.balance import Balance
-from mtray.learn.execution.failures import Check, NonFiniteFlag, mean_by_task
+from mtray.learn.execution.failures import Check, Checked, NonFiniteFlag, mean_by_task
+from mtray.learn.execution.parameters import norms_of, shared_norm
 from mtray.learn.networks import Networks
 from mtray.learn.values import Categorical, Scalar, ValueKind
 from mtray.policy.layers import select_for_rows, select_tasks
@@ -50,10 +51,18 @@ def total(gradients: Sequence[Gradient]) -> Gradient:
     return gradients[0]
 
 
+@torch.no_grad()
+def write(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values over tensors."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
 class ActorCritic(ABC):
     """Policy and critic of many tasks, and the two halves of an update, the critic's and the actor's.
 
-    Each half computes gradients, which rows of a batch can do side by side, and makes a step with their sum.
+    Each half computes gradients, which rows of a batch can do side by side, books what their sum tells (failures,
+    weights of losses, metrics), and makes a step with it.
 
     Attributes:
         policy, average, critic, target, critic_group, actor_group: see `Networks`.
@@ -65,8 +74,8 @@ class ActorCritic(ABC):
             loss, so that tasks with headroom keep their share of the gradient; set with the reward scale.
     """
 
-    # Figures that updates record.
-    _RECORDED: tuple[str, ...] = ("critic_loss", "actor_loss", "value", "return_estimate")
+    # Metrics of the actor's gradients.
+    _OF_ACTOR: tuple[str, ...] = ("actor_loss", "value", "return_estimate")
 
     def __init__(
         self, specs: Sequence[TaskSpec], network: NetworkConfig, config: LearnerConfig, device: str, seed: int
@@ -98,7 +107,7 @@ class ActorCritic(ABC):
             self._compile, (self.value_kind.target, self.value_kind.loss, self.value_kind.value)
         )
         # Written in place: every recording, of which there is one per number of threads, writes the same memory.
-        self._metrics = {name: torch.full_like(self.discount, math.nan) for name in self._RECORDED}
+        self._metrics = {name: torch.full_like(self.discount, math.nan) for name in ("critic_loss", *self._OF_ACTOR)}
 
     def _compile(self, function: Any) -> Any:
         # Otherwise gradients are compiled whole: see `mtray.learn.execution.compiled`.
@@ -117,10 +126,6 @@ class ActorCritic(ABC):
     @abstractmethod
     def actor_gradient(self, observation: Tensor, noise: Tensor, ids: Tensor | None, rows: int) -> Gradient:
         """Return the actor's gradient over normalised observations; arguments as `critic_gradient`'s."""
-
-    @abstractmethod
-    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
-        """Update the actor, then its average and, in SAC, the temperatures."""
 
     def draw_(self, noise: Tensor) -> Tensor:
         """Fill with standard normal numbers, and return it."""
@@ -160,19 +165,40 @@ class ActorCritic(ABC):
         tensors = self.critic_group.differentiate([outputs], [gradient])
         return Gradient(tensors, {"critic_loss": loss.mean(0).sum(-1) / rows, "data": data}), observation
 
-    @torch.no_grad()
     def step_critic(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
         """Update the critic, then its target."""
         gradient = total(gradients)
-        loss, data = gradient.means["critic_loss"], gradient.means["data"]
-        self.failures.verify(Check.DATA, data.sum(), data, ids)
-        norm = self.critic_group.take(gradient.tensors)
-        self.failures.verify(Check.CRITIC, norm + loss.sum(), loss, ids)
-        if self.config.balance:
-            norms = self.critic_group.head_norms(len(self.specs)) / self.loss_weight
-            self.balance.add(norms, self.failures.skip)
+        if not self.failures.is_deferred:
+            self.failures.verify(self._critic_checks(gradient), ids)
+        write(self.critic_books, self.book_critic(gradient, ids))
+        self.optimise_critic(gradient)
+
+    @torch.no_grad()
+    def optimise_critic(self, gradient: Gradient) -> None:
+        """Make the steps of critic and target, with a gradient that is in the books."""
+        self.critic_group.gradients = gradient.tensors
         self._networks.step_critic()
-        self._record(ids, critic_loss=loss)
+
+    @property
+    def critic_books(self) -> list[Tensor]:
+        """What a gradient of the critic changes beside the weights: failures, weights of the losses and metrics."""
+        balance = self.balance.tensors if self.config.balance else ()
+        return [*self.failures.state, *balance, self._metrics["critic_loss"]]
+
+    @torch.no_grad()
+    def book_critic(self, gradient: Gradient, ids: Tensor | None) -> list[Tensor]:
+        """Return `critic_books` after a gradient over a whole batch; nothing is changed."""
+        skip, failed = self.failures.after(self._critic_checks(gradient), ids)
+        balance: tuple[Tensor, ...] = ()
+        if self.config.balance:
+            norms = norms_of(gradient.tensors[1:], len(self.specs)) / self.loss_weight
+            balance = self.balance.after(norms, skip)
+        return [skip, failed, *balance, self._booked("critic_loss", gradient.means["critic_loss"], ids)]
+
+    def _critic_checks(self, gradient: Gradient) -> list[Checked]:
+        loss, data = gradient.means["critic_loss"], gradient.means["data"]
+        total_loss = shared_norm(gradient.tensors) + loss.sum()
+        return [Checked(Check.DATA, data.sum(), data), Checked(Check.CRITIC, total_loss, loss)]
 
     @torch.no_grad()
     def _critic_target(self, batch: Batch, noise: Tensor, ids: Tensor | None) -> Tensor:
@@ -206,25 +232,43 @@ class ActorCritic(ABC):
         share = select_for_rows(self.loss_weight * self.actor_loss_scale, ids)
         return share / (len(share) * rows)
 
-    @torch.no_grad()
-    def _step_policy(self, gradient: Gradient, ids: Tensor | None) -> None:
-        """Update the actor, then its average."""
-        loss, value = gradient.means["actor_loss"], gradient.means["value"]
-        norm = self.actor_group.take(gradient.tensors)
-        self.failures.verify(Check.ACTOR, norm + loss.sum(), loss, ids)
-        self._networks.step_actor()
-        self._record(ids, actor_loss=loss, value=value, return_estimate=value * select_tasks(self.reward_scale, ids))
+    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
+        """Update the actor, then its average and, in SAC, the temperatures."""
+        gradient = total(gradients)
+        if not self.failures.is_deferred:
+            self.failures.verify(self._actor_checks(gradient), ids)
+        write(self.actor_books, self.book_actor(gradient, ids))
+        self.optimise_actor(gradient, ids)
 
     @torch.no_grad()
-    def _record(self, ids: Tensor | None, **metrics: Tensor) -> None:
-        """Store metrics [n] of the tasks of a batch."""
-        for name, values in metrics.items():
-            stored = self._metrics[name]
-            if ids is None:
-                stored.copy_(values)
-            else:
-                means, in_batch = mean_by_task(values, ids, len(self.specs))
-                stored.copy_(torch.where(in_batch, means, stored))
+    def optimise_actor(self, gradient: Gradient, ids: Tensor | None) -> None:
+        """Make the steps of actor and average, with a gradient that is in the books."""
+        self.actor_group.gradients = gradient.tensors
+        self._networks.step_actor()
+
+    @property
+    def actor_books(self) -> list[Tensor]:
+        """What a gradient of the actor changes beside the weights: failures and metrics."""
+        return [*self.failures.state, *(self._metrics[name] for name in self._OF_ACTOR)]
+
+    @torch.no_grad()
+    def book_actor(self, gradient: Gradient, ids: Tensor | None) -> list[Tensor]:
+        """Return `actor_books` after a gradient over a whole batch; nothing is changed."""
+        means = gradient.means
+        figures = {**means, "return_estimate": means["value"] * select_tasks(self.reward_scale, ids)}
+        booked = [self._booked(name, figures[name], ids) for name in self._OF_ACTOR]
+        return [*self.failures.after(self._actor_checks(gradient), ids), *booked]
+
+    def _actor_checks(self, gradient: Gradient) -> list[Checked]:
+        loss = gradient.means["actor_loss"]
+        return [Checked(Check.ACTOR, shared_norm(gradient.tensors) + loss.sum(), loss)]
+
+    def _booked(self, name: str, values: Tensor, ids: Tensor | None) -> Tensor:
+        """Return a metric [T] after an update with these values [n] of the tasks of its batch."""
+        if ids is None:
+            return values
+        means, in_batch = mean_by_task(values, ids, len(self.specs))
+        return torch.where(in_batch, means, self._metrics[name])
 
     def metrics(self) -> dict[str, Tensor]:
         """Return name to [T], metrics of the last update with rows of each task; NaN for a task without any.

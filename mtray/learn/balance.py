@@ -32,21 +32,22 @@ class Balance:
         self._norms = torch.zeros(tasks, device=device)
 
     @torch.no_grad()
-    def add(self, norms: Tensor, skip: Tensor) -> None:
-        """Take the norms [T] of an update's gradients, with these weights; 0 for a task without rows.
+    def after(self, norms: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `tensors` after an update; nothing is changed.
 
-        ``skip`` [] is 1 if the update was not made: then nothing changes.
+        Args:
+            norms: [T], of the update's gradients, with these weights; 0 for a task without rows.
+            skip: [], 1 if the update is not made: then nothing changes.
         """
         norms = norms / self.weights
         averages = torch.where(self._norms > 0, torch.lerp(self._norms, norms, _STEP), norms)
-        self._norms.copy_(torch.where((norms > 0) & norms.isfinite() & (skip == 0), averages, self._norms))
-        self._weigh()
+        averages = torch.where((norms > 0) & norms.isfinite() & (skip == 0), averages, self._norms)
+        return averages, _weights_for(averages)
 
-    def _weigh(self) -> None:
-        # A task that had no gradient yet counts as the mean of the others.
-        mean = self._norms.sum() / (self._norms > 0).sum().clamp_min(1)
-        weights = torch.where(self._norms > 0, mean / self._norms, 1.0).clamp_(_LEAST, _MOST)
-        self.weights.copy_(weights / weights.mean())
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Moving averages of the norms [T], and the weights; set in place."""
+        return self._norms, self.weights
 
     def state(self) -> Tensor:
         """Return the norms [T], which the weights follow from."""
@@ -55,4 +56,12 @@ class Balance:
     def load_state(self, norms: Tensor) -> None:
         """Load what `state` returned."""
         self._norms.copy_(norms)
-        self._weigh()
+        self.weights.copy_(_weights_for(self._norms))
+
+
+def _weights_for(norms: Tensor) -> Tensor:
+    """Return weights [T] of mean 1 for averages of norms [T]."""
+    # A task that had no gradient yet counts as the mean of the others.
+    mean = norms.sum() / (norms > 0).sum().clamp_min(1)
+    weights = torch.where(norms > 0, mean / norms, 1.0).clamp_(_LEAST, _MOST)
+    return weights / weights.mean()

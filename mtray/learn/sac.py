@@ -14,7 +14,7 @@ from torch import Tensor
 from mtray.config.learner import LearnerConfig, NetworkConfig
 from mtray.data.specs import TaskSpec
 from mtray.learn import losses
-from mtray.learn.actor_critic import ActorCritic, Gradient, total
+from mtray.learn.actor_critic import ActorCritic, Gradient
 from mtray.learn.execution.failures import mean_by_task
 from mtray.learn.execution.parameters import load_moments, make_adamw, step
 from mtray.policy.layers import select_for_rows, select_tasks
@@ -27,7 +27,7 @@ class SoftActorCritic(ActorCritic):
         log_temperature: [T].
     """
 
-    _RECORDED = (*ActorCritic._RECORDED, "entropy")
+    _OF_ACTOR = (*ActorCritic._OF_ACTOR, "entropy")
 
     def __init__(
         self, specs: Sequence[TaskSpec], network: NetworkConfig, config: LearnerConfig, device: str, seed: int
@@ -76,17 +76,14 @@ class SoftActorCritic(ActorCritic):
         return Gradient(tensors, {name: each.sum(-1) / rows for name, each in sums.items()})
 
     @torch.no_grad()
-    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
-        """See `ActorCritic`."""
-        gradient_sum = total(gradients)
-        self._step_policy(gradient_sum, ids)
-        entropy = gradient_sum.means["entropy"]
-        gradient = losses.temperature_gradient(
-            select_tasks(self.log_temperature, ids), entropy, select_tasks(self.target_entropy, ids)
+    def optimise_actor(self, gradient: Gradient, ids: Tensor | None) -> None:
+        """See `ActorCritic`; then make the step of the temperatures."""
+        super().optimise_actor(gradient, ids)
+        rise = losses.temperature_gradient(
+            select_tasks(self.log_temperature, ids), gradient.means["entropy"], select_tasks(self.target_entropy, ids)
         )
-        gradient, _ = mean_by_task(gradient, ids, len(self.specs))
-        step(self._temperature_optimiser, [self.log_temperature], [gradient])
-        self._record(ids, entropy=entropy)
+        rise, _ = mean_by_task(rise, ids, len(self.specs))
+        step(self._temperature_optimiser, [self.log_temperature], [rise])
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the metrics of `ActorCritic`, entropy and temperature."""

@@ -9,13 +9,12 @@ actor-critic; and critics are categorical, as in FastTD3 (Seo et al. 2025).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mtray.learn.actor_critic import ActorCritic, Gradient, total
+from mtray.learn.actor_critic import ActorCritic, Gradient
 from mtray.policy.layers import select_for_rows
 
 # Limit of the noise in targets, in standard deviations: the paper clips noise of deviation 0.2 at 0.5.
@@ -53,7 +52,3 @@ class TD3(ActorCritic):
         gradient.mul_(-self._actor_share(rows, ids).unsqueeze(-1))
         mean = value.sum(-1) / rows
         return Gradient(self.actor_group.differentiate([outputs], [gradient]), {"actor_loss": -mean, "value": mean})
-
-    def step_actor(self, gradients: Sequence[Gradient], ids: Tensor | None) -> None:
-        """See `ActorCritic`."""
-        self._step_policy(total(gradients), ids)

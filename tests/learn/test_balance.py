@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from mtray.learn.actor_critic import write
 from mtray.learn.balance import Balance
 from tests.learn.test_recorded import sampled_batches, trained
 from tests.learn.trainers import batch_of, learner_of, parameters, with_nan
@@ -16,7 +17,7 @@ def balanced(*norms, balance=None):
     """Return the weights after gradients with such norms, if all weights are 1."""
     balance = balance or Balance(len(norms[0]), CPU)
     for each in norms:
-        balance.add(torch.tensor(each) * balance.weights, MADE)
+        write(balance.tensors, balance.after(torch.tensor(each) * balance.weights, MADE))
     return balance
 
 
@@ -55,7 +56,7 @@ def test_a_task_without_a_gradient_keeps_its_weight_and_one_that_had_none_counts
 def test_an_update_that_was_not_made_changes_nothing():
     balance = balanced((1.0, 3.0))
     norms, weights = balance.state().clone(), balance.weights.clone()
-    balance.add(torch.tensor([5.0, 1.0]), torch.ones(()))
+    write(balance.tensors, balance.after(torch.tensor([5.0, 1.0]), torch.ones(())))
     assert torch.equal(balance.state(), norms)
     assert torch.equal(balance.weights, weights)
 

@@ -48,7 +48,7 @@ def check_kept(tasks, batches, precision, monkeypatch):
     """Check that a later run takes what is there at the call in which it looks, and that one of other code does not."""
     monkeypatch.setattr(module, "_LOOK_CALLS", 2)
     monkeypatch.setattr(module, "_FIRST_CALLS", 1000)
-    later = trained(tasks, batches, precision=precision, compile="inductor")
+    later = trained(tasks, batches, precision=precision, balance=True, compile="inductor")
     assert all(each._run is not None and each._compiler is None for each in gradients(later))
     another = "float32" if precision == "bfloat16" else "bfloat16"
     other = trained(tasks, batches, precision=another, compile="inductor")
@@ -64,7 +64,8 @@ def test_compiled_gradients_are_taken_when_they_are_there_and_are_those_of_the_t
 ):
     batches = sampled_batches(replay)
     plain, learner = (
-        trained(tasks, batches, precision=precision, **changes) for changes in ({}, {"compile": "inductor"})
+        trained(tasks, batches, precision=precision, balance=True, **changes)
+        for changes in ({}, {"compile": "inductor"})
     )
     assert torch.equal(numbers(plain), numbers(learner)), "until then it is recorded as without a compiler"
     compilers = [each._compiler for each in gradients(learner)]
@@ -83,11 +84,17 @@ def test_compiled_gradients_are_taken_when_they_are_there_and_are_those_of_the_t
     state = copy.deepcopy(learner.state_dict())
     plain.load_state_dict(state)
     assert torch.equal(numbers(plain), numbers(learner))
-    before = parameters(learner.critic)
-    learner.update(with_nan(batch_of(replay), 1))
-    assert torch.equal(parameters(learner.critic), before)
-    with pytest.raises(NotFiniteError):
-        learner.weights()
+    before, weights = parameters(learner.critic), learner.algorithm.balance.weights.clone()
+    for value in (math.nan, math.inf, -math.inf):
+        learner.update(with_nan(batch_of(replay), 1, value=value))
+        learner.update(batch_of(replay))
+        assert torch.equal(parameters(learner.critic), before)
+        assert torch.equal(learner.algorithm.balance.weights, weights)
+        with pytest.raises(NotFiniteError, match="data of right is not finite"):
+            learner.weights()
+    learner.update(batch_of(replay))
+    learner.weights()
+    assert not torch.equal(parameters(learner.critic), before)
     learner._runner.close()
 
 

@@ -54,9 +54,9 @@ def batch_of(replay, rows=32):
     return unpack_batches(replay.sample_rows(rows).rows, replay.specs)[0]
 
 
-def with_nan(batch, task, name="reward"):
+def with_nan(batch, task, name="reward", value=float("nan")):
     parts = {part: getattr(batch, part).clone() for part in vars(batch) if part != "tasks"}
-    parts[name][task, 0] = float("nan")
+    parts[name][task, 0] = value
     return Batch(batch.tasks, **parts)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +25,25 @@ class Check(enum.IntEnum):
     ACTOR = 2
 
 
+class Checked(NamedTuple):
+    """A checked part of an update.
+
+    Attributes:
+        check: which.
+        total: [], not finite if the part is not.
+        values: [n], one per task; the tasks of non-finite values have failed.
+    """
+
+    check: Check
+    total: Tensor
+    values: Tensor
+
+
 class NonFiniteFlag:
     """The first non-finite loss, gradient or row of data.
 
     Attributes:
-        is_deferred: whether failures are flagged and returned by `take`, or raised at once.
+        is_deferred: whether failures are flagged by what `after` returns, and returned by `take`, or raised at once.
         skip: [] float32, 1 once a failure is flagged. Fused optimisers take it as ``found_inf``: while it is 1, their
             steps change nothing.
         updates: [] int64, updates made before the failure.
@@ -43,25 +58,30 @@ class NonFiniteFlag:
         # Each check's values by task and their total; they stay as they are once the flag is set.
         self._values = torch.zeros(len(Check), len(tasks) + 1, device=device)
 
-    def verify(self, check: Check, total: Tensor, values: Tensor, ids: Tensor | None) -> None:
-        """Flag or raise a failure if the total is not finite.
+    def after(self, checks: Sequence[Checked], ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return `state` after these checks, in their order; nothing is changed.
 
         Args:
-            check: the checked part of the update.
-            total: [].
-            values: [n], one per task; the tasks of non-finite values have failed.
+            checks: what was checked.
             ids: [n] task of each value; None for all tasks in order.
+        """
+        skip, stored = self.skip, list(self._values)
+        for check, total, values in checks:
+            by_task, _ = mean_by_task(values, ids, len(self._tasks))
+            stored[check] = torch.where(skip == 0, torch.cat([by_task, total.view(1)]), stored[check])
+            # x - x is NaN for a non-finite x, and NaN != 0.
+            skip = torch.maximum(skip, (total - total) != 0)
+        return skip, torch.stack(stored)
+
+    def verify(self, checks: Sequence[Checked], ids: Tensor | None) -> None:
+        """Raise the first failure of these checks; arguments as `after`'s.
 
         Raises:
-            NotFiniteError: the total is not finite, and failures are not deferred.
+            NotFiniteError: a total is not finite.
         """
-        if self.is_deferred:
-            stored = self._values[check]
-            by_task, _ = mean_by_task(values, ids, len(self._tasks))
-            torch.where(self.skip == 0, torch.cat([by_task, total.view(1)]), stored, out=stored)
-            # x - x is NaN for a non-finite x, and NaN != 0.
-            self.skip.copy_(torch.maximum(self.skip, (total - total) != 0))
-        elif not math.isfinite(total.item()):
+        for check, total, values in checks:
+            if math.isfinite(total.item()):
+                continue
             indices = range(len(values)) if ids is None else ids.tolist()
             failed = {
                 self._tasks[index]
@@ -69,6 +89,11 @@ class NonFiniteFlag:
                 if not math.isfinite(value)
             }
             raise self._error(check, failed or {self._tasks[index] for index in indices})
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor]:
+        """The flag, `skip`, and each check's values; set in place."""
+        return self.skip, self._values
 
     def count_update(self) -> Tensor:
         """Count an update unless a failure is flagged; return [] float32, 1 if it was counted."""

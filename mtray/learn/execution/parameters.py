@@ -105,26 +105,27 @@ class ParameterGroup:
         parts = torch.autograd.grad(outputs, self.parameters, gradients, materialize_grads=True)
         return [torch.cat([part.reshape(-1) for part in parts[:-heads]]), *parts[-heads:]]
 
-    def take(self, gradients: list[Tensor]) -> Tensor:
-        """Take gradients for the next step; return [], the norm of the shared one, which every task contributes to."""
-        self.gradients = gradients
-        norm: Tensor = torch.linalg.vector_norm(gradients[0])
-        return norm
-
     def step(self) -> None:
         """Make one optimiser step with the last gradients."""
         step(self.optimiser, self.tensors, self.gradients)
 
     def norms(self, tasks: int) -> Tensor:
         """Return the norms [T] of the last gradients of each task's heads; NaN for a task without rows."""
-        norms = self.head_norms(tasks)
+        norms = norms_of(self.gradients[1:], tasks)
         if self.ids is not None:
             norms = torch.full_like(norms, math.nan).index_copy_(0, self.ids, norms[self.ids])
         return norms
 
-    def head_norms(self, tasks: int) -> Tensor:
-        """Return the norms [T] of the last gradients of each task's heads; 0 for a task without rows."""
-        by_head = torch.cat([part.flatten(1) for part in self.gradients[1:]], 1)
-        # Heads are ordered by critic, then by task.
-        norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(by_head, dim=1).view(-1, tasks), dim=0)
-        return norms
+
+def shared_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm [] of a network's shared gradient, the first, which every task contributes to."""
+    norm: Tensor = torch.linalg.vector_norm(gradients[0])
+    return norm
+
+
+def norms_of(heads: Sequence[Tensor], tasks: int) -> Tensor:
+    """Return the norms [T] of the gradients of each task's heads; 0 for a task without rows."""
+    by_head = torch.cat([part.flatten(1) for part in heads], 1)
+    # Heads are ordered by critic, then by task.
+    norms: Tensor = torch.linalg.vector_norm(torch.linalg.vector_norm(by_head, dim=1).view(-1, tasks), dim=0)
+    return norms

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mtray.data.batch import Batch
-from mtray.learn.actor_critic import ActorCritic, Gradient
+from mtray.learn.actor_critic import ActorCritic, Gradient, write
 from mtray.learn.execution.compiled import Compiled
 from mtray.learn.execution.tape import Tape
 
@@ -91,29 +91,42 @@ class _Rows:
         self.actor = self._compute_actor()
 
     def compiled(self, generator: torch.Generator) -> tuple[Compiled, Compiled]:
-        """Return what differentiates critic and actor: recorded, and compiled beside it."""
+        """Return what differentiates critic and actor, and books it: recorded, and compiled beside it.
+
+        These rows must be all of the batch.
+        """
+        algorithm, ids = self._algorithm, self._ids
+
+        def critic() -> None:
+            self.differentiate_critic()
+            write(algorithm.critic_books, algorithm.book_critic(self.critic, ids))
+
+        def actor() -> None:
+            self.differentiate_actor()
+            write(algorithm.actor_books, algorithm.book_actor(self.actor, ids))
 
         def compute_critic() -> list[Tensor]:
             gradient, observation = self._compute_critic()
-            return [*_parts_of(gradient), observation]
+            return [*_parts_of(gradient), observation, *algorithm.book_critic(gradient, ids)]
 
         def compute_actor() -> list[Tensor]:
-            return _parts_of(self._compute_actor())
+            gradient = self._compute_actor()
+            return [*_parts_of(gradient), *algorithm.book_actor(gradient, ids)]
 
         return (
             Compiled(
                 "the critic's gradient",
-                Recorded(self.differentiate_critic, generator),
+                Recorded(critic, generator),
                 compute_critic,
                 functools.partial(self._in_float32, compute_critic),
-                lambda: [*_parts_of(self.critic), self._observation],
+                lambda: [*_parts_of(self.critic), self._observation, *algorithm.critic_books],
             ),
             Compiled(
                 "the actor's gradient",
-                Recorded(self.differentiate_actor, generator),
+                Recorded(actor, generator),
                 compute_actor,
                 functools.partial(self._in_float32, compute_actor),
-                lambda: _parts_of(self.actor),
+                lambda: [*_parts_of(self.actor), *algorithm.actor_books],
             ),
         )
 
@@ -158,18 +171,25 @@ class RecordedUpdates:
         self._compiled: tuple[Compiled, Compiled] | tuple[()] = ()
         if threads == 1 and algorithm.config.compiles_beside(algorithm.device.type):
             self._compiled = self._parts[0].compiled(algorithm.generator)
-        critic, actor = self._compiled or (None, None)
-        self._critic = self._stages([part.differentiate_critic for part in self._parts], critic, self._step_critic)
-        self._actor = self._stages([part.differentiate_actor for part in self._parts], actor, self._step_actor)
+        if self._compiled:
+            critic, actor = self._compiled
+            self._critic = self._compiled_stages(critic, self._optimise_critic)
+            self._actor = self._compiled_stages(actor, self._optimise_actor)
+        else:
+            self._critic = self._stages([part.differentiate_critic for part in self._parts], self._step_critic)
+            self._actor = self._stages([part.differentiate_actor for part in self._parts], self._step_actor)
+
+    def _compiled_stages(self, gradient: Compiled, optimise: Callable[[], None]) -> list[list[Callable[[], Any]]]:
+        """As `_stages`, for a gradient that is booked where it is computed."""
+        draw = functools.partial(self._algorithm.draw_, self._noise)
+        return [[draw], [gradient], [Recorded(optimise, self._algorithm.generator)]]
 
     def _stages(
-        self, gradients: Sequence[Callable[[], None]], compiled: Compiled | None, step: Callable[[], None]
+        self, gradients: Sequence[Callable[[], None]], step: Callable[[], None]
     ) -> list[list[Callable[[], Any]]]:
         """Return half an update as functions to be called side by side, one list after another."""
         generator = self._algorithm.generator
         draw = functools.partial(self._algorithm.draw_, self._noise)
-        if compiled is not None:
-            return [[draw], [compiled], [Recorded(step, generator)]]
         if len(gradients) == 1:
 
             def half() -> None:
@@ -212,6 +232,12 @@ class RecordedUpdates:
         """End what compiles."""
         for function in self._compiled:
             function.close()
+
+    def _optimise_critic(self) -> None:
+        self._algorithm.optimise_critic(self._parts[0].critic)
+
+    def _optimise_actor(self) -> None:
+        self._algorithm.optimise_actor(self._parts[0].actor, self._ids)
 
     def _step_critic(self) -> None:
         self._algorithm.step_critic([part.critic for part in self._parts], self._ids)
