@@ -148,6 +148,15 @@ def test_what_a_run_came_to_is_evaluated_last(is_cut_off, tmp_path):
         played = evaluate_policy(policy, task, episodes=2)[task]["returns"]
         assert played == pytest.approx(returns), "the newest checkpoint's"
         assert summary["tasks"][task]["return_evaluated"] == pytest.approx(sum(returns) / 2)
+    # A run that goes on tells it, though it was made after the checkpoint, until the next one.
+    with Run("--resume", run_dir, "--total-minutes", 10, cwd=tmp_path) as run:
+        run.wait_until(lambda: frames_so_far(run_dir) > summary["frames"])
+        run.process.send_signal(signal.SIGINT)
+        assert run.wait() == 0, run.output
+    first = next(line for line in lines_of(run_dir) if line["frames"] > summary["frames"])
+    assert first["evaluated_updates"] == last["updates"]
+    for task, figures in first["tasks"].items():
+        assert figures["return_evaluated"] == summary["tasks"][task]["return_evaluated"]
 
 
 def test_simulators_that_are_killed_or_hang_are_built_anew_in_the_same_collector(tmp_path):

@@ -31,7 +31,7 @@ from mtray.rundir.checkpoints.newest import no_checkpoint, read_chosen, read_new
 from mtray.rundir.claim import Claim
 from mtray.rundir.directory import begin, default_run_dir, describe, own_run_dir, run_dir_of
 from mtray.rundir.files import damaged, replace_file, to_json, whole_lines
-from mtray.rundir.metrics import Metrics
+from mtray.rundir.metrics import Metrics, with_last_evaluation
 from mtray.rundir.resume import AUTO, changes, check_network, check_resume, resolve_saved
 from mtray.rundir.screen import Picture, Screen, counted, say_line
 from mtray.rundir.sinks import Guarded, JsonLines, Sink, TensorBoard, last_seconds
@@ -83,6 +83,10 @@ def train(config: Config) -> dict[str, Any]:
             saved, skipped = _read_saved(config, given.network, specs)
             for note in skipped:
                 _LOGGER.warning("skipped: %s", note)
+            if saved is not None:
+                # Before its lines after this checkpoint are cut off.
+                lines = whole_lines(run_dir_of(_resumed(given)) / "metrics.jsonl")
+                saved.meta["metrics"] = with_last_evaluation(saved.meta["metrics"], lines)
             if saved is not None and config.resume == AUTO and _is_over(config, specs, saved):
                 return _finished_before(saved, claim.run_dir)
             if saved is not None:

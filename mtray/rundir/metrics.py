@@ -213,3 +213,27 @@ class Metrics:
         self._faults_before = restarts, frames_lost, updates_lost
         self.count_faults(0, 0, 0)
         self._last = (self._started, *self._made)
+
+
+def with_last_evaluation(state: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a checkpoint's `Metrics.state` with the last evaluation of its policy, or an earlier one, in these lines.
+
+    What a run came to is evaluated after its last checkpoint is written.
+    """
+    newest, updates = None, state.get("evaluated_updates")
+    for line in lines:
+        of = line.get("evaluated_updates")
+        if of is not None and of <= state["updates"] and (updates is None or of > updates):
+            newest, updates = line, of
+    if newest is None:
+        return {**state}
+    tasks = {
+        name: {**saved, "evaluation": _evaluation_of(newest.get("tasks", {}).get(name, {}))}
+        for name, saved in state["tasks"].items()
+    }
+    return {**state, "evaluated_updates": updates, "tasks": tasks}
+
+
+def _evaluation_of(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a task's figures in a line have of its evaluation."""
+    return {name: value for name, value in figures.items() if name.endswith("_evaluated") and value is not None}

@@ -11,7 +11,7 @@ import pytest
 
 from mtray.collect.clock import Clock
 from mtray.data.messages import Episode, Report
-from mtray.rundir.metrics import RECENT_EPISODES, Metrics
+from mtray.rundir.metrics import RECENT_EPISODES, Metrics, with_last_evaluation
 from mtray.rundir.screen import Picture, Screen
 from mtray.rundir.sinks import Guarded, JsonLines, TensorBoard
 
@@ -213,6 +213,29 @@ def test_a_task_that_the_last_evaluation_lacks_has_no_figures_of_an_earlier_one(
     tasks = metrics.line()["tasks"]
     assert [tasks[name]["return_evaluated"] for name in ("left", "right")] == [None, 7.0]
     assert "info_success_evaluated" not in tasks["left"]
+
+
+def test_an_evaluation_that_was_made_after_the_checkpoint_of_its_policy_goes_on_too():
+    metrics = Metrics(["left", "right"])
+    metrics.updates = 30
+    metrics.add_evaluation(10, {"left": {"return_mean": 5.0}, "right": {"return_mean": 6.0}})
+    state, lines = json.loads(json.dumps(metrics.state())), [metrics.line()]
+    assert with_last_evaluation(state, lines) == state
+    metrics.add_evaluation(30, {"left": {"return_mean": 7.0, "info_success": 0.5}})
+    lines.append(metrics.line())
+    # Of a policy that is not the checkpoint's, as when a run is resumed from an older one.
+    metrics.add_evaluation(40, {"left": {"return_mean": 8.0}, "right": {"return_mean": 9.0}})
+    lines.append(metrics.line())
+    resumed = Metrics(["left", "right"])
+    resumed.load_state(with_last_evaluation(state, lines))
+    line = resumed.line()
+    assert (line["updates"], line["evaluated_updates"]) == (30, 30)
+    assert line["tasks"]["left"]["return_evaluated"] == 7.0
+    assert line["tasks"]["left"]["info_success_evaluated"] == 0.5
+    assert line["tasks"]["right"]["return_evaluated"] is None
+    # Earlier versions wrote none.
+    del state["evaluated_updates"]
+    assert with_last_evaluation(state, [{"time": 1.0}, *lines])["evaluated_updates"] == 30
 
 
 def test_counts_go_on_from_a_saved_state(clock):
